@@ -1,0 +1,113 @@
+"""The lexical baseline that every embedding model has to beat: BM25.
+
+Source: Robertson and Zaragoza, *The Probabilistic Relevance Framework: BM25 and Beyond* (2009), in the
+variant of Lucene, computed by the library bm25s (Lù, 2024).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import groupby, pairwise
+
+import numpy as np
+
+from moembed.types import Hits, UserError
+
+# Scripts that put no blanks between words, and Hangul, whose particles stick to the words they mark.
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\u1780-\u17ff"  # Myanmar, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"  # iteration marks, Hiragana, Katakana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+    "\uac00-\ud7af"  # Hangul
+)
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200c\u200d"))  # soft hyphen and joiners do not end a word
+_IDENTIFIER_JOINT = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def tokenize(text: str) -> list[str]:
+    """Lower-case terms of a text or of code, the same for every language: no stemming, no stop words.
+
+    - A word is a run of letters, digits and combining marks: ``"Où est-il?"`` -> ``où est il``.
+    - An identifier counts as a whole and by its parts: ``"parseHTTP_v2"`` -> ``parsehttp_v2 parse http v2``.
+    - Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese, whose words are not set apart, become
+      overlapping pairs of characters with their marks: ``"東京都"`` -> ``東京 京都``; a lone one stays alone.
+    """
+    text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
+    words, character = _patterns()
+    terms: list[str] = []
+    for unspaced, word in words.findall(text):
+        if unspaced:
+            characters = character.findall(unspaced)
+            terms += map("".join, pairwise(characters)) if len(characters) > 1 else characters
+        else:
+            terms += _word_terms(word)
+    return terms
+
+
+@lru_cache(maxsize=1 << 16)
+def _word_terms(word: str) -> tuple[str, ...]:
+    word = word.strip("_")
+    parts = _IDENTIFIER_JOINT.split(word)
+    terms = [word, *parts] if len(parts) > 1 else parts
+    return tuple(term.casefold() for term in terms if term)
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A run of unspaced characters or else a word; one unspaced character. Built on first use."""
+    marks = _combining_marks()
+    character = rf"(?=\w)[{_UNSPACED}][{marks}]*"
+    word = rf"(?:[^\W{_UNSPACED}]+[{marks}]*)+"
+    return re.compile(f"((?:{character})+)|({word})"), re.compile(character)
+
+
+def _combining_marks() -> str:
+    """Ranges of a character class: ``\\w`` leaves the marks out, and Hindi would fall to pieces."""
+    codes = [code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("M")]
+    runs = [list(run) for _, run in groupby(enumerate(codes), lambda item: item[1] - item[0])]
+    return "".join(f"{chr(run[0][1])}-{chr(run[-1][1])}" for run in runs)
+
+
+def bm25_search(
+    queries: Sequence[str], documents: Sequence[str], k: int, *, k1: float = 1.2, b: float = 0.75
+) -> Hits:
+    """The ``min(k, len(documents))`` best documents of every query by BM25, best first, ties by lower row.
+
+    score(q, d) = Σ_t idf(t) · tf / (tf + k1 · (1 - b + b · |d| / mean |d|)) over the terms t of q, with
+    idf(t) = ln(1 + (N - df + ½) / (df + ½)); defaults of ``k1`` and ``b`` as in Lucene. A query without a
+    known term scores 0 with every document and so finds the first rows.
+
+    Raises:
+        UserError: bm25s is not installed, no documents, or ``k`` below 1.
+    """
+    try:
+        import bm25s
+    except ImportError:
+        raise UserError("BM25 needs the library bm25s: pip install 'moembed[eval]'") from None
+    if not documents or k < 1:
+        raise UserError(f"BM25 needs documents to search and k of at least 1, not {len(documents)} and {k}")
+    k = min(k, len(documents))
+    # The hits of a query without a known term; bm25s cannot index a corpus without a single term.
+    index_QK = np.tile(np.arange(k), (len(queries), 1))
+    score_QK = np.zeros(index_QK.shape, dtype=np.float32)
+    terms = [tokenize(document) for document in documents]
+    if any(terms):
+        engine = bm25s.BM25(method="lucene", k1=k1, b=b)
+        engine.index(terms, show_progress=False)
+        for row, query in enumerate(queries):
+            if known := engine.get_tokens_ids(tokenize(query)):
+                score_N = engine.get_scores_from_ids(known)
+                index_QK[row] = _top_rows(score_N, k)
+                score_QK[row] = score_N[index_QK[row]]
+    return Hits(index_QK, score_QK)
+
+
+def _top_rows(score_N: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the ``k`` largest scores, ties by lower row: those that reach the k-th score, stably sorted."""
+    row = np.flatnonzero(score_N >= np.partition(score_N, -k)[-k])
+    return row[np.argsort(-score_N[row], kind="stable")][:k]

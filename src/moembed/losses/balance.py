@@ -1,0 +1,39 @@
+"""Router losses from the statistics of the MoE layers.
+
+Each takes the statistics of the tokens at hand and the ``total`` over all chunks and processes of the step, and
+returns the share of these tokens: shares add up to the loss of the whole batch, value and gradient, because the
+counts carry no gradient and the probabilities enter linearly. Coefficients belong to the caller alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moembed.types import RouterStats
+
+
+def balance_loss(stats: Sequence[RouterStats], total: Sequence[RouterStats]) -> Tensor:
+    """``mean over layers of E * sum_e f_e * P_e``: 1 at perfect balance, E when one expert takes all.
+
+    f_e is expert e's share of all routed pairs, P_e the mean router probability of e over all tokens.
+    Source: Fedus et al., arXiv 2101.03961, eq. 4, averaged over layers as in MegaBlocks.
+    """
+    return _mean(
+        len(part.prob_E) * (whole.load_E * part.prob_E).sum() / whole.tokens
+        for part, whole in zip(stats, total, strict=True)
+    )
+
+
+def z_loss(stats: Sequence[RouterStats], total: Sequence[RouterStats]) -> Tensor:
+    """``mean over layers and tokens of logsumexp(logits)^2``: keeps router logits small.
+
+    Source: Zoph et al., arXiv 2202.08906, eq. 5.
+    """
+    return _mean(part.z / whole.tokens for part, whole in zip(stats, total, strict=True))
+
+
+def _mean(terms: object) -> Tensor:
+    return torch.stack(list(terms)).mean()  # type: ignore[call-overload]

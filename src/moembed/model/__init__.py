@@ -1,0 +1,1 @@
+"""The encoder and everything it is made of; `embedder` is the door."""

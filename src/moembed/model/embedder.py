@@ -1,0 +1,216 @@
+"""The Embedder: texts in, unit vectors out. The one class most people need."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moembed.model.encoder import Encoder, num_parameters
+from moembed.model.folder import Parts, read_folder, write_folder
+from moembed.model.moe import MoE
+from moembed.model.pooling import POOLING
+from moembed.tokenizer import pack, token_budget
+from moembed.types import Batch, Encoded, TruncationWarning, UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Embedder(nn.Module):
+    """Encoder + pooling + L2 normalisation, with the tokenizer and the prompts the model was made with.
+
+    >>> model = Embedder.from_pretrained("runs/demo/model")        # doctest: +SKIP
+    >>> model.encode_query(["read a parquet file lazily"]).shape   # doctest: +SKIP
+    (1, 384)
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.encoder = Encoder(parts.config)
+        self.encoder.load_state_dict(parts.state, assign=True)
+        self.encoder.requires_grad_(True)
+        self.tokenizer = parts.tokenizer
+        self.pooling = parts.pooling
+        self.files = parts.files
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, dtype: str = "float32", device: str | None = None
+    ) -> Embedder:
+        """Load a model folder, or a hub id such as ``org/name`` when no folder of that name exists.
+
+        Args:
+            dtype: precision of weights and activations, ``float32`` or ``bfloat16``; the router stays in fp32.
+            device: default: ``cuda`` if there is one, else ``cpu``.
+
+        Raises:
+            UserError: not a model, damaged, or of a kind this version does not know.
+        """
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r} is not available (known: {', '.join(DTYPES)})")
+        model = cls(read_folder(locate(path_or_hub_id)))
+        model.to(DTYPES[dtype])
+        for module in model.modules():
+            if isinstance(module, MoE):
+                module.router.float()
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a sentence-transformers folder; an existing one is replaced only when the new one is whole."""
+        write_folder(Path(path), self.parts())
+
+    def parts(self) -> Parts:
+        """Config, weights and tokenizer as plain data: what weight operations take and give."""
+        state = {name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}
+        return Parts(self.encoder.config, state, self.tokenizer, self.pooling, self.files)
+
+    @property
+    def dim(self) -> int:
+        return self.encoder.config.width
+
+    @property
+    def device(self) -> str:
+        return str(self.encoder.word.weight.device)
+
+    def num_parameters(self, active: bool = False) -> int:
+        """All parameters, or those one token can touch (the whole vocabulary table counted)."""
+        return num_parameters(self.encoder.config, active)
+
+    # ---- tensors: training and everything below ----------------------------------------------------------
+
+    def forward(self, batch: Batch, depths: Sequence[int] | None = None) -> Encoded:
+        """A packed batch -> unit vectors ``(B, M)`` fp32 in the caller's order, for every depth asked for."""
+        hidden, router = self.encoder(batch.token_T, batch.length_B, depths)
+        pool = POOLING[self.pooling]
+        return Encoded(
+            {
+                depth: F.normalize(pool(states_TD, batch.length_B), dim=-1)[batch.restore_B]
+                for depth, states_TD in hidden.items()
+            },
+            router,
+        )
+
+    # ---- texts: everyone else ----------------------------------------------------------------------------
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        dim: int | None = None,
+        batch_tokens: int = 16384,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Embed texts.
+
+        Args:
+            texts: a list of strings; ``""`` is legal. A single string gives a single vector.
+            prompt_name: put the model's prompt of this name in front; None adds none.
+            dim: keep the first ``dim`` coordinates, then normalise again (Matryoshka).
+            batch_tokens: most tokens computed at a time; bounds the memory.
+            progress: called with the number of texts finished since the last call.
+
+        Returns:
+            float32 ``(len(texts), dim)``, rows of length 1. A row depends on its own text alone.
+
+        Warns:
+            TruncationWarning: with the number of texts that were longer than the model reads.
+        """
+        if isinstance(texts, str):
+            return self.encode([texts], prompt_name, dim, batch_tokens, progress)[0]
+        vectors, truncated = self.encode_counted(texts, prompt_name, dim, batch_tokens, progress)
+        if truncated:
+            warnings.warn(
+                f"{truncated} of {len(texts)} texts were cut at {self.tokenizer.max_length} tokens",
+                TruncationWarning,
+                stacklevel=2,
+            )
+        return vectors
+
+    def encode_query(self, texts: str | Sequence[str], dim: int | None = None) -> np.ndarray:
+        """``encode`` with the model's ``query`` prompt, if it has one."""
+        return self.encode(texts, self.role_prompt("query"), dim)
+
+    def encode_document(self, texts: str | Sequence[str], dim: int | None = None) -> np.ndarray:
+        """``encode`` with the model's ``document`` (or ``passage``) prompt, if it has one."""
+        return self.encode(texts, self.role_prompt("document"), dim)
+
+    def role_prompt(self, role: str) -> str | None:
+        """The name of the prompt for ``query`` or ``document``; else the model's default prompt, else None."""
+        names = {"query": ("query",), "document": ("document", "passage", "corpus")}[role]
+        return next((n for n in names if n in self.tokenizer.prompts), self.tokenizer.default_prompt)
+
+    @torch.inference_mode()
+    def encode_counted(
+        self,
+        texts: Sequence[str],
+        prompt_name: str | None = None,
+        dim: int | None = None,
+        batch_tokens: int = 16384,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[np.ndarray, int]:
+        """Like ``encode``, without the warning: the vectors and how many texts were cut."""
+        self._check_dim(dim)
+        was_training = self.training
+        self.eval()
+        vectors = np.empty((len(texts), dim or self.dim), dtype=np.float32)
+        rows, truncated = self.tokenizer.rows(texts, prompt_name)
+        for group in token_budget([len(row) for row in rows], batch_tokens):
+            batch = pack([rows[i] for i in group]).to(self.device)
+            vectors[group] = _shorten(self(batch).vector_BM, dim).cpu().numpy()
+            if progress:
+                progress(len(group))
+        self.train(was_training)
+        return vectors, truncated
+
+    def space_id(self, prompt_name: str | None = None, dim: int | None = None) -> str:
+        """Name of the space the vectors live in: equal ids, comparable vectors.
+
+        A hash of the weights (rounded to bf16, so both precisions share a space), architecture, tokenizer,
+        pooling, prompt, dim and codec. An index stores the id of its documents; the declared relation is that
+        one model's queries may be searched against its own documents, whatever their prompts.
+        """
+        self._check_dim(dim)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
+        prompt = self.tokenizer.prompt(prompt_name)
+        facts = [self.encoder.config.model_dump_json(), self.pooling, prompt, dim or self.dim, "float32"]
+        digest.update(repr(facts).encode())
+        digest.update(self.tokenizer.backend.to_str().encode())
+        return digest.hexdigest()[:16]
+
+    def _check_dim(self, dim: int | None) -> None:
+        if dim is not None and not 1 <= dim <= self.dim:
+            raise UserError(f"dim {dim} is not within 1..{self.dim}")
+
+
+def _shorten(vector_BM: Tensor, dim: int | None) -> Tensor:
+    return F.normalize(vector_BM[:, :dim], dim=-1) if dim else vector_BM
+
+
+def locate(path_or_hub_id: str | Path) -> Path:
+    """A local folder as it is; otherwise the hub's files, from the local cache when the hub is out of reach."""
+    path = Path(path_or_hub_id)
+    for folder in (path, path / "model"):  # a run folder holds its model in `model`
+        if (folder / "config.json").is_file():
+            return folder
+    name = str(path_or_hub_id)
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        what = "has no config.json, so it is not a model folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{name} is neither a folder nor reachable on the hub ({reason})") from None

@@ -1,0 +1,173 @@
+"""The encoder: embeddings, then post-norm blocks of attention and feed-forward, dense or Mixture-of-Experts.
+
+    h = norm1(x + attention(x));  y = norm2(h + ffn(h))
+
+It runs on packed batches and returns the hidden states of exactly the depths asked for, stopping at the deepest:
+sub-networks, early exits and probes are an argument, never a fork of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from moembed.config import Strict
+from moembed.model.attention import Attention
+from moembed.model.ffn import FeedForward
+from moembed.model.moe import MoE, MoEConfig
+from moembed.model.rope import rotation
+from moembed.types import RouterStats, UserError
+
+
+class EncoderConfig(Strict):
+    """Everything the architecture depends on. ``moe`` None means every layer is dense."""
+
+    family: str
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    ffn_width: int
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    gated: bool = False
+    attention_bias: bool = True
+    ffn_bias: bool = True
+    norm_eps: float = 1e-12
+    position: Literal["absolute", "rope"] = "absolute"
+    max_positions: int = 512  # rows of the position table, or the length the rotary model was trained for
+    position_offset: int = 0  # RoBERTa counts positions from pad_token_id + 1
+    rope_base: float = 10000.0
+    num_token_types: int = Field(2, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    moe: MoEConfig | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EncoderConfig:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.moe and not set(self.moe.layers) <= set(range(self.num_layers)):
+            raise ValueError(f"moe.layers {self.moe.layers} go beyond the {self.num_layers} layers")
+        return self
+
+    @property
+    def max_length(self) -> int:
+        """Longest text, in tokens."""
+        return self.max_positions - self.position_offset
+
+
+class Block(nn.Module):
+    def __init__(self, config: EncoderConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config.width, config.num_heads, config.attention_bias)
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        shape = (config.width, config.ffn_width, config.activation, config.gated)
+        self.ffn: FeedForward | MoE
+        if config.moe and layer in config.moe.layers:
+            self.ffn = MoE(*shape, config.moe, layer)
+        else:
+            self.ffn = FeedForward(*shape, config.ffn_bias)
+        self.ffn_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+
+
+class Encoder(nn.Module):
+    """Token ids -> hidden states.
+
+    ``attention_road`` and ``moe_road`` choose between fast and reference implementations of the same values.
+    """
+
+    attention_road = "packed"
+    moe_road = "grouped"
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word = nn.Embedding(config.vocab_size, config.width)
+        absolute = config.position == "absolute"
+        self.position = nn.Embedding(config.max_positions, config.width) if absolute else None
+        self.token_type = (
+            nn.Embedding(config.num_token_types, config.width) if config.num_token_types else None
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+
+    def forward(
+        self, token_T: Tensor, length_B: Sequence[int], depths: Sequence[int] | None = None
+    ) -> tuple[dict[int, Tensor], list[RouterStats]]:
+        """Run packed texts through the first ``max(depths)`` layers.
+
+        Args:
+            token_T: int64 token ids of all texts, end to end, shortest text first.
+            length_B: tokens of each text.
+            depths: after how many layers to return the states; 0 is the embedding. Default: after the last.
+
+        Returns:
+            ``{depth: hidden_TD}`` and the router statistics of every MoE layer that ran.
+        """
+        config = self.config
+        depths = depths if depths is not None else [config.num_layers]
+        if not set(depths) <= set(range(config.num_layers + 1)) or not depths:
+            raise UserError(f"depths {list(depths)} are not within 0..{config.num_layers}")
+        if length_B and max(length_B) > config.max_length:
+            raise UserError(f"a text of {max(length_B)} tokens is longer than the model's {config.max_length}")
+        dropout = config.dropout if self.training else 0.0
+        position_T = torch.cat([torch.arange(length) for length in length_B]).to(token_T.device)
+
+        states_TD = self.word(token_T)
+        if self.token_type is not None:
+            states_TD = states_TD + self.token_type.weight[0]
+        if self.position is not None:
+            states_TD = states_TD + self.position(position_T + config.position_offset)
+        turn = None
+        if config.position == "rope":
+            turn = rotation(position_T, config.width // config.num_heads, config.rope_base)
+        states_TD = F.dropout(self.norm(states_TD), dropout, training=dropout > 0)
+
+        hidden = {0: states_TD} if 0 in depths else {}
+        router: list[RouterStats] = []
+        for depth, block in enumerate(self.layers[: max(depths)], start=1):
+            assert isinstance(block, Block)
+            mixed_TD = block.attention(states_TD, length_B, turn, dropout, self.attention_road)
+            mixed_TD = F.dropout(mixed_TD, dropout, training=dropout > 0)
+            states_TD = block.attention_norm(states_TD + mixed_TD)
+            if isinstance(block.ffn, MoE):
+                output_TD, stats = block.ffn(states_TD, length_B, self.moe_road)
+                router.append(stats)
+            else:
+                output_TD = block.ffn(states_TD)
+            output_TD = F.dropout(output_TD, dropout, training=dropout > 0)
+            states_TD = block.ffn_norm(states_TD + output_TD)
+            if depth in depths:
+                hidden[depth] = states_TD
+        return hidden, router
+
+
+def num_parameters(config: EncoderConfig, active: bool = False) -> int:
+    """Parameters of the encoder; ``active`` counts what one token can touch.
+
+    Active = everything but the ``E - k`` routed experts a token does not visit in each MoE layer. The whole
+    vocabulary table counts, as in the published "305M active" of Nomic Embed v2.
+    """
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    total = sum(parameter.numel() for parameter in encoder.parameters())
+    if not active:
+        return total
+    return total - sum(module.idle_parameters() for module in encoder.modules() if isinstance(module, MoE))
+
+
+def initialise(encoder: Encoder, std: float = 0.02, seed: int = 0) -> None:
+    """Fresh weights: normal(0, std) for every matrix, zero for every bias, one for every norm scale."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1)
+            elif parameter.ndim == 1 or "bias" in name:
+                parameter.zero_()
+            else:
+                parameter.normal_(0, std, generator=generator)

@@ -1,0 +1,287 @@
+"""A sentence-transformers folder <-> the parts of an Embedder. Every tensor is checked on the way in.
+
+    config.json                          the architecture (ours or another family's)
+    model.safetensors                    the weights
+    tokenizer.json, tokenizer_config.json …
+    modules.json, 1_Pooling, 2_Normalize how token states become one unit vector
+    config_sentence_transformers.json    prompts by name
+    sentence_bert_config.json            max_seq_length
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer as Backend
+from torch import Tensor
+
+from moembed.model.encoder import Encoder, EncoderConfig
+from moembed.model.families import Family, family_of
+from moembed.model.pooling import POOLING
+from moembed.tokenizer import Tokenizer
+from moembed.types import UserError
+
+# Heads and buffers that come with a pretrained checkpoint and play no part in an embedding.
+_IGNORED = re.compile(r"^(cls|lm_head|pooler|classifier|qa_outputs)\.|position_ids$|token_type_ids$")
+_TOKENIZER_FILES = re.compile(r"^(tokenizer.*|special_tokens_map|added_tokens|vocab.*|merges|.*\.model)(\.|$)")
+_MODULES = ["Transformer", "Pooling", "Normalize"]
+_LEGACY_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass
+class Parts:
+    """What a model folder holds. ``files`` are the tokenizer's files, byte for byte."""
+
+    config: EncoderConfig
+    state: dict[str, Tensor]
+    tokenizer: Tokenizer
+    pooling: str
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------
+
+
+def read_folder(path: Path) -> Parts:
+    """Read and check a model folder.
+
+    Raises:
+        UserError: not a model folder, unknown model type or module, missing, extra, misshapen or non-finite
+            tensors, a damaged file, a tokenizer larger than the vocabulary.
+    """
+    if not (path / "config.json").is_file():
+        what = "has no config.json, so it is not a model folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}")
+    values = _read_json(path / "config.json")
+    config = read_config(path)
+    state = _read_state(path, config, family_of(values))
+    return Parts(config, state, _read_tokenizer(path, config), _read_pooling(path), _tokenizer_files(path))
+
+
+def read_config(path: Path) -> EncoderConfig:
+    """The architecture alone, from ``config.json``."""
+    values = _read_json(path / "config.json")
+    try:
+        return family_of(values).read_config(values)
+    except KeyError as error:
+        raise UserError(f"{path / 'config.json'} has no key {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path / 'config.json'}: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from None
+    return values
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({path / name for name in _read_json(index)["weight_map"].values()})
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    if (path / "pytorch_model.bin").is_file():
+        raise UserError(f"{path} holds only a pickled checkpoint; convert it to model.safetensors first")
+    raise UserError(f"{path} has no model.safetensors")
+
+
+def _read_state(path: Path, config: EncoderConfig, family: Family) -> dict[str, Tensor]:
+    theirs: dict[str, Tensor] = {}
+    for file in _weight_files(path):
+        try:
+            with safe_open(file, "pt") as tensors:
+                theirs |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, FileNotFoundError) as error:
+            raise UserError(f"{file} is missing, truncated or damaged ({error})") from None
+
+    shapes = _shapes(config)
+    names = {ours: sources for ours, sources in family.names(config).items() if ours in shapes}
+    anchor = names["word.weight"][0]
+    prefix = next((p for p in family.prefixes if p + anchor in theirs), "")
+    state: dict[str, Tensor] = {}
+    for ours, sources in names.items():
+        pieces = []
+        for source in sources:
+            if prefix + source not in theirs:
+                raise UserError(f"{path}: tensor {prefix + source!r} is missing")
+            piece = theirs.pop(prefix + source)
+            expected = (shapes[ours][0] // len(sources), *shapes[ours][1:])
+            if tuple(piece.shape) != expected:
+                raise UserError(
+                    f"{path}: tensor {prefix + source!r} has shape {tuple(piece.shape)}, expected {expected}"
+                )
+            if not torch.isfinite(piece).all():
+                raise UserError(f"{path}: tensor {prefix + source!r} holds NaN or infinite values")
+            pieces.append(piece)
+        state[ours] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    extra = sorted(name for name in theirs if not _IGNORED.search(name.removeprefix(prefix)))
+    if extra:
+        shown = ", ".join(map(repr, extra[:3])) + (" …" if len(extra) > 3 else "")
+        raise UserError(f"{path}: {len(extra)} tensors belong to no part of this model: {shown}")
+    return state
+
+
+def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Encoder(config).state_dict().items()}
+
+
+def _read_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
+    file = path / "tokenizer.json"
+    if file.is_file():
+        try:
+            backend = Backend.from_file(str(file))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise UserError(f"{file} is not a readable tokenizer ({error})") from None
+    else:
+        backend = _slow_tokenizer(path)
+    if backend.get_vocab_size() > config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {backend.get_vocab_size()} tokens, the model {config.vocab_size} rows"
+        )
+    settings = _optional(path / "sentence_bert_config.json")
+    if settings.get("do_lower_case"):
+        raise UserError(f"{path}: do_lower_case in sentence_bert_config.json is not supported")
+    limits = [settings.get("max_seq_length"), _optional(path / "tokenizer_config.json").get("model_max_length")]
+    limit = next((int(x) for x in limits if x), config.max_length)
+    prompts = _optional(path / "config_sentence_transformers.json")
+    return Tokenizer(
+        backend,
+        min(limit, config.max_length),
+        {name: text for name, text in (prompts.get("prompts") or {}).items() if text},
+        prompts.get("default_prompt_name"),
+    )
+
+
+def _slow_tokenizer(path: Path) -> Backend:
+    """Folders with only ``vocab.txt`` or a sentencepiece model: transformers converts them."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True).backend_tokenizer
+    except Exception as error:
+        raise UserError(f"{path} has no tokenizer.json and none could be made ({error})") from None
+
+
+def _tokenizer_files(path: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in sorted(path.iterdir()) if _TOKENIZER_FILES.match(f.name)}
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_pooling(path: Path) -> str:
+    if not (path / "modules.json").is_file():
+        warnings.warn(f"{path} has no modules.json: mean pooling is assumed", stacklevel=2)
+        return "mean"
+    modules: Any = _read_json(path / "modules.json")
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    if kinds not in (_MODULES, _MODULES[:2]):
+        raise UserError(f"{path}: a model made of {' + '.join(kinds)} is not supported, only {' + '.join(_MODULES)}")
+    values = _read_json(path / modules[1]["path"] / "config.json")
+    modes = values.get("pooling_mode") or [
+        mode for key, mode in _LEGACY_POOLING.items() if values.get(key)
+    ]
+    mode = modes if isinstance(modes, str) else "+".join(modes)
+    if mode not in POOLING:
+        raise UserError(f"{path}: pooling {mode!r} is not supported (known: {', '.join(POOLING)})")
+    if not values.get("include_prompt", True):
+        raise UserError(f"{path}: pooling that leaves the prompt out (include_prompt false) is not supported")
+    return str(mode)
+
+
+# ---- writing -------------------------------------------------------------------------------------------------
+
+
+def write_folder(path: Path, parts: Parts) -> None:
+    """Write a folder that ``read_folder`` gives back and, for dense models, sentence-transformers loads.
+
+    The folder appears whole or not at all: it is written under another name and then takes its place.
+    """
+    family = family_of({"model_type": parts.config.family})
+    theirs: dict[str, Tensor] = {}
+    for ours, sources in family.names(parts.config).items():
+        if ours in parts.state:
+            pieces = parts.state[ours].detach().cpu().chunk(len(sources))
+            theirs |= {name: piece.contiguous() for name, piece in zip(sources, pieces, strict=True)}
+    dtype = str(next(iter(parts.state.values())).dtype).removeprefix("torch.")
+    tokenizer = parts.tokenizer
+    transformer = "sentence_transformers.models."
+    modules = [
+        {"idx": i, "name": str(i), "path": place, "type": transformer + kind}
+        for i, (kind, place) in enumerate(zip(_MODULES, ["", "1_Pooling", "2_Normalize"], strict=True))
+    ]
+    pooling = {
+        "word_embedding_dimension": parts.config.width,
+        "embedding_dimension": parts.config.width,
+        "pooling_mode": parts.pooling,
+        **{key: mode == parts.pooling for key, mode in _LEGACY_POOLING.items()},
+        "include_prompt": True,
+    }
+    settings = {
+        "model_type": "SentenceTransformer",
+        "prompts": tokenizer.prompts,
+        "default_prompt_name": tokenizer.default_prompt,
+        "similarity_fn_name": "cosine",
+    }
+    with replacing(path) as folder:
+        _write_json(folder / "config.json", {**family.write_config(parts.config), "dtype": dtype})
+        _write_json(folder / "modules.json", modules)
+        (folder / "1_Pooling").mkdir()
+        (folder / "2_Normalize").mkdir()
+        _write_json(folder / "1_Pooling" / "config.json", pooling)
+        _write_json(folder / "config_sentence_transformers.json", settings)
+        _write_json(
+            folder / "sentence_bert_config.json",
+            {"max_seq_length": tokenizer.max_length, "do_lower_case": False},
+        )
+        for name, content in parts.files.items():
+            (folder / name).write_bytes(content)
+        if "tokenizer.json" not in parts.files:
+            tokenizer.backend.save(str(folder / "tokenizer.json"))
+        save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path`` that takes its place when the block ends well and vanishes when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (path.with_name(f".{path.name}.{word}-{os.getpid()}") for word in ("new", "old"))
+    fresh.mkdir()
+    try:
+        yield fresh
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,138 @@
+"""The Mixture-of-Experts feed-forward block, on roads that give the same values.
+
+``y_t = sum over the pairs (t, e) of weight * expert_e(x_t)  [+ shared experts(x_t)]  [+ shared bias]``
+
+- ``loop``: for every expert, pick its tokens, compute, add. Slow and obvious; the reference.
+- ``grouped``: one sort of the pairs by expert, one gather, one matrix product per expert on a contiguous slice,
+  one weighted scatter back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from moembed.config import Strict
+from moembed.model.ffn import ACTIVATIONS, FeedForward
+from moembed.model.router import Router, RouterConfig, Routing
+from moembed.types import RouterStats
+
+
+class MoEConfig(Strict):
+    """Which layers hold experts and what an expert is.
+
+    ``bias``: ``each`` expert keeps the two biases of the dense block it came from; ``shared`` is one output bias
+    per layer, added once (the published Nomic Embed v2); ``none`` has none. ``num_shared_experts`` are
+    always-on blocks beside the routed ones.
+    """
+
+    layers: tuple[int, ...]
+    num_experts: int = Field(8, ge=1)
+    num_shared_experts: int = Field(0, ge=0)
+    bias: Literal["each", "shared", "none"] = "each"
+    router: RouterConfig = RouterConfig()
+
+    @model_validator(mode="after")
+    def _chosen_experts_exist(self) -> MoEConfig:
+        if self.router.top_k > self.num_experts:
+            raise ValueError(f"top_k {self.router.top_k} is more than num_experts {self.num_experts}")
+        return self
+
+
+class MoE(nn.Module):
+    """Experts as 3-D parameters, one slice each; every slice is laid out as ``nn.Linear`` (out, in)."""
+
+    def __init__(
+        self, width: int, hidden: int, activation: str, gated: bool, config: MoEConfig, layer: int
+    ) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        experts, each = config.num_experts, config.bias == "each"
+        self.router = Router(width, experts, config.router, layer)
+        self.up_EFD = nn.Parameter(torch.empty(experts, hidden, width))
+        self.gate_EFD = nn.Parameter(torch.empty(experts, hidden, width)) if gated else None
+        self.down_EDF = nn.Parameter(torch.empty(experts, width, hidden))
+        self.up_bias_EF = nn.Parameter(torch.empty(experts, hidden)) if each else None
+        self.gate_bias_EF = nn.Parameter(torch.empty(experts, hidden)) if each and gated else None
+        self.down_bias_ED = nn.Parameter(torch.empty(experts, width)) if each else None
+        self.bias_D = nn.Parameter(torch.empty(width)) if config.bias == "shared" else None
+        self.shared = nn.ModuleList(
+            FeedForward(width, hidden, activation, gated, bias=each) for _ in range(config.num_shared_experts)
+        )
+
+    def forward(
+        self, hidden_TD: Tensor, length_B: Sequence[int], road: str = "grouped"
+    ) -> tuple[Tensor, RouterStats]:
+        routing = self.router(hidden_TD, length_B)
+        output_TD = ROADS[road](self, hidden_TD, routing)
+        for expert in self.shared:
+            output_TD = output_TD + expert(hidden_TD)
+        if self.bias_D is not None:
+            output_TD = output_TD + self.bias_D
+        return output_TD, routing.stats
+
+    def idle_parameters(self) -> int:
+        """Parameters of the routed experts that one token does not visit."""
+        experts, top_k = len(self.up_EFD), self.router.config.top_k
+        routed = [self.up_EFD, self.gate_EFD, self.down_EDF, self.up_bias_EF, self.gate_bias_EF, self.down_bias_ED]
+        return sum(p.numel() for p in routed if p is not None) * (experts - top_k) // experts
+
+    def experts(self) -> list[Callable[[Tensor], Tensor]]:
+        """One function per expert. ``unbind`` slices all of them in one node, so backward stacks their
+        gradients once instead of adding E mostly-zero tensors."""
+        slices = [
+            parameter.unbind(0) if parameter is not None else [None] * len(self.up_EFD)
+            for parameter in (
+                self.up_EFD, self.up_bias_EF, self.gate_EFD, self.gate_bias_EF, self.down_EDF, self.down_bias_ED
+            )
+        ]  # fmt: skip
+
+        def expert(number: int) -> Callable[[Tensor], Tensor]:
+            up, up_bias, gate, gate_bias, down, down_bias = (s[number] for s in slices)
+
+            def compute(tokens: Tensor) -> Tensor:
+                inner = F.linear(tokens, up, up_bias)
+                if gate is None:
+                    inner = self.activation(inner)
+                else:
+                    inner = self.activation(F.linear(tokens, gate, gate_bias)) * inner
+                return F.linear(inner, down, down_bias)
+
+            return compute
+
+        return [expert(number) for number in range(len(self.up_EFD))]
+
+
+def loop(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
+    output_TD = torch.zeros_like(hidden_TD, dtype=torch.float32)
+    for number, expert in enumerate(moe.experts()):
+        mine_P = routing.expert_P == number
+        token_N = routing.token_P[mine_P]
+        weighted_ND = expert(hidden_TD[token_N]).float() * routing.weight_P[mine_P, None]
+        output_TD = output_TD.index_add(0, token_N, weighted_ND)
+    return output_TD.to(hidden_TD.dtype)
+
+
+def grouped(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
+    order_P = routing.expert_P.argsort(stable=True)
+    token_P = routing.token_P[order_P]
+    counts = routing.stats.count_E.tolist()
+    gathered_PD = hidden_TD[token_P]
+    output_PD = torch.cat(
+        [
+            expert(tokens)
+            for expert, tokens in zip(moe.experts(), gathered_PD.split(counts), strict=True)
+            if len(tokens)
+        ]
+    )
+    weighted_PD = output_PD.float() * routing.weight_P[order_P, None]
+    output_TD = torch.zeros_like(hidden_TD, dtype=torch.float32).index_add(0, token_P, weighted_PD)
+    return output_TD.to(hidden_TD.dtype)
+
+
+ROADS: dict[str, Callable[[MoE, Tensor, Routing], Tensor]] = {"loop": loop, "grouped": grouped}

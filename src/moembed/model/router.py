@@ -1,0 +1,113 @@
+"""Which experts see which tokens: hidden states -> routed (token, expert, weight) pairs.
+
+Both routers score tokens with a bias-free linear layer and an fp32 softmax over all experts, and both describe
+their decision as a flat list of P pairs, so the MoE block needs to know neither.
+
+- ``token_choice``: each token takes its ``top_k`` most probable experts (Shazeer et al., arXiv 1701.06538).
+- ``expert_choice``: each expert takes the most probable tokens *of each text*, ``ceil(top_k * S / E)`` of its S
+  tokens (Zhou et al., arXiv 2202.09368). Choosing inside the text keeps a vector independent of its batch-mates.
+
+Nothing is ever dropped for capacity, and a packed batch holds no padding that could be routed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from moembed.config import Strict
+from moembed.types import RouterStats
+
+
+class RouterConfig(Strict):
+    """How tokens meet experts.
+
+    ``normalize`` divides the chosen weights of a token by their p-norm (1: they sum to 1); None keeps the raw
+    probabilities, as the published Nomic Embed v2 does. ``jitter`` multiplies the router's input by uniform
+    noise in [1 - jitter, 1 + jitter] while training.
+    """
+
+    kind: Literal["token_choice", "expert_choice"] = "token_choice"
+    top_k: int = Field(2, ge=1)
+    normalize: float | None = Field(1.0, gt=0)
+    jitter: float = Field(0.0, ge=0, lt=1)
+
+
+@dataclass(slots=True)
+class Routing:
+    """P routed pairs: token row, expert and weight of each, and what the router did as sums."""
+
+    token_P: Tensor
+    expert_P: Tensor
+    weight_P: Tensor
+    stats: RouterStats
+
+
+class Router(nn.Module):
+    def __init__(self, width: int, num_experts: int, config: RouterConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.weight_ED = nn.Parameter(torch.empty(num_experts, width))
+
+    def forward(self, hidden_TD: Tensor, length_B: Sequence[int]) -> Routing:
+        """Route packed tokens; ``length_B`` says where texts end, which only expert choice needs."""
+        with torch.autocast(hidden_TD.device.type, enabled=False):
+            states_TD = hidden_TD.float()
+            if self.training and self.config.jitter:
+                noise_TD = torch.empty_like(states_TD).uniform_(1 - self.config.jitter, 1 + self.config.jitter)
+                states_TD = states_TD * noise_TD
+            logit_TE = states_TD @ self.weight_ED.float().T
+            prob_TE = logit_TE.softmax(-1)
+            token_P, expert_P = ROUTERS[self.config.kind](prob_TE.detach(), self.config.top_k, length_B)
+            chosen_P = prob_TE[token_P, expert_P]
+            weight_P = chosen_P
+            if self.config.normalize is not None:
+                power = self.config.normalize
+                norm_T = chosen_P.new_zeros(len(hidden_TD)).index_add(0, token_P, chosen_P**power) ** (1 / power)
+                weight_P = chosen_P / norm_T[token_P]
+            with torch.no_grad():
+                count_E = torch.bincount(expert_P, minlength=prob_TE.shape[1])
+                entropy = -(prob_TE * logit_TE.log_softmax(-1)).sum()
+            stats = RouterStats(
+                layer=self.layer,
+                tokens=len(hidden_TD),
+                count_E=count_E,
+                prob_E=prob_TE.sum(0),
+                z=logit_TE.logsumexp(-1).square().sum(),
+                entropy=entropy,
+                top_mass=chosen_P.detach().sum(),
+            )
+        return Routing(token_P, expert_P, weight_P, stats)
+
+
+def token_choice(prob_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The ``top_k`` most probable experts of every token; pairs of a token stand together."""
+    expert_TK = prob_TE.topk(top_k, dim=-1).indices
+    token_TK = torch.arange(len(prob_TE), device=prob_TE.device)[:, None].expand_as(expert_TK)
+    return token_TK.reshape(-1), expert_TK.reshape(-1)
+
+
+def expert_choice(prob_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The ``ceil(top_k * S / E)`` most probable tokens of every text for every expert; ties to the earlier token."""
+    num_experts = prob_TE.shape[1]
+    length_B_ = torch.tensor(length_B, device=prob_TE.device)
+    text_T = torch.repeat_interleave(torch.arange(len(length_B), device=prob_TE.device), length_B_)
+    by_prob_TE = prob_TE.argsort(dim=0, descending=True, stable=True)
+    by_text_TE = text_T[by_prob_TE].argsort(dim=0, stable=True)
+    token_TE = by_prob_TE.gather(0, by_text_TE)  # per expert: texts in order, best token of each text first
+    start_B = length_B_.cumsum(0) - length_B_
+    rank_T = torch.arange(len(prob_TE), device=prob_TE.device) - start_B[text_T]
+    capacity_B = (top_k * length_B_ + num_experts - 1) // num_experts
+    rows, expert_P = (rank_T < capacity_B[text_T])[:, None].expand_as(prob_TE).nonzero(as_tuple=True)
+    return token_TE[rows, expert_P], expert_P
+
+
+ROUTERS: dict[str, Callable[[Tensor, int, Sequence[int]], tuple[Tensor, Tensor]]] = {
+    "token_choice": token_choice,
+    "expert_choice": expert_choice,
+}

@@ -1,0 +1,118 @@
+"""Texts -> token rows -> a packed Batch.
+
+``Tokenizer.rows(["What is MoE?"], prompt_name="query")`` puts the prompt of that name in front, adds the special
+tokens, cuts at ``max_length`` (specials included) and says how many texts were cut. ``pack`` lays rows end to end,
+shortest first, so that texts of equal length stand side by side and nothing is ever computed on padding.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from tokenizers import Tokenizer as Backend
+
+from moembed.types import Batch, UserError
+
+
+class Tokenizer:
+    """A ``tokenizers`` backend together with the prompts and the length limit the model was made with.
+
+    Args:
+        backend: its own truncation and padding settings are switched off.
+        max_length: tokens per text, special tokens included.
+        prompts: prefix by name, for instance ``{"query": "search_query: ", "document": "search_document: "}``.
+        default_prompt: name of the prompt used for a role that has none of its own, or None.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        max_length: int,
+        prompts: dict[str, str] | None = None,
+        default_prompt: str | None = None,
+    ) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.max_length = max_length
+        self.prompts = dict(prompts or {})
+        self.default_prompt = default_prompt
+        self.prompt(default_prompt)  # refuse a default that names nothing
+
+    def prompt(self, name: str | None) -> str:
+        """The prefix called ``name``; None means no prefix."""
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            known = ", ".join(sorted(self.prompts)) or "none"
+            close = difflib.get_close_matches(name, self.prompts, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"this model has no prompt named {name!r} (known: {known}){hint}")
+        return self.prompts[name]
+
+    def rows(
+        self, texts: Sequence[str], prompt_name: str | None = None, max_length: int | None = None
+    ) -> tuple[list[list[int]], int]:
+        """Token ids of every text and the number of texts that were cut.
+
+        A cut text keeps its closing special token: the limit takes tokens from the end of the text.
+        """
+        limit = min(max_length or self.max_length, self.max_length)
+        prefix = self.prompt(prompt_name)
+        self.backend.enable_truncation(limit)
+        try:
+            encodings = self.backend.encode_batch([prefix + text for text in texts])
+        except TypeError:
+            position, text = next((i, t) for i, t in enumerate(texts) if not isinstance(t, str))
+            raise UserError(f"text {position} is a {type(text).__name__}, not a string") from None
+        finally:
+            self.backend.no_truncation()
+        return [e.ids for e in encodings], sum(bool(e.overflowing) for e in encodings)
+
+    def batch(self, texts: Sequence[str], prompt_name: str | None = None, max_length: int | None = None) -> Batch:
+        rows, truncated = self.rows(texts, prompt_name, max_length)
+        return pack(rows, truncated)
+
+
+def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:
+    """Lay token rows end to end, shortest first (ties keep the caller's order).
+
+    Returns:
+        Batch with ``token_T`` int64, ``length_B`` ascending and ``restore_B`` int64.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    restore_B = torch.empty(len(rows), dtype=torch.long)
+    restore_B[torch.tensor(order, dtype=torch.long)] = torch.arange(len(rows))
+    tokens = [token for i in order for token in rows[i]]
+    return Batch(
+        token_T=torch.tensor(tokens, dtype=torch.long),
+        length_B=tuple(len(rows[i]) for i in order),
+        restore_B=restore_B,
+        truncated=truncated,
+    )
+
+
+def token_budget(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Split texts into groups of at most ``max_tokens`` tokens, neighbours in length together.
+
+    A text longer than the budget makes a group of its own. The groups hold every index once, longest texts
+    first, so the largest allocation comes first and a memory shortage shows at the start.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    groups: list[list[int]] = []
+    room = 0
+    for i in order:
+        if not groups or lengths[i] > room:
+            groups.append([])
+            room = max_tokens
+        groups[-1].append(i)
+        room -= lengths[i]
+    return groups
+
+
+def offsets(lengths: Sequence[int]) -> list[int]:
+    """Where each text of a packed batch starts, and where the last one ends."""
+    return [0, *accumulate(lengths)]

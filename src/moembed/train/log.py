@@ -1,0 +1,97 @@
+"""What happens at every step: one JSON line in ``metrics.jsonl``, one progress line for the eye."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+_PLAIN_EVERY_SECONDS = 10.0
+_SHADES = " ▁▂▃▄▅▆▇█"
+
+
+class Log:
+    """Append-only JSONL plus a bar on a terminal, plain lines elsewhere (both on stderr).
+
+    Args:
+        last_step, minutes: how the run ends; one of them is None.
+        start: steps done before, when a run is resumed; their lines are kept, later ones dropped.
+    """
+
+    def __init__(
+        self, run: Path, last_step: int | None, minutes: float | None, start: int, resume: bool
+    ) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        path = run / "metrics.jsonl"
+        kept = [line for line in read_metrics(path) if line["step"] <= start] if resume else []
+        self.file = path.open("w", encoding="utf-8")
+        self.file.writelines(json.dumps(line) + "\n" for line in kept)
+        self.last_step, self.minutes = last_step, minutes
+        self.shown = -math.inf
+        self.recent: list[tuple[float, int]] = []
+        console = Console(file=sys.stderr)
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=1.0)
+
+    def __enter__(self) -> Log:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.file.close()
+
+    def step(self, **values: Any) -> None:
+        self.recent = [*self.recent[-20:], (values["elapsed"], values["pairs"])]
+        seconds = self.recent[-1][0] - self.recent[0][0]
+        rate = sum(pairs for _, pairs in self.recent[1:]) / seconds if seconds > 0 else 0.0
+        values["pairs_per_second"] = round(rate or values["pairs"] / max(values["elapsed"], 1e-9), 2)
+        self.file.write(json.dumps(values) + "\n")
+        self.file.flush()
+
+        done = values["step"] / self.last_step if self.last_step else values["elapsed"] / (60 * self.minutes)  # type: ignore[operator]
+        left = values["elapsed"] * (1 - done) / done if done < 1 else 0.0
+        text = (
+            f"step {values['step']}{f'/{self.last_step}' if self.last_step else ''}  loss {values['loss']:.3f}  "
+            f"{values['pairs_per_second']:.0f} pairs/s  ETA {left // 60:.0f}:{left % 60:02.0f}"
+        )
+        if values["router"]:
+            text += "  load " + " ".join(_load_bar(part["load"]) for part in values["router"])
+        self.progress.update(self.task, completed=min(done, 1.0), description=text)
+        if self.progress.disable and values["elapsed"] - self.shown >= _PLAIN_EVERY_SECONDS:
+            self.shown = values["elapsed"]
+            print(text, file=sys.stderr, flush=True)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a metrics file; the last one may have been torn by a kill."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _load_bar(load: list[float]) -> str:
+    """One character per expert; half height is a balanced load of 1/E."""
+    height = (len(_SHADES) - 1) / 2
+    return "".join(_SHADES[min(len(_SHADES) - 1, round(share * len(load) * height))] for share in load)

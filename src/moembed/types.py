@@ -1,0 +1,130 @@
+"""What travels between rooms, and the legend of shape letters used in every tensor name.
+
+====  =======================================  ====  =======================================
+B     texts in a batch                         E     experts
+S     sequence positions of a padded batch     K     experts chosen per token
+T     real tokens of a packed batch            L     layers
+D     width of a hidden state                  P     routed (token, expert) pairs
+H     attention heads                          Q     queries
+F     hidden width of a feed-forward block     N     candidates (documents, then negatives)
+V     vocabulary                               M     width of an embedding
+====  =======================================  ====  =======================================
+
+``hidden_TD`` is a matrix of token states, ``score_QN`` of query-candidate scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: the command line prints it as one sentence and exits with code 2."""
+
+
+class TruncationWarning(UserWarning):
+    """Some texts were longer than the model reads; the message says how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One training example: a query, a document that answers it and any mined hard negatives."""
+
+    query: str
+    document: str
+    negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tokenised texts laid end to end, shortest first, without padding.
+
+    ``restore_B[i]`` is the place in the packed order of the caller's text ``i``.
+    """
+
+    token_T: Tensor
+    length_B: tuple[int, ...]
+    restore_B: Tensor
+    truncated: int = 0
+
+    def to(self, device: str) -> Batch:
+        return replace(self, token_T=self.token_T.to(device), restore_B=self.restore_B.to(device))
+
+
+@dataclass(slots=True)
+class RouterStats:
+    """Sums over the tokens one MoE layer routed; sums add up over chunks and processes, means do not.
+
+    ``prob_E`` and ``z`` carry gradient: the balance loss and the z-loss are built from them.
+    """
+
+    layer: int
+    tokens: int
+    count_E: Tensor  # routed pairs per expert
+    prob_E: Tensor  # sum of router probabilities per expert
+    z: Tensor  # sum of squared log-sum-exp of the logits
+    entropy: Tensor  # sum of the routing entropy, nats
+    top_mass: Tensor  # sum of the probability that the chosen experts held
+
+    def __add__(self, other: RouterStats) -> RouterStats:
+        assert self.layer == other.layer
+        return RouterStats(
+            self.layer,
+            self.tokens + other.tokens,
+            self.count_E + other.count_E,
+            self.prob_E + other.prob_E,
+            self.z + other.z,
+            self.entropy + other.entropy,
+            self.top_mass + other.top_mass,
+        )
+
+    def detach(self) -> RouterStats:
+        return replace(self, prob_E=self.prob_E.detach(), z=self.z.detach())
+
+    @property
+    def load_E(self) -> Tensor:
+        """Share of the routed pairs each expert received; sums to 1, ``1/E`` each when balanced."""
+        return self.count_E / self.count_E.sum().clamp(min=1)
+
+    @property
+    def dead_experts(self) -> int:
+        return int((self.count_E == 0).sum())
+
+    def summary(self) -> dict[str, object]:
+        """Means per token, ready for a log line."""
+        tokens = max(self.tokens, 1)
+        return {
+            "layer": self.layer,
+            "load": [round(float(x), 4) for x in self.load_E],
+            "entropy": round(float(self.entropy) / tokens, 4),
+            "top_mass": round(float(self.top_mass) / tokens, 4),
+            "dead_experts": self.dead_experts,
+        }
+
+
+@dataclass(slots=True)
+class Encoded:
+    """What the embedder makes of a batch, in the caller's order.
+
+    ``by_depth[l]`` holds the vectors pooled after ``l`` layers; the deepest entry is the model's embedding.
+    """
+
+    by_depth: dict[int, Tensor]
+    router: list[RouterStats] = field(default_factory=list)
+
+    @property
+    def vector_BM(self) -> Tensor:
+        return self.by_depth[max(self.by_depth)]
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Best candidates of every query, best first: row numbers ``(Q, k)`` int64 and scores ``(Q, k)`` float32."""
+
+    index: np.ndarray
+    score: np.ndarray

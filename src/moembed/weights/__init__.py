@@ -1,0 +1,1 @@
+"""Operations on weights: pure functions (config, state) -> (config, state), so they compose."""

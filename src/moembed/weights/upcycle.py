@@ -1,0 +1,81 @@
+"""Sparse upcycling: a dense encoder -> the same encoder with experts (Komatsuzaki et al., arXiv 2212.05055)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from moembed.config import Strict
+from moembed.model.encoder import EncoderConfig
+from moembed.model.moe import MoEConfig
+from moembed.model.router import RouterConfig
+from moembed.types import UserError
+
+
+class UpcycleConfig(Strict):
+    """Layers ``i`` with ``i % every == every - 1`` get ``num_experts`` copies of their dense block.
+
+    The defaults keep the function: every expert carries the dense biases and the chosen weights sum to 1, so the
+    upcycled model gives the dense model's vectors. ``published()`` is what Nomic Embed v2 did: dense biases
+    dropped, one zero bias per layer, raw router probabilities.
+    """
+
+    num_experts: int = Field(8, ge=1)
+    every: int = Field(2, ge=1)
+    keep_biases: bool = True
+    num_shared_experts: int = Field(0, ge=0)
+    router: RouterConfig = RouterConfig()
+    router_std: float = Field(0.02, ge=0)
+    seed: int = 0
+
+    @classmethod
+    def published(cls) -> UpcycleConfig:
+        return cls(keep_biases=False, router=RouterConfig(normalize=None))
+
+
+def upcycle(
+    config: EncoderConfig, state: dict[str, Tensor], options: UpcycleConfig
+) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """Replace the dense blocks of every ``options.every``-th layer by experts that are copies of them.
+
+    Shared experts, if asked for, start with a zero output so that they too keep the function.
+
+    Raises:
+        UserError: the model has experts already, or has too few layers.
+    """
+    if config.moe:
+        raise UserError("this model has experts already; upcycling starts from a dense one")
+    layers = tuple(range(options.every - 1, config.num_layers, options.every))
+    if not layers:
+        raise UserError(f"no layer to upcycle: every = {options.every}, but there are {config.num_layers} layers")
+    each = options.keep_biases and config.ffn_bias
+    moe = MoEConfig(
+        layers=layers,
+        num_experts=options.num_experts,
+        num_shared_experts=options.num_shared_experts,
+        bias="each" if each else "none" if options.keep_biases else "shared",
+        router=options.router,
+    )
+    generator = torch.Generator().manual_seed(options.seed)
+    result = dict(state)
+    for layer in layers:
+        prefix = f"layers.{layer}.ffn"
+        dense = {name: result.pop(name) for name in list(result) if name.startswith(prefix + ".")}
+        for part, shape in (("up", "EFD"), ("gate", "EFD"), ("down", "EDF")):
+            weight, bias = (dense.get(f"{prefix}.{part}.{x}") for x in ("weight", "bias"))
+            if weight is None:
+                continue
+            result[f"{prefix}.{part}_{shape}"] = weight.repeat(moe.num_experts, 1, 1)
+            if each and bias is not None:
+                result[f"{prefix}.{part}_bias_{shape[:2]}"] = bias.repeat(moe.num_experts, 1)
+            for number in range(moe.num_shared_experts):
+                silent = part == "down"
+                result[f"{prefix}.shared.{number}.{part}.weight"] = weight * 0 if silent else weight.clone()
+                if each and bias is not None:
+                    result[f"{prefix}.shared.{number}.{part}.bias"] = bias * 0 if silent else bias.clone()
+        if moe.bias == "shared":
+            result[f"{prefix}.bias_D"] = torch.zeros(config.width)
+        router = torch.empty(moe.num_experts, config.width).normal_(0, options.router_std, generator=generator)
+        result[f"{prefix}.router.weight_ED"] = router
+    return config.model_copy(update={"moe": moe, "family": "moembed"}), result
