@@ -1,1 +1,32 @@
-"""x"""
+"""Train, prove and serve sparse Mixture-of-Experts text embedding models.
+
+The names below are loaded when first used: ``import moembed`` itself imports nothing heavy, torch least.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moembed.model.embedder import Embedder
+    from moembed.types import TruncationWarning, UserError
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Embedder": "moembed.model.embedder",
+    "TruncationWarning": "moembed.types",
+    "UserError": "moembed.types",
+}
+__all__ = ["Embedder", "TruncationWarning", "UserError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'moembed' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,6 +1,6 @@
 """YAML file + dotted overrides -> a strict pydantic model.
 
-``load(TrainConfig, "recipes/finetune.yaml", ["learning_rate=1e-4", "upcycle.num_experts=4"])`` reads the file,
+``load(TrainConfig, "recipes/finetune.yaml", ["steps=100", "optim.learning_rate=1e-4"])`` reads the file,
 applies the overrides from left to right (each value is read as YAML) and validates. An unknown key is refused
 together with the nearest known one. ``dump`` writes the resolved config that is saved with every run, and
 ``config_hash`` names it in records.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -67,6 +68,8 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"no such recipe: {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text") from None
     values = _parse(text, str(path)) or {}
@@ -75,17 +78,20 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-4`` as a string; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def _parse(text: str, where: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string; people mean a number
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

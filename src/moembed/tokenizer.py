@@ -1,8 +1,9 @@
 """Texts -> token rows -> a packed Batch.
 
-``Tokenizer.rows(["What is MoE?"], prompt_name="query")`` puts the prompt of that name in front, adds the special
-tokens, cuts at ``max_length`` (specials included) and says how many texts were cut. ``pack`` lays rows end to end,
-shortest first, so that texts of equal length stand side by side and nothing is ever computed on padding.
+``Tokenizer.rows(["What is MoE?"], prompt_name="query")`` puts the prompt of that name in front, adds the
+special tokens, cuts at ``max_length`` (specials included) and says how many texts were cut. ``pack`` lays
+rows end to end, shortest first, so that texts of equal length stand side by side and nothing is ever computed
+on padding.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Tokenizer:
     Args:
         backend: its own truncation and padding settings are switched off.
         max_length: tokens per text, special tokens included.
-        prompts: prefix by name, for instance ``{"query": "search_query: ", "document": "search_document: "}``.
+        prompts: prefix by name, for instance ``{"query": "search_query: "}``.
         default_prompt: name of the prompt used for a role that has none of its own, or None.
     """
 
@@ -66,15 +67,26 @@ class Tokenizer:
         try:
             encodings = self.backend.encode_batch([prefix + text for text in texts])
         except TypeError:
-            position, text = next((i, t) for i, t in enumerate(texts) if not isinstance(t, str))
-            raise UserError(f"text {position} is a {type(text).__name__}, not a string") from None
+            raise UserError(_complaint(texts)) from None
         finally:
             self.backend.no_truncation()
         return [e.ids for e in encodings], sum(bool(e.overflowing) for e in encodings)
 
-    def batch(self, texts: Sequence[str], prompt_name: str | None = None, max_length: int | None = None) -> Batch:
+    def batch(
+        self, texts: Sequence[str], prompt_name: str | None = None, max_length: int | None = None
+    ) -> Batch:
         rows, truncated = self.rows(texts, prompt_name, max_length)
         return pack(rows, truncated)
+
+
+def _complaint(texts: Sequence[object]) -> str:
+    """What is wrong with the first text that is none."""
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            return f"text {position} is a {type(text).__name__}, not a string"
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            return f"text {position} is not valid Unicode: it holds half of a surrogate pair"
+    raise AssertionError("every text is well")
 
 
 def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:

@@ -124,7 +124,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Best candidates of every query, best first: row numbers ``(Q, k)`` int64 and scores ``(Q, k)`` float32."""
+    """Best candidates of every query, best first: row numbers and scores, ``(Q, k)`` int64 and float32."""
 
     index: np.ndarray
     score: np.ndarray

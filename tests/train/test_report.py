@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moembed.train.report import write_report
-from moembed.train.report_data import smooth
+from moembed.train.report.page import write_report
+from moembed.train.report.data import smooth
 from moembed.types import UserError
 
 VOID = {"meta", "br", "image"}  # matplotlib closes <image> itself; HTML does not need it closed
@@ -298,7 +298,7 @@ def test_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moembed.train.report.os.replace", full)
+    monkeypatch.setattr("moembed.train.report.page.os.replace", full)
     with pytest.raises(UserError, match=r"cannot write .*report\.html: No space left on device"):
         write_report(tmp_path, "Another title")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before

@@ -1,9 +1,9 @@
 """The built-in real data: docstring summaries and the code they describe, from the installed Python packages.
 
 An environment with torch holds tens of thousands of (what it does, how it does it) pairs written by people.
-The packages are read as text and parsed with ``ast``; nothing is imported or run. Whole packages are set aside,
-so that evaluation asks about code the model never saw. The idea, and most of the rule of what makes a pair,
-are CodeSearchNet's (Husain et al., 2019, arXiv:1909.09436, section 2).
+The packages are read as text and parsed with ``ast``; nothing is imported or run. Whole packages are set
+aside, so that evaluation asks about code the model never saw. The idea, and most of the rule of what makes a
+pair, are CodeSearchNet's (Husain et al., 2019, arXiv:1909.09436, section 2).
 """
 
 from __future__ import annotations
@@ -30,10 +30,17 @@ MIN_CODE_LINES = 3
 MAX_CODE_CHARACTERS = 4000
 UNSEEN_SALT = 24160  # sets aside well-known packages of many kinds: data frames, graphs, images, terminals
 
-_FOREIGN_FOLDERS = frozenset(
-    ("test", "tests", "testing", "vendor", "_vendor", "vendored", "_vendored")
-    + ("extern", "_extern", "externals", "third_party")
-)
+_TEST_FOLDERS = {"test", "tests", "testing"}
+_VENDOR_FOLDERS = {
+    "vendor",
+    "_vendor",
+    "vendored",
+    "_vendored",
+    "extern",
+    "_extern",
+    "externals",
+    "third_party",
+}
 _TEST_FILE = re.compile(r"test_.*|.*_test|conftest")
 # Where a docstring turns from prose to reference: a section, a field, a table, a directive, a doctest.
 _REFERENCE = re.compile(
@@ -89,6 +96,9 @@ def collect(roots: Sequence[Path] | None = None, unseen_documents: int = 6000) -
     order of a salted hash of their names until it holds ``unseen_documents`` pairs; a package with more than
     a quarter of all pairs always stays in training. The same environment gives the same result.
 
+    Large environments are read by several processes, so a script that calls this needs the usual
+    ``if __name__ == "__main__":``.
+
     Raises:
         UserError: the packages do not hold that many pairs to set aside.
     """
@@ -116,10 +126,11 @@ def code_pair(function: Function, lines: Sequence[bytes]) -> tuple[str, str] | N
     """The rule of what counts as a pair: ``(summary, code without its docstring)``, or None.
 
     The summary is the first paragraph of the docstring, up to where reference material starts (a section such
-    as "Args:", a field, a doctest), on one line: 3 to 64 words of any language, printable, not the signature.
-    The code is the source text from ``def`` on (decorators may repeat the docstring), comments and layout kept,
-    dedented, at least three lines without the blank ones, cut at a line end to 4,000 characters. Classes are no
-    pairs: their code contains that of their methods, so a method's summary would have two right answers.
+    as "Args:", a field, a doctest), on one line: ``SUMMARY_WORDS`` words (two letters or more, any language),
+    printable, not the signature. The code is the source text from ``def`` on (decorators may repeat the
+    docstring), comments and layout kept, dedented, cut at a line end to ``MAX_CODE_CHARACTERS``, at least
+    ``MIN_CODE_LINES`` lines that are not blank. Classes are no pairs: their code contains that of their
+    methods, so a method's summary would have two right answers.
 
     Args:
         function: a parsed function or method.
@@ -130,17 +141,16 @@ def code_pair(function: Function, lines: Sequence[bytes]) -> tuple[str, str] | N
         return None
     prose = _REFERENCE.split(docstring, maxsplit=1)[0]
     summary = " ".join(re.split(r"\n\s*\n", prose, maxsplit=1)[0].split())
-    code = _without_docstring(function, lines)
     if len(_WORD.findall(summary)) not in SUMMARY_WORDS or not summary.isprintable():
         return None
     if summary.startswith(f"{function.name}("):
         return None
-    if sum(1 for line in code if line.strip()) < MIN_CODE_LINES:
+    code = "\n".join(_without_docstring(function, lines))
+    if len(code) > MAX_CODE_CHARACTERS:
+        code = code[: MAX_CODE_CHARACTERS + 1].rpartition("\n")[0]
+    if sum(1 for line in code.split("\n") if line.strip()) < MIN_CODE_LINES:
         return None
-    document = "\n".join(code)
-    if len(document) > MAX_CODE_CHARACTERS:
-        document = document[: document.rfind("\n", 0, MAX_CODE_CHARACTERS + 1)]
-    return summary, document
+    return summary, code
 
 
 def _without_docstring(function: Function, lines: Sequence[bytes]) -> list[str]:
@@ -180,7 +190,9 @@ def _python_files(roots: Iterable[Path]) -> Iterator[_File]:
                 continue
             for path in folder.rglob("*.py"):
                 name = path.relative_to(root)
-                if _FOREIGN_FOLDERS.isdisjoint(name.parts) and not _TEST_FILE.fullmatch(path.stem):
+                if (_TEST_FOLDERS | _VENDOR_FOLDERS).isdisjoint(name.parts) and not _TEST_FILE.fullmatch(
+                    path.stem
+                ):
                     yield _File(owner.get(folder.name, folder.name), name.as_posix(), path)
 
 
@@ -262,12 +274,12 @@ def _unseen_packages(pairs: Sequence[CodePair], wanted: int) -> set[str]:
     unseen: set[str] = set()
     held = 0
     for package in sorted(size, key=lambda name: _digest(f"{UNSEEN_SALT} {name}")):
-        if held >= wanted:
-            return unseen
-        if 4 * size[package] <= len(pairs):
+        if held < wanted and 4 * size[package] <= len(pairs):
             unseen.add(package)
             held += size[package]
-    raise UserError(
-        f"the installed packages hold {len(pairs)} docstring pairs, too few to set {wanted} aside and train on "
-        "the rest; ask for fewer unseen documents or install more packages"
-    )
+    if held < wanted or len(unseen) == len(size):
+        raise UserError(
+            f"the installed packages hold {len(pairs)} docstring pairs, too few to set {wanted} aside and "
+            "train on the rest; ask for fewer unseen documents or install more packages"
+        )
+    return unseen

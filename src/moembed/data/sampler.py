@@ -1,8 +1,8 @@
 """Which rows make up the batch of a step: a pure function of ``(seed, step)``.
 
 Nothing is consumed, so resuming a run is a seek; and the batch is the global one, so any number of processes
-cut their shares from the same rows. Each batch comes from one source, so that in-batch negatives differ in what
-they say and not in where they come from (Nomic Embed, Nussbaum et al., 2024, arXiv:2402.01613, section 3).
+cut their shares from the same rows. Each batch comes from one source, so that in-batch negatives differ in
+what they say and not in where they come from (Nomic Embed, Nussbaum et al., 2024, arXiv:2402.01613).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Sampler:
 
     Steps fall into cycles of 1,000. Source ``s`` owns the share ``[W_{s-1}, W_s)`` of the unit interval, in
     proportion to its weight, and cycle ``c`` gives it the points ``(i + u_c) / 1000``, ``0 <= i < 1000``,
-    inside: its exact share rounded down or up, 1,000 steps in all (systematic sampling, Madow and Madow, 1944).
+    inside: its exact share rounded down or up, 1,000 steps in all (systematic sampling; Madow, Madow 1944).
     The offset ``u_c`` is the van der Corput sequence, so the points of the first ``2^k`` cycles are again an
     even grid: over them every source is within one step of its exact share, and the rarest comes up in time.
     The order inside a cycle is random.
 
-    Inside a source, batches are consecutive slices of a new permutation in each epoch; the rows left over when
-    no full batch remains sit that epoch out.
+    Inside a source, batches are consecutive slices of a new permutation in each epoch; rows left over when no
+    full batch remains sit that epoch out.
 
     Args:
         sizes: rows per source.

@@ -91,7 +91,7 @@ def load_source(config: SourceConfig) -> Source:
     missing (a hard negative may be), empty, not a string or not UTF-8.
 
     Raises:
-        UserError: missing, damaged or empty file, unknown format or column, a bad row that may not be skipped.
+        UserError: missing, damaged or empty file, unknown format or column, a bad row not to be skipped.
     """
     path = Path(config.path)
     skipped: list[str] = []
@@ -270,4 +270,4 @@ def _csv(path: Path) -> Iterator[Numbered]:
             values = {column: value or None for column, value in row.items()}
             yield reader.line_num, "more fields than the header" if len(row) > len(header) else values
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+        raise UserError(f"{path}, after line {reader.line_num}: not CSV ({error})") from None

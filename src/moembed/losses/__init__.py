@@ -1,1 +1,1 @@
-"""Losses: pure functions of tensors. Vectors in, one scalar out; no model, no gather, no hidden coefficient."""
+"""Losses: pure functions of tensors. Vectors in, one scalar out: no model, no gather, no coefficient."""

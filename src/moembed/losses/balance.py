@@ -1,13 +1,13 @@
 """Router losses from the statistics of the MoE layers.
 
-Each takes the statistics of the tokens at hand and the ``total`` over all chunks and processes of the step, and
-returns the share of these tokens: shares add up to the loss of the whole batch, value and gradient, because the
-counts carry no gradient and the probabilities enter linearly. Coefficients belong to the caller alone.
+Each takes the statistics of the tokens at hand and the ``total`` over all chunks and processes of the step,
+and returns the share of these tokens: shares add up to the loss of the whole batch, value and gradient,
+because the counts carry no gradient and the probabilities enter linearly. Coefficients belong to the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,5 +35,5 @@ def z_loss(stats: Sequence[RouterStats], total: Sequence[RouterStats]) -> Tensor
     return _mean(part.z / whole.tokens for part, whole in zip(stats, total, strict=True))
 
 
-def _mean(terms: object) -> Tensor:
-    return torch.stack(list(terms)).mean()  # type: ignore[call-overload]
+def _mean(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).mean()

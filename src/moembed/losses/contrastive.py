@@ -1,8 +1,8 @@
 """Contrastive losses: pull a query to its document, push it from every other candidate.
 
 All share one signature, ``loss(query_QM, document_NM, positive_Q, mask_QN=None, weight_Q=None)``: mined hard
-negatives are further rows of ``document_NM``, false negatives are True in ``mask_QN``, curricula and focal terms
-are ``weight_Q``.
+negatives are further rows of ``document_NM``, false negatives are True in ``mask_QN``, curricula and focal
+terms are ``weight_Q``.
 """
 
 from __future__ import annotations

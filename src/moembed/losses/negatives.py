@@ -8,9 +8,9 @@ from torch import Tensor
 def duplicates(query_hash_Q: Tensor, document_hash_N: Tensor, positive_Q: Tensor) -> Tensor:
     """Candidates that are known to answer a query although they are not its own positive.
 
-    ``mask[q, n]`` is True when candidate n has the text of q's positive, or is the positive of a query with q's
-    text. Texts are compared by hash, never by vector: dropout makes equal texts differ, and near-equal vectors
-    are what training is about.
+    ``mask[q, n]`` is True when candidate n has the text of q's positive, or is the positive of a query with
+    q's text. Texts are compared by hash, never by vector: dropout makes equal texts differ, and near-equal
+    vectors are what training is about.
 
     Returns:
         bool ``(Q, N)``; the positives themselves are False.

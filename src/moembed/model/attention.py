@@ -1,7 +1,7 @@
 """Bidirectional self-attention over a packed batch, on two roads that give the same values.
 
-``packed`` hands every run of equally long texts to the fused kernel at once, so no padding exists. ``padded`` is
-the textbook road, softmax(QK'/sqrt(C) + mask)V on a padded batch: slow, obvious, the reference in the tests.
+``packed`` hands every run of equally long texts to the fused kernel at once, so no padding exists. ``padded``
+is the textbook road, softmax(QK'/sqrt(C) + mask)V on a padded batch: slow, obvious, the tests' reference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moembed.model.rope import rotate
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one fused projection laid out ``[q | k | v]``, heads contiguous inside each."""
+    """Multi-head attention; one fused projection laid out ``[q | k | v]``, heads contiguous inside each."""
 
     def __init__(self, width: int, num_heads: int, bias: bool) -> None:
         super().__init__()
@@ -49,10 +49,9 @@ def packed(
     """One fused call per run of equal lengths; texts in ``length_B`` stand shortest first."""
     runs = [(length, len(list(group))) for length, group in groupby(length_B)]
     sizes = [length * count for length, count in runs]
+    split = [torch.split(states_THC, sizes) for states_THC in (query_THC, key_THC, value_THC)]
     mixed = []
-    for (length, count), *states in zip(
-        runs, query_THC.split(sizes), key_THC.split(sizes), value_THC.split(sizes), strict=True
-    ):
+    for (length, count), *states in zip(runs, *split, strict=True):
         query, key, value = (x.unflatten(0, (count, length)).transpose(1, 2) for x in states)
         attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         mixed.append(attended.transpose(1, 2).flatten(0, 1))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from moembed.model.encoder import Encoder, num_parameters
 from moembed.model.folder import Parts, read_folder, write_folder
-from moembed.model.moe import MoE
 from moembed.model.pooling import POOLING
 from moembed.tokenizer import pack, token_budget
 from moembed.types import Batch, Encoded, TruncationWarning, UserError
@@ -24,6 +23,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 class Embedder(nn.Module):
     """Encoder + pooling + L2 normalisation, with the tokenizer and the prompts the model was made with.
+
+    Made from ``Parts``, it takes their tensors over without copying: train it, and what shares them moves.
 
     >>> model = Embedder.from_pretrained("runs/demo/model")        # doctest: +SKIP
     >>> model.encode_query(["read a parquet file lazily"]).shape   # doctest: +SKIP
@@ -47,7 +48,7 @@ class Embedder(nn.Module):
         """Load a model folder, or a hub id such as ``org/name`` when no folder of that name exists.
 
         Args:
-            dtype: precision of weights and activations, ``float32`` or ``bfloat16``; the router stays in fp32.
+            dtype: of weights and activations, ``float32`` or ``bfloat16``; routers stay in float32.
             device: default: ``cuda`` if there is one, else ``cpu``.
 
         Raises:
@@ -56,14 +57,12 @@ class Embedder(nn.Module):
         if dtype not in DTYPES:
             raise UserError(f"dtype {dtype!r} is not available (known: {', '.join(DTYPES)})")
         model = cls(read_folder(locate(path_or_hub_id)))
-        model.to(DTYPES[dtype])
-        for module in model.modules():
-            if isinstance(module, MoE):
-                module.router.float()
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.to(torch.float32 if ".router." in name else DTYPES[dtype])
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write a sentence-transformers folder; an existing one is replaced only when the new one is whole."""
+        """Write a sentence-transformers folder; an existing one gives way only when the new one is whole."""
         write_folder(Path(path), self.parts())
 
     def parts(self) -> Parts:
@@ -142,7 +141,7 @@ class Embedder(nn.Module):
         return self.encode(texts, self.role_prompt("document"), dim)
 
     def role_prompt(self, role: str) -> str | None:
-        """The name of the prompt for ``query`` or ``document``; else the model's default prompt, else None."""
+        """The name of the prompt for ``query`` or ``document``, else of the default prompt, else None."""
         names = {"query": ("query",), "document": ("document", "passage", "corpus")}[role]
         return next((n for n in names if n in self.tokenizer.prompts), self.tokenizer.default_prompt)
 
@@ -197,7 +196,7 @@ def _shorten(vector_BM: Tensor, dim: int | None) -> Tensor:
 
 
 def locate(path_or_hub_id: str | Path) -> Path:
-    """A local folder as it is; otherwise the hub's files, from the local cache when the hub is out of reach."""
+    """A local folder as it is; else the hub's files, from the local cache when the hub is out of reach."""
     path = Path(path_or_hub_id)
     for folder in (path, path / "model"):  # a run folder holds its model in `model`
         if (folder / "config.json").is_file():

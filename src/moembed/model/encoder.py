@@ -2,8 +2,8 @@
 
     h = norm1(x + attention(x));  y = norm2(h + ffn(h))
 
-It runs on packed batches and returns the hidden states of exactly the depths asked for, stopping at the deepest:
-sub-networks, early exits and probes are an argument, never a fork of this file.
+It runs on packed batches and returns the hidden states of exactly the depths asked for, stopping at the
+deepest: sub-networks, early exits and probes are an argument, never a fork of this file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from moembed.config import Strict
 from moembed.model.attention import Attention
-from moembed.model.ffn import FeedForward
+from moembed.model.ffn import Activation, FeedForward
 from moembed.model.moe import MoE, MoEConfig
 from moembed.model.rope import rotation
 from moembed.types import RouterStats, UserError
@@ -33,7 +33,7 @@ class EncoderConfig(Strict):
     num_layers: int
     num_heads: int
     ffn_width: int
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    activation: Activation = "gelu"
     gated: bool = False
     attention_bias: bool = True
     ffn_bias: bool = True
@@ -42,8 +42,8 @@ class EncoderConfig(Strict):
     max_positions: int = 512  # rows of the position table, or the length the rotary model was trained for
     position_offset: int = 0  # RoBERTa counts positions from pad_token_id + 1
     rope_base: float = 10000.0
-    num_token_types: int = Field(2, ge=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    num_token_types: int = Field(default=2, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     moe: MoEConfig | None = None
 
     @model_validator(mode="after")
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
         if not set(depths) <= set(range(config.num_layers + 1)) or not depths:
             raise UserError(f"depths {list(depths)} are not within 0..{config.num_layers}")
         if length_B and max(length_B) > config.max_length:
-            raise UserError(f"a text of {max(length_B)} tokens is longer than the model's {config.max_length}")
+            raise UserError(f"a text has {max(length_B)} tokens, the model reads {config.max_length}")
         dropout = config.dropout if self.training else 0.0
         position_T = torch.cat([torch.arange(length) for length in length_B]).to(token_T.device)
 

@@ -15,12 +15,20 @@ import torch
 
 from moembed.config import validate
 from moembed.model.encoder import Encoder, EncoderConfig
+from moembed.model.ffn import Activation
 from moembed.types import UserError
 
 Names = dict[str, tuple[str, ...]]
 
-_ACTIVATION = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-_ACTIVATION |= {"silu": "silu", "swish": "silu"}
+_ACTIVATION: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+_GATES: dict[Activation, str] = {"silu": "swiglu", "gelu": "geglu"}  # NomicBERT's words for gated blocks
 
 
 @dataclass(frozen=True)
@@ -31,12 +39,14 @@ class Family:
     prefixes: tuple[str, ...] = ("",)  # what a task head's checkpoint puts before every name
 
 
-# ---- BERT, RoBERTa, XLM-RoBERTa ------------------------------------------------------------------------------
+# ---- BERT, RoBERTa, XLM-RoBERTa ---------------------------------------------------------------------------
 
 
 def _read_bert(values: dict[str, Any]) -> EncoderConfig:
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"position_embedding_type {values['position_embedding_type']!r} is not supported")
+    if values.get("is_decoder"):
+        raise UserError("is_decoder true is not supported: an embedding reads in both directions")
     model_type = values["model_type"]
     return EncoderConfig(
         family=model_type,
@@ -55,7 +65,6 @@ def _read_bert(values: dict[str, Any]) -> EncoderConfig:
 
 def _write_bert(config: EncoderConfig) -> dict[str, Any]:
     bert = config.family == "bert"
-    activation = next(theirs for theirs, ours in _ACTIVATION.items() if ours == config.activation)
     return {
         "model_type": config.family,
         "architectures": [
@@ -66,7 +75,7 @@ def _write_bert(config: EncoderConfig) -> dict[str, Any]:
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.ffn_width,
-        "hidden_act": activation,
+        "hidden_act": _their(config.activation),
         "layer_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "type_vocab_size": config.num_token_types,
@@ -100,19 +109,22 @@ def _bert_names(config: EncoderConfig) -> Names:
     return names
 
 
-# ---- NomicBERT v1, v1.5 (dense) ------------------------------------------------------------------------------
+# ---- NomicBERT v1, v1.5 (dense) ---------------------------------------------------------------------------
 
 
 def _read_nomic(values: dict[str, Any]) -> EncoderConfig:
-    """Both spellings of the config: the published one (``n_embd`` ...) and transformers' (``hidden_size`` ...)."""
+    """Both spellings of the config: the published one (``n_embd`` …), transformers' (``hidden_size`` …)."""
     if values.get("num_experts"):
         raise UserError(
-            "this is the published Nomic MoE layout, which this version does not read yet; dense NomicBERT is read"
+            "this is the published Nomic MoE layout, which is not read yet; dense NomicBERT models are"
         )
     if "n_embd" not in values:
         rope = values.get("rope_parameters") or {}
         if rope.get("rope_type", "default") != "default":
             raise UserError(f"rope_type {rope['rope_type']!r} is not supported")
+        activation = _activation(values.get("hidden_act", "silu"))
+        if activation not in _GATES:
+            raise UserError(f"NomicBERT with hidden_act = {values['hidden_act']!r} is not supported")
         return EncoderConfig(
             family="nomic_bert",
             vocab_size=values["vocab_size"],
@@ -120,7 +132,7 @@ def _read_nomic(values: dict[str, Any]) -> EncoderConfig:
             num_layers=values["num_hidden_layers"],
             num_heads=values["num_attention_heads"],
             ffn_width=values["intermediate_size"],
-            activation=_activation(values.get("hidden_act", "silu")),
+            activation=activation,
             gated=True,
             attention_bias=False,
             ffn_bias=False,
@@ -145,8 +157,8 @@ def _read_nomic(values: dict[str, Any]) -> EncoderConfig:
             raise UserError(f"NomicBERT with {key} = {values.get(key)!r} is not supported")
     if values["mlp_fc1_bias"] != values["mlp_fc2_bias"]:
         raise UserError("NomicBERT with mlp_fc1_bias different from mlp_fc2_bias is not supported")
-    gated = values["activation_function"] in ("swiglu", "geglu")
-    activation = {"swiglu": "silu", "geglu": "gelu"}.get(values["activation_function"])
+    name = values["activation_function"]
+    gate = next((ours for ours, theirs in _GATES.items() if theirs == name), None)
     return EncoderConfig(
         family="nomic_bert",
         vocab_size=values["vocab_size"],
@@ -154,8 +166,8 @@ def _read_nomic(values: dict[str, Any]) -> EncoderConfig:
         num_layers=values["n_layer"],
         num_heads=values["n_head"],
         ffn_width=int(values["n_inner"]),
-        activation=activation or _activation(values["activation_function"]),  # type: ignore[arg-type]
-        gated=gated,
+        activation=gate or _activation(name),
+        gated=gate is not None,
         attention_bias=values["qkv_proj_bias"],
         ffn_bias=values["mlp_fc1_bias"],
         norm_eps=values["layer_norm_epsilon"],
@@ -167,8 +179,6 @@ def _read_nomic(values: dict[str, Any]) -> EncoderConfig:
 
 
 def _write_nomic(config: EncoderConfig) -> dict[str, Any]:
-    gated = {"silu": "swiglu", "gelu": "geglu"}
-    plain = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
     return {
         "model_type": "nomic_bert",
         "architectures": ["NomicBertModel"],
@@ -178,7 +188,7 @@ def _write_nomic(config: EncoderConfig) -> dict[str, Any]:
         "n_head": config.num_heads,
         "n_inner": config.ffn_width,
         "n_positions": config.max_positions,
-        "activation_function": (gated if config.gated else plain)[config.activation],
+        "activation_function": _GATES[config.activation] if config.gated else _their(config.activation),
         "qkv_proj_bias": config.attention_bias,
         "mlp_fc1_bias": config.ffn_bias,
         "mlp_fc2_bias": config.ffn_bias,
@@ -221,7 +231,7 @@ def _nomic_names(config: EncoderConfig) -> Names:
     return names
 
 
-# ---- our own -------------------------------------------------------------------------------------------------
+# ---- our own ----------------------------------------------------------------------------------------------
 
 
 def _read_own(values: dict[str, Any]) -> EncoderConfig:
@@ -254,7 +264,11 @@ def family_of(values: dict[str, Any]) -> Family:
     return FAMILIES[model_type]
 
 
-def _activation(name: str) -> Any:
+def _activation(name: str) -> Activation:
     if name not in _ACTIVATION:
         raise UserError(f"activation {name!r} is not supported (known: {', '.join(_ACTIVATION)})")
     return _ACTIVATION[name]
+
+
+def _their(activation: Activation) -> str:
+    return next(theirs for theirs, ours in _ACTIVATION.items() if ours == activation)

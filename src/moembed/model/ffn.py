@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # exact, by erf
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
@@ -19,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """``down(act(up(x)))``, or gated ``down(act(gate(x)) * up(x))`` (Shazeer, arXiv 2002.05202)."""
 
-    def __init__(self, width: int, hidden: int, activation: str, gated: bool, bias: bool) -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation, gated: bool, bias: bool) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.up = nn.Linear(width, hidden, bias=bias)

@@ -1,5 +1,7 @@
 """A sentence-transformers folder <-> the parts of an Embedder. Every tensor is checked on the way in.
 
+The files::
+
     config.json                          the architecture (ours or another family's)
     model.safetensors                    the weights
     tokenizer.json, tokenizer_config.json …
@@ -11,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -35,7 +36,7 @@ from moembed.types import UserError
 
 # Heads and buffers that come with a pretrained checkpoint and play no part in an embedding.
 _IGNORED = re.compile(r"^(cls|lm_head|pooler|classifier|qa_outputs)\.|position_ids$|token_type_ids$")
-_TOKENIZER_FILES = re.compile(r"^(tokenizer.*|special_tokens_map|added_tokens|vocab.*|merges|.*\.model)(\.|$)")
+_TOKENIZER_FILES = re.compile(r"^(tokenizer.*|special_tokens_map|added_tokens|vocab|merges|.*\.model)(\.|$)")
 _MODULES = ["Transformer", "Pooling", "Normalize"]
 _LEGACY_POOLING = {
     "pooling_mode_cls_token": "cls",
@@ -58,7 +59,15 @@ class Parts:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-# ---- reading -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Settings:
+    max_length: int
+    prompts: dict[str, str]
+    default_prompt: str | None
+    pooling: str
+
+
+# ---- reading ----------------------------------------------------------------------------------------------
 
 
 def read_folder(path: Path) -> Parts:
@@ -74,7 +83,11 @@ def read_folder(path: Path) -> Parts:
     values = _read_json(path / "config.json")
     config = read_config(path)
     state = _read_state(path, config, family_of(values))
-    return Parts(config, state, _read_tokenizer(path, config), _read_pooling(path), _tokenizer_files(path))
+    settings = read_settings(path, config)
+    tokenizer = Tokenizer(
+        _read_tokenizer(path, config), settings.max_length, settings.prompts, settings.default_prompt
+    )
+    return Parts(config, state, tokenizer, settings.pooling, _tokenizer_files(path))
 
 
 def read_config(path: Path) -> EncoderConfig:
@@ -84,17 +97,19 @@ def read_config(path: Path) -> EncoderConfig:
         return family_of(values).read_config(values)
     except KeyError as error:
         raise UserError(f"{path / 'config.json'} has no key {error}") from None
-    except ValueError as error:
-        raise UserError(f"{path / 'config.json'}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path / 'config.json'}: {' '.join(str(error).split())}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, kind: type = dict) -> Any:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(values, kind):
+        raise UserError(f"{path} holds a {type(values).__name__} where a {kind.__name__} is expected")
     return values
 
 
@@ -114,7 +129,7 @@ def _read_state(path: Path, config: EncoderConfig, family: Family) -> dict[str, 
     for file in _weight_files(path):
         try:
             with safe_open(file, "pt") as tensors:
-                theirs |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+                theirs |= {_modern(name): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, FileNotFoundError) as error:
             raise UserError(f"{file} is missing, truncated or damaged ({error})") from None
 
@@ -145,12 +160,19 @@ def _read_state(path: Path, config: EncoderConfig, family: Family) -> dict[str, 
     return state
 
 
+def _modern(name: str) -> str:
+    """The first BERT checkpoints name the weight and bias of a norm gamma and beta."""
+    for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
+        name = name.replace(old, new)
+    return name
+
+
 def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Encoder(config).state_dict().items()}
 
 
-def _read_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
+def _read_tokenizer(path: Path, config: EncoderConfig) -> Backend:
     file = path / "tokenizer.json"
     if file.is_file():
         try:
@@ -163,17 +185,22 @@ def _read_tokenizer(path: Path, config: EncoderConfig) -> Tokenizer:
         raise UserError(
             f"{path}: the tokenizer has {backend.get_vocab_size()} tokens, the model {config.vocab_size} rows"
         )
-    settings = _optional(path / "sentence_bert_config.json")
-    if settings.get("do_lower_case"):
+    return backend
+
+
+def read_settings(path: Path, config: EncoderConfig) -> Settings:
+    """What the small files of a folder say about texts: length limit, prompts, pooling."""
+    transformer = _optional(path / "sentence_bert_config.json")
+    if transformer.get("do_lower_case"):
         raise UserError(f"{path}: do_lower_case in sentence_bert_config.json is not supported")
-    limits = [settings.get("max_seq_length"), _optional(path / "tokenizer_config.json").get("model_max_length")]
-    limit = next((int(x) for x in limits if x), config.max_length)
+    tokenizer = _optional(path / "tokenizer_config.json")
+    limit = int(transformer.get("max_seq_length") or tokenizer.get("model_max_length") or config.max_length)
     prompts = _optional(path / "config_sentence_transformers.json")
-    return Tokenizer(
-        backend,
-        min(limit, config.max_length),
-        {name: text for name, text in (prompts.get("prompts") or {}).items() if text},
-        prompts.get("default_prompt_name"),
+    return Settings(
+        max_length=min(limit, config.max_length),
+        prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text},
+        default_prompt=prompts.get("default_prompt_name"),
+        pooling=_read_pooling(path),
     )
 
 
@@ -199,14 +226,13 @@ def _read_pooling(path: Path) -> str:
     if not (path / "modules.json").is_file():
         warnings.warn(f"{path} has no modules.json: mean pooling is assumed", stacklevel=2)
         return "mean"
-    modules: Any = _read_json(path / "modules.json")
+    modules = _read_json(path / "modules.json", list)
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if kinds not in (_MODULES, _MODULES[:2]):
-        raise UserError(f"{path}: a model made of {' + '.join(kinds)} is not supported, only {' + '.join(_MODULES)}")
+        known, found = " + ".join(_MODULES), " + ".join(kinds)
+        raise UserError(f"{path}: a model made of {found} is not supported, only {known}")
     values = _read_json(path / modules[1]["path"] / "config.json")
-    modes = values.get("pooling_mode") or [
-        mode for key, mode in _LEGACY_POOLING.items() if values.get(key)
-    ]
+    modes = values.get("pooling_mode") or [mode for key, mode in _LEGACY_POOLING.items() if values.get(key)]
     mode = modes if isinstance(modes, str) else "+".join(modes)
     if mode not in POOLING:
         raise UserError(f"{path}: pooling {mode!r} is not supported (known: {', '.join(POOLING)})")
@@ -215,7 +241,7 @@ def _read_pooling(path: Path) -> str:
     return str(mode)
 
 
-# ---- writing -------------------------------------------------------------------------------------------------
+# ---- writing ----------------------------------------------------------------------------------------------
 
 
 def write_folder(path: Path, parts: Parts) -> None:
@@ -269,18 +295,26 @@ def write_folder(path: Path, parts: Parts) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """An empty folder beside ``path`` that takes its place when the block ends well and vanishes when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (path.with_name(f".{path.name}.{word}-{os.getpid()}") for word in ("new", "old"))
-    fresh.mkdir()
+    """An empty folder beside ``path`` that takes its place when the block ends well and vanishes when not.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    fresh, old = (path.with_name(f".{path.name}.{word}") for word in ("new", "old"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)  # left by a process that was killed
+        fresh.mkdir()
         yield fresh
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         fresh.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"could not write {path} ({error})") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_json(path: Path, values: Any) -> None:

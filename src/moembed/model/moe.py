@@ -3,8 +3,8 @@
 ``y_t = sum over the pairs (t, e) of weight * expert_e(x_t)  [+ shared experts(x_t)]  [+ shared bias]``
 
 - ``loop``: for every expert, pick its tokens, compute, add. Slow and obvious; the reference.
-- ``grouped``: one sort of the pairs by expert, one gather, one matrix product per expert on a contiguous slice,
-  one weighted scatter back.
+- ``grouped``: one sort of the pairs by expert, one gather, one matrix product per expert on a contiguous
+  slice, one weighted scatter back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from moembed.config import Strict
-from moembed.model.ffn import ACTIVATIONS, FeedForward
+from moembed.model.ffn import ACTIVATIONS, Activation, FeedForward
 from moembed.model.router import Router, RouterConfig, Routing
 from moembed.types import RouterStats
 
@@ -26,14 +26,14 @@ from moembed.types import RouterStats
 class MoEConfig(Strict):
     """Which layers hold experts and what an expert is.
 
-    ``bias``: ``each`` expert keeps the two biases of the dense block it came from; ``shared`` is one output bias
-    per layer, added once (the published Nomic Embed v2); ``none`` has none. ``num_shared_experts`` are
+    ``bias``: ``each`` expert keeps the two biases of the dense block it came from; ``shared`` is one output
+    bias per layer, added once (the published Nomic Embed v2); ``none`` has none. ``num_shared_experts`` are
     always-on blocks beside the routed ones.
     """
 
     layers: tuple[int, ...]
-    num_experts: int = Field(8, ge=1)
-    num_shared_experts: int = Field(0, ge=0)
+    num_experts: int = Field(default=8, ge=1)
+    num_shared_experts: int = Field(default=0, ge=0)
     bias: Literal["each", "shared", "none"] = "each"
     router: RouterConfig = RouterConfig()
 
@@ -48,7 +48,7 @@ class MoE(nn.Module):
     """Experts as 3-D parameters, one slice each; every slice is laid out as ``nn.Linear`` (out, in)."""
 
     def __init__(
-        self, width: int, hidden: int, activation: str, gated: bool, config: MoEConfig, layer: int
+        self, width: int, hidden: int, activation: Activation, gated: bool, config: MoEConfig, layer: int
     ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
@@ -79,33 +79,33 @@ class MoE(nn.Module):
     def idle_parameters(self) -> int:
         """Parameters of the routed experts that one token does not visit."""
         experts, top_k = len(self.up_EFD), self.router.config.top_k
-        routed = [self.up_EFD, self.gate_EFD, self.down_EDF, self.up_bias_EF, self.gate_bias_EF, self.down_bias_ED]
-        return sum(p.numel() for p in routed if p is not None) * (experts - top_k) // experts
+        weights = (self.up_EFD, self.gate_EFD, self.down_EDF)
+        biases = (self.up_bias_EF, self.gate_bias_EF, self.down_bias_ED)
+        routed = sum(parameter.numel() for parameter in (*weights, *biases) if parameter is not None)
+        return routed * (experts - top_k) // experts
 
     def experts(self) -> list[Callable[[Tensor], Tensor]]:
         """One function per expert. ``unbind`` slices all of them in one node, so backward stacks their
         gradients once instead of adding E mostly-zero tensors."""
-        slices = [
-            parameter.unbind(0) if parameter is not None else [None] * len(self.up_EFD)
-            for parameter in (
-                self.up_EFD, self.up_bias_EF, self.gate_EFD, self.gate_bias_EF, self.down_EDF, self.down_bias_ED
-            )
-        ]  # fmt: skip
+        count = len(self.up_EFD)
+        up_FD, down_DF = self.up_EFD.unbind(), self.down_EDF.unbind()
+        gate_FD, up_bias_F, gate_bias_F, down_bias_D = (
+            parameter.unbind() if parameter is not None else (None,) * count
+            for parameter in (self.gate_EFD, self.up_bias_EF, self.gate_bias_EF, self.down_bias_ED)
+        )
 
         def expert(number: int) -> Callable[[Tensor], Tensor]:
-            up, up_bias, gate, gate_bias, down, down_bias = (s[number] for s in slices)
-
-            def compute(tokens: Tensor) -> Tensor:
-                inner = F.linear(tokens, up, up_bias)
-                if gate is None:
-                    inner = self.activation(inner)
+            def compute(hidden_ND: Tensor) -> Tensor:
+                inner_NF = F.linear(hidden_ND, up_FD[number], up_bias_F[number])
+                if (gate := gate_FD[number]) is None:
+                    inner_NF = self.activation(inner_NF)
                 else:
-                    inner = self.activation(F.linear(tokens, gate, gate_bias)) * inner
-                return F.linear(inner, down, down_bias)
+                    inner_NF = self.activation(F.linear(hidden_ND, gate, gate_bias_F[number])) * inner_NF
+                return F.linear(inner_NF, down_DF[number], down_bias_D[number])
 
             return compute
 
-        return [expert(number) for number in range(len(self.up_EFD))]
+        return [expert(number) for number in range(count)]
 
 
 def loop(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
@@ -126,7 +126,7 @@ def grouped(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
     output_PD = torch.cat(
         [
             expert(tokens)
-            for expert, tokens in zip(moe.experts(), gathered_PD.split(counts), strict=True)
+            for expert, tokens in zip(moe.experts(), torch.split(gathered_PD, counts), strict=True)
             if len(tokens)
         ]
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def rotation(position_T: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables, each ``(T, 1, head_width / 2)`` in fp32: angle ``p * base^(-2i / head_width)``."""
+    """Cosine and sine of the angle ``p * base^(-2i / head_width)``, each ``(T, 1, head_width / 2)`` fp32."""
     exponent = torch.arange(0, head_width, 2, device=position_T.device, dtype=torch.float32) / head_width
     angle = position_T.float()[:, None] * base**-exponent
     return angle.cos()[:, None], angle.sin()[:, None]

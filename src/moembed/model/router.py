@@ -1,11 +1,12 @@
 """Which experts see which tokens: hidden states -> routed (token, expert, weight) pairs.
 
-Both routers score tokens with a bias-free linear layer and an fp32 softmax over all experts, and both describe
-their decision as a flat list of P pairs, so the MoE block needs to know neither.
+Both routers score tokens with a bias-free linear layer and an fp32 softmax over all experts, and both
+describe their decision as a flat list of P pairs, so the MoE block needs to know neither.
 
 - ``token_choice``: each token takes its ``top_k`` most probable experts (Shazeer et al., arXiv 1701.06538).
-- ``expert_choice``: each expert takes the most probable tokens *of each text*, ``ceil(top_k * S / E)`` of its S
-  tokens (Zhou et al., arXiv 2202.09368). Choosing inside the text keeps a vector independent of its batch-mates.
+- ``expert_choice``: each expert takes the most probable tokens *of each text*, ``ceil(top_k * S / E)`` of its
+  S tokens (Zhou et al., arXiv 2202.09368). Choosing inside the text keeps a vector independent of its
+  batch-mates.
 
 Nothing is ever dropped for capacity, and a packed batch holds no padding that could be routed.
 """
@@ -33,9 +34,9 @@ class RouterConfig(Strict):
     """
 
     kind: Literal["token_choice", "expert_choice"] = "token_choice"
-    top_k: int = Field(2, ge=1)
-    normalize: float | None = Field(1.0, gt=0)
-    jitter: float = Field(0.0, ge=0, lt=1)
+    top_k: int = Field(default=2, ge=1)
+    normalize: float | None = Field(default=1.0, gt=0)
+    jitter: float = Field(default=0.0, ge=0, lt=1)
 
 
 @dataclass(slots=True)
@@ -58,9 +59,8 @@ class Router(nn.Module):
         """Route packed tokens; ``length_B`` says where texts end, which only expert choice needs."""
         with torch.autocast(hidden_TD.device.type, enabled=False):
             states_TD = hidden_TD.float()
-            if self.training and self.config.jitter:
-                noise_TD = torch.empty_like(states_TD).uniform_(1 - self.config.jitter, 1 + self.config.jitter)
-                states_TD = states_TD * noise_TD
+            if self.training and (jitter := self.config.jitter):
+                states_TD = states_TD * torch.empty_like(states_TD).uniform_(1 - jitter, 1 + jitter)
             logit_TE = states_TD @ self.weight_ED.float().T
             prob_TE = logit_TE.softmax(-1)
             token_P, expert_P = ROUTERS[self.config.kind](prob_TE.detach(), self.config.top_k, length_B)
@@ -68,8 +68,8 @@ class Router(nn.Module):
             weight_P = chosen_P
             if self.config.normalize is not None:
                 power = self.config.normalize
-                norm_T = chosen_P.new_zeros(len(hidden_TD)).index_add(0, token_P, chosen_P**power) ** (1 / power)
-                weight_P = chosen_P / norm_T[token_P]
+                power_T = chosen_P.new_zeros(len(hidden_TD)).index_add(0, token_P, chosen_P**power)
+                weight_P = chosen_P / power_T[token_P] ** (1 / power)
             with torch.no_grad():
                 count_E = torch.bincount(expert_P, minlength=prob_TE.shape[1])
                 entropy = -(prob_TE * logit_TE.log_softmax(-1)).sum()
@@ -93,7 +93,7 @@ def token_choice(prob_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[
 
 
 def expert_choice(prob_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The ``ceil(top_k * S / E)`` most probable tokens of every text for every expert; ties to the earlier token."""
+    """For every expert the ``ceil(top_k * S / E)`` most probable tokens of each text, ties to the earlier."""
     num_experts = prob_TE.shape[1]
     length_B_ = torch.tensor(length_B, device=prob_TE.device)
     text_T = torch.repeat_interleave(torch.arange(len(length_B), device=prob_TE.device), length_B_)

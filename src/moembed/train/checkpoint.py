@@ -1,5 +1,7 @@
 """Checkpoints: a model folder, the optimiser, the random state and how far the run is. Whole or not there.
 
+The folders::
+
     run/checkpoints/step-000500/          loads as a model by itself
     run/checkpoints/step-000500/train/    optimiser.pt, state.json, recipe.yaml
 """
@@ -11,6 +13,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -52,11 +55,10 @@ def save(
             torch.save({"optimiser": optimiser.state_dict(), "rng": rng}, fresh / "train" / "optimiser.pt")
             (fresh / "train" / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
             (fresh / "train" / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (UserError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         kept = latest(run)
-        raise UserError(
-            f"could not write {target} ({error}); " + (f"{kept} is intact" if kept else "nothing was saved before")
-        ) from None
+        before = f"{kept} is intact" if kept else "nothing was saved before"
+        raise UserError(f"step {state.step} was not saved: {error}; {before}") from None
     for old in _all(run)[:-keep]:
         shutil.rmtree(old)
 
@@ -75,15 +77,16 @@ def restore(run: Path, model: Embedder, optimiser: torch.optim.Optimizer, recipe
     folder = latest(run)
     if folder is None:
         raise UserError(f"{run} has no checkpoint to resume from")
-    if (folder / "train" / "recipe.yaml").read_text(encoding="utf-8") != dump(recipe):
-        raise UserError(
-            f"{folder} was made with another recipe; resume with the same one, or start a run in another folder"
-        )
     try:
-        saved = torch.load(folder / "train" / "optimiser.pt", weights_only=True, map_location=model.device)
+        made_with = (folder / "train" / "recipe.yaml").read_text(encoding="utf-8")
         state = State(**json.loads((folder / "train" / "state.json").read_text(encoding="utf-8")))
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        saved = torch.load(folder / "train" / "optimiser.pt", weights_only=True, map_location=model.device)
+    except (OSError, RuntimeError, EOFError, ValueError, TypeError, UnpicklingError) as error:
         raise UserError(f"{folder} is damaged ({error}); delete it to resume from the one before") from None
+    if made_with != dump(recipe):
+        raise UserError(
+            f"{folder} was made with another recipe; resume with the same one, or train into another folder"
+        )
     model.encoder.load_state_dict(read_folder(folder).state)
     optimiser.load_state_dict(saved["optimiser"])
     torch.set_rng_state(saved["rng"]["cpu"].cpu())
@@ -96,4 +99,5 @@ def _all(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name))
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

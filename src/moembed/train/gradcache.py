@@ -1,9 +1,9 @@
-"""GradCache: the gradient of one large contrastive batch in the memory of one chunk (Gao et al., arXiv 2101.06983).
+"""GradCache: the gradient of a large contrastive batch in the memory of one chunk.
 
 Pass one embeds every chunk without a graph. The loss is computed once on all vectors, whose gradients are the
 cache. Pass two embeds every chunk again under the same random state and back-propagates ``<vector, cached
-gradient>``. The router terms stay exact: pass one sums the expert counts of the whole batch, pass two adds each
-chunk's share (see `moembed.losses.balance`).
+gradient>``. The router terms stay exact: pass one sums the expert counts of the whole batch, pass two adds
+each chunk's share (see `moembed.losses.balance`). Source: Gao et al., arXiv 2101.06983.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def backward(embed: Embed, chunks: Sequence[Batch], loss: Loss, router_loss: Rou
         encoded = embed(chunks[0])
         contrastive = loss(encoded.by_depth)
         router = _router(router_loss, encoded.router, encoded.router)
-        (contrastive + router).backward()
+        torch.autograd.backward(contrastive + router)
         return Terms(contrastive.item(), router.item(), [part.detach() for part in encoded.router])
 
     random_states, first = [], []
@@ -58,17 +58,17 @@ def backward(embed: Embed, chunks: Sequence[Batch], loss: Loss, router_loss: Rou
         for depth in first[0].by_depth
     }
     contrastive = loss(leaves)
-    contrastive.backward()
+    torch.autograd.backward(contrastive)
 
     sizes = [len(chunk.length_B) for chunk in chunks]
-    cached = {depth: leaf.grad.split(sizes) for depth, leaf in leaves.items() if leaf.grad is not None}
+    cached = {depth: torch.split(leaf.grad, sizes) for depth, leaf in leaves.items() if leaf.grad is not None}
     for i, chunk in enumerate(chunks):
         _set_random_state(random_states[i])
         encoded = embed(chunk)
         surrogate = _router(router_loss, encoded.router, total)
         for depth, gradients in cached.items():
             surrogate = surrogate + (encoded.by_depth[depth] * gradients[i]).sum()
-        surrogate.backward()
+        torch.autograd.backward(surrogate)
     _set_random_state(after)
     router = _router(router_loss, total, total)
     return Terms(contrastive.item(), router.item(), total)

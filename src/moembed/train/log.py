@@ -30,8 +30,10 @@ class Log:
         run.mkdir(parents=True, exist_ok=True)
         path = run / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= start] if resume else []
-        self.file = path.open("w", encoding="utf-8")
-        self.file.writelines(json.dumps(line) + "\n" for line in kept)
+        fresh = run / "metrics.jsonl.new"
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        fresh.replace(path)
+        self.file = path.open("a", encoding="utf-8")
         self.last_step, self.minutes = last_step, minutes
         self.shown = -math.inf
         self.recent: list[tuple[float, int]] = []
@@ -67,7 +69,8 @@ class Log:
         done = values["step"] / self.last_step if self.last_step else values["elapsed"] / (60 * self.minutes)  # type: ignore[operator]
         left = values["elapsed"] * (1 - done) / done if done < 1 else 0.0
         text = (
-            f"step {values['step']}{f'/{self.last_step}' if self.last_step else ''}  loss {values['loss']:.3f}  "
+            f"step {values['step']}{f'/{self.last_step}' if self.last_step else ''}  "
+            f"loss {values['loss']:.3f}  "
             f"{values['pairs_per_second']:.0f} pairs/s  ETA {left // 60:.0f}:{left % 60:02.0f}"
         )
         if values["router"]:

@@ -1,6 +1,6 @@
 """The training loop, from sources to checkpoints, in the order things happen.
 
-    sampler.batch(step) -> pairs -> prepare: rows, chunks, masks -> gradcache.backward -> clip -> AdamW -> log, save
+Sampler.batch(step) -> pairs -> prepare: rows, chunks, masks -> gradcache.backward -> clip, AdamW, log, save.
 
 ``batch(step)`` is a function of (seed, step), so a resumed run seeks and goes on as if it had never stopped.
 """
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -39,27 +40,27 @@ from moembed.types import Batch, Encoded, Pair, RouterStats, UserError
 
 class LossConfig(Strict):
     kind: Literal["info_nce", "symmetric_info_nce"] = "info_nce"
-    temperature: float = Field(0.02, gt=0)
-    balance: float = Field(0.01, ge=0)  # coefficient of the load-balancing loss
-    z: float = Field(0.0, ge=0)  # coefficient of the router z-loss
+    temperature: float = Field(default=0.02, gt=0)
+    balance: float = Field(default=0.01, ge=0)  # coefficient of the load-balancing loss
+    z: float = Field(default=0.0, ge=0)  # coefficient of the router z-loss
 
 
 class TrainConfig(Strict):
     """How long, how large, how fast. Exactly one of ``steps``, ``epochs`` and ``minutes`` ends the run."""
 
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    minutes: float | None = Field(None, gt=0)
-    batch_size: int = Field(256, ge=2)  # pairs per step; every other pair of the batch gives negatives
-    chunk_tokens: int = Field(16384, ge=1)  # tokens computed at a time: memory, not the result
-    query_length: int = Field(64, ge=3)
-    document_length: int = Field(256, ge=3)
-    negatives: int | None = Field(None, ge=0)  # hard negatives used per pair; None means all there are
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=256, ge=2)  # pairs per step; the other pairs are the negatives
+    chunk_tokens: int = Field(default=16384, ge=1)  # tokens computed at a time: memory, not the result
+    query_length: int = Field(default=64, ge=3)
+    document_length: int = Field(default=256, ge=3)
+    negatives: int | None = Field(default=None, ge=0)  # hard negatives used per pair; None: all of them
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    save_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -84,16 +85,17 @@ def train(
     config: TrainConfig, model: Embedder, sources: Sequence[Source], weights: Sequence[float], run: Path,
     resume: bool = False, record: Strict | None = None,
 ) -> Trained:  # fmt: skip
-    """Train ``model`` in place, writing ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/`` to ``run``.
+    """Train ``model`` in place; ``run`` gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/``.
 
     Args:
         record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
 
     Raises:
-        UserError: fewer pairs than a batch, a loss that is not finite (the batch is written to the run folder),
-            a run folder without a checkpoint to resume from.
+        UserError: fewer pairs than a batch, a loss that is not finite (the batch is written to the run
+            folder), nothing to resume from, another run in the way, a full disk.
     """
-    sampler = Sampler([len(s) for s in sources], weights, config.batch_size, config.seed, [s.name for s in sources])
+    sizes, names = [len(source) for source in sources], [source.name for source in sources]
+    sampler = Sampler(sizes, weights, config.batch_size, config.seed, names)
     optimiser = adamw(model, config.optim)
     precision = choose_precision(config.precision, model.device)
     torch.manual_seed(config.seed)
@@ -101,6 +103,8 @@ def train(
     if resume:
         state = checkpoint.restore(run, model, optimiser, record or config)
         step, before, seen, truncated = state.step, state.seconds, state.pairs, state.truncated
+    elif found := checkpoint.latest(run):
+        raise UserError(f"{found} is there already; resume that run, or train into another folder")
     last_step = _last_step(config, sampler)
     model.train()
     started = time.monotonic()
@@ -121,10 +125,11 @@ def train(
             # ---- one step ----------------------------------------------------------------------------
             batch = prepare(pairs, model, config)
             terms = gradcache.backward(
-                lambda chunk: _embed(model, chunk, precision), batch.chunks,
-                lambda by_depth: _contrastive(by_depth, batch, config.loss),
-                lambda stats, total: _router_loss(stats, total, config.loss),
-            )  # fmt: skip
+                partial(_embed, model=model, precision=precision),
+                batch.chunks,
+                partial(_contrastive, batch=batch, config=config.loss),
+                partial(_router_loss, config=config.loss),
+            )
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
             _refuse_non_finite(terms, norm, step, pairs, run)
             rate = learning_rate(config.optim, step, progress)
@@ -167,7 +172,7 @@ class Prepared:
 
 
 def prepare(pairs: Sequence[Pair], model: Embedder, config: TrainConfig) -> Prepared:
-    """Tokenise with the prompt of each role, pack into chunks of at most ``chunk_tokens``, mask duplicates."""
+    """Tokenise with each role's prompt, pack into chunks of at most ``chunk_tokens``, mask duplicates."""
     queries = [pair.query for pair in pairs]
     documents = [pair.document for pair in pairs]
     documents += [negative for pair in pairs for negative in pair.negatives[: config.negatives]]
@@ -193,7 +198,7 @@ def _hashes(texts: Sequence[str]) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
-def _embed(model: Embedder, chunk: Batch, precision: torch.dtype) -> Encoded:
+def _embed(chunk: Batch, model: Embedder, precision: torch.dtype) -> Encoded:
     with torch.autocast(model.device.split(":")[0], precision, enabled=precision != torch.float32):
         return model(chunk)
 
@@ -202,7 +207,8 @@ def _contrastive(by_depth: dict[int, Tensor], batch: Prepared, config: LossConfi
     vector_BM = by_depth[max(by_depth)][batch.place_B]
     query_QM, document_NM = vector_BM[: batch.num_queries], vector_BM[batch.num_queries :]
     positive_Q = torch.arange(batch.num_queries, device=vector_BM.device)
-    return LOSSES[config.kind](query_QM, document_NM, positive_Q, batch.mask_QN, temperature=config.temperature)
+    loss = LOSSES[config.kind]
+    return loss(query_QM, document_NM, positive_Q, batch.mask_QN, temperature=config.temperature)
 
 
 def _router_loss(stats: Sequence[RouterStats], total: Sequence[RouterStats], config: LossConfig) -> Tensor:
@@ -225,7 +231,7 @@ def cpu_has_bfloat16() -> bool:
 
 def _last_step(config: TrainConfig, sampler: Sampler) -> int | None:
     if config.epochs is not None:
-        return max(1, round(config.epochs * sampler.steps_per_epoch))
+        return max(1, round(config.epochs * sampler.total_steps))
     return config.steps
 
 
@@ -255,7 +261,7 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """The first Ctrl-C (or SIGTERM) lets the step in hand finish and the run be saved; the second one stops at once."""
+    """The first Ctrl-C (or SIGTERM) lets the step in hand finish and the run be saved; the second stops."""
     interrupt = Interrupt()
     try:
         previous: dict[int, Any] = {

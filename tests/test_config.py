@@ -1,0 +1,153 @@
+"""Recipes: a file, then overrides from left to right, then strict validation with one clear sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from moembed.config import Strict, config_hash, dump, load, validate
+from moembed.types import UserError
+
+
+class Optim(Strict):
+    rate: float = 0.5
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Recipe(Strict):
+    steps: int = 1
+    name: str = "plain"
+    optim: Optim = Optim()
+    sources: tuple[Optim, ...] = ()
+    extra: Optim | None = None
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("steps: 3\noptim:\n  rate: 0.25\n", encoding="utf-8")
+    return path
+
+
+def test_defaults_then_file_then_overrides(recipe: Path) -> None:
+    assert load(Recipe) == Recipe()
+    assert load(Recipe, recipe) == Recipe(steps=3, optim=Optim(rate=0.25))
+    made = load(Recipe, recipe, ["steps=4", "steps=5", "optim.betas=[0.1, 0.2]", "extra.rate=2"])
+    assert made == Recipe(steps=5, optim=Optim(rate=0.25, betas=(0.1, 0.2)), extra=Optim(rate=2.0))
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "+1e-4", "0.0001", "1.0e-4"])
+def test_an_exponent_is_a_number_in_files_and_overrides(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"optim: {{rate: {text}}}\n")
+    assert load(Recipe, path).optim.rate == load(Recipe, None, [f"optim.rate={text}"]).optim.rate == 1e-4
+
+
+def test_an_exponent_suits_an_integer_too() -> None:
+    assert load(Recipe, None, ["steps=1e3"]).steps == 1000
+
+
+@pytest.mark.parametrize("name", ["nan", "infinity", "step-1e4", "a=b", "e5"])
+def test_words_stay_words(name: str) -> None:
+    assert load(Recipe, None, [f"name={name}"]).name == name
+
+
+def test_null_and_quotes_are_yaml() -> None:
+    made = load(Recipe, None, ["extra=null", 'name="12"'])
+    assert made.extra is None
+    assert made.name == "12"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"steps: [1", "is not valid YAML"),
+        (b"- 1\n- 2\n", "holds a list"),
+        (b"just words", "holds a str"),
+        (b"name: \xff\xfe", "is not UTF-8"),
+    ],
+)
+def test_a_broken_file_is_named(content: bytes, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"broken.yaml {complaint}"):
+        load(Recipe, path)
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load(Recipe, tmp_path / "empty.yaml") == Recipe()
+
+
+def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such recipe: .*nowhere.yaml"):
+        load(Recipe, tmp_path / "nowhere.yaml")
+    with pytest.raises(UserError, match=f"cannot read the recipe {tmp_path}"):
+        load(Recipe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("steps", "override 'steps' is not of the form key=value"),
+        ("=3", "override '=3' is not of the form key=value"),
+        ("steps.more=3", "override 'steps.more=3': 'steps' is a value, it has no keys of its own"),
+        ("steps=[", "steps=[ is not valid YAML"),
+        ("stesp=3", "unknown key 'stesp', did you mean 'steps'?"),
+        ("optim.rat=3", "unknown key 'optim.rat', did you mean 'rate'?"),
+        ("extra.bets=[1, 2]", "unknown key 'extra.bets', did you mean 'betas'?"),
+        ("sources=[{rte: 1}]", "unknown key 'sources.0.rte', did you mean 'rate'?"),
+        ("steps=many", "steps: Input should be a valid integer"),
+        ("steps=1.5", "steps: Input should be a valid integer"),
+        ("optim=3", "optim: Input should be"),
+    ],
+)
+def test_a_wrong_override_gets_one_sentence(override: str, sentence: str, recipe: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load(Recipe, recipe, ["name=x", "optim.rate=1", override])
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_problem_is_named_at_once_and_where() -> None:
+    with pytest.raises(UserError, match=r"^base\.yaml: steps: .*; optim\.rate: ") as error:
+        validate(Recipe, {"steps": "x", "optim": {"rate": "y"}}, where="base.yaml")
+    assert str(error.value).count(";") == 1
+
+
+def test_a_missing_key_is_named() -> None:
+    class Needs(Strict):
+        base: str
+
+    with pytest.raises(UserError, match=r"^key 'base' is missing$"):
+        load(Needs)
+
+
+def test_values_cannot_be_reassigned() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Recipe().steps = 2  # type: ignore[misc]
+
+
+values = st.fixed_dictionaries(
+    {},
+    optional={
+        "steps": st.integers(-5, 5),
+        "name": st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8),
+        "optim": st.fixed_dictionaries({"rate": st.floats(allow_nan=False)}),
+        "extra": st.none() | st.just({"rate": 1e-7}),
+    },
+)
+
+
+@given(values, values)
+def test_a_dump_reads_back_and_the_hash_names_the_content(a: dict[str, Any], b: dict[str, Any]) -> None:
+    first, second = validate(Recipe, a), validate(Recipe, b)
+    assert validate(Recipe, yaml.safe_load(dump(first))) == first
+    assert (config_hash(first) == config_hash(second)) == (dump(first) == dump(second))
+    assert len(config_hash(first)) == 12
