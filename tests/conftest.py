@@ -46,7 +46,7 @@ HfFolder = Callable[..., "tuple[Path, nn.Module]"]
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Every parameter away from the values a fresh model has, so that no bias, norm or row can be left out."""
+    """Move every parameter away from the value a fresh model has: no bias or norm can be left out."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

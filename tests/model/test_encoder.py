@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from conftest import MakeModel
 from moembed.model.embedder import Embedder
 from moembed.model.encoder import Encoder, EncoderConfig, initialise, num_parameters
 from moembed.model.moe import MoEConfig
 from moembed.model.rope import rotate, rotation
 from moembed.model.router import RouterConfig
-from moembed.tokenizer import offsets, pack
+from moembed.tokenizer import pack
 from moembed.types import Batch, UserError
 
 EQUAL = {"rtol": 0.0, "atol": 1e-5}  # fp32 on two orders of summation; states are of order 1
@@ -47,7 +47,7 @@ def states(model: Embedder, batch: Batch, depths: range | list[int] | None = Non
 def test_packed_equals_padded_in_states_and_gradients(model: Embedder, rows: list[list[int]]) -> None:
     batch = pack(rows)
     found: dict[str, list[Tensor]] = {}
-    for road in ("packed", "padded"):
+    for road in ("padded", "packed"):  # the model is shared, so leave it on its default
         model.encoder.attention_road = road
         (states_TD,) = model.encoder(batch.token_T, batch.length_B)[0].values()
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -97,7 +97,8 @@ def test_layers_beyond_the_deepest_are_not_run(moe_model: Embedder, texts: list[
         block.attention.register_forward_hook(lambda *_, number=number: ran.append(number))
     batch = moe_model.tokenizer.batch(texts)
     hidden, router = moe_model.encoder(batch.token_T, batch.length_B, [1, 2])
-    assert sorted(hidden) == ran == [0, 1] or (sorted(hidden), ran) == ([1, 2], [0, 1])
+    assert sorted(hidden) == [1, 2]
+    assert ran == [0, 1]
     assert [part.layer for part in router] == [1]
 
 
@@ -154,7 +155,7 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 @pytest.mark.parametrize("bias", ["each", "shared", "none"])
 @pytest.mark.parametrize("shared", [0, 2])
 def test_the_number_of_parameters_equals_the_sum_by_hand(gated: bool, bias: Any, shared: int) -> None:
-    V, P, D, F, L, E, k = 50, 20, 8, 12, 3, 4, 2  # noqa: E741
+    V, P, D, F, L, E, k = 50, 20, 8, 12, 3, 4, 2
     moe = MoEConfig(layers=(0, 2), num_experts=E, num_shared_experts=shared, bias=bias)
     config = EncoderConfig(
         family="moembed", vocab_size=V, width=D, num_layers=L, num_heads=2, ffn_width=F, gated=gated,
@@ -191,7 +192,7 @@ def test_fresh_weights_are_seeded_and_of_the_asked_spread(make_model: MakeModel)
         if "norm" in name or "bias" in name:
             assert parameter.eq(float(name.endswith("norm.weight"))).all(), name
         else:
-            assert parameter.std() == pytest.approx(0.5, rel=0.25), name
+            assert float(parameter.std()) == pytest.approx(0.5, rel=0.25), name
             assert not torch.equal(parameter, other.get_parameter(name))
 
 

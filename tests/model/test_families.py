@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HfFolder
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from conftest import HfFolder
 from moembed.model.encoder import Encoder, EncoderConfig
 from moembed.model.families import FAMILIES
 from moembed.model.folder import Parts, read_config, read_folder, write_folder
@@ -128,7 +128,7 @@ def test_reading_and_writing_are_inverse(
     assert_equal_states(their_states(again), their_states(model))
 
 
-# ---- NomicBERT, as published ---------------------------------------------------------------------------------
+# ---- NomicBERT, as published ---------------------------------------------------------------------
 
 
 def with_config(folder: Path, values: dict[str, Any]) -> Path:
@@ -183,7 +183,7 @@ def test_an_option_that_changes_the_values_is_refused(key: str, value: object, t
     assert key in str(error.value) or key in ("activation_function", "num_experts")
 
 
-# ---- what no family can say ----------------------------------------------------------------------------------
+# ---- what no family can say ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moembed.train.report.page import write_report
 from moembed.train.report.data import smooth
+from moembed.train.report.page import write_report
 from moembed.types import UserError
 
 VOID = {"meta", "br", "image"}  # matplotlib closes <image> itself; HTML does not need it closed

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moembed.config import Strict
+from moembed.config import Strict, validate
 from moembed.model.encoder import EncoderConfig
 from moembed.model.moe import MoEConfig
 from moembed.model.router import RouterConfig
@@ -42,7 +42,7 @@ def upcycle(
     Shared experts, if asked for, start with a zero output so that they too keep the function.
 
     Raises:
-        UserError: the model has experts already, or has too few layers.
+        UserError: the model has experts already, too few layers, or fewer experts than ``top_k``.
     """
     if config.moe:
         raise UserError("this model has experts already; upcycling starts from a dense one")
@@ -50,13 +50,14 @@ def upcycle(
     if not layers:
         raise UserError(f"every = {options.every} upcycles no layer of a model of {config.num_layers} layers")
     each = options.keep_biases and config.ffn_bias
-    moe = MoEConfig(
-        layers=layers,
-        num_experts=options.num_experts,
-        num_shared_experts=options.num_shared_experts,
-        bias="each" if each else "none" if options.keep_biases else "shared",
-        router=options.router,
-    )
+    values = {
+        "layers": layers,
+        "num_experts": options.num_experts,
+        "num_shared_experts": options.num_shared_experts,
+        "bias": "each" if each else "none" if options.keep_biases else "shared",
+        "router": options.router,
+    }
+    moe = validate(MoEConfig, values, where="upcycle")
     generator = torch.Generator().manual_seed(options.seed)
     result = dict(state)
     for layer in layers:

@@ -1,0 +1,102 @@
+"""`moembed evaluate`: quality with intervals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moembed.cli.options import Dtype, Json, load_model
+from moembed.console import interval, print_json, print_table, progress_bar, say
+
+if TYPE_CHECKING:
+    from moembed.model.embedder import Embedder
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Models: folders, hub ids, minilm, or bm25.")],
+    tasks: Annotated[list[Path], typer.Option("--tasks", help="BEIR-layout folders (JSONL/TSV or Parquet).")],
+    metrics: Annotated[str, typer.Option(help="Comma-separated.")] = "ndcg@10,recall@10,mrr@10",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Retrieval quality with 95 % bootstrap intervals over queries, and differences to the last model.
+
+    Example: `moembed evaluate runs/demo minilm bm25 --tasks data/scifact data/nfcorpus`
+    """
+    from moembed.evaluate.compare import Comparison, compare
+    from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval, load_task
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    loaded = [load_task(task) for task in tasks]
+    scores: dict[str, dict[str, Any]] = {task.name: {} for task in loaded}
+    for name in models:
+        model = None if name == "bm25" else load_model(name, dtype)
+        for task in loaded:
+            if model is None:
+                scores[task.name][name] = evaluate_bm25(task, names).per_query
+                continue
+            encode = _Counted(model, f"{name} on {task.name}", len(task.queries) + len(task.documents))
+            with encode:
+                result = evaluate_retrieval(task, encode.query, encode.document, names)
+            scores[task.name][name] = result.per_query
+            if encode.truncated:
+                say(
+                    f"note: {name} cut {encode.truncated} texts of {task.name} "
+                    f"at {model.tokenizer.max_length} tokens"
+                )
+    compared: dict[str, Comparison] = {task: compare(by_model) for task, by_model in scores.items()}
+    answer = {
+        task.name: {
+            "queries": len(task.queries),
+            "documents": len(task.documents),
+            "notes": task.notes,
+            "metrics": compared[task.name].metrics,
+            "differences": compared[task.name].differences,
+        }
+        for task in loaded
+    }
+    if out:
+        out.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+    if json_:
+        print_json(answer)
+        return
+    for task in loaded:
+        for note in task.notes:
+            say(f"note: {task.name}: {note}")
+        rows = [
+            [model, *(interval(cell) for cell in cells.values())]
+            for model, cells in compared[task.name].metrics.items()
+        ]
+        title = f"{task.name}: {len(task.queries):,} queries, {len(task.documents):,} documents"
+        print_table(title, ["model", *names], rows)
+
+
+class _Counted:
+    """Both roles of a model behind one progress bar, counting the texts that were cut."""
+
+    def __init__(self, model: Embedder, what: str, total: int) -> None:
+        self.model, self.truncated = model, 0
+        self.bar = progress_bar(what, total)
+
+    def __enter__(self) -> None:
+        self.advance = self.bar.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+    def query(self, texts: list[str]) -> Any:
+        return self._encode(texts, "query")
+
+    def document(self, texts: list[str]) -> Any:
+        return self._encode(texts, "document")
+
+    def _encode(self, texts: list[str], role: str) -> Any:
+        vectors, truncated = self.model.encode_counted(
+            texts, self.model.role_prompt(role), progress=self.advance
+        )
+        self.truncated += truncated
+        return vectors

@@ -1,0 +1,21 @@
+"""Options that several commands share, and how they load a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from moembed.model.embedder import Embedder
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the hardware has it.")]
+
+
+def load_model(name: str, dtype: str) -> Embedder:
+    from moembed.model.embedder import Embedder
+    from moembed.recipe import best_dtype, locate_base
+
+    return Embedder.from_pretrained(locate_base(name), dtype=best_dtype() if dtype == "auto" else dtype)

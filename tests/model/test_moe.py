@@ -1,0 +1,177 @@
+"""The loop road and the grouped road give one output and one gradient; experts are interchangeable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moembed.model.ffn import FeedForward
+from moembed.model.moe import MoE, MoEConfig
+from moembed.model.router import RouterConfig
+
+WIDTH, HIDDEN = 6, 10
+SAME = {"rtol": 1e-5, "atol": 1e-5}  # fp32 sums over the pairs of a token or the tokens of an expert
+lengths = st.lists(st.integers(1, 6), min_size=1, max_size=4)
+
+
+def make_moe(seed: int = 0, gated: bool = False, activation: Any = "gelu", **options: Any) -> MoE:
+    config = MoEConfig.model_validate({"layers": (0,), "num_experts": 4} | options)
+    moe = MoE(WIDTH, HIDDEN, activation, gated, config, layer=0)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in moe.parameters():
+            parameter.normal_(0, 0.5, generator=generator)
+    return moe.eval()
+
+
+def tokens(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed + 1000))
+
+
+def results(moe: MoE, hidden_TD: Tensor, length_B: list[int], road: str) -> dict[str, Tensor]:
+    """The output and the gradient of a weighted sum of it, for the input and for every parameter."""
+    hidden_TD = hidden_TD.clone().requires_grad_()
+    output_TD, stats = moe(hidden_TD, length_B, road)
+    loss = (output_TD * torch.linspace(-1, 1, output_TD.numel()).view_as(output_TD)).sum() + stats.z
+    named = {"input": hidden_TD, **dict(moe.named_parameters())}
+    gradients = torch.autograd.grad(loss, list(named.values()))
+    return {"output": output_TD, **dict(zip(named, gradients, strict=True))}
+
+
+def assert_one_value(moe: MoE, hidden_TD: Tensor, length_B: list[int]) -> None:
+    loop, grouped = (results(moe, hidden_TD, length_B, road) for road in ("loop", "grouped"))
+    for name, expected in loop.items():
+        assert torch.allclose(grouped[name], expected, **SAME), name
+
+
+@pytest.mark.parametrize("kind", ["token_choice", "expert_choice"])
+@pytest.mark.parametrize("normalize", [None, 1.0, 2.0])
+@pytest.mark.parametrize("bias", ["each", "shared", "none"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("shared", [0, 2])
+def test_loop_equals_grouped(kind: Any, normalize: float | None, bias: str, gated: bool, shared: int) -> None:
+    router = RouterConfig(kind=kind, top_k=2, normalize=normalize)
+    moe = make_moe(gated=gated, router=router, bias=bias, num_shared_experts=shared)
+    assert_one_value(moe, tokens(11), [2, 4, 5])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5), lengths, st.data())
+def test_loop_equals_grouped_whatever_the_sizes(
+    seed: int, experts: int, length_B: list[int], data: st.DataObject
+) -> None:
+    router = RouterConfig(
+        kind=data.draw(st.sampled_from(["token_choice", "expert_choice"])),
+        top_k=data.draw(st.integers(1, experts)),
+    )
+    moe = make_moe(seed, router=router, num_experts=experts)
+    assert_one_value(moe, tokens(sum(length_B), seed), length_B)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_all_tokens_to_one_expert_leaves_the_others_a_zero_gradient(count: int) -> None:
+    moe = make_moe(router=RouterConfig(top_k=1))
+    with torch.no_grad():
+        moe.router.weight_ED.fill_(-1.0)
+        moe.router.weight_ED[2] = 1.0
+    hidden_TD = tokens(count).abs()
+    _, stats = moe(hidden_TD, [count])
+    assert stats.count_E.tolist() == [0, 0, count, 0]
+    assert_one_value(moe, hidden_TD, [count])
+    gradient_EFD = results(moe, hidden_TD, [count], "grouped")["up_EFD"]
+    assert gradient_EFD[2].ne(0).any()
+    assert gradient_EFD[[0, 1, 3]].eq(0).all()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
+def test_the_output_equals_the_formula_token_by_token(gated: bool, activation: str) -> None:
+    moe = make_moe(gated=gated, activation=activation, bias="each", num_shared_experts=1)
+    hidden_TD = tokens(5)
+    output_TD, _ = moe(hidden_TD, [5])
+    for token in range(5):
+        x = hidden_TD[token]
+        prob = (moe.router.weight_ED @ x).softmax(-1)
+        best = prob.topk(2)
+        expected = moe.shared[0](x)
+        for weight, e in zip(best.values / best.values.sum(), best.indices, strict=True):
+            inner = moe.up_EFD[e] @ x + moe.up_bias_EF[e]
+            if gated:
+                inner = moe.activation(moe.gate_EFD[e] @ x + moe.gate_bias_EF[e]) * inner
+            else:
+                inner = moe.activation(inner)
+            expected = expected + weight * (moe.down_EDF[e] @ inner + moe.down_bias_ED[e])
+        torch.testing.assert_close(output_TD[token], expected, **SAME)
+
+
+def test_the_shared_bias_is_added_once() -> None:
+    moe = make_moe(bias="shared", router=RouterConfig(top_k=3, normalize=None))
+    hidden_TD = tokens(5)
+    before, _ = moe(hidden_TD, [5])
+    with torch.no_grad():
+        moe.bias_D += 1.0
+    torch.testing.assert_close(moe(hidden_TD, [5])[0], before + 1.0, **SAME)
+
+
+@given(st.permutations(range(4)), st.sampled_from(["token_choice", "expert_choice"]))
+def test_permuting_the_experts_changes_nothing(order: list[int], kind: Any) -> None:
+    moe = make_moe(gated=True, router=RouterConfig(kind=kind))
+    hidden_TD = tokens(7)
+    before, _ = moe(hidden_TD, [3, 4])
+    with torch.no_grad():
+        for parameter in moe.parameters():
+            parameter.copy_(parameter[order])
+    torch.testing.assert_close(moe(hidden_TD, [3, 4])[0], before, **SAME)
+
+
+@pytest.mark.parametrize("normalize", [None, 1.0])
+@pytest.mark.parametrize("kind", ["token_choice", "expert_choice"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_one_expert_is_the_dense_block(kind: Any, gated: bool, normalize: float | None) -> None:
+    """The softmax over one expert is 1, whatever the router says."""
+    moe = make_moe(gated=gated, num_experts=1, router=RouterConfig(kind=kind, top_k=1, normalize=normalize))
+    dense = FeedForward(WIDTH, HIDDEN, "gelu", gated, bias=True)
+    parts = {"up": "EFD", "gate": "EFD", "down": "EDF"} if gated else {"up": "EFD", "down": "EDF"}
+    state = {f"{part}.weight": getattr(moe, f"{part}_{shape}")[0] for part, shape in parts.items()}
+    state |= {f"{part}.bias": getattr(moe, f"{part}_bias_{shape[:2]}")[0] for part, shape in parts.items()}
+    dense.load_state_dict(state)
+    hidden_TD = tokens(6)
+    torch.testing.assert_close(moe(hidden_TD, [2, 4])[0], dense(hidden_TD), **SAME)
+
+
+def test_a_token_no_expert_chose_passes_through_with_the_shared_part_alone() -> None:
+    moe = make_moe(router=RouterConfig(kind="expert_choice", top_k=1), bias="each", num_shared_experts=1)
+    hidden_TD = tokens(8)
+    with torch.no_grad():
+        moe.router.weight_ED.copy_(moe.router.weight_ED[:1].expand(4, -1))  # all experts want the same two
+    chosen = set(moe.router(hidden_TD, [8]).token_P.tolist())
+    left = [token for token in range(8) if token not in chosen]
+    assert left
+    output_TD, _ = moe(hidden_TD, [8])
+    torch.testing.assert_close(output_TD[left], moe.shared[0](hidden_TD)[left], **SAME)
+
+
+@pytest.mark.parametrize("road", ["loop", "grouped"])
+def test_half_precision_stays_half_precision(road: str) -> None:
+    moe = make_moe().bfloat16()
+    moe.router.float()
+    output_TD, _ = moe(tokens(5).bfloat16(), [5], road)
+    assert output_TD.dtype == torch.bfloat16
+    expected, _ = make_moe()(tokens(5), [5], road)
+    # bf16 keeps 8 bits, and three matrix products round on the way
+    torch.testing.assert_close(output_TD.float(), expected, rtol=0.05, atol=0.1)
+
+
+def test_idle_parameters_are_those_of_the_experts_a_token_skips() -> None:
+    one_expert = 3 * WIDTH * HIDDEN + 2 * HIDDEN + WIDTH
+    moe = make_moe(gated=True, router=RouterConfig(top_k=1), num_shared_experts=1)
+    assert moe.idle_parameters() == 3 * one_expert
+
+
+def test_more_chosen_than_there_are_is_refused() -> None:
+    with pytest.raises(ValueError, match="top_k 3 is more than num_experts 2"):
+        MoEConfig(layers=(0,), num_experts=2, router=RouterConfig(top_k=3))

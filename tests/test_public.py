@@ -1,0 +1,84 @@
+"""What `import moembed` promises and costs, and that docs, recipes and commands name what exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+import moembed
+from moembed.cli import app
+from moembed.config import load
+from moembed.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {"demo", "train", "upcycle", "evaluate", "embed", "index", "search", "inspect"}
+
+
+def test_the_public_names_exist_and_are_all_there_is() -> None:
+    assert sorted(dir(moembed)) == sorted(moembed.__all__)
+    for name in moembed.__all__:
+        assert getattr(moembed, name) is not None
+    with pytest.raises(AttributeError, match="Embeder"):
+        _ = moembed.Embeder
+
+
+def test_the_interface_of_the_embedder() -> None:
+    names = {"from_pretrained", "encode", "encode_query", "encode_document", "save_pretrained"}
+    assert names | {"num_parameters"} <= set(dir(moembed.Embedder))
+
+
+def test_importing_costs_little() -> None:
+    """The median of three fresh interpreters, less what the interpreter itself takes."""
+    code = "import moembed, sys; print('torch' in sys.modules or 'numpy' in sys.modules)"
+
+    def seconds(program: str) -> tuple[float, str]:
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        return time.perf_counter() - start, done.stdout.strip()
+
+    runs = [seconds(code) for _ in range(3)]
+    bare = min(seconds("pass")[0] for _ in range(3))
+    assert {heavy for _, heavy in runs} == {"False"}
+    assert sorted(runs)[1][0] - bare < 0.3
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, moembed.cli as c; c.main(['train', '--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_the_commands() -> None:
+    group = typer.main.get_command(app)
+    assert set(group.commands) == COMMANDS  # type: ignore[attr-defined]
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        assert f"Example: `moembed {name} " in (command.help or ""), f"{name} --help shows no example"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_is_valid(path: Path) -> None:
+    load(Recipe, path)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name
+)
+def test_docs_name_commands_files_and_links_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"^(?:\$ )?moembed ([a-z]+)", text, flags=re.MULTILINE):
+        assert name in COMMANDS, f"moembed {name}"
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for recipe in re.findall(r"recipes/[\w/.-]+\.yaml", text):
+        assert (ROOT / recipe).exists(), recipe
+
+
+def test_the_readme_runs_the_same_test_command_as_ci() -> None:
+    assert "make test" in (ROOT / "README.md").read_text("utf-8")
+    assert "make check test" in (ROOT / ".ci" / "run").read_text("utf-8")
