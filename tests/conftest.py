@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import string
 from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import nn
 
 from moembed.model.embedder import Embedder
@@ -42,6 +43,7 @@ TEXTS = [
 PROMPTS = {"query": "query: ", "document": "document: "}
 
 MakeModel = Callable[..., Embedder]
+NewModel = Callable[[], Embedder]
 HfFolder = Callable[..., "tuple[Path, nn.Module]"]
 
 
@@ -51,7 +53,7 @@ def randomise(module: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             norm = "norm" in name.lower() and name.endswith("weight")
-            parameter.normal_(float(norm), 0.3, generator=generator)
+            parameter.normal_(float(norm), 0.2, generator=generator)
 
 
 @pytest.fixture(scope="session")
@@ -61,12 +63,17 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def backend() -> Backend:
-    """A WordPiece tokenizer in the manner of BERT, trained on ``TEXTS``."""
-    made = Backend(models.WordPiece(unk_token="[UNK]"))
+    """A WordPiece tokenizer in the manner of BERT: most words whole, some from their letters.
+
+    Its words are listed rather than learnt, because the trainer breaks ties in another way at every run.
+    """
+    words = "the mole moles digs under an owl owls hunt hunts voles at night eat worms what does do live and "
+    words += "they where is wide long query document"
+    pieces = [mark + letter for mark in ("", "##") for letter in string.ascii_lowercase]
+    vocabulary = [*SPECIAL, *pieces, *"?,:", *words.split()]
+    made = Backend(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    corpus = TEXTS + list(PROMPTS.values())
-    made.train_from_iterator(corpus, trainers.WordPieceTrainer(vocab_size=120, special_tokens=SPECIAL))
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -99,6 +106,13 @@ def moe_model(make_model: MakeModel) -> Embedder:
 
 
 @pytest.fixture
+def new_model(make_model: MakeModel) -> NewModel:
+    """The same small model at every call, with all that a model can leave to chance while training."""
+    moe = MoEConfig(layers=(1,), num_experts=4, router=RouterConfig(jitter=0.1))
+    return lambda: make_model(num_layers=2, dropout=0.1, moe=moe)
+
+
+@pytest.fixture
 def hf_folder(tmp_path: Path, backend: Backend) -> HfFolder:
     """``hf_folder("bert", hidden_act="relu")``: a random transformers model, saved as a complete folder."""
     import transformers
@@ -115,7 +129,11 @@ def hf_folder(tmp_path: Path, backend: Backend) -> HfFolder:
         randomise(model, seed)
         folder = tmp_path / f"{kind}-{seed}-{head}"
         model.save_pretrained(folder)
-        backend.save(str(folder / "tokenizer.json"))
+        names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=backend, **{f"{key}_token": token for key, token in names.items()}
+        )
+        fast.save_pretrained(folder)
         complete(folder)
         return folder, model
 

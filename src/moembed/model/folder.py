@@ -181,9 +181,10 @@ def _read_tokenizer(path: Path, config: EncoderConfig) -> Backend:
             raise UserError(f"{file} is not a readable tokenizer ({error})") from None
     else:
         backend = _slow_tokenizer(path)
-    if backend.get_vocab_size() > config.vocab_size:
+    largest = max(backend.get_vocab().values(), default=-1)
+    if largest >= config.vocab_size:
         raise UserError(
-            f"{path}: the tokenizer has {backend.get_vocab_size()} tokens, the model {config.vocab_size} rows"
+            f"{path}: the tokenizer's ids go up to {largest}, the model has {config.vocab_size} rows"
         )
     return backend
 
@@ -208,10 +209,14 @@ def _slow_tokenizer(path: Path) -> Backend:
     """Folders with only ``vocab.txt`` or a sentencepiece model: transformers converts them."""
     from transformers import AutoTokenizer
 
+    if not any(re.search(r"^vocab\.|\.model$", file.name) for file in path.iterdir()):
+        # transformers would make a tokenizer that knows no word
+        raise UserError(f"{path} has neither a tokenizer.json nor a vocabulary file")
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True).backend_tokenizer
     except Exception as error:
-        raise UserError(f"{path} has no tokenizer.json and none could be made ({error})") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} has no tokenizer.json and none could be made ({reason})") from None
 
 
 def _tokenizer_files(path: Path) -> dict[str, bytes]:

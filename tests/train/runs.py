@@ -1,0 +1,61 @@
+"""Small training runs and what they leave behind, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moembed.data.sources import Source
+from moembed.model.embedder import Embedder
+from moembed.model.folder import read_folder
+from moembed.train import loop
+from moembed.train.loop import TrainConfig, Trained, train
+from moembed.train.optim import OptimConfig
+from moembed.types import Pair
+
+WORDS = ["mole", "owl", "worms", "voles", "night", "long", "wide", "where"]
+PAIRS = [Pair(f"what {a} {b}", f"the {b} and the {a}") for a in WORDS for b in WORDS if a < b]
+OPTIM = OptimConfig(learning_rate=5e-3, warmup_steps=2.0)
+TIMES = ("elapsed", "pairs_per_second")  # of a metrics line: all that may differ between two equal runs
+
+
+def settings(**changes: Any) -> TrainConfig:
+    values = {"steps": 6, "batch_size": 8, "chunk_tokens": 60, "precision": "float32", "save_every": 2}
+    return TrainConfig.model_validate(values | {"optim": OPTIM} | changes)
+
+
+def run(config: TrainConfig, model: Embedder, folder: Path, resume: bool = False) -> Trained:
+    return train(config, model, [Source.from_pairs("tiny", PAIRS)], [1.0], folder, resume)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = read_folder(one).state, read_folder(other).state
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Do ``action`` in the middle of the given step."""
+    prepare, calls = loop.prepare, iter(range(1, 1000))
+
+    def wrapped(*arguments: Any) -> Any:
+        if next(calls) == call:
+            action()
+        return prepare(*arguments)
+
+    monkeypatch.setattr(loop, "prepare", wrapped)

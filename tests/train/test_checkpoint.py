@@ -1,0 +1,214 @@
+"""A run resumes bit for bit, survives kills and full disks, and says what is wrong with its checkpoints."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
+
+from conftest import NewModel
+from moembed.model import folder as folder_module
+from moembed.model.embedder import Embedder
+from moembed.model.folder import read_folder
+from moembed.train import checkpoint
+from moembed.types import UserError
+
+# ---- resuming ------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """Nothing in the loop handles it."""
+
+
+def crash() -> None:
+    raise Crash
+
+
+@pytest.mark.parametrize("call", [4, 5, 6])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    call: int,
+    new_model: NewModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A crash one or no step after a checkpoint; lines beyond the checkpoint are written again."""
+    whole = run(settings(), new_model(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(call, patch, crash)
+        with pytest.raises(Crash):
+            run(settings(), new_model(), tmp_path / "cut")
+    assert len(metrics(tmp_path / "cut")) == call - 1
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')  # a line torn by the crash
+    resumed = run(settings(), new_model(), tmp_path / "cut", resume=True)
+    assert (resumed.steps, resumed.pairs, resumed.truncated) == (whole.steps, whole.pairs, whole.truncated)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    for place in ("model", "checkpoints/step-000006"):
+        assert_same_weights(tmp_path / "cut" / place, tmp_path / "whole" / place)
+
+
+def test_a_finished_run_resumes_to_what_it_was(new_model: NewModel, tmp_path: Path) -> None:
+    run(settings(), new_model(), tmp_path)
+    before, lines = read_folder(tmp_path / "model").state, metrics(tmp_path)
+    assert run(settings(), new_model(), tmp_path, resume=True).steps == 6
+    assert metrics(tmp_path) == lines
+    assert all(torch.equal(tensor, before[n]) for n, tensor in read_folder(tmp_path / "model").state.items())
+
+
+def test_the_newest_checkpoints_are_kept_and_load_as_models(new_model: NewModel, tmp_path: Path) -> None:
+    model = new_model()
+    run(settings(steps=5, save_every=1, keep_checkpoints=3), model, tmp_path)
+    assert checkpoints(tmp_path) == ["step-000003", "step-000004", "step-000005"]
+    newest = Embedder.from_pretrained(tmp_path / "checkpoints" / "step-000005", device="cpu")
+    assert newest.space_id() == model.space_id()
+
+
+def test_checkpoints_are_ordered_as_numbers(tmp_path: Path) -> None:
+    for name in ("step-999999", "step-1000000", "step-000500", ".step-1000001.new", "notes"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert checkpoint.latest(tmp_path) == tmp_path / "checkpoints" / "step-1000000"
+    assert checkpoint.latest(tmp_path / "nowhere") is None
+
+
+# ---- a hostile machine ---------------------------------------------------------------------------
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
+    new_model: NewModel, tmp_path: Path
+) -> None:
+    """Another process kills itself when half of the second checkpoint's weights are on the disk."""
+    run(settings(), new_model(), tmp_path / "whole")
+    new_model().save_pretrained(tmp_path / "base")
+    script = """
+        import os, pathlib, signal
+        from moembed.model import embedder, folder
+        from runs import run, settings
+
+        save_file, calls = folder.save_file, iter(range(9))
+        def killed(tensors, path, **options):
+            save_file(tensors, path, **options)
+            if next(calls) == 1:
+                path.write_bytes(path.read_bytes()[:5000])
+                os.kill(os.getpid(), signal.SIGKILL)
+        folder.save_file = killed
+        model = embedder.Embedder.from_pretrained("base", device="cpu")
+        run(settings(), model, pathlib.Path("cut"))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert checkpoints(tmp_path / "cut") == [".step-000004.new", "step-000002"]
+    assert checkpoint.latest(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step-000002"
+    run(settings(), new_model(), tmp_path / "cut", resume=True)
+    assert checkpoints(tmp_path / "cut") == ["step-000004", "step-000006"]
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert_same_weights(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "error"),
+    [
+        (folder_module, "save_file", OSError(errno.ENOSPC, "No space left on device")),
+        (folder_module, "save_file", folder_module.SafetensorError("I/O error: No space left on device")),
+        (torch, "save", OSError(errno.ENOSPC, "No space left on device")),
+        (torch, "save", RuntimeError("unexpected pos: No space left on device")),
+    ],
+)
+def test_a_full_disk_is_a_clear_sentence_and_the_old_checkpoint_survives(
+    place: Any,
+    name: str,
+    error: Exception,
+    new_model: NewModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(settings(), new_model(), tmp_path / "whole")
+    write, calls = getattr(place, name), iter(range(99))
+
+    def fills_up(*arguments: Any, **options: Any) -> None:
+        if next(calls) == 1:
+            raise error
+        write(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fills_up)
+        complaint = r"step 4 was not saved: .*No space left on device.*; .*step-000002 is intact"
+        with pytest.raises(UserError, match=complaint):
+            run(settings(), new_model(), tmp_path / "cut")
+    assert checkpoints(tmp_path / "cut") == ["step-000002"]
+    run(settings(), new_model(), tmp_path / "cut", resume=True)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert_same_weights(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
+
+
+def test_a_disk_full_from_the_start_says_that_nothing_was_saved(
+    new_model: NewModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"step 2 was not saved: .*; nothing was saved before"):
+        run(settings(), new_model(), tmp_path)
+
+
+# ---- checkpoints that do not fit -----------------------------------------------------------------
+
+
+def test_nothing_to_resume_is_refused(new_model: NewModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no checkpoint to resume from"):
+        run(settings(), new_model(), tmp_path / "nowhere", resume=True)
+
+
+def test_another_recipe_or_a_new_run_in_the_same_place_is_refused(
+    new_model: NewModel, tmp_path: Path
+) -> None:
+    run(settings(), new_model(), tmp_path)
+    lines = metrics(tmp_path)
+    with pytest.raises(UserError, match="step-000006 was made with another recipe"):
+        run(settings(seed=9), new_model(), tmp_path, resume=True)
+    with pytest.raises(UserError, match="step-000006 is there already; resume that run"):
+        run(settings(), new_model(), tmp_path)
+    assert metrics(tmp_path) == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train/optimiser.pt", b""),
+        ("train/optimiser.pt", b"\x80\x02no pickle"),
+        ("train/optimiser.pt", None),
+        ("train/state.json", b"{"),
+        ("train/state.json", b'{"step": 6}'),
+        ("train/state.json", None),
+        ("train/recipe.yaml", None),
+        ("model.safetensors", b"short"),
+        ("config.json", None),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(
+    name: str, content: bytes | None, new_model: NewModel, tmp_path: Path
+) -> None:
+    run(settings(steps=2), new_model(), tmp_path)
+    file = tmp_path / "checkpoints" / "step-000002" / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"step-000002.* (damaged|not a model folder)"):
+        run(settings(steps=2), new_model(), tmp_path, resume=True)
