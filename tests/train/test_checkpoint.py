@@ -106,7 +106,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         capture_output=True,
         timeout=120,
         check=False,

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +15,12 @@ import torch
 from runs import OPTIM, PAIRS, assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
 
 from conftest import MakeModel, NewModel
+from moembed.data.sources import Source
 from moembed.model.embedder import Embedder
 from moembed.model.folder import read_folder
 from moembed.train import loop
 from moembed.train.log import read_metrics
-from moembed.train.loop import TrainConfig, choose_precision, interruptible
+from moembed.train.loop import TrainConfig, choose_precision, interruptible, train
 from moembed.train.optim import learning_rate
 from moembed.types import Pair, UserError
 
@@ -91,6 +91,12 @@ def test_other_ways_to_train_learn_too(
     assert all(line["router"] == [] and line["router_loss"] == 0 for line in metrics(tmp_path))
 
 
+def test_equal_pairs_are_no_negatives_of_each_other(new_model: NewModel, tmp_path: Path) -> None:
+    same = Source.from_pairs("same", [Pair("what owl", "the owl")] * 8)
+    train(settings(steps=1), new_model(), [same], [1.0], tmp_path)
+    assert metrics(tmp_path)[0]["info_nce"] == 0.0
+
+
 def test_auto_precision_is_one_the_machine_has() -> None:
     assert choose_precision("float32", "cpu") == torch.float32
     assert choose_precision("bfloat16", "cpu") == torch.bfloat16
@@ -130,15 +136,31 @@ def test_epochs_are_passes_over_the_pairs(new_model: NewModel, tmp_path: Path) -
 def test_a_budget_of_minutes_ends_the_run_and_drives_the_schedule(
     new_model: NewModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds: Iterator[float] = iter(range(100))  # the clock is read once before the run and once a step
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
-    trained = run(settings(steps=None, minutes=5 / 60), new_model(), tmp_path)
+    set_clock(monkeypatch)
+    config = settings(steps=None, minutes=5 / 60)
+    trained = run(config, new_model(), tmp_path)
     assert (trained.steps, trained.seconds) == (5, 5.0)
     rates = [line["learning_rate"] for line in metrics(tmp_path)]
     assert rates == [learning_rate(OPTIM, step, step / 5) for step in range(5)]
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 0.0))
-    again = run(settings(steps=None, minutes=5 / 60), new_model(), tmp_path, resume=True)
-    assert (again.steps, again.seconds) == (5, 5.0)  # the time before the interruption counts
+
+
+def test_the_minutes_before_an_interruption_count(
+    new_model: NewModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(steps=None, minutes=5 / 60)
+    set_clock(monkeypatch)
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert run(config, new_model(), tmp_path).seconds == 3.0
+    set_clock(monkeypatch)
+    again = run(config, new_model(), tmp_path, resume=True)
+    assert (again.steps, again.seconds) == (5, 5.0)
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop reads it once before the run and once a step; a second passes from one look to the next."""
+    seconds = iter(range(100))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
 
 @pytest.mark.parametrize("ends", [{}, {"steps": 3, "epochs": 1}, {"steps": 3, "minutes": 1}])
