@@ -12,7 +12,7 @@ FLOORS = [
     ("types", "config"),
     (
         "tokenizer", "data", "losses", "search.exact", "search.index",
-        "evaluate.metrics", "evaluate.significance", "evaluate.compare", "evaluate.bm25",
+        "evaluate.metrics", "evaluate.significance", "evaluate.compare", "evaluate.bm25", "evaluate.beir",
     ),
     ("model",),
     ("train", "weights", "search.embed", "evaluate.tasks"),

@@ -125,6 +125,15 @@ def test_train_then_resume_continues(run: Run, dense: Path, pairs: Path, tmp_pat
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
 
 
+def test_an_end_on_the_command_line_takes_the_place_of_the_recipes(
+    run: Run, dense: Path, pairs: Path, tmp_path: Path
+) -> None:
+    code, out, err = run("train", recipe(tmp_path, dense, pairs), "epochs=2", "--json")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 2 * (40 // 8)
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_saved_recipe_runs_again(run: Run, dense: Path, pairs: Path, tmp_path: Path) -> None:
     assert run("train", recipe(tmp_path, dense, pairs))[0] == 0
     code, _, err = run("train", tmp_path / "run" / "recipe.yaml", f"out={tmp_path / 'again'}", "--json")
@@ -220,7 +229,7 @@ def test_unknown_config_keys_name_the_nearest(run: Run, dense: Path, pairs: Path
     refused(run("train", file, "upcycle.router.topk=1"), "'top_k'")
     refused(run("train", file, "nonsense"), "key=value")
     refused(run("train", tmp_path / "no.yaml"), "no such recipe")
-    refused(run("train", file, "minutes=1"), "exactly one of steps, epochs and minutes")
+    refused(run("train", file, "minutes=1", "epochs=1"), "exactly one of steps, epochs and minutes")
     assert not (tmp_path / "run").exists()
 
 

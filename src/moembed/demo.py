@@ -16,9 +16,10 @@ from moembed.config import config_hash, dump
 from moembed.console import interval, print_table, progress_bar, say
 from moembed.data.docstrings import CodePair, Docstrings, collect
 from moembed.data.sources import Source, SourceConfig
+from moembed.evaluate.beir import RetrievalTask, save_task
 from moembed.evaluate.compare import compare
 from moembed.evaluate.metrics import Qrels
-from moembed.evaluate.tasks import RetrievalTask, evaluate_bm25, evaluate_retrieval
+from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
 from moembed.model.embedder import Embedder
 from moembed.model.encoder import num_parameters
 from moembed.model.folder import read_config, read_folder
@@ -93,6 +94,7 @@ def run_demo(minutes: float, base: str, out: Path, twin: bool, seed: int, overwr
 
     say("4/6  evaluating on packages the model never saw")
     task = _task(pairs.unseen, seed)
+    save_task(task, out / "task")
     folders = {"base": folder, "moe": out / "model"}
     if twin:
         folders = {"base": folder, "twin": _train_twin(plan, trained, source, out), "moe": out / "model"}

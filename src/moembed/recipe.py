@@ -21,6 +21,7 @@ from moembed.model.embedder import Embedder, locate
 from moembed.model.encoder import num_parameters
 from moembed.model.folder import Parts, read_config, read_folder, read_settings
 from moembed.train.loop import TrainConfig, choose_precision, train
+from moembed.train.report.page import write_report
 from moembed.types import Pair, UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
@@ -49,7 +50,11 @@ class Recipe(TrainConfig):
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
-    return load(Recipe, path, overrides)
+    """Read a recipe; ``steps``, ``epochs`` or ``minutes`` among the overrides replaces the file's."""
+    given = {override.partition("=")[0] for override in overrides}
+    ends = {"steps", "epochs", "minutes"}
+    dropped = [f"{end}=null" for end in sorted(ends - given)] if ends & given else []
+    return load(Recipe, path, [*dropped, *overrides])
 
 
 def run_recipe(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -80,6 +85,10 @@ def run_recipe(recipe: Recipe, resume: bool = False, overwrite: bool = False) ->
         f"{trained.steps} steps, {trained.pairs:,} pairs in {trained.seconds:.0f} s; "
         f"{trained.truncated:,} texts were cut; the model is in {run / 'model'}"
     )
+    try:
+        say(f"the report is in {write_report(run, f'moembed train: {run.name}')}")
+    except UserError as error:  # no matplotlib, or no step was made
+        say(f"no report: {error}")
     if trained.stopped_by_user:
         say("stopped early: --resume goes on from here")
     return {"run": str(run), "model": str(run / "model"), "recipe": config_hash(recipe), **asdict(trained)}

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moembed.evaluate.beir import RetrievalTask, load_task, save_task
 from moembed.evaluate.metrics import METRICS
-from moembed.evaluate.tasks import RetrievalTask, evaluate_bm25, evaluate_retrieval, load_task
+from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
 from moembed.types import UserError
 
 Rows = list[dict[str, Any]]
@@ -275,3 +276,14 @@ def test_encoders_that_lose_a_text_or_return_nan_are_refused(tmp_path: Path) -> 
         evaluate_retrieval(task, letters, lambda texts: letters(texts)[1:])
     with pytest.raises(UserError, match="NaN"):
         evaluate_retrieval(task, letters, lambda texts: letters(texts) * np.nan)
+
+
+@writers
+def test_a_saved_task_is_read_back(write: Any, tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    first = load_task(write(tmp_path / "first"))
+    save_task(first, tmp_path / "second")
+    second = load_task(tmp_path / "second")
+    assert (second.documents, second.document_ids) == (first.documents, first.document_ids)
+    assert (second.queries, second.query_ids) == (first.queries, first.query_ids)
+    assert judged(second) == judged(first)

@@ -86,8 +86,9 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
     new_model: NewModel, tmp_path: Path
 ) -> None:
     """Another process kills itself when half of the second checkpoint's weights are on the disk."""
-    run(settings(), new_model(), tmp_path / "whole")
-    new_model().save_pretrained(tmp_path / "base")
+    base = tmp_path / "base"
+    new_model().save_pretrained(base)
+    run(settings(), Embedder.from_pretrained(base, device="cpu"), tmp_path / "whole")
     script = """
         import os, pathlib, signal
         from moembed.model import embedder, folder
@@ -114,7 +115,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert checkpoints(tmp_path / "cut") == [".step-000004.new", "step-000002"]
     assert checkpoint.latest(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step-000002"
-    run(settings(), new_model(), tmp_path / "cut", resume=True)
+    run(settings(), Embedder.from_pretrained(base, device="cpu"), tmp_path / "cut", resume=True)
     assert checkpoints(tmp_path / "cut") == ["step-000004", "step-000006"]
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     assert_same_weights(tmp_path / "cut" / "model", tmp_path / "whole" / "model")

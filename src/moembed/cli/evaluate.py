@@ -27,8 +27,9 @@ def evaluate(
 
     Example: `moembed evaluate runs/demo minilm bm25 --tasks data/scifact data/nfcorpus`
     """
+    from moembed.evaluate.beir import load_task
     from moembed.evaluate.compare import Comparison, compare
-    from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval, load_task
+    from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     loaded = [load_task(task) for task in tasks]
