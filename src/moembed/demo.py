@@ -54,7 +54,7 @@ def recipe(base: str, out: Path, minutes: float, seed: int) -> Recipe:
         query_length=32,
         document_length=96,
         loss=LossConfig(temperature=0.05, balance=0.01),
-        optim=OptimConfig(learning_rate=2e-4, schedule="linear", warmup_steps=0.1),
+        optim=OptimConfig(learning_rate=5e-5, schedule="linear", warmup_steps=0.1),
         save_every=100_000,  # the budget is short: one checkpoint, at the end
         seed=seed,
     )
