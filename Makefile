@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := $(BIN)/moembed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check fix lock clean
+.PHONY: help setup demo test test-slow test-gpu test-interop check fix lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,6 +30,10 @@ test-slow: setup  ## the tests that take long
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+test-interop: setup  ## our files in llama.cpp itself, which is built from source: 10 minutes and more
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock llama-cpp-python sentencepiece
+	$(BIN)/python -m pytest -m interop $(ARGS)
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check .

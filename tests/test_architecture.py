@@ -15,8 +15,8 @@ FLOORS = [
         "evaluate.metrics", "evaluate.significance", "evaluate.compare", "evaluate.bm25", "evaluate.beir",
     ),
     ("model",),
-    ("train", "weights", "search.embed", "evaluate.tasks"),
-    ("console", "recipe", "demo", "cli"),
+    ("train", "weights", "export", "interop", "search.embed", "evaluate.tasks"),
+    ("console", "recipe", "describe", "demo", "cli"),
 ]  # fmt: skip
 TORCH_FREE = ("types", "config", "data", "search", "evaluate", "cli", "console")
 

@@ -204,6 +204,25 @@ def test_evaluate_compares_models_on_tasks(
     assert "1.000" in out
 
 
+def test_export_onnx_then_run_it(run: Run, model: Path, tmp_path: Path) -> None:
+    code, out, err = run("export", model, tmp_path / "onnx", "--format", "onnx", "--json")
+    assert code == 0, err
+    assert json.loads(out)["max_error"] < 1e-4
+    assert (tmp_path / "onnx" / "onnx" / "model.onnx").exists()
+    code, out, _ = run("export", model, tmp_path / "onnx", "--format", "onnx", "--int8", "--overwrite")
+    assert code == 0
+    assert "cosine 0.9" in out
+
+
+def test_export_gguf_of_a_dense_model(run: Run, dense: Path, tmp_path: Path) -> None:
+    arguments = ("export", dense, tmp_path / "dense.gguf", "--format", "gguf", "--type", "f32")
+    code, out, err = run(*arguments, "--json")
+    assert code == 0, err
+    assert json.loads(out)["architecture"] == "bert"
+    assert (tmp_path / "dense.gguf").read_bytes()[:4] == b"GGUF"
+    refused(run(*arguments), "already exists")
+
+
 # ---- what is refused: one sentence, exit code 2 ----
 
 
@@ -303,3 +322,11 @@ def test_a_base_whose_weights_are_not_the_published_ones(run: Run, monkeypatch: 
 def test_a_base_that_is_not_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moembed.recipe.MINILM_PACKAGE", "no-such-package")
     refused(run("inspect", "minilm"), "moembed[demo]")
+
+
+def test_exports_that_cannot_be(run: Run, model: Path, tmp_path: Path) -> None:
+    refused(run("export", model, tmp_path / "x", "--format", "nomic"), "absolute positions")
+    refused(run("export", model, tmp_path / "x.gguf", "--format", "gguf"), "absolute positions")
+    refused(run("export", model, tmp_path / "x", "--format", "nomic", "--int8"), "--int8")
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "x.gguf").exists()

@@ -1,12 +1,15 @@
 """Train, prove and serve sparse Mixture-of-Experts text embedding models.
 
-The names below are loaded when first used: ``import moembed`` itself imports nothing heavy, torch least.
+The names below are loaded when first used: ``import moembed`` itself imports nothing heavy, torch least. It
+makes our folders known to transformers' auto classes and to sentence-transformers, whenever those come.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from moembed.interop.hook import install
 
 if TYPE_CHECKING:
     from moembed.model.embedder import Embedder
@@ -30,3 +33,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+install()

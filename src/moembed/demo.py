@@ -20,10 +20,11 @@ from moembed.evaluate.beir import RetrievalTask, save_task
 from moembed.evaluate.compare import compare
 from moembed.evaluate.metrics import Qrels
 from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
+from moembed.export.card import write_card
 from moembed.model.embedder import Embedder
 from moembed.model.encoder import num_parameters
 from moembed.model.folder import read_config, read_folder
-from moembed.recipe import Recipe, best_dtype, build, locate_base, require_free, write_json
+from moembed.recipe import Recipe, base_name, best_dtype, build, locate_base, require_free, write_json
 from moembed.search.index import write_index
 from moembed.train.loop import LossConfig, Trained, train
 from moembed.train.optim import OptimConfig
@@ -127,6 +128,8 @@ def run_demo(minutes: float, base: str, out: Path, twin: bool, seed: int, overwr
         "notes": _notes(pairs, task, trained, kept, minutes),
     }
     write_json(out / "report.json", report)
+    data = ["docstrings and code of installed Python packages"]
+    write_card(out / "model", str(out / "model"), base_name(base), data, {"docstrings": report})
     write_report(out, "moembed demo: docstrings to code")
 
     say("6/6  indexing the unseen packages' functions")

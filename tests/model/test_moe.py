@@ -97,7 +97,7 @@ def test_the_output_equals_the_formula_token_by_token(gated: bool, activation: s
         x = hidden_TD[token]
         prob = (moe.router.weight_ED @ x).softmax(-1)
         best = prob.topk(2)
-        expected = moe.shared[0](x)
+        expected = moe.shared(x)
         for weight, e in zip(best.values / best.values.sum(), best.indices, strict=True):
             inner = moe.up_EFD[e] @ x + moe.up_bias_EF[e]
             if gated:
@@ -115,6 +115,25 @@ def test_the_shared_bias_is_added_once() -> None:
     with torch.no_grad():
         moe.bias_D += 1.0
     torch.testing.assert_close(moe(hidden_TD, [5])[0], before + 1.0, **SAME)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_the_mean_weighs_k_routed_experts_and_one_shared_block(top_k: int) -> None:
+    moe = make_moe(bias="shared", router=RouterConfig(top_k=top_k), num_shared_experts=2)
+    hidden_TD = tokens(5)
+    shared_TD = moe.shared(hidden_TD)
+    routed_TD = moe(hidden_TD, [5])[0] - shared_TD
+    moe.shared_weight = "mean"
+    expected_TD = (top_k * routed_TD + shared_TD) / (top_k + 1)
+    torch.testing.assert_close(moe(hidden_TD, [5])[0], expected_TD, **SAME)
+
+
+@pytest.mark.parametrize("weight", ["sum", "mean"])
+def test_shared_experts_train_under_autocast(weight: str) -> None:
+    moe = make_moe(num_shared_experts=1, shared_weight=weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        output_TD, _ = moe(tokens(5), [5])
+    torch.testing.assert_close(output_TD.float(), moe(tokens(5), [5])[0], rtol=0.05, atol=0.1)
 
 
 @given(st.permutations(range(4)), st.sampled_from(["token_choice", "expert_choice"]))
@@ -152,7 +171,7 @@ def test_a_token_no_expert_chose_passes_through_with_the_shared_part_alone() -> 
     left = [token for token in range(8) if token not in chosen]
     assert left
     output_TD, _ = moe(hidden_TD, [8])
-    torch.testing.assert_close(output_TD[left], moe.shared[0](hidden_TD)[left], **SAME)
+    torch.testing.assert_close(output_TD[left], moe.shared(hidden_TD)[left], **SAME)
 
 
 @pytest.mark.parametrize("road", ["loop", "grouped"])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from moembed import __version__
-from moembed.cli import evaluate, search, train
+from moembed.cli import evaluate, export, search, train
 from moembed.console import say
 from moembed.types import UserError
 
@@ -30,6 +30,7 @@ for command in (
     search.index,
     search.search,
     train.inspect,
+    export.export,
 ):
     app.command()(command)
 

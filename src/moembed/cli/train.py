@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Json, Overwrite
+from moembed.cli.options import Json, Overwrite, load_model
 from moembed.console import print_json, print_table
 
 
@@ -77,10 +77,11 @@ def upcycle(
     """
     from dataclasses import replace
 
+    from moembed.export.card import write_card
     from moembed.model.embedder import Embedder
     from moembed.model.folder import read_folder
     from moembed.model.router import RouterConfig
-    from moembed.recipe import locate_base, require_free
+    from moembed.recipe import base_name, locate_base, require_free
     from moembed.weights.upcycle import UpcycleConfig
     from moembed.weights.upcycle import upcycle as convert
 
@@ -96,6 +97,7 @@ def upcycle(
     config, state = convert(parts.config, parts.state, options)
     made = Embedder(replace(parts, config=config, state=state))
     made.save_pretrained(out)
+    write_card(out, str(out), base_name(model))
     facts = {"out": str(out), "parameters": made.num_parameters(), "active": made.num_parameters(active=True)}
     if json_:
         print_json(facts)
@@ -105,26 +107,52 @@ def upcycle(
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A folder, a run folder, a hub id, or minilm.")],
+    texts: Annotated[
+        Path | None, typer.Option(help="JSONL, Parquet or CSV: show the load of every expert on its texts.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    role: Annotated[
+        Literal["document", "query", "none"], typer.Option(help="Whose prompt to use.")
+    ] = "document",
     json_: Json = False,
 ) -> None:
-    """What a model is: layers, experts, prompts, pooling, total and active parameters.
+    """What a model is: layers, experts, prompts, parameters, bytes; a folder of config.json alone will do.
 
-    Example: `moembed inspect runs/demo`
+    Example: `moembed inspect runs/demo --texts corpus.jsonl`
     """
-    from moembed.recipe import describe, locate_base
+    from moembed.describe import describe, expert_load
+    from moembed.recipe import locate_base
 
     facts = describe(locate_base(model))
+    load: dict[str, Any] = {}
+    if texts is not None:
+        loaded = load_model(model, "auto")
+        load = expert_load(loaded, texts, column, None if role == "none" else loaded.role_prompt(role))
     if json_:
-        print_json(facts)
-    else:
-        print_table(
-            str(model), ["", ""], [[key.replace("_", " "), _fact(value)] for key, value in facts.items()]
-        )
+        print_json(facts | ({"expert_load": load} if load else {}))
+        return
+    rows = [[key.replace("_", " "), _fact(value)] for key, value in facts.items()]
+    print_table(str(model), ["", ""], rows)
+    if load:
+        _print_load(load)
+
+
+def _print_load(load: dict[str, Any]) -> None:
+    rows = [
+        [
+            str(layer["layer"]),
+            f"{layer['entropy']:.3f}",
+            f"{layer['top_mass']:.3f}",
+            str(layer["dead_experts"]),
+            " ".join(f"{share:6.1%}" for share in layer["load"]),
+        ]
+        for layer in load["layers"]
+    ]
+    title = f"{load['texts']:,} texts, {load['tokens']:,} tokens"
+    print_table(title, ["layer", "entropy", "top mass", "dead", "share of each expert"], rows)
 
 
 def _fact(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {item!r}" for key, item in value.items()) or "none"
-    return str(value)
+        return ", ".join(f"{key}: {_fact(item)}" for key, item in value.items()) or "none"
+    return f"{value:,}" if type(value) is int else str(value)

@@ -39,7 +39,7 @@ class Embedder(nn.Module):
         self.encoder.requires_grad_(True)
         self.tokenizer = parts.tokenizer
         self.pooling = parts.pooling
-        self.files = parts.files
+        self.files, self.source = parts.files, parts.source
 
     @classmethod
     def from_pretrained(
@@ -68,7 +68,7 @@ class Embedder(nn.Module):
     def parts(self) -> Parts:
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
         state = {name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}
-        return Parts(self.encoder.config, state, self.tokenizer, self.pooling, self.files)
+        return Parts(self.encoder.config, state, self.tokenizer, self.pooling, self.files, self.source)
 
     @property
     def dim(self) -> int:

@@ -1,6 +1,8 @@
-"""The encoder: embeddings, then post-norm blocks of attention and feed-forward, dense or Mixture-of-Experts.
+"""The encoder: embeddings, then blocks of attention and feed-forward, dense or Mixture-of-Experts.
 
-    h = norm1(x + attention(x));  y = norm2(h + ffn(h))
+    post-norm:  h = norm1(x + attention(x));  y = norm2(h + ffn(h))
+    pre-norm:   h = x + attention(norm1(x));  y = h + ffn(norm2(h)),  of which a depth shows ffn(norm2(h)):
+                NomicBERT's published code leaves the residual out of its last state, and has no final norm
 
 It runs on packed batches and returns the hidden states of exactly the depths asked for, stopping at the
 deepest: sub-networks, early exits and probes are an argument, never a fork of this file.
@@ -37,6 +39,7 @@ class EncoderConfig(Strict):
     gated: bool = False
     attention_bias: bool = True
     ffn_bias: bool = True
+    norm: Literal["post", "pre"] = "post"
     norm_eps: float = 1e-12
     position: Literal["absolute", "rope"] = "absolute"
     max_positions: int = 512  # rows of the position table, or the length the rotary model was trained for
@@ -129,20 +132,26 @@ class Encoder(nn.Module):
 
         hidden = {0: states_TD} if 0 in depths else {}
         router: list[RouterStats] = []
+        pre = config.norm == "pre"
         for depth, block in enumerate(self.layers[: max(depths)], start=1):
             assert isinstance(block, Block)
-            mixed_TD = block.attention(states_TD, length_B, turn, dropout, self.attention_road)
-            mixed_TD = F.dropout(mixed_TD, dropout, training=dropout > 0)
-            states_TD = block.attention_norm(states_TD + mixed_TD)
+            input_TD = block.attention_norm(states_TD) if pre else states_TD
+            mixed_TD = block.attention(input_TD, length_B, turn, dropout, self.attention_road)
+            states_TD = states_TD + F.dropout(mixed_TD, dropout, training=dropout > 0)
+            if not pre:
+                states_TD = block.attention_norm(states_TD)
+            input_TD = block.ffn_norm(states_TD) if pre else states_TD
             if isinstance(block.ffn, MoE):
-                output_TD, stats = block.ffn(states_TD, length_B, self.moe_road)
+                output_TD, stats = block.ffn(input_TD, length_B, self.moe_road)
                 router.append(stats)
             else:
-                output_TD = block.ffn(states_TD)
+                output_TD = block.ffn(input_TD)
             output_TD = F.dropout(output_TD, dropout, training=dropout > 0)
-            states_TD = block.ffn_norm(states_TD + output_TD)
+            states_TD = states_TD + output_TD
+            if not pre:
+                states_TD = block.ffn_norm(states_TD)
             if depth in depths:
-                hidden[depth] = states_TD
+                hidden[depth] = output_TD if pre else states_TD
         return hidden, router
 
 

@@ -22,21 +22,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from moembed.model.encoder import Encoder, EncoderConfig
-from moembed.model.families import Family, family_of
+from moembed.model.encoder import EncoderConfig
+from moembed.model.families import family_of
+from moembed.model.files import read_json, read_state
 from moembed.model.pooling import POOLING
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 
-# Heads and buffers that come with a pretrained checkpoint and play no part in an embedding.
-_IGNORED = re.compile(r"^(cls|lm_head|pooler|classifier|qa_outputs)\.|position_ids$|token_type_ids$")
 _TOKENIZER_FILES = re.compile(r"^(tokenizer.*|special_tokens_map|added_tokens|vocab|merges|.*\.model)(\.|$)")
+_PADDING = ("[PAD]", "<pad>")
 _MODULES = ["Transformer", "Pooling", "Normalize"]
 _LEGACY_POOLING = {
     "pooling_mode_cls_token": "cls",
@@ -50,13 +49,14 @@ _LEGACY_POOLING = {
 
 @dataclass
 class Parts:
-    """What a model folder holds. ``files`` are the tokenizer's files, byte for byte."""
+    """What a model folder holds: ``files`` of the tokenizer, bytes as they are, ``source``: config.json."""
 
     config: EncoderConfig
     state: dict[str, Tensor]
     tokenizer: Tokenizer
     pooling: str
     files: dict[str, bytes] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,96 +80,25 @@ def read_folder(path: Path) -> Parts:
     if not (path / "config.json").is_file():
         what = "has no config.json, so it is not a model folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}")
-    values = _read_json(path / "config.json")
+    values = read_json(path / "config.json")
     config = read_config(path)
-    state = _read_state(path, config, family_of(values))
+    state = read_state(path, config, family_of(values))
     settings = read_settings(path, config)
     tokenizer = Tokenizer(
         _read_tokenizer(path, config), settings.max_length, settings.prompts, settings.default_prompt
     )
-    return Parts(config, state, tokenizer, settings.pooling, _tokenizer_files(path))
+    return Parts(config, state, tokenizer, settings.pooling, _tokenizer_files(path), values)
 
 
 def read_config(path: Path) -> EncoderConfig:
     """The architecture alone, from ``config.json``."""
-    values = _read_json(path / "config.json")
+    values = read_json(path / "config.json")
     try:
         return family_of(values).read_config(values)
     except KeyError as error:
         raise UserError(f"{path / 'config.json'} has no key {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path / 'config.json'}: {' '.join(str(error).split())}") from None
-
-
-def _read_json(path: Path, kind: type = dict) -> Any:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
-    if not isinstance(values, kind):
-        raise UserError(f"{path} holds a {type(values).__name__} where a {kind.__name__} is expected")
-    return values
-
-
-def _weight_files(path: Path) -> list[Path]:
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        return sorted({path / name for name in _read_json(index)["weight_map"].values()})
-    if (path / "model.safetensors").is_file():
-        return [path / "model.safetensors"]
-    if (path / "pytorch_model.bin").is_file():
-        raise UserError(f"{path} holds only a pickled checkpoint; convert it to model.safetensors first")
-    raise UserError(f"{path} has no model.safetensors")
-
-
-def _read_state(path: Path, config: EncoderConfig, family: Family) -> dict[str, Tensor]:
-    theirs: dict[str, Tensor] = {}
-    for file in _weight_files(path):
-        try:
-            with safe_open(file, "pt") as tensors:
-                theirs |= {_modern(name): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, FileNotFoundError) as error:
-            raise UserError(f"{file} is missing, truncated or damaged ({error})") from None
-
-    shapes = _shapes(config)
-    names = {ours: sources for ours, sources in family.names(config).items() if ours in shapes}
-    anchor = names["word.weight"][0]
-    prefix = next((p for p in family.prefixes if p + anchor in theirs), "")
-    state: dict[str, Tensor] = {}
-    for ours, sources in names.items():
-        pieces = []
-        for source in sources:
-            if prefix + source not in theirs:
-                raise UserError(f"{path}: tensor {prefix + source!r} is missing")
-            piece = theirs.pop(prefix + source)
-            expected = (shapes[ours][0] // len(sources), *shapes[ours][1:])
-            if tuple(piece.shape) != expected:
-                raise UserError(
-                    f"{path}: tensor {prefix + source!r} has shape {tuple(piece.shape)}, expected {expected}"
-                )
-            if not torch.isfinite(piece).all():
-                raise UserError(f"{path}: tensor {prefix + source!r} holds NaN or infinite values")
-            pieces.append(piece)
-        state[ours] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-    extra = sorted(name for name in theirs if not _IGNORED.search(name.removeprefix(prefix)))
-    if extra:
-        shown = ", ".join(map(repr, extra[:3])) + (" …" if len(extra) > 3 else "")
-        raise UserError(f"{path}: {len(extra)} tensors belong to no part of this model: {shown}")
-    return state
-
-
-def _modern(name: str) -> str:
-    """The first BERT checkpoints name the weight and bias of a norm gamma and beta."""
-    for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
-        name = name.replace(old, new)
-    return name
-
-
-def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Encoder(config).state_dict().items()}
 
 
 def _read_tokenizer(path: Path, config: EncoderConfig) -> Backend:
@@ -224,19 +153,19 @@ def _tokenizer_files(path: Path) -> dict[str, bytes]:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _read_pooling(path: Path) -> str:
     if not (path / "modules.json").is_file():
         warnings.warn(f"{path} has no modules.json: mean pooling is assumed", stacklevel=2)
         return "mean"
-    modules = _read_json(path / "modules.json", list)
+    modules = read_json(path / "modules.json", list)
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if kinds not in (_MODULES, _MODULES[:2]):
         known, found = " + ".join(_MODULES), " + ".join(kinds)
         raise UserError(f"{path}: a model made of {found} is not supported, only {known}")
-    values = _read_json(path / modules[1]["path"] / "config.json")
+    values = read_json(path / modules[1]["path"] / "config.json")
     modes = values.get("pooling_mode") or [mode for key, mode in _LEGACY_POOLING.items() if values.get(key)]
     mode = modes if isinstance(modes, str) else "+".join(modes)
     if mode not in POOLING:
@@ -256,10 +185,20 @@ def write_folder(path: Path, parts: Parts) -> None:
     """
     family = family_of({"model_type": parts.config.family})
     theirs: dict[str, Tensor] = {}
-    for ours, sources in family.names(parts.config).items():
-        if ours in parts.state:
-            pieces = parts.state[ours].detach().cpu().chunk(len(sources))
-            theirs |= {name: piece.contiguous() for name, piece in zip(sources, pieces, strict=True)}
+    table = family.names(parts.config)
+    for ours, tensor in parts.state.items():
+        if ours not in table:
+            raise UserError(f"the {parts.config.family} layout has no place for {ours!r}")
+        pieces = table[ours].write(tensor.detach().cpu())
+        names = (family.prefixes[0] + name for name in table[ours].names)
+        theirs |= {name: piece.contiguous() for name, piece in zip(names, pieces, strict=True)}
+    with replacing(path) as folder:
+        write_small_files(folder, parts)
+        save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_small_files(folder: Path, parts: Parts) -> None:
+    """Every file of a model folder but its weights: config, tokenizer, pooling, prompts."""
     dtype = str(next(iter(parts.state.values())).dtype).removeprefix("torch.")
     tokenizer = parts.tokenizer
     transformer = "sentence_transformers.models."
@@ -280,22 +219,39 @@ def write_folder(path: Path, parts: Parts) -> None:
         "default_prompt_name": tokenizer.default_prompt,
         "similarity_fn_name": "cosine",
     }
-    with replacing(path) as folder:
-        _write_json(folder / "config.json", {**family.write_config(parts.config), "dtype": dtype})
-        _write_json(folder / "modules.json", modules)
-        (folder / "1_Pooling").mkdir()
-        (folder / "2_Normalize").mkdir()
-        _write_json(folder / "1_Pooling" / "config.json", pooling)
-        _write_json(folder / "config_sentence_transformers.json", settings)
-        _write_json(
-            folder / "sentence_bert_config.json",
-            {"max_seq_length": tokenizer.max_length, "do_lower_case": False},
-        )
-        for name, content in parts.files.items():
-            (folder / name).write_bytes(content)
-        if "tokenizer.json" not in parts.files:
-            tokenizer.backend.save(str(folder / "tokenizer.json"))
-        save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "config.json", _config_values(parts, dtype))
+    _write_json(folder / "modules.json", modules)
+    (folder / "1_Pooling").mkdir()
+    (folder / "2_Normalize").mkdir()
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    _write_json(folder / "config_sentence_transformers.json", settings)
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": tokenizer.max_length, "do_lower_case": False},
+    )
+    for name, content in parts.files.items():
+        (folder / name).write_bytes(content)
+    if "tokenizer.json" not in parts.files:
+        tokenizer.backend.save(str(folder / "tokenizer.json"))
+    if "tokenizer_config.json" not in parts.files:
+        _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
+
+
+def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What transformers needs beside a bare tokenizer.json to batch texts: a name for padding."""
+    pad = next((token for token in _PADDING if tokenizer.backend.token_to_id(token) is not None), None)
+    named = {"pad_token": pad} if pad else {}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokenizer.max_length} | named
+
+
+def _config_values(parts: Parts, dtype: str) -> dict[str, Any]:
+    """The config as it was read, with what no longer is true written over it; else a new one."""
+    family, source = family_of({"model_type": parts.config.family}), parts.source
+    written = family.write_config(parts.config)
+    if source.get("model_type") != written["model_type"]:
+        return written | {"dtype": dtype}
+    values = source if family.read_config(source) == parts.config else source | written
+    return values | {key: dtype for key in ("dtype", "torch_dtype") if key in source}
 
 
 @contextmanager

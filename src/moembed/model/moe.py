@@ -1,6 +1,6 @@
 """The Mixture-of-Experts feed-forward block, on roads that give the same values.
 
-``y_t = sum over the pairs (t, e) of weight * expert_e(x_t)  [+ shared experts(x_t)]  [+ shared bias]``
+``y_t = sum over the pairs (t, e) of weight * expert_e(x_t)  [+ shared bias]  [+ shared experts(x_t)]``
 
 - ``loop``: for every expert, pick its tokens, compute, add. Slow and obvious; the reference.
 - ``grouped``: one sort of the pairs by expert, one gather, one matrix product per expert on a contiguous
@@ -27,13 +27,17 @@ class MoEConfig(Strict):
     """Which layers hold experts and what an expert is.
 
     ``bias``: ``each`` expert keeps the two biases of the dense block it came from; ``shared`` is one output
-    bias per layer, added once (the published Nomic Embed v2); ``none`` has none. ``num_shared_experts`` are
-    always-on blocks beside the routed ones.
+    bias per layer, added once (the published Nomic Embed v2); ``none`` has none.
+
+    ``num_shared_experts`` always see every token; together they are one block of that many times the hidden
+    width. ``shared_weight`` says how their output meets that of the k routed ones: their ``sum``, or as in
+    MegaBlocks the ``mean`` of k routed parts and one shared, ``(k * routed + shared) / (k + 1)``.
     """
 
     layers: tuple[int, ...]
     num_experts: int = Field(default=8, ge=1)
     num_shared_experts: int = Field(default=0, ge=0)
+    shared_weight: Literal["sum", "mean"] = "sum"
     bias: Literal["each", "shared", "none"] = "each"
     router: RouterConfig = RouterConfig()
 
@@ -61,28 +65,37 @@ class MoE(nn.Module):
         self.gate_bias_EF = nn.Parameter(torch.empty(experts, hidden)) if each and gated else None
         self.down_bias_ED = nn.Parameter(torch.empty(experts, width)) if each else None
         self.bias_D = nn.Parameter(torch.empty(width)) if config.bias == "shared" else None
-        self.shared = nn.ModuleList(
-            FeedForward(width, hidden, activation, gated, bias=each) for _ in range(config.num_shared_experts)
-        )
+        self.shared, self.shared_weight = None, config.shared_weight
+        if config.num_shared_experts:
+            wide = hidden * config.num_shared_experts
+            self.shared = FeedForward(width, wide, activation, gated, bias=config.bias != "none")
 
     def forward(
         self, hidden_TD: Tensor, length_B: Sequence[int], road: str = "grouped"
     ) -> tuple[Tensor, RouterStats]:
         routing = self.router(hidden_TD, length_B)
         output_TD = ROADS[road](self, hidden_TD, routing)
-        for expert in self.shared:
-            output_TD = output_TD + expert(hidden_TD)
         if self.bias_D is not None:
             output_TD = output_TD + self.bias_D
+        if self.shared is not None:
+            shared_TD = self.shared(hidden_TD)
+            if self.shared_weight == "mean":
+                top_k = self.router.config.top_k
+                output_TD = (top_k * output_TD + shared_TD) / (top_k + 1)
+            else:
+                output_TD = output_TD + shared_TD
         return output_TD, routing.stats
+
+    def routed_parameters(self) -> int:
+        """Parameters of all routed experts; the router, the shared bias and shared experts are none."""
+        weights = (self.up_EFD, self.gate_EFD, self.down_EDF)
+        biases = (self.up_bias_EF, self.gate_bias_EF, self.down_bias_ED)
+        return sum(parameter.numel() for parameter in (*weights, *biases) if parameter is not None)
 
     def idle_parameters(self) -> int:
         """Parameters of the routed experts that one token does not visit."""
         experts, top_k = len(self.up_EFD), self.router.config.top_k
-        weights = (self.up_EFD, self.gate_EFD, self.down_EDF)
-        biases = (self.up_bias_EF, self.gate_bias_EF, self.down_bias_ED)
-        routed = sum(parameter.numel() for parameter in (*weights, *biases) if parameter is not None)
-        return routed * (experts - top_k) // experts
+        return self.routed_parameters() * (experts - top_k) // experts
 
     def experts(self) -> list[Callable[[Tensor], Tensor]]:
         """One function per expert. ``unbind`` slices all of them in one node, so backward stacks their

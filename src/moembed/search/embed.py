@@ -90,7 +90,7 @@ def embed_file(
     earlier_rows = writer.rows
     if not writer.complete:
         for rows in islice(iter_rows(source, block_rows), len(writer.parts), None):
-            texts = _texts(rows, column, source, writer.rows)
+            texts = column_texts(rows, column, source, writer.rows)
             vector_NM, truncated = model.encode_counted(texts, prompt_name=prompt_name, dim=dim)
             writer.append(vector_NM, rows, truncated)
             if progress:
@@ -114,7 +114,12 @@ def _fingerprint(source: Path) -> dict[str, Any]:
     }
 
 
-def _texts(rows: list[dict[str, Any]], column: str, source: Path, first: int) -> list[str]:
+def column_texts(rows: list[dict[str, Any]], column: str, source: Path, first: int) -> list[str]:
+    """The column ``column`` of these rows of ``source``; the first of them follows ``first`` others.
+
+    Raises:
+        UserError: a row without the column, or with something other than a UTF-8 string in it.
+    """
     for number, row in enumerate(rows, start=first + 1):
         if column not in row:
             found = ", ".join(map(repr, row))

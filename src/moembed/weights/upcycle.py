@@ -70,11 +70,14 @@ def upcycle(
             result[f"{prefix}.{part}_{shape}"] = weight.repeat(moe.num_experts, 1, 1)
             if each and bias is not None:
                 result[f"{prefix}.{part}_bias_{shape[:2]}"] = bias.repeat(moe.num_experts, 1)
-            for number in range(moe.num_shared_experts):
+            if moe.num_shared_experts:
+                copies = moe.num_shared_experts
                 silent = part == "down"
-                result[f"{prefix}.shared.{number}.{part}.weight"] = weight * 0 if silent else weight.clone()
-                if each and bias is not None:
-                    result[f"{prefix}.shared.{number}.{part}.bias"] = bias * 0 if silent else bias.clone()
+                wide = weight.repeat(1, copies) * 0 if silent else weight.repeat(copies, 1)
+                result[f"{prefix}.shared.{part}.weight"] = wide
+                if moe.bias != "none":
+                    start = torch.zeros(len(weight)) if bias is None or silent or not each else bias
+                    result[f"{prefix}.shared.{part}.bias"] = start if silent else start.repeat(copies)
         if moe.bias == "shared":
             result[f"{prefix}.bias_D"] = torch.zeros(config.width)
         router_ED = torch.empty(moe.num_experts, config.width)

@@ -1,0 +1,76 @@
+"""`moembed export`: a model in the form another runtime reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from moembed.cli.options import Json, Overwrite
+from moembed.console import print_json
+from moembed.types import UserError
+
+if TYPE_CHECKING:
+    from moembed.model.folder import Parts
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A folder, a run folder, a hub id, or minilm.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; for gguf, the file.")],
+    format: Annotated[Literal["nomic", "onnx", "gguf"], typer.Option(help="Who shall read it.")],
+    int8: Annotated[bool, typer.Option("--int8", help="onnx: matrices of 8-bit integers.")] = False,
+    type_: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"], typer.Option("--type", help="gguf: type of the matrices.")
+    ] = "f16",
+    fold_expert_bias: Annotated[
+        bool,
+        typer.Option("--fold-expert-bias", help="gguf: move the expert bias to where it is read."),
+    ] = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Write a model for another runtime: the layout of Nomic Embed v2 (TEI, vLLM), ONNX, or GGUF (llama.cpp).
+
+    What was written is compared with the model, and the difference is printed.
+
+    Example: `moembed export runs/demo demo.onnx --format onnx`
+    """
+    from moembed.model.folder import read_folder
+    from moembed.recipe import locate_base, require_free
+
+    given = {"--int8": int8 and format != "onnx", "--fold-expert-bias": fold_expert_bias and format != "gguf"}
+    if misplaced := [option for option, wrong in given.items() if wrong]:
+        raise UserError(f"{misplaced[0]} does nothing for --format {format}")
+    parts = read_folder(locate_base(model))
+    if format == "gguf":
+        if out.exists() and not overwrite:
+            raise UserError(f"{out} already exists: choose another name, or replace it with --overwrite")
+    else:
+        require_free(out, overwrite)
+    facts = _write(parts, out, format, int8, type_, fold_expert_bias)
+    if json_:
+        print_json(facts)
+    else:
+        print("  ".join(f"{key} {_shown(value)}" for key, value in facts.items()))
+
+
+def _write(parts: Parts, out: Path, format: str, int8: bool, type_: Any, fold: bool) -> dict[str, Any]:
+    if format == "onnx":
+        from moembed.export.onnx import export_onnx
+
+        return export_onnx(parts, out, int8)
+    if format == "gguf":
+        from moembed.export.gguf import export_gguf
+
+        return export_gguf(parts, out, type_, fold)
+    from moembed.export.nomic import to_nomic
+    from moembed.model.folder import write_folder
+
+    nomic = to_nomic(parts)
+    write_folder(out, nomic)
+    return {"out": str(out), "format": format, "tensors": len(nomic.state)}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)

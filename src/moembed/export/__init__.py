@@ -1,0 +1,1 @@
+"""A model folder -> what other runtimes read."""
