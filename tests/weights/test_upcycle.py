@@ -77,7 +77,7 @@ def test_saved_and_loaded_it_is_the_same_model(
     assert again.space_id() == model.space_id()
 
 
-@pytest.mark.parametrize(("every", "layers"), [(1, (0, 1, 2, 3)), (2, (1, 3)), (3, (2,)), (4, (3,))])
+@pytest.mark.parametrize(("every", "layers"), [(1, (0, 1, 2, 3)), (2, (1, 3)), (3, (1,)), (5, (1,))])
 def test_every_nth_layer_is_converted(every: int, layers: tuple[int, ...], make_model: MakeModel) -> None:
     model = upcycled(make_model().parts(), UpcycleConfig(every=every))
     assert model.encoder.config.moe is not None
@@ -171,7 +171,7 @@ def test_published_settings() -> None:
     router = options.router
     assert (options.num_experts, options.every, options.router_std) == (8, 2, 0.02)
     assert (router.kind, router.top_k, router.normalize, router.jitter) == ("token_choice", 2, None, 0.0)
-    assert not options.keep_biases
+    assert options.bias == "shared"
 
 
 # ---- refusals ------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_published_settings() -> None:
     ("model", "options", "complaint"),
     [
         ({"moe": {"layers": [1]}}, {}, "has experts already"),
-        ({}, {"every": 5}, "every = 5 upcycles no layer of a model of 4 layers"),
+        ({"num_layers": 1}, {}, "every = 2 upcycles no layer of a model of 1 layers"),
         ({}, {"num_experts": 1}, "upcycle: .*top_k 2 is more than num_experts 1"),
     ],
 )

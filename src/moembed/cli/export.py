@@ -25,8 +25,11 @@ def export(
     ] = "f16",
     fold_expert_bias: Annotated[
         bool,
-        typer.Option("--fold-expert-bias", help="gguf: move the expert bias to where it is read."),
-    ] = False,
+        typer.Option(
+            "--fold-expert-bias/--drop-expert-bias",
+            help="gguf: llama.cpp reads no expert bias; fold it, exactly, into what it reads.",
+        ),
+    ] = True,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -39,9 +42,8 @@ def export(
     from moembed.model.folder import read_folder
     from moembed.recipe import locate_base, require_free
 
-    given = {"--int8": int8 and format != "onnx", "--fold-expert-bias": fold_expert_bias and format != "gguf"}
-    if misplaced := [option for option, wrong in given.items() if wrong]:
-        raise UserError(f"{misplaced[0]} does nothing for --format {format}")
+    if int8 and format != "onnx":
+        raise UserError(f"--int8 does nothing for --format {format}")
     parts = read_folder(locate_base(model))
     if format == "gguf":
         if out.exists() and not overwrite:

@@ -89,7 +89,7 @@ def upcycle(
     options = UpcycleConfig(
         num_experts=experts,
         every=every,
-        keep_biases=not published,
+        bias="shared" if published else "each",
         router=RouterConfig(top_k=top_k, normalize=None if published else 1.0),
         seed=seed,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -14,16 +16,17 @@ from moembed.types import UserError
 
 
 class UpcycleConfig(Strict):
-    """Layers ``i`` with ``i % every == every - 1`` get ``num_experts`` copies of their dense block.
+    """Layers ``i`` with ``i % every == 1`` get ``num_experts`` copies of their dense block; 1 means all.
 
-    The defaults keep the function: every expert carries the dense biases and the chosen weights sum to 1, so
-    the upcycled model gives the dense model's vectors. ``published()`` is what Nomic Embed v2 did: dense
-    biases dropped, one zero bias per layer, raw router probabilities.
+    The defaults keep the function: ``each`` expert carries the dense biases and the chosen weights sum to 1,
+    so the upcycled model gives the dense model's vectors. ``bias`` ``shared`` and ``none`` drop the dense
+    biases; ``shared`` adds one of zeros per layer. ``published()`` is what Nomic Embed v2 did: a shared bias
+    and raw router probabilities.
     """
 
     num_experts: int = Field(default=8, ge=1)
     every: int = Field(default=2, ge=1)
-    keep_biases: bool = True
+    bias: Literal["each", "shared", "none"] = "each"
     num_shared_experts: int = Field(default=0, ge=0)
     router: RouterConfig = RouterConfig()
     router_std: float = Field(default=0.02, ge=0)
@@ -31,7 +34,7 @@ class UpcycleConfig(Strict):
 
     @classmethod
     def published(cls) -> UpcycleConfig:
-        return cls(keep_biases=False, router=RouterConfig(normalize=None))
+        return cls(bias="shared", router=RouterConfig(normalize=None))
 
 
 def upcycle(
@@ -46,15 +49,15 @@ def upcycle(
     """
     if config.moe:
         raise UserError("this model has experts already; upcycling starts from a dense one")
-    layers = tuple(range(options.every - 1, config.num_layers, options.every))
+    layers = tuple(range(1 % options.every, config.num_layers, options.every))
     if not layers:
         raise UserError(f"every = {options.every} upcycles no layer of a model of {config.num_layers} layers")
-    each = options.keep_biases and config.ffn_bias
+    each = options.bias == "each" and config.ffn_bias
     values = {
         "layers": layers,
         "num_experts": options.num_experts,
         "num_shared_experts": options.num_shared_experts,
-        "bias": "each" if each else "none" if options.keep_biases else "shared",
+        "bias": "none" if options.bias == "each" and not each else options.bias,
         "router": options.router,
     }
     moe = validate(MoEConfig, values, where="upcycle")
