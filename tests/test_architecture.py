@@ -11,14 +11,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "moembed"
 FLOORS = [
     ("types", "config"),
     (
-        "tokenizer", "data", "losses", "search.exact", "search.index",
+        "tokenizer", "hub", "data", "losses", "search.exact", "search.index",
         "evaluate.metrics", "evaluate.significance", "evaluate.compare", "evaluate.bm25", "evaluate.beir",
     ),
     ("model",),
     ("train", "weights", "export", "interop", "search.embed", "evaluate.tasks"),
     ("console", "recipe", "describe", "demo", "cli"),
 ]  # fmt: skip
-TORCH_FREE = ("types", "config", "data", "search", "evaluate", "cli", "console")
+TORCH_FREE = ("types", "config", "hub", "data", "search", "evaluate", "cli", "console")
 
 
 def modules() -> dict[str, Path]:

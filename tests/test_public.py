@@ -17,7 +17,7 @@ from moembed.config import load
 from moembed.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"demo", "train", "upcycle", "evaluate", "embed", "index", "search", "inspect", "export"}
+COMMANDS = {"demo", "train", "upcycle", "evaluate", "embed", "index", "search", "inspect", "export", "push"}
 
 
 def test_the_public_names_exist_and_are_all_there_is() -> None:

@@ -18,7 +18,8 @@ from moembed.console import say
 from moembed.data.docstrings import collect
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.export.card import write_card
-from moembed.model.embedder import Embedder, locate
+from moembed.hub import locate
+from moembed.model.embedder import Embedder
 from moembed.model.folder import Parts, read_folder
 from moembed.train.loop import TrainConfig, choose_precision, train
 from moembed.train.report.page import write_report

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moembed.hub import locate
 from moembed.model.encoder import Encoder, num_parameters
 from moembed.model.folder import Parts, read_folder, write_folder
 from moembed.model.pooling import POOLING
@@ -43,20 +44,25 @@ class Embedder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_hub_id: str | Path, dtype: str = "float32", device: str | None = None
+        cls,
+        path_or_hub_id: str | Path,
+        dtype: str = "float32",
+        device: str | None = None,
+        revision: str | None = None,
     ) -> Embedder:
         """Load a model folder, or a hub id such as ``org/name`` when no folder of that name exists.
 
         Args:
             dtype: of weights and activations, ``float32`` or ``bfloat16``; routers stay in float32.
             device: default: ``cuda`` if there is one, else ``cpu``.
+            revision: branch, tag or commit of a hub id; default: its main branch.
 
         Raises:
             UserError: not a model, damaged, or of a kind this version does not know.
         """
         if dtype not in DTYPES:
             raise UserError(f"dtype {dtype!r} is not available (known: {', '.join(DTYPES)})")
-        model = cls(read_folder(locate(path_or_hub_id)))
+        model = cls(read_folder(locate(path_or_hub_id, revision)))
         for name, parameter in model.named_parameters():
             parameter.data = parameter.to(torch.float32 if ".router." in name else DTYPES[dtype])
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
@@ -193,23 +199,3 @@ class Embedder(nn.Module):
 
 def _shorten(vector_BM: Tensor, dim: int | None) -> Tensor:
     return F.normalize(vector_BM[:, :dim], dim=-1) if dim else vector_BM
-
-
-def locate(path_or_hub_id: str | Path) -> Path:
-    """A local folder as it is; else the hub's files, from the local cache when the hub is out of reach."""
-    path = Path(path_or_hub_id)
-    for folder in (path, path / "model"):  # a run folder holds its model in `model`
-        if (folder / "config.json").is_file():
-            return folder
-    name = str(path_or_hub_id)
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        what = "has no config.json, so it is not a model folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {what}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name} is neither a folder nor reachable on the hub ({reason})") from None
