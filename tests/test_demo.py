@@ -82,6 +82,15 @@ def test_the_demo_goes_the_whole_line(
     assert "already exists" in capsys.readouterr().err
 
 
+def test_a_missing_library_is_named_before_the_work_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "matplotlib" else object())
+    assert main(["demo", "--out", str(tmp_path / "run")]) == 2
+    assert "the demo needs matplotlib; run: pip install 'moembed[demo]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_minute_of_training_helps_on_packages_never_seen(tmp_path: Path) -> None:
     """Real packages, the real base: the gain's whole interval lies above zero."""

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from moembed.search.index import write_index
 from moembed.train.loop import LossConfig, Trained, train
 from moembed.train.optim import OptimConfig
 from moembed.train.report.page import write_report
-from moembed.types import Pair
+from moembed.types import Pair, UserError
 from moembed.weights.upcycle import UpcycleConfig
 
 METRICS = ("ndcg@10", "recall@1", "recall@10", "mrr@10")
@@ -72,6 +73,9 @@ class Vectors:
 
 def run_demo(minutes: float, base: str, out: Path, twin: bool, seed: int, overwrite: bool) -> dict[str, Any]:
     """Run all six parts and return the content of ``report.json``."""
+    for library in ("bm25s", "matplotlib"):  # needed after the training, when it would be too late to say so
+        if find_spec(library) is None:
+            raise UserError(f"the demo needs {library}; run: pip install 'moembed[demo]'")
     plan = recipe(base, out, minutes, seed)
     folder = locate_base(base)
     require_free(out, overwrite)
