@@ -295,5 +295,6 @@ def test_an_environment_with_torch_holds_enough_pairs():
     found = collect()
     assert len(found.train) + len(found.unseen) > 30_000
     assert 6000 <= len(found.unseen) <= 8000
-    assert {"pyarrow", "networkx", "pydantic", "rich"} <= set(found.unseen_packages)
+    assert len(found.unseen_packages) >= 8
+    assert not set(found.unseen_packages) & set(found.train_packages)
     assert {"torch", "transformers"} <= set(found.train_packages)
