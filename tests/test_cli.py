@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,12 @@ def test_a_base_whose_weights_are_not_the_published_ones(run: Run, monkeypatch: 
 def test_a_base_that_is_not_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moembed.recipe.MINILM_PACKAGE", "no-such-package")
     refused(run("inspect", "minilm"), "moembed[demo]")
+
+
+def test_two_tasks_of_one_name(run: Run, task: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copytree(task, tmp_path / "other" / task.name)
+    refused(run("evaluate", "bm25", "--tasks", task, tmp_path / "other" / task.name), "same name")
 
 
 def test_exports_that_cannot_be(run: Run, model: Path, tmp_path: Path) -> None:

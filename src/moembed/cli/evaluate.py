@@ -10,6 +10,7 @@ import typer
 
 from moembed.cli.options import Dtype, Json, load_model
 from moembed.console import interval, print_json, print_table, progress_bar, say
+from moembed.types import UserError
 
 if TYPE_CHECKING:
     from moembed.model.embedder import Embedder
@@ -23,7 +24,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
     json_: Json = False,
 ) -> None:
-    """Retrieval quality with 95 % bootstrap intervals over queries, and differences to the last model.
+    """Retrieval quality with 95 % bootstrap intervals over queries.
+
+    With `--json` also the paired difference of every model to the last one, with its p-value.
 
     Example: `moembed evaluate runs/demo minilm bm25 --tasks data/scifact data/nfcorpus`
     """
@@ -32,7 +35,9 @@ def evaluate(
     from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
-    loaded = [load_task(task) for task in tasks]
+    loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks)]
+    if len({task.name for task in loaded}) < len(loaded):
+        raise UserError("two tasks have folders of the same name, which results go by: rename one of them")
     scores: dict[str, dict[str, Any]] = {task.name: {} for task in loaded}
     for name in models:
         model = None if name == "bm25" else load_model(name, dtype)
