@@ -16,7 +16,7 @@ FLOORS = [
     ),
     ("model",),
     ("train", "weights", "export", "interop", "search.embed", "evaluate.tasks"),
-    ("console", "recipe", "describe", "demo", "cli"),
+    ("console", "recipe", "describe", "demo", "machine", "bench", "cli"),
 ]  # fmt: skip
 TORCH_FREE = ("types", "config", "hub", "data", "search", "evaluate", "cli", "console")
 

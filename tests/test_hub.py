@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
+from conftest import Run
 from fake_hub import FakeHub
 from moembed import hub as room
 from moembed.cli import main
 from moembed.model.embedder import Embedder
+from moembed.model.folder import read_config
+from moembed.recipe import base_name
 from moembed.types import UserError
 
 REPO = "me/moles"
@@ -137,6 +142,89 @@ def test_what_is_no_hub_id_is_a_path_that_does_not_exist(name: str, hub: FakeHub
 def test_a_folder_has_no_revision(moe_model: Embedder, tmp_path: Path) -> None:
     moe_model.save_pretrained(tmp_path)
     assert "only a hub id has" in refusal(str(tmp_path), "v1")
+
+
+@pytest.mark.parametrize("revision", ["v1", "release/v1"])
+def test_a_hub_id_names_its_revision(
+    revision: str, hub: FakeHub, make_model: Any, tmp_path: Path, run: Run
+) -> None:
+    old, new = make_model(seed=1, num_layers=1), make_model(seed=2, num_layers=2)
+    hub.add(REPO, saved(new, tmp_path / "new"))
+    hub.add(REPO, saved(old, tmp_path / "old"), branch=revision)
+    name = f"{REPO}@{revision}"
+    assert Embedder.from_pretrained(name, device="cpu").space_id() == old.space_id()
+    assert json.loads(run("inspect", name, "--json")[1])["layers"] == 1
+    assert json.loads(run("inspect", REPO, "--json")[1])["layers"] == 2
+    assert "no branch, tag or commit 'v9'" in refusal(f"{REPO}@v9")
+    assert "is a second one" in refusal(name, "main")
+
+
+def test_an_index_remembers_the_revision_of_its_model(
+    hub: FakeHub, make_model: Any, tmp_path: Path, run: Run
+) -> None:
+    hub.add(REPO, saved(make_model(seed=1), tmp_path / "old"), branch="v1")
+    hub.add(REPO, saved(make_model(seed=2), tmp_path / "new"))
+    (tmp_path / "notes.jsonl").write_text('{"text": "owls"}\n')
+    arguments = ("--model", f"{REPO}@v1", "--out", tmp_path / "index", "--dtype", "float32")
+    assert run("index", tmp_path / "notes.jsonl", *arguments)[0] == 0
+    assert run("search", tmp_path / "index", "owls")[0] == 0
+    code, _, err = run("search", tmp_path / "index", "owls", "--model", REPO)
+    assert (code, "space" in err) == (2, True)
+
+
+def test_a_folder_of_that_name_goes_before_the_hub(
+    hub: FakeHub, moe_model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    moe_model.save_pretrained("me/moles@v1")
+    assert room.locate("me/moles@v1") == Path("me/moles@v1")
+    assert base_name("me/moles@v1") == "me/moles@v1"
+    (tmp_path / "me" / "empty@v1").mkdir()
+    assert "not a model folder" in refusal("me/empty@v1")
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["me/moles@", "moles@v1", "@v1", "./me/moles@v1"])
+def test_what_is_no_hub_id_has_no_revision(name: str, hub: FakeHub) -> None:
+    assert "does not exist" in refusal(name)
+    assert not hub.requests
+
+
+def test_a_recipe_trains_a_revision_of_its_base(
+    hub: FakeHub, make_model: Any, tmp_path: Path, run: Run
+) -> None:
+    hub.add(REPO, saved(make_model(num_layers=2), tmp_path / "new"))
+    hub.add(REPO, saved(make_model(num_layers=1), tmp_path / "old"), branch="v1")
+    (tmp_path / "pairs.jsonl").write_text('{"query": "a", "document": "b"}\n' * 2)
+    values = {"data": str(tmp_path / "pairs.jsonl"), "steps": 1, "batch_size": 2, "precision": "float32"}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(values))
+    for number, base in enumerate((["base=me/moles", "revision=v1"], ["base=me/moles@v1"])):
+        out = tmp_path / f"run{number}"
+        code, _, err = run("train", tmp_path / "recipe.yaml", *base, f"out={out}")
+        assert code == 0, err
+        assert read_config(out / "model").num_layers == 1
+        assert "base_model: me/moles\n" in (out / "model" / "README.md").read_text()
+    code, _, err = run("train", tmp_path / "recipe.yaml", "revision=v1", f"out={tmp_path / 'run2'}")
+    assert (code, "minilm is part of an installed package" in err) == (2, True)
+
+
+def test_a_pickle_is_fetched_only_where_allowed_and_needed(
+    hub: FakeHub, make_model: Any, tmp_path: Path
+) -> None:
+    model = make_model()
+    files = saved(model, tmp_path / "model")
+    torch.save(load_file(tmp_path / "model" / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    pickled = {"pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()}
+    hub.add("me/both", files | pickled)
+    assert not (room.locate("me/both", allow_pickle=True) / "pytorch_model.bin").exists()
+    del files["model.safetensors"]
+    hub.add(REPO, files | pickled)
+    with pytest.raises(UserError, match=r"has no model\.safetensors; .* only with --allow-pickle"):
+        Embedder.from_pretrained(REPO, device="cpu")
+    first = Embedder.from_pretrained(REPO, device="cpu", allow_pickle=True)
+    hub.stop()
+    second = Embedder.from_pretrained(REPO, device="cpu", allow_pickle=True)
+    assert first.space_id() == second.space_id() == model.space_id()
 
 
 # ---- onto the hub -----------------------------------------------------------------------------------------

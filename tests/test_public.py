@@ -17,7 +17,19 @@ from moembed.config import load
 from moembed.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"demo", "train", "upcycle", "evaluate", "embed", "index", "search", "inspect", "export", "push"}
+COMMANDS = {
+    "demo",
+    "train",
+    "upcycle",
+    "evaluate",
+    "embed",
+    "index",
+    "search",
+    "inspect",
+    "export",
+    "bench",
+    "push",
+}
 
 
 def test_the_public_names_exist_and_are_all_there_is() -> None:

@@ -23,7 +23,7 @@ BLOCK_ROWS = 1024
 BATCH_TOKENS = 16384
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there."""
     config = read_config(folder)
     settings = read_settings(folder, config)
@@ -46,8 +46,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "prompts": settings.prompts,
         "max_length": settings.max_length,
         **_count(config),
-        "dtype_on_disk": ", ".join(stored_dtypes(folder)) or None,
-        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(folder)),
+        "dtype_on_disk": ", ".join(stored_dtypes(folder, allow_pickle)) or None,
+        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(folder, allow_pickle)),
     }
 
 

@@ -28,6 +28,8 @@ _MODEL_FILES = [
     "merges.txt",
     "*.model",
 ]
+# Fetched on request, and only where the files above hold no weights; never pushed.
+_PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 _CARD = "README.md"
 _LOG_IN = "check the name, then run `hf auth login` or set HF_TOKEN"
 _REFUSALS = {
@@ -37,27 +39,43 @@ _REFUSALS = {
 }
 
 
-def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
+def locate(path_or_hub_id: str | Path, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """A local folder as it is; else the hub's files, from the cache when the hub is out of reach.
 
     Args:
+        path_or_hub_id: a hub id may name its revision itself: ``owner/name@revision``.
         revision: branch, tag or commit of a hub id; default: its main branch.
+        allow_pickle: fetch pytorch_model.bin where there is no model.safetensors.
 
     Raises:
-        UserError: neither a model folder, nor in the cache, nor to be had from the hub.
+        UserError: neither a model folder, nor in the cache, nor to be had from the hub; two revisions.
     """
     path, name = Path(path_or_hub_id), str(path_or_hub_id)
     if folder := local_folder(path):
         if revision is not None:
             raise UserError(f"{name} is a folder: it has no revision {revision!r}, only a hub id has")
         return folder
-    if path.exists() or not is_hub_id(name):
+    repo_id, named = split_revision(name)
+    if path.exists() or not is_hub_id(repo_id):
         what = "has no config.json, so it is not a model folder" if path.exists() else "does not exist"
         raise UserError(f"{name} {what}")
+    if named and revision is not None:
+        raise UserError(f"{name} names its revision, and {revision!r} is a second one: leave out either")
     from huggingface_hub import snapshot_download
 
+    revision = named or revision
     with _one_sentence(f"{name} is neither a folder nor reachable on the hub nor cached", revision):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_MODEL_FILES))
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=_MODEL_FILES))
+        if allow_pickle and not any(folder.glob("*.safetensors")):
+            # a snapshot is named after its commit; the branch may have moved on since
+            snapshot_download(repo_id, revision=folder.name, allow_patterns=_PICKLES)
+    return folder
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """``owner/name@revision`` in its two parts; any other name as it is, and None."""
+    repo_id, _, revision = name.partition("@")
+    return (repo_id, revision) if revision and is_hub_id(repo_id) else (name, None)
 
 
 def local_folder(path: Path) -> Path | None:

@@ -18,7 +18,7 @@ from moembed.console import say
 from moembed.data.docstrings import collect
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.export.card import write_card
-from moembed.hub import locate
+from moembed.hub import locate, split_revision
 from moembed.model.embedder import Embedder
 from moembed.model.folder import Parts, read_folder
 from moembed.train.loop import TrainConfig, choose_precision, train
@@ -35,10 +35,13 @@ class Recipe(TrainConfig):
     """``data`` is a file name, a list of them, or a list of sources with columns and weights; the name
     ``docstrings`` means the built-in pairs of `moembed.data.docstrings`.
 
-    ``upcycle`` None trains the base as it is. ``prompts`` become part of the model.
+    ``revision`` is the branch, tag or commit of a base from the hub; ``allow_pickle`` reads a base that has
+    no safetensors. ``upcycle`` None trains the base as it is. ``prompts`` become part of the model.
     """
 
     base: str = "minilm"
+    revision: str | None = None
+    allow_pickle: bool = False
     out: str
     data: tuple[SourceConfig, ...]
     upcycle: UpcycleConfig | None = None
@@ -72,7 +75,7 @@ def run_recipe(recipe: Recipe, resume: bool = False, overwrite: bool = False) ->
     for source in sources:
         skipped = f", {source.skipped} bad rows skipped" if source.skipped else ""
         say(f"{source.name}: {len(source):,} pairs{skipped}")
-    model = build(read_folder(locate_base(recipe.base)), recipe)
+    model = build(read_base(recipe.base, recipe.revision, recipe.allow_pickle), recipe)
     if not resume:
         require_free(run, overwrite)
         run.mkdir(parents=True)
@@ -118,14 +121,24 @@ def build(parts: Parts, recipe: Recipe) -> Embedder:
     return model.to("cuda") if torch.cuda.is_available() else model
 
 
-def locate_base(name: str) -> Path:
+def read_base(name: str, revision: str | None = None, allow_pickle: bool = False) -> Parts:
+    return read_folder(locate_base(name, revision, allow_pickle), allow_pickle)
+
+
+def locate_base(name: str, revision: str | None = None, allow_pickle: bool = False) -> Path:
     """A folder, a run folder, a hub id, or ``minilm``: the model the ``demo`` extra carries."""
-    return packaged_minilm() if name == "minilm" and not Path(name).exists() else locate(name)
+    if name != "minilm" or Path(name).exists():
+        return locate(name, revision, allow_pickle)
+    if revision is not None:
+        raise UserError(f"minilm is part of an installed package: it has no revision {revision!r}")
+    return packaged_minilm()
 
 
 def base_name(base: str) -> str:
-    """What a model card calls the base."""
-    return MINILM_HUB_ID if base == "minilm" and not Path(base).exists() else base
+    """What a model card calls the base: of a hub id the part that links to it."""
+    if Path(base).exists():
+        return base
+    return MINILM_HUB_ID if base == "minilm" else split_revision(base)[0]
 
 
 def packaged_minilm() -> Path:

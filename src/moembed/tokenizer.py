@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer as Backend
 
@@ -98,9 +99,9 @@ def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     restore_B = torch.empty(len(rows), dtype=torch.long)
     restore_B[torch.tensor(order, dtype=torch.long)] = torch.arange(len(rows))
-    tokens = [token for i in order for token in rows[i]]
+    tokens = np.fromiter(chain.from_iterable(rows[i] for i in order), dtype=np.int64)
     return Batch(
-        token_T=torch.tensor(tokens, dtype=torch.long),
+        token_T=torch.from_numpy(tokens),
         length_B=tuple(len(rows[i]) for i in order),
         restore_B=restore_B,
         truncated=truncated,

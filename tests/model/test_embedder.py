@@ -177,7 +177,9 @@ def test_in_bfloat16_routers_keep_their_float32_weights(
 
 
 def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dtype 'int3' is not available \(known: float32, bfloat16\)"):
+    with pytest.raises(
+        UserError, match=r"dtype 'int3' is not available \(known: float32, bfloat16, float16, int8\)"
+    ):
         Embedder.from_pretrained(tmp_path, dtype="int3")
 
 

@@ -249,8 +249,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "truncated weights": (truncate, r"model\.safetensors is missing, truncated or damaged"),
     "empty weights": (write("model.safetensors", ""), r"model\.safetensors is missing, truncated or damaged"),
-    "no weights": (remove("model.safetensors"), r"has no model\.safetensors"),
-    "only a pickle": (pickled, "holds only a pickled checkpoint; convert it"),
+    "no weights": (
+        remove("model.safetensors"),
+        r"has no model\.safetensors; a pytorch_model\.bin .*--allow-pickle",
+    ),
+    "only a pickle": (pickled, r"pytorch_model\.bin is a pickle: .* with --allow-pickle"),
     "no config": (remove("config.json"), r"has no config\.json, so it is not a model folder"),
     "broken config": (write("config.json", "{"), r"config\.json is not valid JSON"),
     "config of another sort": (write("config.json", "[]"), r"config\.json holds a list where a dict"),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from moembed import __version__
-from moembed.cli import evaluate, export, push, search, train
+from moembed.cli import bench, evaluate, export, push, search, train
 from moembed.console import say
 from moembed.types import UserError
 
@@ -31,6 +31,7 @@ for command in (
     search.search,
     train.inspect,
     export.export,
+    bench.bench,
     push.push,
 ):
     app.command()(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moembed.cli.options import Dtype, Json, load_model
+from moembed.cli.options import AllowPickle, Dtype, Json, load_model
 from moembed.console import interval, print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Models: folders, hub ids, minilm, or bm25.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Folders, hub ids (owner/name@revision), minilm, bm25.")
+    ],
     tasks: Annotated[list[Path], typer.Option("--tasks", help="BEIR-layout folders (JSONL/TSV or Parquet).")],
     metrics: Annotated[str, typer.Option(help="Comma-separated.")] = "ndcg@10,recall@10,mrr@10",
     dtype: Dtype = "auto",
+    allow_pickle: AllowPickle = False,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
     json_: Json = False,
 ) -> None:
@@ -40,7 +43,7 @@ def evaluate(
         raise UserError("two tasks have folders of the same name, which results go by: rename one of them")
     scores: dict[str, dict[str, Any]] = {task.name: {} for task in loaded}
     for name in models:
-        model = None if name == "bm25" else load_model(name, dtype)
+        model = None if name == "bm25" else load_model(name, dtype, allow_pickle)
         for task in loaded:
             if model is None:
                 scores[task.name][name] = evaluate_bm25(task, names).per_query

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Json, Overwrite
+from moembed.cli.options import MODEL, AllowPickle, Json, Overwrite
 from moembed.console import print_json
 from moembed.types import UserError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A folder, a run folder, a hub id, or minilm.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     out: Annotated[Path, typer.Argument(help="Folder to write; for gguf, the file.")],
     format: Annotated[Literal["nomic", "onnx", "gguf"], typer.Option(help="Who shall read it.")],
     int8: Annotated[bool, typer.Option("--int8", help="onnx: matrices of 8-bit integers.")] = False,
@@ -30,6 +30,7 @@ def export(
             help="gguf: llama.cpp reads no expert bias; fold it, exactly, into what it reads.",
         ),
     ] = True,
+    allow_pickle: AllowPickle = False,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -39,12 +40,11 @@ def export(
 
     Example: `moembed export runs/demo demo.onnx --format onnx`
     """
-    from moembed.model.folder import read_folder
-    from moembed.recipe import locate_base, require_free
+    from moembed.recipe import read_base, require_free
 
     if int8 and format != "onnx":
         raise UserError(f"--int8 does nothing for --format {format}")
-    parts = read_folder(locate_base(model))
+    parts = read_base(model, allow_pickle=allow_pickle)
     if format == "gguf":
         if out.exists() and not overwrite:
             raise UserError(f"{out} already exists: choose another name, or replace it with --overwrite")

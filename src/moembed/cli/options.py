@@ -12,10 +12,20 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the hardware has it.")]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Where a model has no safetensors, read pytorch_model.bin: its tensors, never its code.",
+    ),
+]
+MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), or minilm."
 
 
-def load_model(name: str, dtype: str) -> Embedder:
+def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
     from moembed.model.embedder import Embedder
     from moembed.recipe import best_dtype, locate_base
 
-    return Embedder.from_pretrained(locate_base(name), dtype=best_dtype() if dtype == "auto" else dtype)
+    folder = locate_base(name, allow_pickle=allow_pickle)
+    chosen = best_dtype() if dtype == "auto" else dtype
+    return Embedder.from_pretrained(folder, dtype=chosen, allow_pickle=allow_pickle)

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Dtype, Json, load_model
+from moembed.cli.options import MODEL, AllowPickle, Dtype, Json, load_model
 from moembed.console import print_json, progress_bar
 from moembed.types import UserError
 
 
 def embed(
     source: Annotated[Path, typer.Argument(help="JSONL, Parquet or CSV.")],
-    model: Annotated[str, typer.Option(help="A folder, a run folder, a hub id, or minilm.")],
+    model: Annotated[str, typer.Option(help=MODEL)],
     out: Annotated[Path, typer.Option(help="Folder of vectors; run the same command again to resume.")],
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     role: Annotated[
@@ -22,30 +22,32 @@ def embed(
     ] = "document",
     dim: Annotated[int | None, typer.Option(help="Keep the first dim coordinates.")] = None,
     dtype: Dtype = "auto",
+    allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
     """Stream a file of texts to a folder of float32 vectors; resumable after any interruption.
 
     Example: `moembed embed corpus.parquet --model runs/demo --out vectors/corpus`
     """
-    summary = _embed(source, model, out, column, role, dim, dtype)
+    summary = _embed(source, model, out, column, role, dim, dtype, allow_pickle)
     print_json(summary) if json_ else print(summary["message"])
 
 
 def index(
     source: Annotated[Path, typer.Argument(help="JSONL, Parquet or CSV of documents.")],
-    model: Annotated[str, typer.Option(help="A folder, a run folder, a hub id, or minilm.")],
+    model: Annotated[str, typer.Option(help=MODEL)],
     out: Annotated[Path, typer.Option(help="Folder of the index; run the same command again to resume.")],
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     dim: Annotated[int | None, typer.Option(help="Keep the first dim coordinates.")] = None,
     dtype: Dtype = "auto",
+    allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
     """Build a searchable index of documents.
 
     Example: `moembed index corpus.jsonl --model runs/demo --out corpus.index`
     """
-    summary = _embed(source, model, out, column, "document", dim, dtype)
+    summary = _embed(source, model, out, column, "document", dim, dtype, allow_pickle)
     if json_:
         print_json(summary)
         return
@@ -58,6 +60,7 @@ def search(
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 5,
     model: Annotated[str | None, typer.Option(help="Default: the model that made the index.")] = None,
+    allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
     """Exact cosine search with the model that made the index.
@@ -74,7 +77,8 @@ def search(
     if model is None and made_by is None:
         raise UserError(f"{folder} does not say which model made it; name it with --model")
     beside = folder / str(made_by)
-    embedder = load_model(model or (str(beside) if beside.exists() else str(made_by)), "float32")
+    name = model or (str(beside) if beside.exists() else str(made_by))
+    embedder = load_model(name, "float32", allow_pickle)
     role = opened.manifest["role"]
     opened.require_space(embedder.space_id(embedder.role_prompt(role) if role else None, opened.dim))
     hits = opened.search(embedder.encode_query([query], dim=opened.dim), k)
@@ -92,13 +96,20 @@ def search(
 
 
 def _embed(
-    source: Path, model: str, out: Path, column: str, role: str, dim: int | None, dtype: str
+    source: Path,
+    model: str,
+    out: Path,
+    column: str,
+    role: str,
+    dim: int | None,
+    dtype: str,
+    allow_pickle: bool,
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
     from moembed.search.embed import embed_file
 
-    embedder = load_model(model, dtype)
+    embedder = load_model(model, dtype, allow_pickle)
     chosen: Any = None if role == "none" else role
     with progress_bar(f"embedding {source.name}", None) as advance:
         done = 0

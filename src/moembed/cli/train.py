@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Json, Overwrite, load_model
+from moembed.cli.options import MODEL, AllowPickle, Json, Overwrite, load_model
 from moembed.console import print_json, print_table
 
 
@@ -58,7 +58,7 @@ def train(
 
 
 def upcycle(
-    model: Annotated[str, typer.Argument(help="A dense model: a folder, a hub id, or minilm.")],
+    model: Annotated[str, typer.Argument(help=f"A dense model. {MODEL}")],
     out: Annotated[Path, typer.Argument(help="Folder of the new model.")],
     experts: Annotated[int, typer.Option(min=1)] = 8,
     top_k: Annotated[int, typer.Option(min=1, help="Experts per token.")] = 2,
@@ -68,6 +68,7 @@ def upcycle(
         typer.Option("--published", help="As Nomic Embed v2 did: raw router weights, dense biases dropped."),
     ] = False,
     seed: int = 0,
+    allow_pickle: AllowPickle = False,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -79,9 +80,8 @@ def upcycle(
 
     from moembed.export.card import write_card
     from moembed.model.embedder import Embedder
-    from moembed.model.folder import read_folder
     from moembed.model.router import RouterConfig
-    from moembed.recipe import base_name, locate_base, require_free
+    from moembed.recipe import base_name, read_base, require_free
     from moembed.weights.upcycle import UpcycleConfig
     from moembed.weights.upcycle import upcycle as convert
 
@@ -93,7 +93,7 @@ def upcycle(
         router=RouterConfig(top_k=top_k, normalize=None if published else 1.0),
         seed=seed,
     )
-    parts = read_folder(locate_base(model))
+    parts = read_base(model, allow_pickle=allow_pickle)
     config, state = convert(parts.config, parts.state, options)
     made = Embedder(replace(parts, config=config, state=state))
     made.save_pretrained(out)
@@ -106,7 +106,7 @@ def upcycle(
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A folder, a run folder, a hub id, or minilm.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     texts: Annotated[
         Path | None, typer.Option(help="JSONL, Parquet or CSV: show the load of every expert on its texts.")
     ] = None,
@@ -114,6 +114,7 @@ def inspect(
     role: Annotated[
         Literal["document", "query", "none"], typer.Option(help="Whose prompt to use.")
     ] = "document",
+    allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
     """What a model is: layers, experts, prompts, parameters, bytes; a folder of config.json alone will do.
@@ -123,10 +124,10 @@ def inspect(
     from moembed.describe import describe, expert_load
     from moembed.recipe import locate_base
 
-    facts = describe(locate_base(model))
+    facts = describe(locate_base(model, allow_pickle=allow_pickle), allow_pickle)
     load: dict[str, Any] = {}
     if texts is not None:
-        loaded = load_model(model, "auto")
+        loaded = load_model(model, "auto", allow_pickle)
         load = expert_load(loaded, texts, column, None if role == "none" else loaded.role_prompt(role))
     if json_:
         print_json(facts | ({"expert_load": load} if load else {}))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moembed.model.packed import Linear
 from moembed.model.rope import rotate
 
 
@@ -23,8 +24,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.out = Linear(width, width, bias=bias)
 
     def forward(
         self,
@@ -35,22 +36,20 @@ class Attention(nn.Module):
         road: str = "packed",
     ) -> Tensor:
         tokens, width = hidden_TD.shape
-        query_THC, key_THC, value_THC = (
-            self.qkv(hidden_TD).view(tokens, 3, self.num_heads, width // self.num_heads).unbind(1)
-        )
+        states = self.qkv(hidden_TD).view(tokens, 3, self.num_heads, width // self.num_heads)
+        if states.device.type == "cpu" and not _has_bfloat16_tiles():
+            states = states.float()
+        query_THC, key_THC, value_THC = states.unbind(1)
         if rotation is not None:
             query_THC, key_THC = rotate(query_THC, *rotation), rotate(key_THC, *rotation)
         mixed_THC = ROADS[road](query_THC, key_THC, value_THC, length_B, dropout)
-        return self.out(mixed_THC.reshape(tokens, width))
+        return self.out(mixed_THC.reshape(tokens, width).to(hidden_TD.dtype))
 
 
 def packed(
     query_THC: Tensor, key_THC: Tensor, value_THC: Tensor, length_B: Sequence[int], dropout: float
 ) -> Tensor:
     """One fused call per run of equal lengths; texts in ``length_B`` stand shortest first."""
-    dtype = query_THC.dtype
-    if query_THC.device.type == "cpu" and not _has_bfloat16_tiles():
-        query_THC, key_THC, value_THC = query_THC.float(), key_THC.float(), value_THC.float()
     runs = [(length, len(list(group))) for length, group in groupby(length_B)]
     sizes = [length * count for length, count in runs]
     split = [torch.split(states_THC, sizes) for states_THC in (query_THC, key_THC, value_THC)]
@@ -60,7 +59,7 @@ def packed(
         with torch.autocast(query.device.type, enabled=False):
             attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         mixed.append(attended.transpose(1, 2).flatten(0, 1))
-    return torch.cat(mixed).to(dtype)
+    return torch.cat(mixed)
 
 
 @cache

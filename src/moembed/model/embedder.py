@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moembed.hub import locate
+from moembed.model import serving
 from moembed.model.encoder import Encoder, num_parameters
 from moembed.model.folder import Parts, read_folder, write_folder
 from moembed.model.pooling import POOLING
 from moembed.tokenizer import pack, token_budget
 from moembed.types import Batch, Encoded, TruncationWarning, UserError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WINDOW = 4096  # texts that are tokens at one time
 
 
 class Embedder(nn.Module):
@@ -41,6 +44,7 @@ class Embedder(nn.Module):
         self.tokenizer = parts.tokenizer
         self.pooling = parts.pooling
         self.files, self.source = parts.files, parts.source
+        self.digest: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -49,23 +53,31 @@ class Embedder(nn.Module):
         dtype: str = "float32",
         device: str | None = None,
         revision: str | None = None,
+        allow_pickle: bool = False,
     ) -> Embedder:
         """Load a model folder, or a hub id such as ``org/name`` when no folder of that name exists.
 
         Args:
-            dtype: of weights and activations, ``float32`` or ``bfloat16``; routers stay in float32.
+            dtype: of weights and activations: ``float32``, ``bfloat16`` or, on a GPU, ``float16``; routers
+                stay in float32. ``int8`` rounds for serving on a CPU: see `moembed.model.serving`.
             device: default: ``cuda`` if there is one, else ``cpu``.
             revision: branch, tag or commit of a hub id; default: its main branch.
+            allow_pickle: where there is no model.safetensors, read the tensors of pytorch_model.bin.
 
         Raises:
             UserError: not a model, damaged, or of a kind this version does not know.
         """
-        if dtype not in DTYPES:
-            raise UserError(f"dtype {dtype!r} is not available (known: {', '.join(DTYPES)})")
-        model = cls(read_folder(locate(path_or_hub_id, revision)))
+        device = device or ("cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu")
+        _check_dtype(dtype, device)
+        model = cls(read_folder(locate(path_or_hub_id, revision, allow_pickle), allow_pickle)).eval()
+        if dtype == "int8":
+            model.digest = model._digest()  # of what it was before rounding
+        computed = DTYPES.get(dtype, torch.float32)
         for name, parameter in model.named_parameters():
-            parameter.data = parameter.to(torch.float32 if ".router." in name else DTYPES[dtype])
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+            parameter.data = parameter.to(device, torch.float32 if ".router." in name else computed)
+        if dtype == "int8":
+            serving.pack(model.encoder, int8=True)
+        return model
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a sentence-transformers folder; an existing one gives way only when the new one is whole."""
@@ -73,7 +85,7 @@ class Embedder(nn.Module):
 
     def parts(self) -> Parts:
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
-        state = {name: tensor.detach() for name, tensor in self.encoder.state_dict().items()}
+        state = dict(serving.values(self.encoder))
         return Parts(self.encoder.config, state, self.tokenizer, self.pooling, self.files, self.source)
 
     @property
@@ -109,7 +121,7 @@ class Embedder(nn.Module):
         texts: str | Sequence[str],
         prompt_name: str | None = None,
         dim: int | None = None,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
         """Embed texts.
@@ -118,7 +130,7 @@ class Embedder(nn.Module):
             texts: a list of strings; ``""`` is legal. A single string gives a single vector.
             prompt_name: put the model's prompt of this name in front; None adds none.
             dim: keep the first ``dim`` coordinates, then normalise again (Matryoshka).
-            batch_tokens: most tokens computed at a time; bounds the memory.
+            batch_tokens: most tokens computed at a time; bounds the memory. Default: by device.
             progress: called with the number of texts finished since the last call.
 
         Returns:
@@ -157,22 +169,43 @@ class Embedder(nn.Module):
         texts: Sequence[str],
         prompt_name: str | None = None,
         dim: int | None = None,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[np.ndarray, int]:
         """Like ``encode``, without the warning: the vectors and how many texts were cut."""
         self._check_dim(dim)
         was_training = self.training
+        if not was_training and self.device == "cpu":
+            serving.pack(self.encoder)
         self.eval()
+        budget = batch_tokens or (4096 if self.device == "cpu" else 65536)
         vectors = np.empty((len(texts), dim or self.dim), dtype=np.float32)
-        rows, truncated = self.tokenizer.rows(texts, prompt_name)
-        for group in token_budget([len(row) for row in rows], batch_tokens):
-            batch = pack([rows[i] for i in group]).to(self.device)
-            vectors[group] = _shorten(self(batch).vector_BM, dim).cpu().numpy()
-            if progress:
-                progress(len(group))
+        truncated = 0
+        for start, rows, cut in self._tokenized(texts, prompt_name):
+            truncated += cut
+            for group in token_budget([len(row) for row in rows], budget):
+                batch = pack([rows[i] for i in group]).to(self.device)
+                place_B = [start + i for i in group]
+                vectors[place_B] = _shorten(self(batch).vector_BM, dim).cpu().numpy()
+                if progress:
+                    progress(len(group))
         self.train(was_training)
         return vectors, truncated
+
+    def _tokenized(
+        self, texts: Sequence[str], prompt_name: str | None
+    ) -> Iterator[tuple[int, list[list[int]], int]]:
+        """Windows of texts as token rows, the next one in the making while the last is embedded."""
+        with ThreadPoolExecutor(1) as thread:
+            waiting: list[tuple[int, Future[tuple[list[list[int]], int]]]] = []
+            for start in range(0, len(texts), _WINDOW):
+                window = texts[start : start + _WINDOW]
+                waiting.append((start, thread.submit(self.tokenizer.rows, window, prompt_name)))
+                if len(waiting) > 1:
+                    first, made = waiting.pop(0)
+                    yield first, *made.result()
+            for first, made in waiting:
+                yield first, *made.result()
 
     def space_id(self, prompt_name: str | None = None, dim: int | None = None) -> str:
         """Name of the space the vectors live in: equal ids, comparable vectors.
@@ -182,19 +215,37 @@ class Embedder(nn.Module):
         one model's queries may be searched against its own documents, whatever their prompts.
         """
         self._check_dim(dim)
+        codec = "int8 weights" if self.digest else "float32"
+        facts = [
+            self.digest or self._digest(),
+            self.encoder.config.model_dump_json(),
+            self.pooling,
+            self.tokenizer.prompt(prompt_name),
+            dim or self.dim,
+            codec,
+            self.tokenizer.backend.to_str(),
+        ]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.encoder.state_dict().items()):
+        for name, tensor in serving.values(self.encoder):
             digest.update(name.encode())
             digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
-        prompt = self.tokenizer.prompt(prompt_name)
-        facts = [self.encoder.config.model_dump_json(), self.pooling, prompt, dim or self.dim, "float32"]
-        digest.update(repr(facts).encode())
-        digest.update(self.tokenizer.backend.to_str().encode())
-        return digest.hexdigest()[:16]
+        return digest.hexdigest()
 
     def _check_dim(self, dim: int | None) -> None:
         if dim is not None and not 1 <= dim <= self.dim:
             raise UserError(f"dim {dim} is not within 1..{self.dim}")
+
+
+def _check_dtype(dtype: str, device: str) -> None:
+    if dtype not in (*DTYPES, "int8"):
+        raise UserError(f"dtype {dtype!r} is not available (known: {', '.join(DTYPES)}, int8)")
+    if dtype == "float16" and device == "cpu":
+        raise UserError("float16 needs a GPU; on a CPU choose float32, bfloat16 or int8")
+    if dtype == "int8" and not (device == "cpu" and serving.can_round()):
+        raise UserError("int8 needs a CPU whose PyTorch was built with oneDNN; choose float32 or bfloat16")
 
 
 def _shorten(vector_BM: Tensor, dim: int | None) -> Tensor:

@@ -22,7 +22,9 @@ from moembed.config import Strict
 from moembed.model.attention import Attention
 from moembed.model.ffn import Activation, FeedForward
 from moembed.model.moe import MoE, MoEConfig
+from moembed.model.packed import Embedding
 from moembed.model.rope import rotation
+from moembed.model.serving import Held, unpack
 from moembed.types import RouterStats, UserError
 
 
@@ -89,7 +91,9 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.word = nn.Embedding(config.vocab_size, config.width)
+        self.held: list[Held] = []  # what is packed, see `moembed.model.serving`
+        self.register_state_dict_pre_hook(lambda encoder, *_: unpack(encoder))  # type: ignore[no-untyped-call]
+        self.word = Embedding(config.vocab_size, config.width)
         absolute = config.position == "absolute"
         self.position = nn.Embedding(config.max_positions, config.width) if absolute else None
         self.token_type = (
@@ -112,6 +116,8 @@ class Encoder(nn.Module):
             ``{depth: hidden_TD}`` and the router statistics of every MoE layer that ran.
         """
         config = self.config
+        if self.held and torch.is_grad_enabled():
+            unpack(self)
         depths = depths if depths is not None else [config.num_layers]
         if not set(depths) <= set(range(config.num_layers + 1)) or not depths:
             raise UserError(f"depths {list(depths)} are not within 0..{config.num_layers}")

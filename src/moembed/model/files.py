@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,8 @@ from moembed.types import UserError
 # Heads and buffers that come with a pretrained checkpoint and play no part in an embedding.
 _IGNORED = re.compile(r"^(cls|lm_head|pooler|classifier|qa_outputs)\.|position_ids$|token_type_ids$")
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
@@ -35,30 +38,54 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return values
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a model folder: one, the shards its index names, or none."""
-    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
-    if index.is_file():
-        return sorted({path / name for name in read_json(index)["weight_map"].values()})
-    return [whole] if whole.is_file() else []
+def weight_files(path: Path, allow_pickle: bool = False) -> list[Path]:
+    """The weight files of a model folder: one, the shards its index names, or none.
+
+    Safetensors; pickles only where there are none and ``allow_pickle`` says so.
+
+    Raises:
+        UserError: an index that names anything but such files beside it.
+    """
+    for name in (_SAFE, _PICKLED) if allow_pickle else (_SAFE,):
+        whole, index = path / name, path / f"{name}.index.json"
+        if index.is_file():
+            return [path / shard for shard in _shards(index, whole.suffix)]
+        if whole.is_file():
+            return [whole]
+    return []
 
 
-def stored_dtypes(path: Path) -> list[str]:
-    """The dtypes of the stored tensors, most tensors first, from the headers alone."""
+def _shards(index: Path, suffix: str) -> list[str]:
+    table = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
+    if not names or any(Path(name).name != name or Path(name).suffix != suffix for name in names):
+        raise UserError(f"{index}: weight_map must name {suffix} files of the same folder, and nothing else")
+    return names
+
+
+def stored_dtypes(path: Path, allow_pickle: bool = False) -> list[str]:
+    """The dtypes of the stored tensors, most tensors first; of safetensors from the headers alone."""
     counts: Counter[str] = Counter()
-    for file in weight_files(path):
+    for file in weight_files(path, allow_pickle):
+        if file.suffix == ".bin":
+            counts.update(str(tensor.dtype).removeprefix("torch.") for tensor in _unpickle(file).values())
+            continue
         with _opened(file) as tensors:
-            counts.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118
-    return [_DTYPES.get(code, code) for code, _ in counts.most_common()]
+            codes = (tensors.get_slice(name).get_dtype() for name in tensors.keys())  # noqa: SIM118
+            counts.update(_DTYPES.get(code, code) for code in codes)
+    return [dtype for dtype, _ in counts.most_common()]
 
 
-def read_state(path: Path, config: EncoderConfig, family: Family) -> dict[str, Tensor]:
+def read_state(
+    path: Path, config: EncoderConfig, family: Family, allow_pickle: bool = False
+) -> dict[str, Tensor]:
     """The tensors of a model folder by our names.
 
     Raises:
-        UserError: no weights, a damaged file, a missing, extra, misshapen or non-finite tensor.
+        UserError: no weights, a pickle that is not allowed, a damaged file, a missing, extra, misshapen or
+            non-finite tensor, or one of integers.
     """
-    theirs = _read_tensors(path)
+    theirs = _read_tensors(path, allow_pickle)
     shapes = tensor_shapes(config)
     table = {ours: stored for ours, stored in family.names(config).items() if ours in shapes}
     if missing := sorted(set(shapes) - set(table)):
@@ -82,17 +109,45 @@ def tensor_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in Encoder(config).state_dict().items()}
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    files = weight_files(path)
-    if not files and (path / "pytorch_model.bin").is_file():
-        raise UserError(f"{path} holds only a pickled checkpoint; convert it to model.safetensors first")
+def _read_tensors(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    files = weight_files(path, allow_pickle)
     if not files:
-        raise UserError(f"{path} has no model.safetensors")
+        raise UserError(_no_weights(path, allow_pickle))
     found: dict[str, Tensor] = {}
     for file in files:
+        if file.suffix == ".bin":
+            found |= {_modern(name): tensor for name, tensor in _unpickle(file).items()}
+            continue
         with _opened(file) as tensors:
             found |= {_modern(name): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     return found
+
+
+def _no_weights(path: Path, allow_pickle: bool) -> str:
+    if allow_pickle:
+        return f"{path} has neither {_SAFE} nor {_PICKLED}"
+    way = "--allow-pickle (allow_pickle in Python and recipes)"
+    pickled = (path / name for name in (_PICKLED, f"{_PICKLED}.index.json"))
+    if file := next((file for file in pickled if file.is_file()), None):
+        return f"{file} is a pickle: have its tensors read, and none of its code run, with {way}"
+    return f"{path} has no {_SAFE}; a {_PICKLED} is looked for only with {way}"
+
+
+def _unpickle(file: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle. Whatever else it names is refused by ``weights_only``, not called.
+
+    They are copied: in a pickle tensors may overlap, and training one would then move another.
+    """
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+        layout = torch.contiguous_format
+        return {
+            str(name): tensor.detach().cpu().clone(memory_format=layout) for name, tensor in found.items()
+        }
+    except Exception:  # any kind, for a file of other bytes; torch's own words advise to switch the guard off
+        raise UserError(
+            f"{file} is missing, damaged, or holds more than tensors by name; nothing in it was run"
+        ) from None
 
 
 @contextmanager
@@ -110,6 +165,9 @@ def _take(theirs: dict[str, Tensor], name: str, expected: tuple[int, ...], path:
     tensor = theirs.pop(name)
     if tuple(tensor.shape) != expected:
         raise UserError(f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {expected}")
+    if tensor.dtype not in _FLOATS:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{path}: tensor {name!r} has dtype {dtype}, expected float32, bfloat16 or float16")
     if not torch.isfinite(tensor).all():
         raise UserError(f"{path}: tensor {name!r} holds NaN or infinite values")
     return tensor

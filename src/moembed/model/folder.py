@@ -70,8 +70,12 @@ class Settings:
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-def read_folder(path: Path) -> Parts:
+def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
     """Read and check a model folder.
+
+    Args:
+        allow_pickle: where there is no model.safetensors, read the tensors of pytorch_model.bin, and nothing
+            but tensors.
 
     Raises:
         UserError: not a model folder, unknown model type or module, missing, extra, misshapen or non-finite
@@ -82,7 +86,7 @@ def read_folder(path: Path) -> Parts:
         raise UserError(f"{path} {what}")
     values = read_json(path / "config.json")
     config = read_config(path)
-    state = read_state(path, config, family_of(values))
+    state = read_state(path, config, family_of(values), allow_pickle)
     settings = read_settings(path, config)
     tokenizer = Tokenizer(
         _read_tokenizer(path, config), settings.max_length, settings.prompts, settings.default_prompt

@@ -4,7 +4,9 @@
 
 - ``loop``: for every expert, pick its tokens, compute, add. Slow and obvious; the reference.
 - ``grouped``: one sort of the pairs by expert, one gather, one matrix product per expert on a contiguous
-  slice, one weighted scatter back.
+  slice, one weighted scatter back. Trains.
+- ``packed``: the same on packed matrices, tile by tile, and one weighted sum of the rows of each token.
+  Serves on a CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from moembed.config import Strict
 from moembed.model.ffn import ACTIVATIONS, Activation, FeedForward
+from moembed.model.packed import Tiled, tiles
 from moembed.model.router import Router, RouterConfig, Routing
 from moembed.types import RouterStats
 
@@ -51,11 +54,13 @@ class MoEConfig(Strict):
 class MoE(nn.Module):
     """Experts as 3-D parameters, one slice each; every slice is laid out as ``nn.Linear`` (out, in)."""
 
+    packed: list[Tiled] | None = None  # one per expert while serving, see `moembed.model.serving`
+
     def __init__(
         self, width: int, hidden: int, activation: Activation, gated: bool, config: MoEConfig, layer: int
     ) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.activation_name = ACTIVATIONS[activation], activation
         experts, each = config.num_experts, config.bias == "each"
         self.router = Router(width, experts, config.router, layer)
         self.up_EFD = nn.Parameter(torch.empty(experts, hidden, width))
@@ -74,7 +79,7 @@ class MoE(nn.Module):
         self, hidden_TD: Tensor, length_B: Sequence[int], road: str = "grouped"
     ) -> tuple[Tensor, RouterStats]:
         routing = self.router(hidden_TD, length_B)
-        output_TD = ROADS[road](self, hidden_TD, routing)
+        output_TD = ROADS["packed" if self.packed else road](self, hidden_TD, routing)
         if self.bias_D is not None:
             output_TD = output_TD + self.bias_D
         if self.shared is not None:
@@ -148,4 +153,36 @@ def grouped(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
     return output_TD.to(hidden_TD.dtype)
 
 
-ROADS: dict[str, Callable[[MoE, Tensor, Routing], Tensor]] = {"loop": loop, "grouped": grouped}
+def packed(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
+    assert moe.packed is not None
+    order_P = routing.expert_P.argsort(stable=True)
+    token_P = routing.token_P[order_P]
+    output_PD = hidden_TD.new_empty(len(token_P), hidden_TD.shape[1])
+    counts = routing.stats.count_E.tolist()
+    slices = zip(moe.packed, torch.split(token_P, counts), torch.split(output_PD, counts), strict=True)
+    for expert, token_N, output_ND in slices:
+        for rows, computed in tiles(len(token_N)):
+            output_ND[rows] = expert.tile(hidden_TD[token_N[rows]], computed)
+    return _combine(output_PD, order_P, routing)
+
+
+def _combine(output_PD: Tensor, order_P: Tensor, routing: Routing) -> Tensor:
+    """``y_t = sum of weight_p * output_p`` over the pairs p of token t; ``order_P`` sorted them by expert."""
+    place_P = torch.empty_like(order_P)
+    place_P[order_P] = torch.arange(len(order_P), device=order_P.device)
+    by_token_P = routing.token_P.argsort(stable=True)
+    count_T = torch.bincount(routing.token_P, minlength=routing.stats.tokens)
+    return F.embedding_bag(
+        place_P[by_token_P],
+        output_PD,
+        count_T.cumsum(0) - count_T,
+        per_sample_weights=routing.weight_P[by_token_P].to(output_PD.dtype),
+        mode="sum",
+    )
+
+
+ROADS: dict[str, Callable[[MoE, Tensor, Routing], Tensor]] = {
+    "loop": loop,
+    "grouped": grouped,
+    "packed": packed,
+}

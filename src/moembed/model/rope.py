@@ -15,6 +15,7 @@ def rotation(position_T: Tensor, head_width: int, base: float) -> tuple[Tensor, 
 
 def rotate(states_THC: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn coordinate ``i`` with coordinate ``i + C/2`` of every head by the angle of its position."""
-    first, second = states_THC.float().chunk(2, dim=-1)
-    turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
-    return turned.to(states_THC.dtype)
+    first, second = states_THC.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(
+        states_THC.dtype
+    )

@@ -1,0 +1,3 @@
+"""How fast and how small: one file per question, run by `moembed bench`."""
+
+SUITES = ("moe", "scaling", "encode", "train", "memory", "export", "gpu")

@@ -1,0 +1,138 @@
+"""How near does one GPU come to its peak, and what do experts cost on it?
+
+A layer of experts beside a dense block of equal active size on 65,536 random tokens; the share of the peak of
+matrix products that one training step of the shape of Nomic Embed v2 reaches, without recomputation (useful
+operations: three times those of the forward pass); and encoding from token rows on the host to vectors on the
+host, without tokenisation. All in bf16; texts of 32 to 256 tokens, as many of each length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from moembed.bench import Options, Row, Timing, interleave, ratio, speed_row, time_row
+from moembed.losses.balance import balance_loss
+from moembed.losses.contrastive import info_nce
+from moembed.model.embedder import Embedder
+from moembed.tokenizer import pack
+from moembed.train import gradcache
+from moembed.train.optim import OptimConfig, adamw
+from moembed.types import Batch, Encoded
+
+from . import layers, models
+
+TOKENS = 65_536
+TRAINED_TOKENS = 32_768  # whose activations fit into the memory of one GPU
+LENGTHS = (32, 64, 128, 256)
+PRODUCT = 8192  # rows, columns and depth of the product that stands for the peak
+TARGETS = {
+    "layer, forward": "<= 1.2",
+    "layer, forward and backward": "<= 1.3",
+    "training step, share of the peak": ">= 45",
+    "encode": ">= 1000000",
+}
+
+
+def rows(options: Options) -> Iterator[Row]:
+    if options.device != "cuda":
+        for question, target in TARGETS.items():
+            yield Row(question, "moembed", target=target, note="no GPU in this run")
+        return
+    yield from layer(options)
+    yield from training(options)
+    yield from encoding(options)
+
+
+def timed(contenders: Mapping[str, Callable[[], object]], options: Options) -> dict[str, Timing]:
+    """A call of a GPU's kernel returns before it is done: wait for each contender's last one."""
+
+    def awaited(function: Callable[[], object]) -> None:
+        function()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+
+    waiting = {name: partial(awaited, function) for name, function in contenders.items()}
+    return interleave(waiting, 4 * options.repeats, warmup=3)
+
+
+def layer(options: Options) -> Iterator[Row]:
+    experts = layers.experts(8, torch.bfloat16, options.device)
+    pair = layers.dense(torch.bfloat16, options.device)
+    fed = layers.batches(TOKENS, torch.bfloat16, options.repeats, options.device)
+    ours, theirs = layers.run(experts), partial(layers.plain, *pair)
+    forward = {"experts": layers.forward(ours, fed), "dense": layers.forward(theirs, fed)}
+    backward = {
+        "experts": layers.backward(ours, experts.train(), fed),
+        "dense": layers.backward(theirs, pair, fed),
+    }
+    with torch.inference_mode():
+        without_gradients = timed(forward, options)
+    timings = {
+        "layer, forward": without_gradients,
+        "layer, forward and backward": timed(backward, options),
+    }
+    for question, some in timings.items():
+        yield time_row(question, some, "dense")
+        yield time_row(question, some, "experts", "dense", TARGETS[question])
+
+
+def training(options: Options) -> Iterator[Row]:
+    model = Embedder(models.published()).to(options.device).train()
+    optimiser = adamw(model, OptimConfig())
+    lengths = spread(TRAINED_TOKENS)
+    batch = pack(token_rows(lengths)).to(options.device)
+    queries = len(lengths) // 2
+    positive_Q = torch.arange(queries, device=options.device)
+
+    def embed(chunk: Batch) -> Encoded:
+        with torch.autocast(options.device, torch.bfloat16):
+            return model(chunk)
+
+    def loss(by_depth: dict[int, Tensor]) -> Tensor:
+        (vector_BM,) = by_depth.values()
+        return info_nce(vector_BM[:queries], vector_BM[queries:], positive_Q, temperature=0.05)
+
+    def step() -> None:
+        gradcache.backward(embed, [batch], loss, balance_loss)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    one = torch.randn(PRODUCT, PRODUCT, dtype=torch.bfloat16, device=options.device)
+    timings = timed({"training step": step, "product": lambda: one @ one}, options)
+    work = 3 * models.flops(model.encoder.config, lengths)
+    question = "training step, share of the peak"
+    yield speed_row("peak", timings, "product", 2 * PRODUCT**3 / 1e12, "TFLOP/s")
+    share = 100 * work / (2 * PRODUCT**3) * ratio(timings, "product", "training step")
+    yield Row(question, "moembed", share, "%", timings["training step"].spread, target=TARGETS[question])
+    yield speed_row("training", timings, "training step", sum(lengths), "tokens/s")
+
+
+def encoding(options: Options) -> Iterator[Row]:
+    with TemporaryDirectory() as place:
+        folder = models.saved(models.published(), Path(place) / "model")
+        model = Embedder.from_pretrained(folder, dtype="bfloat16", device=options.device)
+    rows = token_rows(spread(TOKENS))
+
+    @torch.inference_mode()
+    def encode() -> None:
+        model(pack(rows).to(options.device)).vector_BM.cpu()
+
+    timings = timed({"moembed": encode}, options)
+    yield speed_row("encode", timings, "moembed", TOKENS, "tokens/s", target=TARGETS["encode"])
+
+
+def spread(tokens: int) -> list[int]:
+    """Lengths of texts that have ``tokens`` tokens together, each length as often as the others."""
+    return list(LENGTHS) * (tokens // sum(LENGTHS))
+
+
+def token_rows(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = models.PUBLISHED.vocab_size
+    return [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in lengths]

@@ -1,0 +1,63 @@
+"""`moembed bench`: speed and memory, against the fastest peers at hand."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moembed.cli.options import Json
+from moembed.console import print_json, print_table, progress_bar
+
+
+def bench(
+    suites: Annotated[
+        list[str] | None, typer.Argument(help="Suites to run; default: all that can run here.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes and fewer rounds.")] = False,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Rounds; default 3, with --quick 2.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write a Markdown record to this file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Measure speed and memory against the fastest peers at hand; every target says whether it was met.
+
+    The suites are `moe`, `scaling`, `encode`, `train`, `memory`, `export` and `gpu`.
+
+    Example: `moembed bench moe encode --out records/performance.md`
+    """
+    from moembed import bench as harness
+    from moembed.machine import machine
+
+    options = harness.Options.here(repeats or (2 if quick else 3), quick, threads)
+    names = suites or [name for name in harness.suites() if name != "gpu" or options.device == "cuda"]
+    chosen = [harness.load(name) for name in dict.fromkeys(names)]
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    command = [*names, *["--quick"] * quick, "--repeats", options.repeats, "--threads", options.threads]
+    record = harness.Record(
+        date=date.today().isoformat(),
+        command=shlex.join(["moembed", "bench", *map(str, command)]),
+        machine=machine(),
+        suites={},
+    )
+    for suite in chosen:
+        rows = record.suites.setdefault(suite, [])
+        try:
+            with progress_bar(suite.name, None) as advance:
+                for row in suite.rows(options):
+                    rows.append(row)
+                    advance(1)
+        finally:  # what was measured until an interruption is kept
+            if not json_:
+                title = f"{suite.name}: {suite.question}"
+                print_table(title, harness.HEAD, [row.cells() for row in rows])
+            if out:
+                record.write(out)
+    if json_:
+        print_json(record.as_dict())
+    else:
+        print_table("machine", ["", ""], [list(fact) for fact in record.facts()])

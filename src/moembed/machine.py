@@ -1,0 +1,59 @@
+"""What a figure depends on beside the code: processor, memory, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]  # of a checkout
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnxruntime", "llama-cpp-python")
+INSTRUCTIONS = {"amx": "amx_bf16", "avx512_bf16": "avx512_bf16", "avx512_vnni": "avx512_vnni"}
+
+
+def machine() -> dict[str, Any]:
+    """All that the figures depend on."""
+    import torch
+
+    cpu = _cpu_info()
+    flags = cpu.get("flags", "").split()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": [name for name, flag in INSTRUCTIONS.items() if flag in flags],
+        "memory_gib": round(memory, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "commit": _commit(),
+    }
+
+
+def _cpu_info() -> dict[str, str]:
+    """Facts on the first CPU; none where the system does not list them."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().partition("\n\n")[0].splitlines() if file.exists() else []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def version(library: str) -> str | None:
+    """Of an installed library; None if it is not."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the checkout, marked if it was changed since; None outside a checkout."""
+    if not (ROOT / "pyproject.toml").is_file():
+        return None
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
