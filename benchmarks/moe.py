@@ -52,7 +52,7 @@ def rows(options: Options) -> Iterator[Row]:
 def forward(tokens: int, dtype: torch.dtype, repeats: int) -> dict[str, Callable[[], object]]:
     layer, (up_FD, down_DF) = layers.experts(EXPERTS, dtype), layers.dense(dtype)
     wide = layers.one_layer(dtype, "cpu", served=True, ffn_width=layers.TOP_K * layers.HIDDEN)
-    whole = {
+    whole: dict[str, layers.Layer] = {
         "dense, plain": partial(layers.plain, up_FD, down_DF),
         "dense, prepacked": layers.prepacked(up_FD, down_DF, tokens),
         "dense, served": wide,

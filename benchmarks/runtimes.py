@@ -34,12 +34,16 @@ def moembed(path: Path, form: str, threads: int) -> Encode:
 
 
 def sentence_transformers(path: Path, form: str, threads: int) -> Encode:
+    model = sentence_transformer(path, getattr(torch, form))
+    return lambda texts: model.encode(texts, show_progress_bar=False)
+
+
+def sentence_transformer(path: Path, dtype: torch.dtype) -> Any:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = SentenceTransformer(str(path), device="cpu", model_kwargs={"dtype": getattr(torch, form)})
-    return lambda texts: model.encode(texts, show_progress_bar=False)
+    return SentenceTransformer(str(path), device="cpu", model_kwargs={"dtype": dtype})
 
 
 def onnxruntime(path: Path, form: str, threads: int) -> Encode:
@@ -69,8 +73,9 @@ def llamacpp(path: Path, form: str, threads: int) -> Encode:
     """In its own batches of 512 tokens."""
     from llama_cpp import Llama
 
-    both = {"n_threads": threads, "n_threads_batch": threads}
-    model = Llama(str(path), embedding=True, n_ctx=0, verbose=False, **both)
+    model = Llama(
+        str(path), embedding=True, n_ctx=0, n_threads=threads, n_threads_batch=threads, verbose=False
+    )
     return lambda texts: model.embed(texts, normalize=True)
 
 

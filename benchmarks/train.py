@@ -23,6 +23,7 @@ from moembed.train.loop import LossConfig, TrainConfig, choose_precision, train
 from moembed.types import Pair
 
 from . import models, texts
+from .runtimes import sentence_transformer
 
 QUERY_LENGTH, DOCUMENT_LENGTH = 32, 128
 TEMPERATURE = 0.05
@@ -78,15 +79,15 @@ def their_step(pairs: Sequence[Pair]) -> tuple[Callable[[], float], str]:
 
 
 def their_trainer() -> Callable[[Sequence[Pair], int], None]:
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 
-    model = SentenceTransformer(str(models.minilm()), device="cpu").train()
+    model = sentence_transformer(models.minilm(), torch.float32).train()
+    preprocess = getattr(model, "preprocess", model.tokenize)  # the latter before version 6
     precision = choose_precision("auto", "cpu")
 
     def tokens(some: list[str], length: int) -> dict[str, torch.Tensor]:
         model.max_seq_length = length
-        return dict(model.tokenize(some))
+        return dict(preprocess(some))
 
     def run(pairs: Sequence[Pair], mini_batch: int) -> None:
         loss = CachedMultipleNegativesRankingLoss(model, 1 / TEMPERATURE, mini_batch_size=mini_batch)

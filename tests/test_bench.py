@@ -24,6 +24,7 @@ from moembed.bench import Row
 def rows(options):
     yield Row("a | b", "ours", 2.0, "ms", 0.1, 0.5, "theirs", "<= 1.0")
     yield Row("c", "theirs", note=f"{options.repeats} {options.quick} {options.threads}")
+    yield Row("a | b", "theirs", 4.0, "ms")
 '''
 
 
@@ -50,7 +51,7 @@ def test_a_timing_tells_its_median_and_spread() -> None:
     timing = Timing((4.0, 1.0, 2.0, 3.0, 100.0))
     assert timing.median == 3
     assert timing.spread == pytest.approx((4 - 2) / 3)
-    assert Timing((2.0,)).spread == 0
+    assert Timing((2.0,)).spread is None
 
 
 def test_the_ratio_is_taken_in_each_round() -> None:
@@ -124,7 +125,8 @@ def test_alone_tells_how_it_ended(function: object, arguments: tuple[object, ...
 
 
 def test_every_suite_asks_a_question() -> None:
-    assert list(bench.suites()) == ["moe", "scaling", "encode", "train", "memory", "export", "gpu"]
+    files = (bench.ROOT / "benchmarks").glob("*.py")
+    assert set(bench.suites()) == {file.stem for file in files if "\ndef rows(" in file.read_text("utf-8")}
     for name in bench.suites():
         assert bench.load(name).question.endswith("?"), name
 
@@ -168,7 +170,7 @@ def test_the_command_prints_json(run: Run, suite: None) -> None:
     assert answer["command"] == "moembed bench tiny --quick --repeats 2 --threads 1"
     assert answer["machine"]["threads"] == 1
     assert answer["suites"]["tiny"]["question"] == "Is it fast?"
-    first, second = answer["suites"]["tiny"]["rows"]
+    first, second, _ = answer["suites"]["tiny"]["rows"]
     assert (first["ratio"], first["target"], first["met"]) == (0.5, "<= 1.0", True)
     assert second["note"] == "2 True 1"
 
@@ -179,7 +181,8 @@ def test_the_command_writes_a_record(run: Run, suite: None, tmp_path: Path) -> N
     assert "Is it fast?" in out
     record = (tmp_path / "records" / "new.md").read_text()
     assert "| command | moembed bench tiny --repeats 3 --threads" in record
-    assert "| a \\| b | ours | 2 ms ± 10% | 0.5 × theirs | <= 1.0, met |  |" in record
+    ours = "| a \\| b | ours | 2 ms ± 10% | 0.5 × theirs | <= 1.0, met |  |"
+    assert f"{ours}\n| a \\| b | theirs | 4 ms |  |  |  |\n| c |" in record  # by question
     assert [file.name for file in (tmp_path / "records").iterdir()] == ["new.md"]
 
 

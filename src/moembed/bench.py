@@ -115,10 +115,10 @@ class Timing:
         return median(self.seconds)
 
     @property
-    def spread(self) -> float:
-        """Interquartile range over the median."""
+    def spread(self) -> float | None:
+        """Interquartile range over the median; None of a single round."""
         if len(self.seconds) < 2:
-            return 0.0
+            return None
         low, _, high = quantiles(self.seconds, n=4, method="inclusive")
         return (high - low) / self.median
 
@@ -285,6 +285,12 @@ class Record:
             }
         }
 
+    def table(self, suite: Suite) -> list[list[str]]:
+        """Cells of the rows of a suite; what answers the same question stands together."""
+        rows = self.suites[suite]
+        place = {question: i for i, question in enumerate(dict.fromkeys(row.question for row in rows))}
+        return [row.cells() for row in sorted(rows, key=lambda row: place[row.question])]
+
     def facts(self) -> list[tuple[str, str]]:
         machine = self.machine | {"isa": ", ".join(self.machine["isa"])} | self.machine["versions"]
         about = {"date": self.date, "command": self.command} | machine
@@ -293,8 +299,8 @@ class Record:
     def write(self, path: Path) -> None:
         """As Markdown; an older record gives way only when the new one is whole."""
         parts = ["# Performance", _table(("", ""), self.facts())]
-        for suite, rows in self.suites.items():
-            parts += [f"## {suite.name}", suite.question, _table(HEAD, [row.cells() for row in rows])]
+        for suite in self.suites:
+            parts += [f"## {suite.name}", suite.question, _table(HEAD, self.table(suite))]
         fresh = path.with_name(f".{path.name}.new")
         fresh.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         os.replace(fresh, path)

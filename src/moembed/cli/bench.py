@@ -25,7 +25,7 @@ def bench(
 ) -> None:
     """Measure speed and memory against the fastest peers at hand; every target says whether it was met.
 
-    The suites are `moe`, `scaling`, `encode`, `train`, `memory`, `export` and `gpu`.
+    A suite is a file of `benchmarks/`; a name that is none of them lists them all.
 
     Example: `moembed bench moe encode --out records/performance.md`
     """
@@ -53,8 +53,7 @@ def bench(
                     advance(1)
         finally:  # what was measured until an interruption is kept
             if not json_:
-                title = f"{suite.name}: {suite.question}"
-                print_table(title, harness.HEAD, [row.cells() for row in rows])
+                print_table(f"{suite.name}: {suite.question}", harness.HEAD, record.table(suite))
             if out:
                 record.write(out)
     if json_:

@@ -72,11 +72,13 @@ class Embedder(nn.Module):
         model = cls(read_folder(locate(path_or_hub_id, revision, allow_pickle), allow_pickle)).eval()
         if dtype == "int8":
             model.digest = model._digest()  # of what it was before rounding
-        computed = DTYPES.get(dtype, torch.float32)
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.to(device, torch.float32 if ".router." in name else computed)
-        if dtype == "int8":
             serving.pack(model.encoder, int8=True)
+        packed = {id(parameter) for parameter, _ in model.encoder.held}
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in packed:
+                kept = torch.float32 if ".router." in name else DTYPES.get(dtype, torch.float32)
+                # a view would keep the whole file in memory
+                parameter.data = parameter.to(device, kept, copy=True)
         return model
 
     def save_pretrained(self, path: str | Path) -> None:
