@@ -70,6 +70,12 @@ def test_every_expert_takes_its_share_of_every_text(
     assert pairs(*expert_choice(prob_TE, top_k, length_B)) == sorted(expected)
 
 
+@given(st.integers(0, 10**6), lengths, st.sampled_from(["token_choice", "expert_choice"]))
+def test_pairs_stand_in_the_order_of_their_tokens(seed: int, length_B: list[int], kind: str) -> None:
+    token_P = make_router(seed=seed, kind=kind)(tokens(sum(length_B), seed), length_B).token_P
+    assert token_P.tolist() == sorted(token_P.tolist())
+
+
 @given(st.integers(0, 10**6), lengths)
 def test_expert_choice_in_a_text_ignores_the_other_texts(seed: int, length_B: list[int]) -> None:
     router = make_router(seed=seed, kind="expert_choice")

@@ -1,7 +1,9 @@
-"""Bidirectional self-attention over a packed batch, on two roads that give the same values.
+"""Bidirectional self-attention over a packed batch, on roads that give the same values.
 
-``packed`` hands every run of equally long texts to the fused kernel at once, so no padding exists. ``padded``
-is the textbook road, softmax(QK'/sqrt(C) + mask)V on a padded batch: slow, obvious, the tests' reference.
+- ``packed`` hands every run of equally long texts to the fused kernel at once, so no padding exists.
+- ``varlen`` hands it the whole batch, of whatever lengths. For GPUs.
+- ``padded`` is the textbook road, softmax(QK'/sqrt(C) + mask)V on a padded batch: slow, obvious, the tests'
+  reference.
 """
 
 from __future__ import annotations
@@ -9,13 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moembed.model.choose import AUTO, named, possible
 from moembed.model.packed import Linear
+from moembed.model.ragged import on_device
 from moembed.model.rope import rotate
+from moembed.tokenizer import offsets
 
 
 class Attention(nn.Module):
@@ -33,7 +39,7 @@ class Attention(nn.Module):
         length_B: Sequence[int],
         rotation: tuple[Tensor, Tensor] | None = None,
         dropout: float = 0.0,
-        road: str = "packed",
+        road: str = AUTO,
     ) -> Tensor:
         tokens, width = hidden_TD.shape
         states = self.qkv(hidden_TD).view(tokens, 3, self.num_heads, width // self.num_heads)
@@ -42,7 +48,7 @@ class Attention(nn.Module):
         query_THC, key_THC, value_THC = states.unbind(1)
         if rotation is not None:
             query_THC, key_THC = rotate(query_THC, *rotation), rotate(key_THC, *rotation)
-        mixed_THC = ROADS[road](query_THC, key_THC, value_THC, length_B, dropout)
+        mixed_THC = ROADS[_choose(road, states, dropout)](query_THC, key_THC, value_THC, length_B, dropout)
         return self.out(mixed_THC.reshape(tokens, width).to(hidden_TD.dtype))
 
 
@@ -60,6 +66,25 @@ def packed(
             attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         mixed.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed)
+
+
+def varlen(
+    query_THC: Tensor, key_THC: Tensor, value_THC: Tensor, length_B: Sequence[int], dropout: float
+) -> Tensor:
+    """One call of FlashAttention (Dao, arXiv 2307.08691), which reads where each text starts; no dropout."""
+    assert dropout == 0
+    start_B = on_device(offsets(length_B), query_THC.device, torch.int32)
+    longest = max(length_B)
+    return _varlen_attn()(query_THC, key_THC, value_THC, start_B, start_B, longest, longest)
+
+
+@cache
+def _varlen_attn() -> Any:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before PyTorch 2.10
+        return None
+    return varlen_attn
 
 
 @cache
@@ -89,5 +114,32 @@ def padded(
 
 ROADS: dict[str, Callable[[Tensor, Tensor, Tensor, Sequence[int], float], Tensor]] = {
     "packed": packed,
+    "varlen": varlen,
     "padded": padded,
 }
+
+
+def _choose(wanted: str, states: Tensor, dropout: float) -> str:
+    """``wanted``, or for ``auto`` the road ``varlen`` wherever it can run, else ``packed``."""
+    name = named("attention_road", wanted, ROADS)
+    if name not in (None, "varlen"):
+        return name
+    obstacle = _obstacle(states, dropout)
+    if name is None:
+        return "packed" if obstacle else "varlen"
+    return possible("attention_road", name, obstacle, "packed")
+
+
+def _obstacle(states: Tensor, dropout: float) -> str | None:
+    """Why ``varlen`` cannot run on these queries, keys and values."""
+    if states.device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():
+        return "needs FlashAttention and a CUDA device"
+    if torch.cuda.get_device_capability(states.device) < (8, 0):
+        return "needs an Ampere GPU or a newer one"
+    if states.dtype not in (torch.bfloat16, torch.float16):
+        return "needs bfloat16 or float16"
+    if states.shape[-1] % 8 or states.shape[-1] > 256:
+        return "needs heads of a multiple of 8 up to 256 channels"
+    if dropout:
+        return "knows no dropout"
+    return None if _varlen_attn() else "needs PyTorch 2.10"

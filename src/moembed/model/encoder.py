@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from moembed.config import Strict
 from moembed.model.attention import Attention
+from moembed.model.choose import AUTO
 from moembed.model.ffn import Activation, FeedForward
 from moembed.model.moe import MoE, MoEConfig
 from moembed.model.packed import Embedding
+from moembed.model.ragged import positions
 from moembed.model.rope import rotation
 from moembed.model.serving import Held, unpack
 from moembed.types import RouterStats, UserError
@@ -82,11 +84,12 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Token ids -> hidden states.
 
-    ``attention_road`` and ``moe_road`` choose between fast and reference implementations of the same values.
+    ``attention_road`` and ``moe_road`` name one of several implementations of the same values; ``auto``
+    leaves the choice to `moembed.model.choose`.
     """
 
-    attention_road = "packed"
-    moe_road = "grouped"
+    attention_road = AUTO
+    moe_road = AUTO
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -124,7 +127,7 @@ class Encoder(nn.Module):
         if length_B and max(length_B) > config.max_length:
             raise UserError(f"a text has {max(length_B)} tokens, the model reads {config.max_length}")
         dropout = config.dropout if self.training else 0.0
-        position_T = torch.cat([torch.arange(length) for length in length_B]).to(token_T.device)
+        position_T = positions(length_B, token_T.device)
 
         states_TD = self.word(token_T)
         if self.token_type is not None:

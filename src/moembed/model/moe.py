@@ -5,8 +5,12 @@
 - ``loop``: for every expert, pick its tokens, compute, add. Slow and obvious; the reference.
 - ``grouped``: one sort of the pairs by expert, one gather, one matrix product per expert on a contiguous
   slice, one weighted scatter back. Trains.
-- ``packed``: the same on packed matrices, tile by tile, and one weighted sum of the rows of each token.
-  Serves on a CPU.
+- ``grouped_mm``: the same with one product for all experts, see `moembed.model.grouped`. For GPUs.
+- ``fused``: gather, products, activation and sum in Triton kernels, see `moembed.model.fused`. For GPUs.
+- ``packed``: on packed matrices, tile by tile, and one weighted sum of the rows of each token. Serves on a
+  CPU.
+
+`moembed.model.choose` takes one of them.
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from moembed.config import Strict
+from moembed.model.choose import AUTO, Road, moe_road
 from moembed.model.ffn import ACTIVATIONS, Activation, FeedForward
+from moembed.model.fused import fused
+from moembed.model.grouped import add_up, grouped_mm
 from moembed.model.packed import Tiled, tiles
 from moembed.model.router import Router, RouterConfig, Routing
 from moembed.types import RouterStats
@@ -76,10 +83,10 @@ class MoE(nn.Module):
             self.shared = FeedForward(width, wide, activation, gated, bias=config.bias != "none")
 
     def forward(
-        self, hidden_TD: Tensor, length_B: Sequence[int], road: str = "grouped"
+        self, hidden_TD: Tensor, length_B: Sequence[int], road: str = AUTO
     ) -> tuple[Tensor, RouterStats]:
         routing = self.router(hidden_TD, length_B)
-        output_TD = ROADS["packed" if self.packed else road](self, hidden_TD, routing)
+        output_TD = ROADS[moe_road(self, hidden_TD, road, ROADS)](self, hidden_TD, routing)
         if self.bias_D is not None:
             output_TD = output_TD + self.bias_D
         if self.shared is not None:
@@ -148,9 +155,7 @@ def grouped(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
             if len(tokens)
         ]
     )
-    weighted_PD = output_PD.float() * routing.weight_P[order_P, None]
-    output_TD = torch.zeros_like(hidden_TD, dtype=torch.float32).index_add(0, token_P, weighted_PD)
-    return output_TD.to(hidden_TD.dtype)
+    return add_up(output_PD, token_P, routing.weight_P[order_P], hidden_TD)
 
 
 def packed(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
@@ -170,19 +175,19 @@ def _combine(output_PD: Tensor, order_P: Tensor, routing: Routing) -> Tensor:
     """``y_t = sum of weight_p * output_p`` over the pairs p of token t; ``order_P`` sorted them by expert."""
     place_P = torch.empty_like(order_P)
     place_P[order_P] = torch.arange(len(order_P), device=order_P.device)
-    by_token_P = routing.token_P.argsort(stable=True)
-    count_T = torch.bincount(routing.token_P, minlength=routing.stats.tokens)
     return F.embedding_bag(
-        place_P[by_token_P],
+        place_P,
         output_PD,
-        count_T.cumsum(0) - count_T,
-        per_sample_weights=routing.weight_P[by_token_P].to(output_PD.dtype),
+        torch.searchsorted(routing.token_P, torch.arange(routing.stats.tokens, device=order_P.device)),
+        per_sample_weights=routing.weight_P.to(output_PD.dtype),
         mode="sum",
     )
 
 
-ROADS: dict[str, Callable[[MoE, Tensor, Routing], Tensor]] = {
+ROADS: dict[str, Road] = {
     "loop": loop,
     "grouped": grouped,
+    "grouped_mm": grouped_mm,
+    "fused": fused,
     "packed": packed,
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from moembed.model.ragged import on_device, positions
 from moembed.tokenizer import offsets
 
 
@@ -22,24 +23,25 @@ def maximum(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
 
 def cls(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
     """State of the first token."""
-    return hidden_TD[offsets(length_B)[:-1]].float()
+    return hidden_TD[on_device(offsets(length_B)[:-1], hidden_TD.device)].float()
 
 
 def last(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
     """State of the last token."""
-    return hidden_TD[[end - 1 for end in offsets(length_B)[1:]]].float()
+    return hidden_TD[on_device(offsets(length_B)[1:], hidden_TD.device) - 1].float()
 
 
 def weighted_mean(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
     """Mean with weights 1, 2, 3, ... from the first token to the last (Muennighoff, arXiv 2202.08904)."""
-    position_T = torch.cat([torch.arange(1, length + 1) for length in length_B]).to(hidden_TD.device)
-    total_B = torch.tensor([length * (length + 1) / 2 for length in length_B], device=hidden_TD.device)
-    return _reduce(hidden_TD.float() * position_T[:, None], length_B, "sum") / total_B[:, None]
+    weight_T1 = positions(length_B, hidden_TD.device)[:, None] + 1
+    length_B1 = on_device(length_B, hidden_TD.device)[:, None]
+    return _reduce(hidden_TD.float() * weight_T1, length_B, "sum") / (length_B1 * (length_B1 + 1) / 2)
 
 
 def _reduce(hidden_TD: Tensor, length_B: Sequence[int], how: str) -> Tensor:
-    lengths = torch.tensor(length_B, device=hidden_TD.device)
-    return torch.segment_reduce(hidden_TD.float(), how, lengths=lengths)
+    lengths = on_device(length_B, hidden_TD.device)
+    # unsafe: without the check that the lengths add up to the rows, which would wait for the device
+    return torch.segment_reduce(hidden_TD.float(), how, lengths=lengths, unsafe=True)
 
 
 POOLING: dict[str, Callable[[Tensor, Sequence[int]], Tensor]] = {

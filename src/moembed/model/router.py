@@ -22,6 +22,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from moembed.config import Strict
+from moembed.model.ragged import on_device, positions, spread
+from moembed.tokenizer import offsets
 from moembed.types import RouterStats
 
 
@@ -41,7 +43,7 @@ class RouterConfig(Strict):
 
 @dataclass(slots=True)
 class Routing:
-    """P routed pairs: token row, expert and weight of each, and what the router did as sums."""
+    """P routed pairs in the order of their tokens, and what the router did as sums."""
 
     token_P: Tensor
     expert_P: Tensor
@@ -71,7 +73,8 @@ class Router(nn.Module):
                 power_T = chosen_P.new_zeros(len(hidden_TD)).index_add(0, token_P, chosen_P**power)
                 weight_P = chosen_P / power_T[token_P] ** (1 / power)
             with torch.no_grad():
-                count_E = torch.bincount(expert_P, minlength=prob_TE.shape[1])
+                expert_E = torch.arange(prob_TE.shape[1], device=expert_P.device)
+                count_E = (expert_P == expert_E[:, None]).sum(1)  # bincount would wait for the GPU
                 entropy = -(prob_TE * logit_TE.log_softmax(-1)).sum()
             stats = RouterStats(
                 layer=self.layer,
@@ -86,25 +89,24 @@ class Router(nn.Module):
 
 
 def token_choice(prob_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The ``top_k`` most probable experts of every token; pairs of a token stand together."""
+    """The ``top_k`` most probable experts of every token."""
     expert_TK = prob_TE.topk(top_k, dim=-1).indices
-    token_TK = torch.arange(len(prob_TE), device=prob_TE.device)[:, None].expand_as(expert_TK)
-    return token_TK.reshape(-1), expert_TK.reshape(-1)
+    token_T = torch.arange(len(prob_TE), device=prob_TE.device)
+    return token_T.repeat_interleave(top_k), expert_TK.reshape(-1)
 
 
 def expert_choice(prob_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
     """For every expert the ``ceil(top_k * S / E)`` most probable tokens of each text, ties to the earlier."""
-    num_experts = prob_TE.shape[1]
-    length_B_ = torch.tensor(length_B, device=prob_TE.device)
-    text_T = torch.repeat_interleave(torch.arange(len(length_B), device=prob_TE.device), length_B_)
+    num_experts, device = prob_TE.shape[1], prob_TE.device
+    text_T = spread(torch.arange(len(length_B), device=device), length_B)
     by_prob_TE = prob_TE.argsort(dim=0, descending=True, stable=True)
     by_text_TE = text_T[by_prob_TE].argsort(dim=0, stable=True)
     token_TE = by_prob_TE.gather(0, by_text_TE)  # per expert: texts in order, best token of each text first
-    start_B = length_B_.cumsum(0) - length_B_
-    rank_T = torch.arange(len(prob_TE), device=prob_TE.device) - start_B[text_T]
-    capacity_B = (top_k * length_B_ + num_experts - 1) // num_experts
-    rows, expert_P = (rank_T < capacity_B[text_T])[:, None].expand_as(prob_TE).nonzero(as_tuple=True)
-    return token_TE[rows, expert_P], expert_P
+    capacity_B = [-(-top_k * length // num_experts) for length in length_B]
+    start_B = on_device(offsets(length_B)[:-1], device)
+    chosen_NE = token_TE[spread(start_B, capacity_B) + positions(capacity_B, device)]
+    token_P, order_P = chosen_NE.reshape(-1).sort(stable=True)
+    return token_P, torch.arange(num_experts, device=device).repeat(len(chosen_NE))[order_P]
 
 
 ROUTERS: dict[str, Callable[[Tensor, int, Sequence[int]], tuple[Tensor, Tensor]]] = {

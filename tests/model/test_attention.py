@@ -1,0 +1,63 @@
+"""Which kernel attention is given, and that all of a batch is told to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moembed.model import attention
+from moembed.model.attention import Attention, padded, varlen
+from moembed.types import UserError
+
+LENGTHS = [1, 3, 3, 7]
+
+
+def states() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(sum(LENGTHS), 2, 8, generator=generator) for _ in range(3)]
+
+
+def slow_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    start_q: Tensor,
+    start_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+) -> Tensor:
+    """What `torch.nn.attention.varlen.varlen_attn` computes on a GPU."""
+    assert start_q.dtype == start_k.dtype == torch.int32
+    assert longest_q == longest_k == int(start_q.diff().max())
+    parts = []
+    for first, end in zip(start_q.tolist(), start_q.tolist()[1:], strict=False):
+        text = (x[first:end].transpose(0, 1) for x in (query, key, value))
+        parts.append(F.scaled_dot_product_attention(*text).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def test_varlen_gives_the_kernel_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_varlen_attn", lambda: slow_varlen)
+    torch.testing.assert_close(varlen(*states(), LENGTHS, 0.0), padded(*states(), LENGTHS, 0.0))
+
+
+def test_a_road_that_cannot_run_gives_way_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, hidden_TD = Attention(16, 2, bias=True), torch.randn(4, 16)
+    expected = block(hidden_TD, [1, 3])
+    with pytest.warns(
+        UserWarning, match="attention_road 'varlen' needs .* CUDA device; 'packed' runs instead"
+    ):
+        found = block(hidden_TD, [1, 3], road="varlen")
+    assert torch.equal(found, expected)
+    monkeypatch.setenv("MOEMBED_ATTENTION_ROAD", "varlen")
+    with pytest.warns(UserWarning, match="'packed' runs instead"):
+        block(hidden_TD, [1, 3])
+
+
+def test_an_unknown_road_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"attention_road 'flash' is not known \(known: auto, packed, varlen,"
+    ):
+        Attention(16, 2, bias=True)(torch.randn(4, 16), [4], road="flash")
