@@ -6,7 +6,7 @@ RUN := $(BIN)/moembed
 LLAMACPP := llama-cpp-python==0.3.36 sentencepiece==0.2.3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-slow test-gpu test-interop check fix lock clean
+.PHONY: help setup demo pipeline bench test test-slow test-gpu test-interop check fix lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ setup: .venv/installed  ## create .venv with the locked versions (skipped when u
 
 demo: setup  ## pairs -> upcycle -> train 5 minutes -> prove -> search; ARGS="--minutes 1" and so on
 	$(RUN) demo $(ARGS)
+
+pipeline: setup  ## every stage of Nomic Embed v2 in miniature, 20 minutes; needs MOEMBED_DATA; ARGS=--resume
+	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/mini/pipeline.sh $(ARGS)
 
 bench: ARGS ?= --out records/performance-cpu.md
 bench: setup  ## speed and memory beside peers, 20 minutes on 2 free cores, into records/; ARGS="moe --quick"

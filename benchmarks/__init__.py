@@ -1,3 +1,3 @@
 """How fast and how small: one file per question, run by `moembed bench`."""
 
-SUITES = ("moe", "roofline", "scaling", "encode", "precision", "train", "memory", "export", "gpu")
+SUITES = ("moe", "roofline", "scaling", "encode", "precision", "train", "memory", "export", "mine", "gpu")

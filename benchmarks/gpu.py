@@ -87,6 +87,7 @@ def training(options: Options) -> Iterator[Row]:
     optimiser = adamw(model, OptimConfig())
     lengths = spread(TRAINED_TOKENS)
     batch = pack(token_rows(lengths)).to(options.device)
+    chunks = gradcache.Chunks([batch], [torch.arange(len(lengths))], len(lengths))
     queries = len(lengths) // 2
     positive_Q = torch.arange(queries, device=options.device)
 
@@ -99,7 +100,7 @@ def training(options: Options) -> Iterator[Row]:
         return info_nce(vector_BM[:queries], vector_BM[queries:], positive_Q, temperature=0.05)
 
     def step() -> None:
-        gradcache.backward(embed, [batch], loss, balance_loss)
+        gradcache.backward(embed, chunks, loss, balance_loss)
         optimiser.step()
         optimiser.zero_grad()
 

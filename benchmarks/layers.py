@@ -15,7 +15,7 @@ from moembed.model import serving
 from moembed.model.encoder import Encoder, EncoderConfig, initialise
 from moembed.model.moe import MoE, MoEConfig
 from moembed.model.router import RouterConfig
-from moembed.train.loop import choose_precision
+from moembed.train.settings import choose_precision
 
 WIDTH, HIDDEN, TOP_K = 768, 3072, 2  # of the published model
 Layer = Callable[[Tensor], Tensor]

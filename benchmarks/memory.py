@@ -17,7 +17,8 @@ from moembed.bench import Options, Row, alone, resident_memory
 from moembed.data.sources import Source
 from moembed.model.embedder import Embedder
 from moembed.model.folder import read_folder
-from moembed.train.loop import TrainConfig, train
+from moembed.train.loop import train
+from moembed.train.settings import TrainConfig
 from moembed.types import Pair
 
 from . import models, texts

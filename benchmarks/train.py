@@ -19,7 +19,8 @@ from moembed.bench import Options, Row, Timing, Timings, clock, missing, speed_r
 from moembed.data.sources import Source
 from moembed.model.embedder import Embedder
 from moembed.model.folder import Parts, read_folder
-from moembed.train.loop import LossConfig, TrainConfig, choose_precision, train
+from moembed.train.loop import train
+from moembed.train.settings import LossConfig, TrainConfig, choose_precision
 from moembed.types import Pair
 
 from . import models, texts

@@ -11,14 +11,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "moembed"
 FLOORS = [
     ("types", "config"),
     (
-        "tokenizer", "hub", "data", "losses", "search.exact", "search.index",
+        "tokenizer", "hub", "page", "data", "losses", "search.exact", "search.index", "search.vectors",
         "evaluate.metrics", "evaluate.significance", "evaluate.compare", "evaluate.bm25", "evaluate.beir",
     ),
     ("model",),
-    ("train", "weights", "export", "interop", "search.embed", "evaluate.tasks"),
-    ("console", "recipe", "describe", "demo", "machine", "bench", "cli"),
+    ("train", "weights", "export", "interop", "search", "evaluate.tasks", "evaluate.page"),
+    ("console", "recipe", "pretraining", "describe", "demo", "machine", "bench", "cli"),
 ]  # fmt: skip
-TORCH_FREE = ("types", "config", "hub", "data", "search", "evaluate", "cli", "console")
+TORCH_FREE = ("types", "config", "hub", "page", "data", "search", "evaluate", "cli", "console")
 
 
 def modules() -> dict[str, Path]:

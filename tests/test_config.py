@@ -145,6 +145,21 @@ values = st.fixed_dictionaries(
 )
 
 
+def test_environment_variables_are_filled_in_at_any_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "here")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    path = tmp_path / "r.yaml"
+    path.write_text("name: ${PLACE}/${NOWHERE:-x/y}-$5 ${}\nsources: [{rate: '${RATE:-0.25}'}]")
+    found = load(Recipe, path)
+    assert found.name == "here/x/y-$5 ${}"
+    assert found.sources[0].rate == 0.25
+    assert load(Recipe, path, ["name=${PLACE}"]).name == "here"
+    with pytest.raises(UserError, match="variable NOWHERE, which the recipe names, is not set"):
+        load(Recipe, path, ["name=${NOWHERE}"])
+
+
 @given(values, values)
 def test_a_dump_reads_back_and_the_hash_names_the_content(a: dict[str, Any], b: dict[str, Any]) -> None:
     first, second = validate(Recipe, a), validate(Recipe, b)

@@ -21,7 +21,10 @@ from moembed.model.embedder import Embedder
 from moembed.model.moe import MoEConfig
 from moembed.model.router import RouterConfig
 from moembed.train import gradcache
-from moembed.train.loop import LossConfig, TrainConfig, _contrastive, _embed, _router_loss, prepare
+from moembed.train.loop import _embed
+from moembed.train.routing import Balance
+from moembed.train.settings import LossConfig, TrainConfig
+from moembed.train.step import Manner, Objective, prepare
 from moembed.types import Pair
 
 DEVICE = "cuda"
@@ -74,13 +77,13 @@ def test_gradients_equal_those_of_the_cpu(moe_model: Embedder, pairs: list[Pair]
 
 def step(model: Embedder, pairs: list[Pair], config: TrainConfig, precision: torch.dtype) -> gradcache.Terms:
     """Add the gradients of one training step."""
-    batch = prepare(pairs, model, config)
-    assert len(batch.chunks) > 1
+    batch = prepare(pairs, Manner("query", "document", "info_nce"), model.tokenizer, config)
+    assert len(batch.chunks.batches) > 1
     return gradcache.backward(
-        partial(_embed, model=model, precision=precision),
+        partial(_embed, model=model, precision=precision, depths=[model.encoder.config.num_layers]),
         batch.chunks,
-        partial(_contrastive, batch=batch, config=config.loss),
-        partial(_router_loss, config=config.loss),
+        partial(Objective(config.loss, model), batch=batch),
+        Balance(config.loss, model).loss,
     )
 
 

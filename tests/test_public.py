@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -14,6 +16,7 @@ import typer
 import moembed
 from moembed.cli import app
 from moembed.config import load
+from moembed.pretraining import PretrainRecipe
 from moembed.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +32,11 @@ COMMANDS = {
     "export",
     "bench",
     "push",
+    "tokenizer",
+    "pretrain",
+    "data",
+    "filter",
+    "mine",
 }
 
 
@@ -66,16 +74,25 @@ def test_help_needs_no_torch() -> None:
     assert done.stdout.strip().endswith("False")
 
 
+def commands(group: Any, name: str = "moembed") -> Iterator[tuple[str, Any]]:
+    """Every command by its full name; a group such as `moembed data` stands for the commands in it."""
+    for part, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{name} {part}")
+        else:
+            yield f"{name} {part}", command
+
+
 def test_the_commands() -> None:
     group = typer.main.get_command(app)
     assert set(group.commands) == COMMANDS  # type: ignore[attr-defined]
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
-        assert f"Example: `moembed {name} " in (command.help or ""), f"{name} --help shows no example"
+    for name, command in commands(group):
+        assert f"Example: `{name} " in (command.help or ""), f"{name} --help shows no example"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_valid(path: Path) -> None:
-    load(Recipe, path)
+    load(PretrainRecipe if path.name == "pretrain.yaml" else Recipe, path)
 
 
 @pytest.mark.parametrize(

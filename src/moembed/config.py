@@ -1,8 +1,9 @@
 """YAML file + dotted overrides -> a strict pydantic model.
 
 ``load(TrainConfig, "recipes/finetune.yaml", ["steps=100", "optim.learning_rate=1e-4"])`` reads the file,
-applies the overrides from left to right (each value is read as YAML) and validates. An unknown key is refused
-together with the nearest known one. ``dump`` writes the resolved config that is saved with every run, and
+applies the overrides from left to right (each value is read as YAML) and validates. ``${NAME}`` and
+``${NAME:-default}`` in a text stand for an environment variable. An unknown key is refused together with the
+nearest known one. ``dump`` writes the resolved config that is saved with every run, and
 ``config_hash`` names it in records.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +36,8 @@ def load(kind: type[Config], path: str | Path | None = None, overrides: Sequence
     """Read ``path`` (optional), apply ``key.sub=value`` overrides and validate as ``kind``.
 
     Raises:
-        UserError: missing file, broken YAML, an override without ``=``, unknown keys, wrong values.
+        UserError: missing file, broken YAML, an override without ``=``, unknown keys, wrong values, an
+            environment variable that is not set.
     """
     values = _read(Path(path)) if path else {}
     for override in overrides:
@@ -42,7 +45,7 @@ def load(kind: type[Config], path: str | Path | None = None, overrides: Sequence
         if not separator or not key:
             raise UserError(f"override {override!r} is not of the form key=value")
         _set(values, key.split("."), _parse(text, override), override)
-    return validate(kind, values)
+    return validate(kind, _expanded(values))
 
 
 def validate(kind: type[Config], values: dict[str, Any], where: str = "") -> Config:
@@ -92,6 +95,22 @@ def _parse(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _expanded(value: Any) -> Any:
+    """Every ``${NAME}`` and ``${NAME:-default}`` replaced, in texts at any depth."""
+    if isinstance(value, dict):
+        return {key: _expanded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _variable, value) if isinstance(value, str) else value
+
+
+def _variable(match: re.Match[str]) -> str:
+    name, default = match.groups()
+    if found := os.environ.get(name) or default:
+        return found
+    raise UserError(f"the environment variable {name}, which the recipe names, is not set")
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

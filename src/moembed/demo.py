@@ -16,7 +16,7 @@ import torch
 from moembed.config import config_hash, dump
 from moembed.console import interval, print_table, progress_bar, say
 from moembed.data.docstrings import CodePair, Docstrings, collect
-from moembed.data.sources import Source, SourceConfig
+from moembed.data.sources import Source
 from moembed.evaluate.beir import RetrievalTask, save_task
 from moembed.evaluate.compare import compare
 from moembed.evaluate.metrics import Qrels
@@ -25,11 +25,21 @@ from moembed.export.card import write_card
 from moembed.model.embedder import Embedder
 from moembed.model.encoder import num_parameters
 from moembed.model.folder import read_config, read_folder
-from moembed.recipe import Recipe, base_name, best_dtype, build, locate_base, require_free, write_json
+from moembed.recipe import (
+    Recipe,
+    TrainSource,
+    base_name,
+    best_dtype,
+    build,
+    locate_base,
+    require_free,
+    write_json,
+)
 from moembed.search.index import write_index
-from moembed.train.loop import LossConfig, Trained, train
+from moembed.train.loop import Trained, train
 from moembed.train.optim import OptimConfig
 from moembed.train.report.page import write_report
+from moembed.train.settings import LossConfig
 from moembed.types import Pair, UserError
 from moembed.weights.upcycle import UpcycleConfig
 
@@ -48,7 +58,7 @@ def recipe(base: str, out: Path, minutes: float, seed: int) -> Recipe:
     return Recipe(
         base=base,
         out=str(out),
-        data=(SourceConfig(path="docstrings"),),
+        data=(TrainSource(path="docstrings"),),
         upcycle=UpcycleConfig(num_experts=8, every=2),
         minutes=minutes,
         batch_size=128,

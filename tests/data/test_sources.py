@@ -274,8 +274,8 @@ def test_a_file_that_is_not_gzip_is_refused(tmp_path):
     ("name", "problem"),
     [
         ("none.jsonl", "no such file"),
-        ("notes.txt", r"is none of \.jsonl"),
-        ("folder", "holds no .parquet files"),
+        ("notes.txt", r"not a file that ends in \.jsonl"),
+        ("folder", "holds no file that ends in .jsonl"),
     ],
 )
 def test_a_path_that_cannot_be_read_is_refused(tmp_path, name, problem):
@@ -288,7 +288,8 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path, name, problem):
 
 
 @pytest.mark.parametrize(
-    "values", [{"weight": 0}, {"weight": float("inf")}, {"limit": 0}, {"negative": ""}, {"x": 1}]
+    "values",
+    [{"weight": 0}, {"weight": float("inf")}, {"limit": 0}, {"negative": ""}, {"path": ""}, {"x": 1}],
 )
 def test_a_config_out_of_range_is_refused(values):
     with pytest.raises(UserError):

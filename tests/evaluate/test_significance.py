@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moembed.evaluate import significance
-from moembed.evaluate.significance import bootstrap, holm, paired_difference
+from moembed.evaluate.compare import compare
+from moembed.evaluate.significance import (
+    bootstrap,
+    holm,
+    paired_difference,
+    stratified_bootstrap,
+    stratified_difference,
+)
 from moembed.types import UserError
 
 
@@ -136,3 +143,36 @@ def test_bootstrap_refuses_bad_input(score_SQ: np.ndarray, options: dict, messag
 def test_paired_systems_need_the_same_queries() -> None:
     with pytest.raises(UserError, match="3 and 4"):
         paired_difference(np.zeros(3), np.zeros(4))
+
+
+def test_tasks_count_alike_and_are_resampled_by_themselves() -> None:
+    rng = np.random.default_rng(3)
+    small_SQ, large_SQ = rng.random((2, 10)), 5 + rng.random((2, 1000))
+    both = stratified_bootstrap([small_SQ, large_SQ])
+    np.testing.assert_allclose(both.mean_S, (small_SQ.mean(axis=1) + large_SQ.mean(axis=1)) / 2)
+    # had queries been drawn across tasks, their distance of 5 would be in the interval
+    alone = bootstrap(small_SQ)
+    assert both.high_S - both.low_S == pytest.approx((alone.high_S - alone.low_S) / 2, rel=0.2)
+
+
+def test_a_stratified_difference_is_of_means_and_finds_what_is_there() -> None:
+    rng = np.random.default_rng(4)
+    base_TQ = [rng.random(20), rng.random(300)]
+    better_TQ = [base_TQ[0] + 0.2 + 0.1 * rng.normal(size=20), base_TQ[1] + 0.1 * rng.normal(size=300)]
+    gap = stratified_difference(better_TQ, base_TQ)
+    assert gap.mean == pytest.approx(
+        np.mean([(b - a).mean() for a, b in zip(base_TQ, better_TQ, strict=True)])
+    )
+    assert 0 < gap.low < gap.mean < gap.high
+    assert gap.p_value < 0.01
+    assert stratified_difference(base_TQ, base_TQ).p_value == 1
+
+
+def test_comparing_over_tasks_is_comparing_their_means() -> None:
+    rng = np.random.default_rng(5)
+    tasks = [{system: {"ndcg@10": rng.random(size)} for system in "ab"} for size in (8, 80)]
+    over = compare(*tasks)
+    means = [np.mean([task[system]["ndcg@10"].mean() for task in tasks]) for system in "ab"]
+    assert [over.metrics[system]["ndcg@10"]["value"] for system in "ab"] == pytest.approx(means)
+    assert over.differences["a-b"]["ndcg@10"]["mean"] == pytest.approx(means[0] - means[1])
+    assert compare(tasks[0]) == compare(tasks[0], reference="b")

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moembed.losses.balance import balance_loss, z_loss
+from moembed.losses import contrastive
+from moembed.losses.balance import balance_loss, corrected_bias, z_loss
 from moembed.losses.contrastive import LOSSES, info_nce, symmetric_info_nce
-from moembed.losses.negatives import duplicates
+from moembed.losses.negatives import Duplicates, Mask, masked_places
 from moembed.model.encoder import EncoderConfig
 from moembed.model.ffn import ACTIVATIONS
 from moembed.model.router import ROUTERS, RouterConfig
-from moembed.train.loop import LossConfig
 from moembed.train.optim import SCHEDULES, OptimConfig
+from moembed.train.settings import LossConfig
 from moembed.types import RouterStats
 
 ROUNDING = 1e-5  # fp32 sums of a few dozen terms of size up to 1 / temperature
@@ -106,18 +107,68 @@ def test_half_precision_vectors_are_scored_in_fp32() -> None:
     assert torch.equal(loss, info_nce(vector_QM.float(), vector_QM.float(), torch.arange(4)))
 
 
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+@pytest.mark.parametrize("block", [1, 20, 30])
+def test_blocks_of_queries_change_nothing(kind: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients, of a learned temperature too, with a mask of either sort and a query left out."""
+    generator = torch.Generator().manual_seed(3)
+    vectors = unit(7, 4, generator).requires_grad_(), unit(10, 4, generator).requires_grad_()
+    temperature = torch.tensor(0.2, requires_grad=True)
+    mask: Mask = Duplicates.of(torch.tensor([1, 2, 1, 3, 4, 5, 6]), torch.arange(10) % 8, torch.arange(7))
+    if block == 30:
+        mask = torch.rand(7, 10, generator=generator) < 0.3
+    weight_Q = torch.tensor([1, 2, 0, 1, 0.5, 1, 1])
+    results = []
+    for size in (2**22, block):
+        monkeypatch.setattr(contrastive, "BLOCK", size)
+        loss = LOSSES[kind](*vectors, torch.arange(7), mask, weight_Q, temperature=temperature)
+        results.append([loss, *torch.autograd.grad(loss, [*vectors, temperature])])
+    for whole, blocks in zip(*results, strict=True):
+        torch.testing.assert_close(blocks, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_shares_of_queries_add_up_to_the_whole(kind: str) -> None:
+    """So several processes compute one loss, each with weight 0 for the queries of the others."""
+    generator = torch.Generator().manual_seed(4)
+    vectors = unit(5, 4, generator).requires_grad_(), unit(8, 4, generator).requires_grad_()
+    mask = Duplicates.of(torch.tensor([1, 2, 1, 3, 4]), torch.arange(8) % 6, torch.arange(5))
+    whole = LOSSES[kind](*vectors, torch.arange(5), mask)
+    shares = []
+    for mine_Q in (torch.tensor([1.0, 0, 1, 0, 1]), torch.tensor([0, 1.0, 0, 1, 0])):
+        share = LOSSES[kind](*vectors, torch.arange(5), mask, mine_Q)
+        shares.append(share * mine_Q.sum() / 5)
+    torch.testing.assert_close(sum(shares), whole)
+    for found, expected in zip(
+        torch.autograd.grad(sum(shares), vectors), torch.autograd.grad(whole, vectors), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 # ---- masks ---------------------------------------------------------------------------------------
 
 
+def duplicates(queries: list[int], documents: list[int]) -> Duplicates:
+    return Duplicates.of(torch.tensor(queries), torch.tensor(documents), torch.arange(len(queries)))
+
+
+def dense(mask: Duplicates, rows: list[int]) -> Tensor:
+    row_R = torch.tensor(rows)
+    mask_RN = torch.zeros(len(rows), len(mask.text_N), dtype=torch.bool)
+    mask_RN[masked_places(mask, row_R, mask.positive_Q[row_R])] = True
+    return mask_RN
+
+
 def test_duplicates_by_hand() -> None:
-    """Queries a, b, a; documents A, B, C, then negatives B and D."""
-    query_Q, document_N = torch.tensor([1, 2, 1]), torch.tensor([10, 20, 30, 20, 40])
+    """Queries a, b, a; documents A, B, C, then negatives B, D and C."""
+    mask = duplicates([1, 2, 1], [10, 20, 30, 20, 40, 30])
     expected = [
-        [False, False, True, False, False],  # a: C answers the other a
-        [False, False, False, True, False],  # b: its document returns as a negative
-        [True, False, False, False, False],
+        [False, False, True, False, False, True],  # a: C answers the other a, as a negative too
+        [False, False, False, True, False, False],  # b: its document returns as a negative
+        [True, False, False, False, False, True],
     ]
-    assert duplicates(query_Q, document_N, torch.arange(3)).tolist() == expected
+    assert dense(mask, [0, 1, 2]).tolist() == expected
+    assert dense(mask, [2, 1]).tolist() == expected[:0:-1]
 
 
 @given(
@@ -126,12 +177,13 @@ def test_duplicates_by_hand() -> None:
 )
 def test_duplicates_equal_the_definition(pairs: list[tuple[int, int]], negatives: list[int]) -> None:
     queries, documents = [q for q, _ in pairs], [d for _, d in pairs] + negatives
-    mask = duplicates(torch.tensor(queries), torch.tensor(documents), torch.arange(len(pairs)))
-    for q in range(len(pairs)):
+    mask, every = duplicates(queries, documents), list(range(len(pairs)))
+    mask_QN, mirrored_QQ = dense(mask, every), dense(mask.mirror(), every)
+    for q in every:
         for n in range(len(documents)):
-            same_query = n < len(pairs) and queries[n] == queries[q]
-            known = n != q and (documents[n] == documents[q] or same_query)
-            assert bool(mask[q, n]) == known
+            assert bool(mask_QN[q, n]) == (n != q and (queries[q], documents[n]) in pairs)
+        for d in every:
+            assert bool(mirrored_QQ[d, q]) == (d != q and (queries[q], documents[d]) in pairs)
 
 
 # ---- router losses -------------------------------------------------------------------------------
@@ -201,6 +253,11 @@ def test_z_loss_by_hand() -> None:
     assert float(z_loss(parts, parts)) == pytest.approx(math.log(4) ** 2)
     more = [*parts, stats(logit_TE.softmax(-1), torch.zeros(2, 1).long(), logit_TE + 1, layer=1)]
     assert float(z_loss(more, more)) == pytest.approx((math.log(4) ** 2 + (math.log(4) + 1) ** 2) / 2)
+
+
+def test_a_bias_moves_against_the_load_by_one_rate() -> None:
+    bias_E = corrected_bias(torch.tensor([0.5, 0.0, -0.5, 0.0]), torch.tensor([0.4, 0.25, 0.1, 0.25]), 0.1)
+    assert bias_E.tolist() == pytest.approx([0.4, 0.0, -0.4, 0.0])
 
 
 # ---- names ---------------------------------------------------------------------------------------

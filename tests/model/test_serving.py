@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,6 +95,17 @@ def test_a_model_that_served_trains(moe_model: Embedder, texts: list[str]) -> No
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=0, atol=0)
 
 
+def test_a_model_that_served_moves(moe_model: Embedder, texts: list[str]) -> None:
+    expected = moe_model.encode(texts)
+    moe_model.encoder.to(torch.float64).to(torch.float32)
+    np.testing.assert_array_equal(moe_model.encode(texts), expected)
+
+
+def test_a_model_that_served_can_be_copied(moe_model: Embedder, texts: list[str]) -> None:
+    expected = moe_model.encode(texts)
+    np.testing.assert_array_equal(copy.deepcopy(moe_model).encode(texts), expected)
+
+
 def test_encoding_while_training_leaves_the_parameters_alone(moe_model: Embedder, texts: list[str]) -> None:
     moe_model.train()
     moe_model.encode(texts)
@@ -150,7 +162,7 @@ def test_lopsided_routing(moe_model: Embedder, experts: list[int]) -> None:
     stats = RouterStats(
         1, len(experts), torch.bincount(expert_P, minlength=4), nothing, nothing, nothing, nothing
     )
-    routing = Routing(torch.arange(len(experts)), expert_P, torch.rand(len(experts)), stats)
+    routing = Routing(torch.arange(len(experts)), expert_P, torch.rand(len(experts)), stats, nothing, nothing)
     with torch.inference_mode():
         wanted = ROADS["loop"](block, hidden_TD, routing)
         serving.pack(moe_model.encoder)

@@ -13,9 +13,10 @@ import torch
 from moembed.data.sources import Source
 from moembed.model.embedder import Embedder
 from moembed.model.folder import read_folder
-from moembed.train import loop
-from moembed.train.loop import TrainConfig, Trained, train
+from moembed.train import gradcache
+from moembed.train.loop import Trained, train
 from moembed.train.optim import OptimConfig
+from moembed.train.settings import TrainConfig
 from moembed.types import Pair
 
 WORDS = ["mole", "owl", "worms", "voles", "night", "long", "wide", "where"]
@@ -51,11 +52,11 @@ def checkpoints(folder: Path) -> list[str]:
 
 def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
     """Do ``action`` in the middle of the given step."""
-    prepare, calls = loop.prepare, iter(range(1, 1000))
+    backward, calls = gradcache.backward, iter(range(1, 1000))
 
     def wrapped(*arguments: Any) -> Any:
         if next(calls) == call:
             action()
-        return prepare(*arguments)
+        return backward(*arguments)
 
-    monkeypatch.setattr(loop, "prepare", wrapped)
+    monkeypatch.setattr(gradcache, "backward", wrapped)

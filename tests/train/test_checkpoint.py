@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,8 +20,34 @@ from conftest import NewModel
 from moembed.model import folder as folder_module
 from moembed.model.embedder import Embedder
 from moembed.model.folder import read_folder
+from moembed.model.selection_bias import add_selection_bias
 from moembed.train import checkpoint
 from moembed.types import UserError
+
+SCRIPT = """
+import itertools, os, pathlib, signal, sys
+from moembed.model import embedder, folder
+from moembed.train import gradcache
+from runs import run, settings
+
+{0}
+model = embedder.Embedder.from_pretrained("base", device="cpu")
+run(settings(**{1}), model, pathlib.Path("cut"))
+"""
+
+
+def killed(tmp_path: Path, trap: str, **changes: Any) -> None:
+    """Train in another process, which ``trap`` kills."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(textwrap.dedent(trap), changes)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
 
 # ---- resuming ------------------------------------------------------------------------------------
 
@@ -79,6 +106,45 @@ def test_checkpoints_are_ordered_as_numbers(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "nowhere") is None
 
 
+EVERYTHING = {  # that outlives a step: a schedule, a temperature, running counts, biases, the best model
+    "loss": {
+        "learn_temperature": True,
+        "balance_window": 3,
+        "bias_rate": 0.01,
+        "matryoshka": {"dims": [16, 8]},
+    },
+    "held_out": 0.1,
+    "evaluate_every": 2,
+    "save_every": 3,
+    "steps": 10,
+}
+
+
+def test_a_run_killed_at_a_random_step_goes_on_bit_for_bit(new_model: NewModel, tmp_path: Path) -> None:
+    parts = new_model().parts()
+    parts.config, parts.state = add_selection_bias(parts.config, parts.state)
+    Embedder(parts).save_pretrained(tmp_path / "base")
+    model = lambda: Embedder.from_pretrained(tmp_path / "base", device="cpu")  # noqa: E731
+    run(settings(**EVERYTHING), model(), tmp_path / "whole")
+    step = random.Random(os.getpid()).randint(4, 10)
+    trap = f"""
+        backward, calls = gradcache.backward, itertools.count(1)
+        def last(*arguments):
+            if next(calls) == {step}:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return backward(*arguments)
+        gradcache.backward = last
+    """
+    killed(tmp_path, trap, **EVERYTHING)
+    assert len(metrics(tmp_path / "cut")) == step - 1, step
+    run(settings(**EVERYTHING), model(), tmp_path / "cut", resume=True)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert [line["step"] for line in metrics(tmp_path / "cut")] == list(range(1, 11))
+    assert len({line["temperature"] for line in metrics(tmp_path / "cut")}) == 10
+    for place in ("model", "checkpoints/best"):
+        assert_same_weights(tmp_path / "cut" / place, tmp_path / "whole" / place)
+
+
 # ---- a hostile machine ---------------------------------------------------------------------------
 
 
@@ -89,30 +155,16 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
     base = tmp_path / "base"
     new_model().save_pretrained(base)
     run(settings(), Embedder.from_pretrained(base, device="cpu"), tmp_path / "whole")
-    script = """
-        import os, pathlib, signal
-        from moembed.model import embedder, folder
-        from runs import run, settings
-
-        save_file, calls = folder.save_file, iter(range(9))
-        def killed(tensors, path, **options):
+    trap = """
+        save_file, calls = folder.save_file, itertools.count()
+        def half(tensors, path, **options):
             save_file(tensors, path, **options)
             if next(calls) == 1:
                 path.write_bytes(path.read_bytes()[:5000])
                 os.kill(os.getpid(), signal.SIGKILL)
-        folder.save_file = killed
-        model = embedder.Embedder.from_pretrained("base", device="cpu")
-        run(settings(), model, pathlib.Path("cut"))
+        folder.save_file = half
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    killed(tmp_path, trap)
     assert checkpoints(tmp_path / "cut") == [".step-000004.new", "step-000002"]
     assert checkpoint.latest(tmp_path / "cut") == tmp_path / "cut" / "checkpoints" / "step-000002"
     run(settings(), Embedder.from_pretrained(base, device="cpu"), tmp_path / "cut", resume=True)
@@ -176,16 +228,24 @@ def test_nothing_to_resume_is_refused(new_model: NewModel, tmp_path: Path) -> No
         run(settings(), new_model(), tmp_path / "nowhere", resume=True)
 
 
-def test_another_recipe_or_a_new_run_in_the_same_place_is_refused(
-    new_model: NewModel, tmp_path: Path
-) -> None:
+def test_another_recipe_is_refused_with_what_differs(new_model: NewModel, tmp_path: Path) -> None:
     run(settings(), new_model(), tmp_path)
     lines = metrics(tmp_path)
-    with pytest.raises(UserError, match="step-000006 was made with another recipe"):
-        run(settings(seed=9), new_model(), tmp_path, resume=True)
+    with pytest.raises(UserError, match="step-000006 was made with another recipe") as refusal:
+        run(settings(seed=9, loss={"z": 0.5}, keep_checkpoints=7), new_model(), tmp_path, resume=True)
+    _, *changes = str(refusal.value).splitlines()
+    assert changes == [
+        "--- the checkpoint", "+++ this recipe", "-loss.z: 0.0", "+loss.z: 0.5", "-seed: 0", "+seed: 9"
+    ]  # fmt: skip
     with pytest.raises(UserError, match="step-000006 is there already; resume that run"):
         run(settings(), new_model(), tmp_path)
     assert metrics(tmp_path) == lines
+
+
+def test_what_does_not_touch_the_result_may_differ(new_model: NewModel, tmp_path: Path) -> None:
+    run(settings(), new_model(), tmp_path)
+    changes = {"workers": 0, "save_every": 9, "keep_checkpoints": 1}
+    assert run(settings(**changes), new_model(), tmp_path, resume=True).steps == 6
 
 
 @pytest.mark.parametrize(
@@ -211,5 +271,24 @@ def test_a_damaged_checkpoint_is_named(
         file.unlink()
     else:
         file.write_bytes(content)
-    with pytest.raises(UserError, match=r"step-000002.* (damaged|not a model folder)"):
+    with pytest.raises(UserError, match=r"step-000002 is damaged \(.*\), and so is every checkpoint before"):
         run(settings(steps=2), new_model(), tmp_path, resume=True)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
+    new_model: NewModel, tmp_path: Path
+) -> None:
+    """One bit is wrong, in a place that every format would read without a word."""
+    run(settings(), new_model(), tmp_path / "whole")
+    run(settings(), new_model(), tmp_path / "cut")
+    file = tmp_path / "cut" / "checkpoints" / "step-000006" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(
+        UserWarning, match=r"step-000006 is damaged \(model.safetensors changed\).*step-000004"
+    ):
+        run(settings(), new_model(), tmp_path / "cut", resume=True)
+    assert checkpoints(tmp_path / "cut") == ["step-000004", "step-000006", "step-000006.damaged"]
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert_same_weights(tmp_path / "cut" / "model", tmp_path / "whole" / "model")

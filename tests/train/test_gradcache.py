@@ -12,11 +12,13 @@ from torch import Tensor
 from conftest import MakeModel
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.losses.contrastive import info_nce
+from moembed.losses.negatives import masked_places
 from moembed.model.embedder import Embedder
 from moembed.model.moe import MoEConfig
 from moembed.model.router import RouterConfig
 from moembed.train.gradcache import backward
-from moembed.train.loop import LossConfig, Prepared, TrainConfig, prepare
+from moembed.train.settings import TrainConfig
+from moembed.train.step import Manner, Prepared, prepare
 from moembed.types import Batch, Encoded, Pair, RouterStats
 
 DEPTHS = [1, 3, 4]
@@ -42,24 +44,34 @@ def make(make_model: MakeModel, kind: str = "token_choice", chance: float = 0.2)
     return make_model(dropout=chance, moe=moe).train()
 
 
+ROLES = Manner("query", "document", "info_nce")
+
+
 def prepared(model: Embedder, chunk_tokens: int) -> Prepared:
-    return prepare(PAIRS, model, TrainConfig(steps=1, chunk_tokens=chunk_tokens))
+    return prepare(PAIRS, ROLES, model.tokenizer, TrainConfig(steps=1, chunk_tokens=chunk_tokens))
+
+
+def mask(batch: Prepared) -> Tensor:
+    """What must not count as a negative, as a matrix."""
+    row_Q = torch.arange(len(batch.pairs))
+    mask_QN = torch.zeros(len(row_Q), batch.chunks.rows - len(row_Q), dtype=torch.bool)
+    mask_QN[masked_places(batch.known, row_Q, row_Q)] = True
+    return mask_QN
 
 
 def contrastive(batch: Prepared) -> Callable[[dict[int, Tensor]], Tensor]:
     """InfoNCE at three depths, each with its weight, on hard negatives and without known duplicates."""
-    assert batch.mask_QN.any()
-    positive_Q = torch.arange(batch.num_queries)
+    mask_QN = mask(batch)
+    assert mask_QN.any()
+    queries = len(batch.pairs)
+    positive_Q = torch.arange(queries)
 
     def loss(by_depth: dict[int, Tensor]) -> Tensor:
         assert sorted(by_depth) == DEPTHS
         total = torch.zeros(())
         for depth, vector_BM in by_depth.items():
-            vector_BM = vector_BM[batch.place_B]
-            query_QM, document_NM = vector_BM[: batch.num_queries], vector_BM[batch.num_queries :]
-            total = total + depth * info_nce(
-                query_QM, document_NM, positive_Q, batch.mask_QN, temperature=0.1
-            )
+            query_QM, document_NM = vector_BM[:queries], vector_BM[queries:]
+            total = total + depth * info_nce(query_QM, document_NM, positive_Q, mask_QN, temperature=0.1)
         return total
 
     return loss
@@ -72,8 +84,9 @@ def router_loss(stats: Sequence[RouterStats], total: Sequence[RouterStats]) -> T
 def plain(model: Embedder, batch: Prepared, seed: int) -> tuple[Tensor, Tensor]:
     """The definition: all chunks with their graphs, one loss, one backward."""
     torch.manual_seed(seed)
-    encoded = [model(chunk, DEPTHS) for chunk in batch.chunks]
-    by_depth = {depth: torch.cat([part.by_depth[depth] for part in encoded]) for depth in DEPTHS}
+    encoded = [model(chunk, DEPTHS) for chunk in batch.chunks.batches]
+    place_B = torch.cat(batch.chunks.row_CB).argsort()
+    by_depth = {depth: torch.cat([part.by_depth[depth] for part in encoded])[place_B] for depth in DEPTHS}
     total = encoded[0].router
     for part in encoded[1:]:
         total = [one + other for one, other in zip(total, part.router, strict=True)]
@@ -97,7 +110,7 @@ def test_cached_equals_plain_with_everything_on(kind: str, chunk_tokens: int, ma
     """Dropout, jitter, hard negatives, a duplicate mask, three depths, balance and z-loss, uneven chunks."""
     model = make(make_model, kind)
     batch = prepared(model, chunk_tokens)
-    sizes = [len(chunk.length_B) for chunk in batch.chunks]
+    sizes = [len(chunk.length_B) for chunk in batch.chunks.batches]
     assert len(sizes) == {1: 15, 100_000: 1}.get(chunk_tokens, len(sizes))
     assert chunk_tokens not in (25, 60) or len(set(sizes)) > 1
     expected_loss, expected_router = plain(model, batch, seed=5)
@@ -152,7 +165,7 @@ def test_only_the_second_pass_builds_graphs(make_model: MakeModel) -> None:
         return model(chunk, DEPTHS)
 
     backward(embed, batch.chunks, contrastive(batch), router_loss)
-    assert modes == [False] * len(batch.chunks) + [True] * len(batch.chunks)
+    assert modes == [False] * len(batch.chunks.batches) + [True] * len(batch.chunks.batches)
 
 
 def test_the_router_terms_reach_the_routers(make_model: MakeModel) -> None:
@@ -186,15 +199,15 @@ def test_a_depth_the_loss_ignores_costs_nothing(make_model: MakeModel) -> None:
 
 def test_prepare_lays_out_queries_documents_and_negatives(make_model: MakeModel) -> None:
     model = make_model()
-    loss = LossConfig()
     for chunk_tokens, limit, negatives in ((20, None, 3), (100_000, 1, 2), (40, 0, 0)):
-        config = TrainConfig(steps=1, chunk_tokens=chunk_tokens, negatives=limit, loss=loss)
-        batch = prepare(PAIRS, model, config)
+        config = TrainConfig(steps=1, chunk_tokens=chunk_tokens, negatives=limit)
+        batch = prepare(PAIRS, ROLES, model.tokenizer, config)
         documents = [pair.document for pair in PAIRS]
         mined = [text for pair in PAIRS for text in pair.negatives[:limit]]
         assert len(mined) == negatives
         with torch.no_grad():
-            vector_BM = torch.cat([model(chunk).vector_BM for chunk in batch.chunks])[batch.place_B]
+            vector_BM = torch.cat([model(chunk).vector_BM for chunk in batch.chunks.batches])
+            vector_BM = vector_BM[torch.cat(batch.chunks.row_CB).argsort()]
         expected = torch.cat(
             [
                 torch.from_numpy(model.encode([pair.query for pair in PAIRS], "query")),
@@ -202,16 +215,16 @@ def test_prepare_lays_out_queries_documents_and_negatives(make_model: MakeModel)
             ]
         )
         torch.testing.assert_close(vector_BM, expected, rtol=0, atol=1e-5)
-        assert batch.num_queries == len(PAIRS)
-        assert batch.mask_QN.shape == (len(PAIRS), len(documents) + negatives)
-        assert batch.tokens == sum(sum(chunk.length_B) for chunk in batch.chunks)
-    known = [(q, n) for q, n in batch.mask_QN.nonzero().tolist()]
+        assert batch.chunks.rows == 2 * len(PAIRS) + negatives
+        assert mask(batch).shape == (len(PAIRS), len(documents) + negatives)
+        assert batch.tokens == sum(sum(chunk.length_B) for chunk in batch.chunks.batches)
+    known = [(q, n) for q, n in mask(batch).nonzero().tolist()]
     assert known == [(0, 4), (1, 3), (3, 1), (4, 0)]  # the same document, the same query
 
 
 def test_prepare_cuts_and_counts_by_role(make_model: MakeModel) -> None:
     model = make_model()
-    batch = prepare(PAIRS, model, TrainConfig(steps=1, query_length=4, document_length=9))
+    batch = prepare(PAIRS, ROLES, model.tokenizer, TrainConfig(steps=1, query_length=4, document_length=9))
     rows, cut = model.tokenizer.rows([pair.query for pair in PAIRS], "query", 4)
     documents = [pair.document for pair in PAIRS] + [text for pair in PAIRS for text in pair.negatives]
     more, also = model.tokenizer.rows(documents, "document", 9)

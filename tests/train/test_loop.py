@@ -19,9 +19,11 @@ from moembed.data.sources import Source
 from moembed.model.embedder import Embedder
 from moembed.model.folder import read_folder
 from moembed.train import loop
+from moembed.train.interrupt import interruptible
 from moembed.train.log import read_metrics
-from moembed.train.loop import TrainConfig, choose_precision, interruptible, train
+from moembed.train.loop import train
 from moembed.train.optim import learning_rate
+from moembed.train.settings import TrainConfig, choose_precision, cpu_has_bfloat16
 from moembed.types import Pair, UserError
 
 # ---- learning ------------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ def test_equal_pairs_are_no_negatives_of_each_other(new_model: NewModel, tmp_pat
 def test_auto_precision_is_one_the_machine_has() -> None:
     assert choose_precision("float32", "cpu") == torch.float32
     assert choose_precision("bfloat16", "cpu") == torch.bfloat16
-    expected = torch.bfloat16 if loop.cpu_has_bfloat16() else torch.float32
+    expected = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
     assert choose_precision("auto", "cpu") == expected
 
 
@@ -196,6 +198,16 @@ def test_a_second_interrupt_stops_at_once() -> None:
         assert interrupt.asked
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_many_requests_are_one_where_signals_come_twice() -> None:
+    with interruptible(patient=True) as interrupt:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+    with interruptible() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert interrupt.asked
 
 
 # ---- bad input -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from torch import nn
 
 from conftest import NewModel
 from moembed.train.optim import OptimConfig, adamw, learning_rate
@@ -18,7 +19,9 @@ from moembed.train.optim import OptimConfig, adamw, learning_rate
         ("linear", 0.0, [1.0, 0.75, 0.5, 0.25, 0.0]),
         ("cosine", 0.0, [1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0]),
         ("constant", 4.0, [0.25, 0.5, 0.75, 1.0, 1.0]),
-        ("linear", 2.0, [0.5, 0.75, 0.5, 0.25, 0.0]),
+        ("linear", 2.0, [0.5, 1.0, 1.0, 0.5, 0.0]),
+        ("inverse_sqrt", 2.0, [0.5, 1.0, 1.0, 1.5**-0.5, 2**-0.5]),
+        ("inverse_sqrt", 0.5, [0.1, 0.5, 1.0, 1.5**-0.5, 2**-0.5]),
         ("constant", 0.5, [0.1, 0.5, 1.0, 1.0, 1.0]),
         ("linear", 0.5, [0.1, 0.5, 1.0, 0.5, 0.0]),
     ],
@@ -51,7 +54,22 @@ def test_weight_decay_is_for_matrices_alone(new_model: NewModel) -> None:
     assert {"encoder.layers.1.ffn.up_bias_EF", "encoder.norm.weight"} <= plain
 
 
-@pytest.mark.parametrize("changes", [{"learning_rate": math.nan}, {"weight_decay": -1}, {"schedule": "step"}])
+def test_what_is_trained_along_does_not_decay(new_model: NewModel) -> None:
+    along = nn.Linear(2, 2)
+    decayed, plain = adamw(new_model(), OptimConfig(), along).param_groups
+    assert {id(p) for p in along.parameters()} <= {id(p) for p in plain["params"]}
+    assert decayed["weight_decay"] > plain["weight_decay"] == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": math.nan},
+        {"weight_decay": -1},
+        {"schedule": "step"},
+        {"schedule": "inverse_sqrt", "warmup_steps": 0},
+    ],
+)
 def test_an_optimiser_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(changes))):
+    with pytest.raises(ValueError, match=list(changes)[-1]):
         OptimConfig.model_validate(changes)

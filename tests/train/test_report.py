@@ -138,6 +138,29 @@ def test_expert_that_recovers_is_not_dead(tmp_path: Path) -> None:
     assert "No expert is dead" in read(tmp_path)[1].text
 
 
+def test_load_by_role_source_and_language(tmp_path: Path) -> None:
+    """One card per kind, if there is more than one of it; an expert without tokens of a kind is counted."""
+    lines = [record(step) | {"source": f"s{step % 2}<"} for step in range(1, 9)]
+    dead = record(1, dead=True)["router"]
+    lines[4] |= {"roles": {"query": dead, "document": lines[0]["router"]}, "languages": {"en": dead}}
+    lines[6] |= {"roles": {"query": [{"layer": 1}], "document": 5}, "languages": 3}  # nothing to see
+    page, parsed = read(save(tmp_path, lines))
+    assert "<h3>Load by role</h3>" in page
+    assert "<h3>Load by source</h3>" in page
+    assert "Load by language" not in page
+    assert parsed.tags.count("svg") == 8  # four curves, heat map, bars, two kinds
+    table = re.search(r"Load by role.*?<tbody>(.*?)</tbody>", page, re.S)
+    assert table
+    rows = re.findall(r"<th scope=row>(\w+)</th>.*?<td>(\d+)</td></tr>", table[1])
+    assert rows == [("document", "0"), ("query", "2")]
+    assert "s0<" in parsed.text
+
+
+def test_many_sources_are_cut_to_the_most_frequent(tmp_path: Path) -> None:
+    lines = [record(step) | {"source": f"source-{step % 30:02}"} for step in range(1, 61)]
+    assert "The 24 most frequent of 30." in read(save(tmp_path, lines))[1].text
+
+
 def test_dense_run_has_no_expert_section(tmp_path: Path) -> None:
     save(tmp_path, [record(step, experts=0) for step in range(1, 11)], evaluation(0.09, 0.08, 0.1))
     page, parsed = read(tmp_path)
@@ -298,7 +321,7 @@ def test_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moembed.train.report.page.os.replace", full)
+    monkeypatch.setattr("moembed.page.html.os.replace", full)
     with pytest.raises(UserError, match=r"cannot write .*report\.html: No space left on device"):
         write_report(tmp_path, "Another title")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from moembed import __version__
-from moembed.cli import bench, evaluate, export, push, search, train
+from moembed.cli import bench, data, evaluate, export, mine, pretrain, push, search, train
 from moembed.console import say
 from moembed.types import UserError
 
@@ -23,6 +23,10 @@ app = typer.Typer(
 )
 for command in (
     train.demo,
+    pretrain.tokenizer,
+    pretrain.pretrain,
+    mine.filter,
+    mine.mine,
     train.train,
     train.upcycle,
     evaluate.evaluate,
@@ -35,6 +39,7 @@ for command in (
     push.push,
 ):
     app.command()(command)
+app.add_typer(data.app, name="data")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from moembed.console import interval, print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
+    from moembed.evaluate.beir import RetrievalTask
+    from moembed.evaluate.compare import Comparison
     from moembed.model.embedder import Embedder
 
 
@@ -25,39 +28,29 @@ def evaluate(
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page (and its figures beside it, as .json).")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Retrieval quality with 95 % bootstrap intervals over queries.
 
-    With `--json` also the paired difference of every model to the last one, with its p-value.
+    With `--json` also the paired difference of every model to the last one, with its p-value. The page of
+    `--html` says whether the last model beats the first, on every task and on the mean of all.
 
     Example: `moembed evaluate runs/demo minilm bm25 --tasks data/scifact data/nfcorpus`
     """
     from moembed.evaluate.beir import load_task
-    from moembed.evaluate.compare import Comparison, compare
-    from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
+    from moembed.evaluate.compare import compare
 
+    if html:
+        _require_page(html)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks)]
     if len({task.name for task in loaded}) < len(loaded):
         raise UserError("two tasks have folders of the same name, which results go by: rename one of them")
-    scores: dict[str, dict[str, Any]] = {task.name: {} for task in loaded}
-    for name in models:
-        model = None if name == "bm25" else load_model(name, dtype, allow_pickle)
-        for task in loaded:
-            if model is None:
-                scores[task.name][name] = evaluate_bm25(task, names).per_query
-                continue
-            encode = _Counted(model, f"{name} on {task.name}", len(task.queries) + len(task.documents))
-            with encode:
-                result = evaluate_retrieval(task, encode.query, encode.document, names)
-            scores[task.name][name] = result.per_query
-            if encode.truncated:
-                say(
-                    f"note: {name} cut {encode.truncated} texts of {task.name} "
-                    f"at {model.tokenizer.max_length} tokens"
-                )
-    compared: dict[str, Comparison] = {task: compare(by_model) for task, by_model in scores.items()}
+    scores = _scores(models, loaded, names, dtype, allow_pickle)
+    compared = {task: compare(by_model) for task, by_model in scores.items()}
     answer = {
         task.name: {
             "queries": len(task.queries),
@@ -70,18 +63,70 @@ def evaluate(
     }
     if out:
         out.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+    overall = compare(*scores.values())
+    if html:
+        _write_page(html, {"overall": asdict(overall), "tasks": answer})
     if json_:
         print_json(answer)
         return
     for task in loaded:
         for note in task.notes:
             say(f"note: {task.name}: {note}")
-        rows = [
-            [model, *(interval(cell) for cell in cells.values())]
-            for model, cells in compared[task.name].metrics.items()
-        ]
         title = f"{task.name}: {len(task.queries):,} queries, {len(task.documents):,} documents"
-        print_table(title, ["model", *names], rows)
+        _print_metrics(title, compared[task.name], names)
+    if len(loaded) > 1:
+        _print_metrics(f"mean over {len(loaded)} tasks", overall, names)
+
+
+def _scores(
+    models: list[str], tasks: list[RetrievalTask], metrics: list[str], dtype: str, allow_pickle: bool
+) -> dict[str, dict[str, Any]]:
+    """``[task][model][metric] -> (Q,)``; one model is in memory at a time."""
+    from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
+
+    scores: dict[str, dict[str, Any]] = {task.name: {} for task in tasks}
+    for name in models:
+        model = None if name == "bm25" else load_model(name, dtype, allow_pickle)
+        for task in tasks:
+            if model is None:
+                scores[task.name][name] = evaluate_bm25(task, metrics).per_query
+                continue
+            encode = _Counted(model, f"{name} on {task.name}", len(task.queries) + len(task.documents))
+            with encode:
+                result = evaluate_retrieval(task, encode.query, encode.document, metrics)
+            scores[task.name][name] = result.per_query
+            if encode.truncated:
+                say(
+                    f"note: {name} cut {encode.truncated} texts of {task.name} "
+                    f"at {model.tokenizer.max_length} tokens"
+                )
+    return scores
+
+
+def _require_page(path: Path) -> None:
+    """Refuse now what would fail after the models have been evaluated."""
+    from moembed.page.plots import require_matplotlib
+
+    if path.suffix != ".html":
+        raise UserError(f"--html {path} does not end in .html: the figures go beside the page as .json")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
+    require_matplotlib()
+
+
+def _write_page(path: Path, result: dict[str, Any]) -> None:
+    from moembed.evaluate.page import summary, write_page
+
+    path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_page(path, result)
+    say(f"{summary(result)} The page is {path}")
+
+
+def _print_metrics(title: str, compared: Comparison, names: list[str]) -> None:
+    rows = [
+        [model, *(interval(cell) for cell in cells.values())] for model, cells in compared.metrics.items()
+    ]
+    print_table(title, ["model", *names], rows)
 
 
 class _Counted:

@@ -13,11 +13,32 @@ from fractions import Fraction
 from itertools import accumulate
 
 import numpy as np
+from pydantic import Field
 
+from moembed.config import Strict
+from moembed.data.permutation import permute
 from moembed.types import UserError
 
 CYCLE = 1000  # steps over which the mix of sources is kept
 _ORDER, _ROWS = 1, 2  # streams of random numbers drawn from one seed
+
+
+class SamplingConfig(Strict):
+    """How far the sizes of the sources enter the mix: see ``mix``."""
+
+    exponent: float = Field(default=0.0, ge=0, le=10)
+    cap: int | None = Field(default=None, ge=1)  # rows of a source that count
+
+
+def mix(
+    sizes: Sequence[int], weights: Sequence[float], exponent: float = 0.0, cap: int | None = None
+) -> list[float]:
+    """The weight of every source in the mix: ``weight * min(size, cap)^exponent``.
+
+    Exponent 0 leaves the weights as they are and 1 draws every row equally often; 0.3, between them, keeps
+    rare languages alive in a mix of many (XLM-R, Conneau et al., 2020, arXiv:1911.02116).
+    """
+    return [weight * min(size, cap or size) ** exponent for size, weight in zip(sizes, weights, strict=True)]
 
 
 class Sampler:
@@ -31,7 +52,8 @@ class Sampler:
     The order inside a cycle is random.
 
     Inside a source, batches are consecutive slices of a new permutation in each epoch; rows left over when no
-    full batch remains sit that epoch out.
+    full batch remains sit that epoch out. The permutation is computed for the rows of the batch alone, so a
+    source may have billions of rows.
 
     Args:
         sizes: rows per source.
@@ -71,7 +93,6 @@ class Sampler:
         bounds = list(accumulate(Fraction(repr(float(weight))) for weight in weights))
         self._bounds = [CYCLE * bound / bounds[-1] for bound in bounds]
         self._cycle: tuple[int, np.ndarray, np.ndarray] | None = None
-        self._permutation: dict[int, tuple[int, np.ndarray]] = {}
 
     def batch(self, step: int) -> tuple[int, np.ndarray]:
         """The source of ``step`` (from 0 on) and its ``batch_size`` distinct rows, int64."""
@@ -81,8 +102,8 @@ class Sampler:
         source = int(order[place])
         turn = int(before[source] + np.count_nonzero(order[:place] == source))
         epoch, batch = divmod(turn, self.steps_per_epoch(source))
-        rows = self._rows(source, epoch)
-        return source, rows[batch * self._batch_size : (batch + 1) * self._batch_size].copy()
+        places = np.arange(batch * self._batch_size, (batch + 1) * self._batch_size)
+        return source, permute(places, self._sizes[source], [self._seed, _ROWS, source, epoch])
 
     def steps_per_epoch(self, source: int) -> int:
         """Full batches in one pass over ``source``."""
@@ -121,12 +142,6 @@ class Sampler:
             np.random.default_rng([self._seed, _ORDER, cycle]).shuffle(order)
             self._cycle = cycle, order, before
         return self._cycle[1:]
-
-    def _rows(self, source: int, epoch: int) -> np.ndarray:
-        if source not in self._permutation or self._permutation[source][0] != epoch:
-            rng = np.random.default_rng([self._seed, _ROWS, source, epoch])
-            self._permutation[source] = epoch, rng.permutation(self._sizes[source])
-        return self._permutation[source][1]
 
 
 def _van_der_corput(index: int) -> Fraction:

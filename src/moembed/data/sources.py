@@ -1,273 +1,293 @@
-"""Training pairs from JSONL, Parquet and CSV files, checked when loaded and held as Arrow columns.
+"""Training pairs by row number: read and checked once, then drawn from memory or from a memory-mapped file.
 
-A source takes about as much memory as its texts have bytes; a row becomes a Python object only when drawn.
-``iter_rows`` streams the same formats without holding them.
+A source may be many shards, larger than memory: rows stream from `moembed.data.layouts` through the checks
+of this file into `moembed.data.cache`; a row becomes a Python object again only when drawn. ``iter_rows``
+streams the same layouts without holding them.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from pydantic import Field
 
 from moembed.config import Strict
+from moembed.data.cache import Cache
+from moembed.data.files import File, is_pattern
+from moembed.data.layouts import HF, Shard, plain_rows, shards
+from moembed.data.readers import BLOCK, Numbered, Row, text_problem
 from moembed.types import Pair, UserError
 
-Row = dict[str, Any]
-Numbered = tuple[int, Row | str]  # 1-based line or row number; a str says why the line is no row
-Texts = tuple[str, str, list[str]]  # query, document, hard negatives
+__all__ = ["Row", "Source", "SourceConfig", "iter_rows", "load_source", "text_problem"]
 
-_FORMATS = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
-_BLOCK = 8192  # rows that are Python objects at one time while loading
 _TEXT = pa.large_string()
-_SCHEMA = pa.schema({"query": _TEXT, "document": _TEXT, "negatives": pa.large_list(_TEXT)})
+_SCHEMA = pa.schema(
+    {
+        "query": _TEXT,
+        "document": _TEXT,
+        "negatives": pa.large_list(_TEXT),
+        "language": pa.string(),
+        "group": pa.string(),
+    }
+)
+
+
+class _Record(NamedTuple):
+    """A row of ``_SCHEMA``."""
+
+    query: str
+    document: str
+    negatives: Sequence[str] = ()
+    language: str | None = None
+    group: str | None = None
 
 
 class SourceConfig(Strict):
-    """One file, or folder of Parquet files, of pairs.
+    """A file, pattern, folder or data set of pairs: see `moembed.data.layouts.shards`.
 
     ``query`` and ``document`` name columns; every column whose name starts with ``negative`` holds hard
-    negatives: in each row a text, a list of texts or nothing. ``weight`` is the relative number of batches to
-    draw. ``limit`` takes the first good rows only. ``bad_rows`` says whether a row without usable texts stops
-    the run or is skipped and counted. ``name`` is the file's unless given.
+    negatives: in each row a text, a list of texts or nothing. A row without ``document`` whose ``pos`` is a
+    list is in BGE layout: one pair per text of ``pos``, with the texts of ``neg`` as negatives. ``language``
+    and ``group`` name columns of labels, kept where there are any.
+
+    ``weight`` is the relative number of batches to draw. ``limit`` takes the first good pairs only.
+    ``bad_rows`` and ``bad_shards`` say whether a row without usable texts, or a shard that cannot be read to
+    its end, stops the run or is skipped and counted (the rows before the break stay). ``name`` is the file's
+    unless given; ``split`` and ``subset`` choose from layouts that have them.
     """
 
-    path: str
+    path: str = Field(min_length=1)
     name: str = ""
     query: str = "query"
     document: str = "document"
     negative: str = Field("negative", min_length=1)
+    language: str | None = "language"
+    group: str | None = "source"
+    split: str | None = None
+    subset: str | None = None
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     limit: int | None = Field(None, ge=1)
     bad_rows: Literal["refuse", "skip"] = "refuse"
+    bad_shards: Literal["refuse", "skip"] = "refuse"
 
     def is_negative(self, column: str) -> bool:
         return column.startswith(self.negative) and column not in (self.query, self.document)
 
+    def choose(self, columns: Sequence[str]) -> list[str]:
+        """Of the columns of a table, those to read; all if one is missing, for the complaint lists them."""
+        if not {self.query, self.document} <= set(columns):
+            return list(columns)
+        named = (self.query, self.document, self.language, self.group)
+        return [column for column in columns if column in named or self.is_negative(column)]
+
+    @property
+    def title(self) -> str:
+        """What the source is called: a pattern goes by its folder's name."""
+        if self.name:
+            return self.name
+        parts = self.path.removeprefix(HF).rstrip("/").split("/")
+        last = next((part for part in reversed(parts) if not is_pattern(part)), self.path)
+        return File(None, last).stem
+
+
+@dataclass(slots=True)
+class Skipped:
+    """What was left out of a source, and why the first bad row was."""
+
+    rows: int = 0
+    first: str = ""
+    shards: list[str] = field(default_factory=list)
+
 
 class Source:
-    """Pairs by row number; ``skipped`` counts the bad rows left out."""
+    """Pairs by row number.
 
-    def __init__(self, name: str, batches: Iterable[pa.RecordBatch], skipped: int = 0) -> None:
-        table = pa.Table.from_batches(batches, _SCHEMA)
+    ``skipped`` counts the bad rows that were left out, ``bad_shards`` says which shards were and why.
+    """
+
+    def __init__(self, name: str, table: pa.Table, skipped: Skipped | None = None) -> None:
         assert len(table) > 0
+        left_out = skipped or Skipped()
         self.name = name
-        self.skipped = skipped
-        self._table = table.combine_chunks()  # so that drawing rows does not search chunks
+        self.skipped = left_out.rows
+        self.bad_shards = tuple(left_out.shards)
+        self._table = table
+        self._columns = [table[name] for name in ("query", "document", "negatives")]
 
     @classmethod
     def from_pairs(cls, name: str, pairs: Iterable[Pair]) -> Source:
         """A source of pairs in memory, at least one, taken as they are."""
-        rows = ((pair.query, pair.document, list(pair.negatives)) for pair in pairs)
-        return cls(name, [_columns(block) for block in iter(lambda: list(islice(rows, _BLOCK)), [])])
+        records = (_Record(pair.query, pair.document, pair.negatives) for pair in pairs)
+        return cls(name, pa.Table.from_batches(_batches(records), _SCHEMA).combine_chunks())
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def pairs(self, rows: Sequence[int] | np.ndarray) -> list[Pair]:
+    def pairs(self, rows: Iterable[int] | np.ndarray) -> list[Pair]:
         """The pairs at ``rows``, in that order."""
-        drawn = self._table.take(pa.array(rows, pa.int64()))
-        columns = [drawn[name].to_pylist() for name in _SCHEMA.names]
+        query, document, negatives = self._columns
+        # one value at a time: `take` would first copy whole columns of a mapped table into memory
         return [
-            Pair(query, document, tuple(negatives))
-            for query, document, negatives in zip(*columns, strict=True)
+            Pair(query[row].as_py(), document[row].as_py(), tuple(negatives[row].as_py()))
+            for row in map(int, rows)
         ]
 
+    def __iter__(self) -> Iterator[Pair]:
+        return (pair for row in range(len(self)) for pair in self.pairs([row]))
 
-def load_source(config: SourceConfig) -> Source:
-    """Read and check every row of ``config.path``, or as many as give ``config.limit`` good ones.
+    def languages(self, rows: Iterable[int] | np.ndarray) -> list[str | None]:
+        """The languages of ``rows``; None where the data does not say."""
+        return self.labels("language", rows)
 
+    def labels(
+        self, label: Literal["language", "group"], rows: Iterable[int] | np.ndarray
+    ) -> list[str | None]:
+        """The labels of ``rows``; None where the data does not say."""
+        column = self._table[label]
+        return [column[int(row)].as_py() for row in rows]
+
+    def count(self, label: Literal["language", "group"]) -> dict[str | None, int]:
+        """Rows by label, most frequent first; None stands for rows without one."""
+        counts = pc.value_counts(self._table[label]).to_pylist()
+        counts.sort(key=lambda entry: (-entry["counts"], entry["values"] or ""))
+        return {entry["values"]: entry["counts"] for entry in counts}
+
+    def describe(self) -> str:
+        """``squad: 87,395 pairs, 3 bad rows skipped``."""
+        parts = [f"{self.name}: {len(self):,} pairs"]
+        if self.skipped:
+            parts.append(f"{self.skipped:,} bad rows skipped")
+        if self.bad_shards:
+            parts.append(f"{len(self.bad_shards)} bad shards skipped, the first: {self.bad_shards[0]}")
+        return ", ".join(parts)
+
+
+def load_source(config: SourceConfig, progress: Callable[[int], None] | None = None) -> Source:
+    """Read and check every row of ``config.path``, or as many as give ``config.limit`` good pairs.
+
+    The rows of a source of more than 64 MiB go into a file of the cache, where the next run finds them.
     A row is bad if its line is not a JSON object or has more fields than the CSV header, and if a text is
-    missing (a hard negative may be), empty, not a string or not UTF-8.
+    missing (a hard negative may be), empty, not a string or not UTF-8. A shard is bad if it cannot be read to
+    its end, or if every one of its rows is bad.
+
+    Args:
+        progress: told the number of pairs after each block.
 
     Raises:
         UserError: missing, damaged or empty file, unknown format or column, a bad row not to be skipped.
     """
-    path = Path(config.path)
-    skipped: list[str] = []
-    texts = islice(_good_rows(path, config, skipped), config.limit)
-    batches = [_columns(block) for block in iter(lambda: list(islice(texts, _BLOCK)), [])]
-    if not batches:
-        raise UserError(f"{path} holds no usable rows" + (f"; the first: {skipped[0]}" if skipped else ""))
-    return Source(config.name or path.name.removesuffix(_format(path)), batches, len(skipped))
+    found = shards(config.path, config.split, config.subset)
+    cache = Cache([config.model_dump(exclude={"name", "weight"}), [shard.stamp() for shard in found]])
+    if cached := cache.read():
+        table, facts = cached
+        return Source(config.title, table, Skipped(**facts))
+    skipped = Skipped()
+    batches = _batches(islice(_good_records(found, config, skipped), config.limit))
+    table, facts = cache.keep(_told(batches, progress), _SCHEMA, lambda: asdict(skipped))
+    if not len(table):
+        first = skipped.first or next(iter(skipped.shards), "")
+        raise UserError(f"{config.path} holds no usable rows" + (f"; the first: {first}" if first else ""))
+    return Source(config.title, table, Skipped(**facts))
 
 
-def iter_rows(path: Path, block: int) -> Iterator[list[Row]]:
-    """Stream a file, or folder of Parquet files, as lists of at most ``block`` rows; blank lines are no rows.
+def iter_rows(path: str | Path, block: int) -> Iterator[list[Row]]:
+    """Stream the rows of `moembed.data.layouts.shards` in lists of at most ``block``; blank lines are none.
 
     Texts are the caller's to check, with ``text_problem``.
 
     Raises:
         UserError: missing or damaged file, unknown format, a line that is not a row.
     """
-    rows = _good_lines(path)
+    rows = plain_rows(path)
     while some := list(islice(rows, block)):
         yield some
 
 
-def text_problem(value: Any) -> str | None:
-    """Why ``value`` is not a text to learn from, or None if it is."""
-    if value is None:
-        return "is missing"
-    if not isinstance(value, str):
-        return f"is of type {type(value).__name__}, not a string"
-    if not value or value.isspace():
-        return "is empty"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "is not UTF-8"
-    return None
-
-
-def _good_lines(path: Path) -> Iterator[Row]:
-    for file in _files(path):
-        for number, row in _read(file):
-            if isinstance(row, str):
-                raise UserError(f"{_where(file, number)}: {row}")
-            yield row
-
-
-def _good_rows(path: Path, config: SourceConfig, skipped: list[str]) -> Iterator[Texts]:
-    """Texts of the good rows; what is wrong with the others is appended to ``skipped``, or raised."""
-    for file in _files(path):
-        for number, row in _read(file, config):
-            texts = row if isinstance(row, str) else _texts(row, config)
-            if not isinstance(texts, str):
-                yield texts
+def _good_records(found: Sequence[Shard], config: SourceConfig, skipped: Skipped) -> Iterator[_Record]:
+    """Records of the good rows; what is wrong with the others is noted in ``skipped``, or raised."""
+    for shard in found:
+        good = bad = 0
+        for number, row in _readable(shard, config, skipped):
+            records = row if isinstance(row, str) else _records(row, config)
+            if not isinstance(records, str):
+                good += 1
+                yield from records
                 continue
-            problem = f"{_where(file, number)}: {texts}"
+            bad += 1
+            problem = f"{shard.where(number)}: {records}"
             if config.bad_rows == "refuse":
                 raise UserError(f"{problem}; mend it, or set bad_rows=skip to leave such rows out")
-            skipped.append(problem)
+            skipped.first = skipped.first or problem
+            skipped.rows += 1
+        if bad and not good and len(found) > 1:
+            _skip_shard(f"no row is usable, the last: {problem}", config, skipped)
 
 
-def _texts(row: Row, config: SourceConfig) -> Texts | str:
-    """The texts of a row, or why it is bad."""
-    named = []
-    for column in (config.query, config.document):
+def _readable(shard: Shard, config: SourceConfig, skipped: Skipped) -> Iterator[Numbered]:
+    """The rows of a shard as far as it can be read."""
+    try:
+        yield from shard.rows(config.choose)
+    except UserError as error:
+        _skip_shard(str(error), config, skipped)
+
+
+def _skip_shard(problem: str, config: SourceConfig, skipped: Skipped) -> None:
+    if config.bad_shards == "refuse":
+        raise UserError(f"{problem}; bad_shards=skip goes on with the next shard") from None
+    skipped.shards.append(problem)
+
+
+def _records(row: Row, config: SourceConfig) -> list[_Record] | str:
+    """The pairs of a row, one for each positive, or why it is bad."""
+    bge = config.document not in row and isinstance(row.get("pos"), list)
+    positive = "pos" if bge else config.document
+    for column in (config.query, positive):
         if column not in row:
             return f"there is no column {column!r}, only {', '.join(map(repr, row))}"
-        named.append((column, row[column]))
-    for column in filter(config.is_negative, row):
-        values = row[column] if isinstance(row[column], list) else [row[column]]
-        named += [(column, value) for value in values if value is not None]
-    for column, text in named:
+    documents = row["pos"] if bge else [row[positive]]
+    negatives = [
+        (column, value)
+        for column in (("neg",) if bge else filter(config.is_negative, row))
+        for value in _listed(row.get(column))
+        if value is not None
+    ]
+    for column, text in [(config.query, row[config.query]), *((positive, d) for d in documents), *negatives]:
         if problem := text_problem(text):
             return f"column {column!r} {problem}"
-    query, document, *negatives = (text for _, text in named)
-    return query, document, negatives
+    if not documents:
+        return f"column {positive!r} is empty"
+    wrong = [text for _, text in negatives]
+    language, group = _label(row, config.language), _label(row, config.group)
+    return [_Record(row[config.query], document, wrong, language, group) for document in documents]
 
 
-def _columns(rows: Sequence[Texts]) -> pa.RecordBatch:
-    arrays = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(_SCHEMA)]
-    return pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
-    if path.is_dir():
-        files = sorted(path.glob("*.parquet"))
-        if not files:
-            raise UserError(f"folder {path} holds no .parquet files")
-        return files
-    if not _format(path):
-        raise UserError(f"{path} is none of {', '.join(_FORMATS)} or a folder of .parquet files")
-    return [path]
+def _label(row: Row, column: str | None) -> str | None:
+    value = row.get(column) if column else None
+    return None if text_problem(value) else value
 
 
-def _format(path: Path) -> str:
-    """The suffix that tells the format, or ""."""
-    return next((suffix for suffix in _FORMATS if path.name.endswith(suffix)), "")
+def _batches(records: Iterator[_Record]) -> Iterator[pa.RecordBatch]:
+    while block := list(islice(records, BLOCK)):
+        columns = zip(zip(*block, strict=True), _SCHEMA, strict=True)
+        arrays = [pa.array(values, field.type) for values, field in columns]
+        yield pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
 
 
-def _where(file: Path, number: int) -> str:
-    return f"{file}, {'row' if _format(file) == '.parquet' else 'line'} {number}"
-
-
-def _read(file: Path, config: SourceConfig | None = None) -> Iterator[Numbered]:
-    """Rows of one file; with a ``config``, those of Parquet without the columns it does not use."""
-    try:
-        if _format(file) == ".parquet":
-            yield from _parquet(file, config)
-        elif _format(file) == ".csv":
-            yield from _csv(file)
-        else:
-            yield from _jsonl(file)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise UserError(f"cannot read {file}, it may be damaged or cut off: {error}") from None
-
-
-def _parquet(path: Path, config: SourceConfig | None) -> Iterator[Numbered]:
-    with pq.ParquetFile(path, memory_map=True) as file:
-        columns = file.schema_arrow.names
-        if config and {config.query, config.document} <= set(
-            columns
-        ):  # else all, for the complaint lists them
-            columns = [config.query, config.document, *filter(config.is_negative, columns)]
-        number = 0
-        for batch in file.iter_batches(_BLOCK, columns=columns):
-            for row in _parquet_rows(batch):
-                number += 1
-                yield number, row
-
-
-def _parquet_rows(batch: pa.RecordBatch) -> Iterable[Row]:
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        return ({name: _value(batch[name][i]) for name in batch.schema.names} for i in range(len(batch)))
-
-
-def _value(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        return "\udcff"  # what "surrogateescape" makes of a stray byte: text_problem calls it "not UTF-8"
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines of text; bytes that are not UTF-8 become lone surrogates, so that row and column can be named."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        yield from file
-
-
-def _jsonl(path: Path) -> Iterator[Numbered]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.isspace():
-            yield number, _json_object(line)
-
-
-def _json_object(line: str) -> Row | str:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return text_problem(line) or f"not JSON ({str(error).partition(': line')[0]})"
-    return value if isinstance(value, dict) else "not a JSON object with the columns as keys"
-
-
-def _csv(path: Path) -> Iterator[Numbered]:
-    """Rows by the number of their last line; an empty field counts as missing."""
-    csv.field_size_limit(2**31 - 1)  # documents may be longer than the default allows
-    reader = csv.DictReader(_lines(path), strict=True)
-    try:
-        header = reader.fieldnames or []
-        if len(set(header)) < len(header):
-            raise UserError(f"{path} names a column twice: {', '.join(header)}")
-        for row in reader:
-            values = {column: value or None for column, value in row.items()}
-            yield reader.line_num, "more fields than the header" if len(row) > len(header) else values
-    except csv.Error as error:
-        raise UserError(f"{path}, after line {reader.line_num}: not CSV ({error})") from None
+def _told(
+    batches: Iterator[pa.RecordBatch], progress: Callable[[int], None] | None
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        if progress:
+            progress(len(batch))

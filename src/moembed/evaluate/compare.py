@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from moembed.evaluate.significance import bootstrap, paired_difference
+from moembed.evaluate.significance import stratified_bootstrap, stratified_difference
 
 Cells = dict[str, dict[str, float]]
+PerQuery = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +21,22 @@ class Comparison:
     differences: dict[str, Cells]
 
 
-def compare(per_query: Mapping[str, Mapping[str, np.ndarray]], reference: str | None = None) -> Comparison:
+def compare(*per_query: PerQuery, reference: str | None = None) -> Comparison:
     """95 % paired bootstrap intervals of every system, and every other system's difference to ``reference``.
 
     Args:
-        per_query: ``[system][metric] -> (Q,)`` scores of the same queries.
+        per_query: ``[system][metric] -> (Q,)`` scores of the same queries; given those of several tasks, the
+            means over the tasks are compared, and every task counts alike.
         reference: default: the last system.
     """
-    systems = list(per_query)
+    systems = list(per_query[0])
     reference = reference or systems[-1]
     metrics: dict[str, Cells] = {system: {} for system in systems}
     differences: dict[str, Cells] = {f"{s}-{reference}": {} for s in systems if s != reference}
-    for metric in per_query[systems[0]]:
-        intervals = bootstrap(np.stack([per_query[system][metric] for system in systems]))
+    for metric in per_query[0][systems[0]]:
+        score_TSQ = [np.stack([task[system][metric] for system in systems]) for task in per_query]
+        intervals = stratified_bootstrap(score_TSQ)
+        against_TQ = [score_SQ[systems.index(reference)] for score_SQ in score_TSQ]
         for i, system in enumerate(systems):
             metrics[system][metric] = {
                 "value": float(intervals.mean_S[i]),
@@ -40,6 +44,6 @@ def compare(per_query: Mapping[str, Mapping[str, np.ndarray]], reference: str | 
                 "high": float(intervals.high_S[i]),
             }
             if system != reference:
-                gap = paired_difference(per_query[system][metric], per_query[reference][metric])
+                gap = stratified_difference([score_SQ[i] for score_SQ in score_TSQ], against_TQ)
                 differences[f"{system}-{reference}"][metric] = asdict(gap)
     return Comparison(metrics, differences)

@@ -1,7 +1,7 @@
 """Is one system better than another, or was it luck with these queries?
 
 Per-query scores in, intervals and p-values out. Queries are the sampling unit, and every system is seen on
-the same resampled queries, so differences are paired. Shapes: S systems, Q queries, D draws.
+the same resampled queries, so differences are paired. Shapes: T tasks, S systems, Q queries, D draws.
 """
 
 from __future__ import annotations
@@ -47,18 +47,27 @@ def bootstrap(score_SQ: np.ndarray, draws: int = 2000, seed: int = 0, level: flo
     Raises:
         UserError: no query, a score that is not finite, ``draws`` below 1 or ``level`` outside (0, 1).
     """
-    score_SQ = _finite(score_SQ, ndim=2)
+    return stratified_bootstrap([score_SQ], draws, seed, level)
+
+
+def stratified_bootstrap(
+    score_TSQ: Sequence[np.ndarray], draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Intervals:
+    """``bootstrap`` of the mean over tasks: every task counts alike, however many queries it has.
+
+    Each draw resamples the queries of every task by themselves, so the tasks are taken as given.
+
+    Args:
+        score_TSQ: one ``(S, Q)`` array per task, with the same systems.
+    """
     if not 0 < level < 1:
         raise UserError(f"level must lie between 0 and 1, not {level}")
-    systems, queries = score_SQ.shape
+    score_TSQ = [_finite(score_SQ, ndim=2) for score_SQ in score_TSQ]
     rng = np.random.default_rng(seed)
-    mean_SD = np.empty((systems, draws))
-    for block in _blocks(draws, queries):
-        index_DQ = rng.integers(queries, size=(block.stop - block.start, queries))
-        for system, score_Q in enumerate(score_SQ):
-            mean_SD[system, block] = score_Q[index_DQ].mean(axis=1)
+    mean_SD = np.mean([_resampled(score_SQ, draws, rng) for score_SQ in score_TSQ], axis=0)
     low_S, high_S = np.quantile(mean_SD, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return Intervals(score_SQ.mean(axis=1), low_S, high_S)
+    mean_S = np.mean([score_SQ.mean(axis=1) for score_SQ in score_TSQ], axis=0)
+    return Intervals(mean_S, low_S, high_S)
 
 
 def paired_difference(
@@ -75,18 +84,28 @@ def paired_difference(
     Raises:
         UserError: different numbers of queries, and whatever ``bootstrap`` refuses.
     """
-    a_Q, b_Q = _finite(a_Q, ndim=1), _finite(b_Q, ndim=1)
-    if len(a_Q) != len(b_Q):
-        raise UserError(
-            f"paired systems need the same queries, but there are {len(a_Q)} and {len(b_Q)} scores"
-        )
-    difference_Q = a_Q - b_Q
-    interval = bootstrap(difference_Q[None], draws, seed, level)
+    return stratified_difference([a_Q], [b_Q], draws, seed, level)
+
+
+def stratified_difference(
+    a_TQ: Sequence[np.ndarray],
+    b_TQ: Sequence[np.ndarray],
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Difference:
+    """``paired_difference`` of the means over tasks, which count alike; one array per task and system."""
+    difference_TQ = [_paired(a_Q, b_Q) for a_Q, b_Q in zip(a_TQ, b_TQ, strict=True)]
+    interval = stratified_bootstrap(
+        [difference_Q[None] for difference_Q in difference_TQ], draws, seed, level
+    )
+    # divided by the task's queries, the sum over all of them is the sum of the tasks' means
+    part_Q = np.concatenate([difference_Q / len(difference_Q) for difference_Q in difference_TQ])
     return Difference(
         mean=float(interval.mean_S[0]),
         low=float(interval.low_S[0]),
         high=float(interval.high_S[0]),
-        p_value=_sign_flip(difference_Q, draws, seed),
+        p_value=_sign_flip(part_Q, draws, seed),
     )
 
 
@@ -104,6 +123,26 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]))
     return adjusted
+
+
+def _resampled(score_SQ: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """``mean_SD``: what each system scores on every draw."""
+    systems, queries = score_SQ.shape
+    mean_SD = np.empty((systems, draws))
+    for block in _blocks(draws, queries):
+        index_DQ = rng.integers(queries, size=(block.stop - block.start, queries))
+        for system, score_Q in enumerate(score_SQ):
+            mean_SD[system, block] = score_Q[index_DQ].mean(axis=1)
+    return mean_SD
+
+
+def _paired(a_Q: np.ndarray, b_Q: np.ndarray) -> np.ndarray:
+    a_Q, b_Q = _finite(a_Q, ndim=1), _finite(b_Q, ndim=1)
+    if len(a_Q) != len(b_Q):
+        raise UserError(
+            f"paired systems need the same queries, but there are {len(a_Q)} and {len(b_Q)} scores"
+        )
+    return a_Q - b_Q
 
 
 def _sign_flip(difference_Q: np.ndarray, draws: int, seed: int) -> float:

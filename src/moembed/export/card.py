@@ -117,6 +117,7 @@ def _facts(config: EncoderConfig, settings: Settings) -> str:
     rows += [
         ("Layers", f"{config.num_layers}"),
         ("Dimensions", f"{config.width}"),
+        *([("Trained to be cut to", ", ".join(map(str, settings.dims)))] if settings.dims else []),
         ("Longest text", f"{settings.max_length} tokens"),
         ("Pooling", f"{settings.pooling}, then L2 normalisation"),
     ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from moembed.model.encoder import EncoderConfig
 from moembed.model.folder import Parts
 from moembed.model.nomic import write_config
+from moembed.model.selection_bias import without_selection_bias
 
 
 def to_nomic(parts: Parts) -> Parts:
@@ -19,6 +20,7 @@ def to_nomic(parts: Parts) -> Parts:
     Raises:
         UserError: all that the model has and the layout cannot say, in one sentence.
     """
+    parts = without_selection_bias(parts, "the Nomic layout")
     config, state = parts.config, parts.state
     if moe := config.moe:
         changes: dict[str, object] = {} if moe.num_shared_experts else {"shared_weight": "mean"}

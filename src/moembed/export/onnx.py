@@ -24,6 +24,7 @@ from moembed.export.onnx_encoder import build
 from moembed.model.embedder import Embedder
 from moembed.model.encoder import EncoderConfig
 from moembed.model.folder import Parts, replacing, write_small_files
+from moembed.model.selection_bias import without_selection_bias
 from moembed.tokenizer import Tokenizer, pack
 from moembed.types import UserError
 
@@ -52,6 +53,7 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
     except ImportError:
         raise UserError("ONNX export needs onnx and onnxruntime: pip install 'moembed[onnx]'") from None
 
+    parts = without_selection_bias(parts, "ONNX")
     parts = replace(parts, state={name: tensor.cpu().float() for name, tensor in parts.state.items()})
     model = build(parts, int8)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE

@@ -2,7 +2,8 @@
 
 Each takes the statistics of the tokens at hand and the ``total`` over all chunks and processes of the step,
 and returns the share of these tokens: shares add up to the loss of the whole batch, value and gradient,
-because the counts carry no gradient and the probabilities enter linearly. Coefficients belong to the caller.
+because the counts carry no gradient and the probabilities enter linearly. Padding is never routed, so it is
+never counted. Coefficients belong to the caller.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ def z_loss(stats: Sequence[RouterStats], total: Sequence[RouterStats]) -> Tensor
     Source: Zoph et al., arXiv 2202.08906, eq. 5.
     """
     return _mean(part.z / whole.tokens for part, whole in zip(stats, total, strict=True))
+
+
+def corrected_bias(bias_E: Tensor, load_E: Tensor, rate: float) -> Tensor:
+    """The bias of the choice of experts one step on: ``b_e + rate * sign(1/E - f_e)``.
+
+    Source: Wang et al., arXiv 2408.15664, algorithm 1 (balance without a loss).
+    """
+    return bias_E + rate * (1 / len(load_E) - load_E).sign()
 
 
 def _mean(terms: Iterable[Tensor]) -> Tensor:

@@ -2,27 +2,36 @@
 
 All share one signature, ``loss(query_QM, document_NM, positive_Q, mask_QN=None, weight_Q=None)``: mined hard
 negatives are further rows of ``document_NM``, false negatives are True in ``mask_QN``, curricula and focal
-terms are ``weight_Q``.
+terms are ``weight_Q``. Queries of weight 0 cost nothing: several processes compute one loss that way, each
+its own queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from moembed.losses.blocked import BlockedCrossEntropy
+from moembed.losses.negatives import Duplicates, Mask, masked_places
+
+BLOCK = 2**22  # most scores held at a time
 
 
 def info_nce(
     query_QM: Tensor,
     document_NM: Tensor,
     positive_Q: Tensor,
-    mask_QN: Tensor | None = None,
+    mask_QN: Mask | None = None,
     weight_Q: Tensor | None = None,
     *,
-    temperature: float = 0.02,
+    temperature: float | Tensor = 0.02,
 ) -> Tensor:
     """Query to document: ``mean_q -log( exp(s_q+ / t) / sum_n exp(s_qn / t) )``, s the cosine.
+
+    With very many scores the sum runs over blocks of queries: memory grows with Q + N instead of Q * N.
 
     Args:
         query_QM, document_NM: unit vectors.
@@ -33,37 +42,46 @@ def info_nce(
 
     Source: van den Oord et al., arXiv 1807.03748, eq. 4, with in-batch negatives.
     """
-    score_QN = query_QM.float() @ document_NM.float().T / temperature
+    query_QM, document_NM = query_QM.float(), document_NM.float()
+    queries, candidates = len(query_QM), len(document_NM)
+    weight_Q = query_QM.new_ones(queries) if weight_Q is None else weight_Q
+    if queries * candidates > BLOCK:
+        scale = torch.as_tensor(1 / temperature, device=query_QM.device)
+        blocked: Tensor = BlockedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            query_QM, document_NM, scale, positive_Q, mask_QN, weight_Q, BLOCK
+        )
+        return blocked / weight_Q.sum()
+    row_R = weight_Q.nonzero()[:, 0]
+    positive_R, score_RN = positive_Q[row_R], query_QM[row_R] @ document_NM.T / temperature
     if mask_QN is not None:
-        score_QN = score_QN.masked_fill(_without_positive(mask_QN, positive_Q), float("-inf"))
-    loss_Q = F.cross_entropy(score_QN, positive_Q, reduction="none")
-    return loss_Q.mean() if weight_Q is None else (loss_Q * weight_Q).sum() / weight_Q.sum()
+        places = masked_places(mask_QN, row_R, positive_R)
+        score_RN = score_RN.index_put(places, score_RN.new_tensor(float("-inf")))
+    loss_R = F.cross_entropy(score_RN, positive_R, reduction="none")
+    return (loss_R * weight_Q[row_R]).sum() / weight_Q.sum()
 
 
 def symmetric_info_nce(
     query_QM: Tensor,
     document_NM: Tensor,
     positive_Q: Tensor,
-    mask_QN: Tensor | None = None,
+    mask_QN: Mask | None = None,
     weight_Q: Tensor | None = None,
     *,
-    temperature: float = 0.02,
+    temperature: float | Tensor = 0.02,
 ) -> Tensor:
     """Mean of ``info_nce`` and its mirror, in which each positive document looks for its query.
 
     Source: Radford et al., arXiv 2103.00020, figure 3.
     """
     forward = info_nce(query_QM, document_NM, positive_Q, mask_QN, weight_Q, temperature=temperature)
-    own_Q = positive_Q.new_tensor(range(len(query_QM)))
-    mirrored_QQ = mask_QN[:, positive_Q].T if mask_QN is not None else None
+    own_Q = torch.arange(len(query_QM), device=query_QM.device)
+    mirrored_QQ = mask_QN.mirror() if isinstance(mask_QN, Duplicates) else mask_QN
+    if isinstance(mirrored_QQ, Tensor):
+        mirrored_QQ = mirrored_QQ[:, positive_Q].T
     backward = info_nce(
         document_NM[positive_Q], query_QM, own_Q, mirrored_QQ, weight_Q, temperature=temperature
     )
     return (forward + backward) / 2
-
-
-def _without_positive(mask_QN: Tensor, positive_Q: Tensor) -> Tensor:
-    return mask_QN.scatter(1, positive_Q[:, None], False)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"info_nce": info_nce, "symmetric_info_nce": symmetric_info_nce}

@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
+Places = tuple[Tensor, Tensor]  # row and column of every True
 
-def duplicates(query_hash_Q: Tensor, document_hash_N: Tensor, positive_Q: Tensor) -> Tensor:
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
     """Candidates that are known to answer a query although they are not its own positive.
 
-    ``mask[q, n]`` is True when candidate n has the text of q's positive, or is the positive of a query with
-    q's text. Texts are compared by hash, never by vector: dropout makes equal texts differ, and near-equal
-    vectors are what training is about.
+    Candidate n, document or hard negative, is one when it has the text of a positive of any query with q's
+    text, q itself included. Texts are compared by number, equal texts alike, never by vector: dropout makes
+    equal texts differ, and near-equal vectors are what training is about.
 
-    Returns:
-        bool ``(Q, N)``; the positives themselves are False.
+    The bool ``(Q, N)`` matrix that this means is never held; ``places`` lists the True entries of some rows.
     """
-    same_document_QN = document_hash_N[positive_Q][:, None] == document_hash_N[None, :]
-    same_query_QQ = query_hash_Q[:, None] == query_hash_Q[None, :]
-    mask_QN = same_document_QN.clone()
-    mask_QN[:, positive_Q] |= same_query_QQ
-    return mask_QN.scatter(1, positive_Q[:, None], False)
+
+    query_Q: Tensor
+    text_N: Tensor
+    positive_Q: Tensor
+
+    @classmethod
+    def of(cls, query_hash_Q: Tensor, document_hash_N: Tensor, positive_Q: Tensor) -> Duplicates:
+        query_Q, text_N = (
+            torch.unique(hashes, return_inverse=True)[1] for hashes in (query_hash_Q, document_hash_N)
+        )
+        return cls(query_Q, text_N, positive_Q)
+
+    def places(self, row_R: Tensor) -> Places:
+        """Place in ``row_R`` and candidate of every True entry of these rows, the positives among them."""
+        place_P, twin_P = _equal(self.query_Q[row_R], self.query_Q)
+        texts = int(self.text_N.max()) + 1
+        answer_P = torch.unique(place_P * texts + self.text_N[self.positive_Q[twin_P]])
+        found_P, candidate_P = _equal(answer_P % texts, self.text_N)
+        return torch.div(answer_P, texts, rounding_mode="floor")[found_P], candidate_P
+
+    def mirror(self) -> Duplicates:
+        """The same relation seen from the positives, each of which looks for its query."""
+        number_Q = torch.arange(len(self.query_Q), device=self.query_Q.device)
+        return Duplicates.of(self.text_N[self.positive_Q], self.query_Q, number_Q)
+
+    def to(self, device: torch.device) -> Duplicates:
+        return Duplicates(self.query_Q.to(device), self.text_N.to(device), self.positive_Q.to(device))
+
+
+Mask = Tensor | Duplicates
+
+
+def masked_places(mask_QN: Mask, row_R: Tensor, positive_R: Tensor) -> Places:
+    """Where ``mask_QN[row_R]`` is True, except at the positives, which always count."""
+    if isinstance(mask_QN, Duplicates):
+        place_P, candidate_P = mask_QN.places(row_R)
+    else:
+        place_P, candidate_P = mask_QN[row_R].nonzero(as_tuple=True)
+    negative_P = candidate_P != positive_R[place_P]
+    return place_P[negative_P], candidate_P[negative_P]
+
+
+def _equal(key_A: Tensor, number_B: Tensor) -> Places:
+    """All pairs (a, b) with ``key_A[a] == number_B[b]``; both hold numbers as ``unique`` gives them."""
+    order_B = number_B.argsort(stable=True)
+    count_U = torch.bincount(number_B, minlength=int(key_A.max()) + 1)
+    start_A, count_A = (count_U.cumsum(0) - count_U)[key_A], count_U[key_A]
+    a_P = torch.arange(len(key_A), device=key_A.device).repeat_interleave(count_A)
+    within_P = torch.arange(len(a_P), device=key_A.device) - (count_A.cumsum(0) - count_A)[a_P]
+    return a_P, order_B[start_A[a_P] + within_P]

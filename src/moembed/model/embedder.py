@@ -43,7 +43,7 @@ class Embedder(nn.Module):
         self.encoder.requires_grad_(True)
         self.tokenizer = parts.tokenizer
         self.pooling = parts.pooling
-        self.files, self.source = parts.files, parts.source
+        self.files, self.source, self.dims = parts.files, parts.source, parts.dims
         self.digest: str | None = None
 
     @classmethod
@@ -88,7 +88,8 @@ class Embedder(nn.Module):
     def parts(self) -> Parts:
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
         state = dict(serving.values(self.encoder))
-        return Parts(self.encoder.config, state, self.tokenizer, self.pooling, self.files, self.source)
+        settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims)
+        return Parts(self.encoder.config, state, *settings)
 
     @property
     def dim(self) -> int:

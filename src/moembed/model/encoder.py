@@ -11,12 +11,13 @@ deepest: sub-networks, early exits and probes are an argument, never a fork of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moembed.config import Strict
 from moembed.model.attention import Attention
@@ -79,31 +80,68 @@ class Block(nn.Module):
         else:
             self.ffn = FeedForward(*shape, config.ffn_bias)
         self.ffn_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.pre = config.norm == "pre"
+
+    def forward(
+        self,
+        states_TD: Tensor,
+        length_B: Sequence[int],
+        turn: tuple[Tensor, Tensor] | None,
+        dropout: float,
+        roads: tuple[str, str],
+    ) -> tuple[Tensor, Tensor, RouterStats | None]:
+        """The next states, the output of the feed-forward part alone, and what the router did, if any."""
+        input_TD = self.attention_norm(states_TD) if self.pre else states_TD
+        mixed_TD = self.attention(input_TD, length_B, turn, dropout, roads[0])
+        states_TD = states_TD + F.dropout(mixed_TD, dropout, training=dropout > 0)
+        if not self.pre:
+            states_TD = self.attention_norm(states_TD)
+        input_TD = self.ffn_norm(states_TD) if self.pre else states_TD
+        stats = None
+        if isinstance(self.ffn, MoE):
+            output_TD, stats = self.ffn(input_TD, length_B, roads[1])
+        else:
+            output_TD = self.ffn(input_TD)
+        output_TD = F.dropout(output_TD, dropout, training=dropout > 0)
+        states_TD = states_TD + output_TD
+        if not self.pre:
+            states_TD = self.ffn_norm(states_TD)
+        return states_TD, output_TD, stats
 
 
 class Encoder(nn.Module):
     """Token ids -> hidden states.
 
     ``attention_road`` and ``moe_road`` name one of several implementations of the same values; ``auto``
-    leaves the choice to `moembed.model.choose`.
+    leaves the choice to `moembed.model.choose`. ``activation_checkpointing`` keeps the states between blocks
+    and computes the rest again for backward.
     """
 
     attention_road = AUTO
     moe_road = AUTO
+    activation_checkpointing = False
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.held: list[Held] = []  # what is packed, see `moembed.model.serving`
-        self.register_state_dict_pre_hook(lambda encoder, *_: unpack(encoder))  # type: ignore[no-untyped-call]
-        self.word = Embedding(config.vocab_size, config.width)
+        self.register_state_dict_pre_hook(_unpack)  # type: ignore[no-untyped-call]
+        self.word = _table(config.vocab_size, config.width)
         absolute = config.position == "absolute"
-        self.position = nn.Embedding(config.max_positions, config.width) if absolute else None
-        self.token_type = (
-            nn.Embedding(config.num_token_types, config.width) if config.num_token_types else None
-        )
+        self.position = _table(config.max_positions, config.width) if absolute else None
+        self.token_type = _table(config.num_token_types, config.width) if config.num_token_types else None
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or pickled."""
+        unpack(self)
+        return self.__dict__
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Encoder:
+        """What ``to``, ``float`` and the like do to every parameter: not before each has its values back."""
+        unpack(self)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def forward(
         self, token_T: Tensor, length_B: Sequence[int], depths: Sequence[int] | None = None
@@ -141,27 +179,26 @@ class Encoder(nn.Module):
 
         hidden = {0: states_TD} if 0 in depths else {}
         router: list[RouterStats] = []
-        pre = config.norm == "pre"
         for depth, block in enumerate(self.layers[: max(depths)], start=1):
-            assert isinstance(block, Block)
-            input_TD = block.attention_norm(states_TD) if pre else states_TD
-            mixed_TD = block.attention(input_TD, length_B, turn, dropout, self.attention_road)
-            states_TD = states_TD + F.dropout(mixed_TD, dropout, training=dropout > 0)
-            if not pre:
-                states_TD = block.attention_norm(states_TD)
-            input_TD = block.ffn_norm(states_TD) if pre else states_TD
-            if isinstance(block.ffn, MoE):
-                output_TD, stats = block.ffn(input_TD, length_B, self.moe_road)
-                router.append(stats)
+            arguments = (states_TD, length_B, turn, dropout, (self.attention_road, self.moe_road))
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                states_TD, output_TD, stats = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                output_TD = block.ffn(input_TD)
-            output_TD = F.dropout(output_TD, dropout, training=dropout > 0)
-            states_TD = states_TD + output_TD
-            if not pre:
-                states_TD = block.ffn_norm(states_TD)
+                states_TD, output_TD, stats = block(*arguments)
+            if stats is not None:
+                router.append(stats)
             if depth in depths:
-                hidden[depth] = output_TD if pre else states_TD
+                hidden[depth] = output_TD if config.norm == "pre" else states_TD
         return hidden, router
+
+
+def _unpack(encoder: Encoder, *_: object) -> None:
+    unpack(encoder)
+
+
+def _table(rows: int, width: int) -> Embedding:
+    """An embedding without values; drawing them, only to read others, would load torch's compiler."""
+    return Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 def num_parameters(config: EncoderConfig, active: bool = False) -> int:

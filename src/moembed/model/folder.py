@@ -49,7 +49,10 @@ _LEGACY_POOLING = {
 
 @dataclass
 class Parts:
-    """What a model folder holds: ``files`` of the tokenizer, bytes as they are, ``source``: config.json."""
+    """What a model folder holds: ``files`` of the tokenizer, bytes as they are, ``source``: config.json.
+
+    ``dims`` are the prefixes of the vector that were trained to stand alone (Matryoshka).
+    """
 
     config: EncoderConfig
     state: dict[str, Tensor]
@@ -57,6 +60,7 @@ class Parts:
     pooling: str
     files: dict[str, bytes] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    dims: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Settings:
     prompts: dict[str, str]
     default_prompt: str | None
     pooling: str
+    dims: tuple[int, ...] = ()
 
 
 # ---- reading ----------------------------------------------------------------------------------------------
@@ -91,7 +96,7 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
     tokenizer = Tokenizer(
         _read_tokenizer(path, config), settings.max_length, settings.prompts, settings.default_prompt
     )
-    return Parts(config, state, tokenizer, settings.pooling, _tokenizer_files(path), values)
+    return Parts(config, state, tokenizer, settings.pooling, _tokenizer_files(path), values, settings.dims)
 
 
 def read_config(path: Path) -> EncoderConfig:
@@ -135,6 +140,7 @@ def read_settings(path: Path, config: EncoderConfig) -> Settings:
         prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text},
         default_prompt=prompts.get("default_prompt_name"),
         pooling=_read_pooling(path),
+        dims=tuple(prompts.get("matryoshka_dims") or ()),
     )
 
 
@@ -217,12 +223,13 @@ def write_small_files(folder: Path, parts: Parts) -> None:
         **{key: mode == parts.pooling for key, mode in _LEGACY_POOLING.items()},
         "include_prompt": True,
     }
-    settings = {
+    settings: dict[str, Any] = {
         "model_type": "SentenceTransformer",
         "prompts": tokenizer.prompts,
         "default_prompt_name": tokenizer.default_prompt,
         "similarity_fn_name": "cosine",
     }
+    settings |= {"matryoshka_dims": list(parts.dims)} if parts.dims else {}
     _write_json(folder / "config.json", _config_values(parts, dtype))
     _write_json(folder / "modules.json", modules)
     (folder / "1_Pooling").mkdir()

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from moembed.config import Strict
@@ -32,23 +32,42 @@ class RouterConfig(Strict):
 
     ``normalize`` divides the chosen weights of a token by their p-norm (1: they sum to 1); None keeps the raw
     probabilities, as the published Nomic Embed v2 does. ``jitter`` multiplies the router's input by uniform
-    noise in [1 - jitter, 1 + jitter] while training.
+    noise in [1 - jitter, 1 + jitter] while training. ``selection_bias`` adds to the probabilities of each
+    expert a bias that takes part in the choice and in nothing else; training moves it to balance the load
+    (Wang et al., arXiv 2408.15664).
     """
 
     kind: Literal["token_choice", "expert_choice"] = "token_choice"
     top_k: int = Field(default=2, ge=1)
     normalize: float | None = Field(default=1.0, gt=0)
     jitter: float = Field(default=0.0, ge=0, lt=1)
+    selection_bias: bool = False
+
+    @model_validator(mode="after")
+    def _tokens_choose(self) -> RouterConfig:
+        if self.selection_bias and self.kind != "token_choice":
+            raise ValueError("selection_bias is for token_choice: experts that choose are balanced by nature")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A router without the bias is written as it was before there was one: names made of it stay."""
+        values = write(self)
+        if not self.selection_bias:
+            del values["selection_bias"]
+        return values
 
 
 @dataclass(slots=True)
 class Routing:
-    """P routed pairs in the order of their tokens, and what the router did as sums."""
+    """P routed pairs in the order of their tokens, and what the router did, as sums and by token."""
 
     token_P: Tensor
     expert_P: Tensor
     weight_P: Tensor
     stats: RouterStats
+    prob_P: Tensor  # probability of each pair, without gradient
+    entropy_T: Tensor  # nats, without gradient
 
 
 class Router(nn.Module):
@@ -56,6 +75,8 @@ class Router(nn.Module):
         super().__init__()
         self.config, self.layer = config, layer
         self.weight_ED = nn.Parameter(torch.empty(num_experts, width))
+        self.bias_E: Tensor | None
+        self.register_buffer("bias_E", torch.zeros(num_experts) if config.selection_bias else None)
 
     def forward(self, hidden_TD: Tensor, length_B: Sequence[int]) -> Routing:
         """Route packed tokens; ``length_B`` says where texts end, which only expert choice needs."""
@@ -65,7 +86,8 @@ class Router(nn.Module):
                 states_TD = states_TD * torch.empty_like(states_TD).uniform_(1 - jitter, 1 + jitter)
             logit_TE = states_TD @ self.weight_ED.float().T
             prob_TE = logit_TE.softmax(-1)
-            token_P, expert_P = ROUTERS[self.config.kind](prob_TE.detach(), self.config.top_k, length_B)
+            score_TE = prob_TE.detach() if self.bias_E is None else prob_TE.detach() + self.bias_E
+            token_P, expert_P = ROUTERS[self.config.kind](score_TE, self.config.top_k, length_B)
             chosen_P = prob_TE[token_P, expert_P]
             weight_P = chosen_P
             if self.config.normalize is not None:
@@ -75,23 +97,23 @@ class Router(nn.Module):
             with torch.no_grad():
                 expert_E = torch.arange(prob_TE.shape[1], device=expert_P.device)
                 count_E = (expert_P == expert_E[:, None]).sum(1)  # bincount would wait for the GPU
-                entropy = -(prob_TE * logit_TE.log_softmax(-1)).sum()
+                entropy_T = -(prob_TE * logit_TE.log_softmax(-1)).sum(-1)
             stats = RouterStats(
                 layer=self.layer,
                 tokens=len(hidden_TD),
                 count_E=count_E,
                 prob_E=prob_TE.sum(0),
                 z=logit_TE.logsumexp(-1).square().sum(),
-                entropy=entropy,
+                entropy=entropy_T.sum(),
                 top_mass=chosen_P.detach().sum(),
             )
-        return Routing(token_P, expert_P, weight_P, stats)
+        return Routing(token_P, expert_P, weight_P, stats, chosen_P.detach(), entropy_T)
 
 
-def token_choice(prob_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The ``top_k`` most probable experts of every token."""
-    expert_TK = prob_TE.topk(top_k, dim=-1).indices
-    token_T = torch.arange(len(prob_TE), device=prob_TE.device)
+def token_choice(score_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The ``top_k`` experts of highest score of every token."""
+    expert_TK = score_TE.topk(top_k, dim=-1).indices
+    token_T = torch.arange(len(score_TE), device=score_TE.device)
     return token_T.repeat_interleave(top_k), expert_TK.reshape(-1)
 
 

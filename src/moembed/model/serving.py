@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moembed.model.ffn import Activation, FeedForward
 from moembed.model.moe import MoE
-from moembed.model.packed import Embedding, FloatMatrix, Int8Matrix, Int8Table, Linear, Tiled
+from moembed.model.packed import FloatMatrix, Int8Matrix, Int8Table, Linear, Tiled
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def pack(encoder: Encoder, int8: bool = False) -> None:
             new = _pack_feed_forward(module, make)
         elif isinstance(module, MoE):
             new = _pack_experts(module, make)
-        elif isinstance(module, Embedding) and int8:
+        elif module is encoder.word and int8:
             module.packed = Int8Table(module.weight)
             new = [(module.weight, ())]
         else:

@@ -1,18 +1,25 @@
-"""Exact cosine search by blocked matrix products."""
+"""Exact cosine search by blocked matrix products: the best documents of a query, or the rank of one.
+
+The products are taken in float32. Its rounding is bounded, so a score that lies further than that bound from
+what it is compared with is decided already; the few others are computed again in float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from moembed.types import Hits, UserError
 
-QUERY_BLOCK, DOCUMENT_BLOCK = 256, 4096  # sides of a block of scores
-STEPS = (
-    2**30
-)  # of score from 0 to 1: coarser than the rounding of a float64 product, finer than float32 near 1
+QUERY_BLOCK, DOCUMENT_BLOCK = 512, 2048  # sides of a block of scores
+# Steps of score from 0 to 1: coarser than the rounding of a float64 product, finer than float32 near 1.
+STEPS = 2**30
 _ROW_MASK = 0xFFFFFFFF
+_NOTHING = np.iinfo(np.int64).min  # the key of no document: below every other
+_DENSE = 8  # above one open score in so many, one product of the block is cheaper than the open pairs
+_PAIRS = 8192  # rows gathered at a time to compute open pairs
 
 
 def top_k(query_QM: np.ndarray, document_NM: np.ndarray, k: int) -> Hits:
@@ -20,7 +27,7 @@ def top_k(query_QM: np.ndarray, document_NM: np.ndarray, k: int) -> Hits:
 
     Exact: scores are float64 products in ``STEPS`` steps, so that equal documents tie wherever they stand and
     a query finds the same alone or among others; of a tie the lower row wins. A zero vector always scores 0.
-    Never holds more than one ``QUERY_BLOCK × DOCUMENT_BLOCK`` block of scores.
+    Never holds more than a few ``QUERY_BLOCK × DOCUMENT_BLOCK`` blocks of numbers.
 
     Raises:
         UserError: NaN or infinite vectors, arrays that are not matrices of one width, ``k < 1``.
@@ -29,27 +36,45 @@ def top_k(query_QM: np.ndarray, document_NM: np.ndarray, k: int) -> Hits:
 
 
 def search_parts(query_QM: np.ndarray, parts: Iterable[np.ndarray], rows: int, k: int) -> Hits:
-    """Keep the ``k`` greatest keys per query while the documents pass by, block after block."""
+    """``top_k`` over documents that pass by part after part, ``rows`` in all."""
     if k < 1:
         raise UserError(f"k must be at least 1, got {k}")
     assert rows <= _ROW_MASK
     query_QM = unit_rows(query_QM, "query")
-    best_QK = np.full((len(query_QM), min(k, rows)), np.iinfo(np.int64).min)
-    first = 0
-    for part_NM in parts:
-        for start in range(0, len(part_NM), DOCUMENT_BLOCK):
-            document_NM = unit_rows(part_NM[start : start + DOCUMENT_BLOCK], "document", first)
-            if document_NM.shape[1] != query_QM.shape[1]:
-                raise UserError(
-                    f"queries have {query_QM.shape[1]} dimensions and documents {document_NM.shape[1]}: "
-                    "embed both with one model and one dim"
-                )
-            for top in range(0, len(query_QM), QUERY_BLOCK):
-                block = slice(top, top + QUERY_BLOCK)
-                best_QK[block] = _merge(best_QK[block], query_QM[block] @ document_NM.T, first)
-            first += len(document_NM)
+    best_QK = np.full((len(query_QM), min(k, rows)), _NOTHING)
+    for scores in _blocks(query_QM, parts):
+        best_QK[scores.queries] = _merge(best_QK[scores.queries], scores)
     best_QK = np.sort(best_QK, axis=1)[:, ::-1]
     return Hits(_ROW_MASK - (best_QK & _ROW_MASK), ((best_QK >> 32) / STEPS).astype(np.float32))
+
+
+def ranks(query_QM: np.ndarray, parts: Iterable[np.ndarray], score_Q: np.ndarray) -> np.ndarray:
+    """For every query one more than the number of documents that score above ``score_Q``: int64 ``(Q,)``.
+
+    With ``score_Q`` from ``pair_scores`` that is the rank of a document among the others, ties in its favour.
+
+    Raises:
+        UserError: as ``top_k``.
+    """
+    query_QM = unit_rows(query_QM, "query")
+    rank_Q = np.ones(len(query_QM), dtype=np.int64)
+    for scores in _blocks(query_QM, parts):
+        bar_Q = score_Q[scores.queries]
+        row, column = scores.at_least(bar_Q)
+        above = scores.score_QN[row, column] > bar_Q[row] + scores.slack
+        open_ = np.flatnonzero(~above)
+        above[open_] = scores.exact(row[open_], column[open_]) > bar_Q[row[open_]]
+        rank_Q[scores.queries] += np.bincount(row[above], minlength=len(bar_Q))
+    return rank_Q
+
+
+def pair_scores(query_QM: np.ndarray, document_QM: np.ndarray) -> np.ndarray:
+    """The cosine of every query with the document of the same row, float64 ``(Q,)``, as ``top_k`` scores it.
+
+    Raises:
+        UserError: as ``top_k``.
+    """
+    return _cosines(unit_rows(query_QM, "query"), unit_rows(document_QM, "document"))
 
 
 def unit_rows(vector_NM: np.ndarray, what: str, first: int = 0) -> np.ndarray:
@@ -64,9 +89,81 @@ def unit_rows(vector_NM: np.ndarray, what: str, first: int = 0) -> np.ndarray:
     return vector_NM / np.where(norm_N > 0, norm_N, 1)[:, None]
 
 
-def _merge(best_QK: np.ndarray, score_QN: np.ndarray, first: int) -> np.ndarray:
-    """One integer per candidate, score above and reversed row below: orders by score, then by lower row."""
-    row_N = np.arange(first, first + score_QN.shape[1])
-    key_QN = (np.rint(score_QN * STEPS).astype(np.int64) << 32) | (_ROW_MASK - row_N)
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """A block of scores: those of the queries ``queries`` with the documents from row ``first`` on."""
+
+    queries: slice
+    first: int
+    query_QM: np.ndarray
+    document_NM: np.ndarray
+    score_QN: np.ndarray  # float32
+
+    @property
+    def slack(self) -> float:
+        """No float32 score, nor a bar made float32, is further from the score in steps.
+
+        A dot product of ``M`` terms errs by at most ``M`` units of rounding times ``Σ |q_m d_m| ≤ 1``, and
+        each vector and the bar were rounded once before.
+        """
+        return (self.query_QM.shape[1] + 4) * 2.0**-24 + 1 / STEPS
+
+    def at_least(self, bar_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column of every score that may reach the bar of its query, by rows."""
+        bar_Q1 = (bar_Q - self.slack).astype(np.float32)[:, None]
+        return np.divmod(np.flatnonzero(self.score_QN >= bar_Q1), max(self.score_QN.shape[1], 1))
+
+    def exact(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """The scores at these places, in steps."""
+        if len(row) * _DENSE > self.score_QN.size:
+            return _in_steps(self.query_QM @ self.document_NM.T)[row, column]
+        score = np.empty(len(row))
+        for start in range(0, len(row), _PAIRS):
+            some = slice(start, start + _PAIRS)
+            score[some] = _cosines(self.query_QM[row[some]], self.document_NM[column[some]])
+        return score
+
+
+def _blocks(query_QM: np.ndarray, parts: Iterable[np.ndarray]) -> Iterator[_Scores]:
+    """All scores, a block of documents after the other and within it a block of queries after the other."""
+    narrow_QM, first = query_QM.astype(np.float32), 0
+    for part_NM in parts:
+        for start in range(0, len(part_NM), DOCUMENT_BLOCK):
+            document_NM = unit_rows(part_NM[start : start + DOCUMENT_BLOCK], "document", first)
+            if document_NM.shape[1] != query_QM.shape[1]:
+                raise UserError(
+                    f"queries have {query_QM.shape[1]} dimensions and documents {document_NM.shape[1]}: "
+                    "embed both with one model and one dim"
+                )
+            narrow_NM = document_NM.astype(np.float32)
+            for top in range(0, len(query_QM), QUERY_BLOCK):
+                block = slice(top, top + QUERY_BLOCK)
+                score_QN = narrow_QM[block] @ narrow_NM.T
+                yield _Scores(block, first, query_QM[block], document_NM, score_QN)
+            first += len(document_NM)
+
+
+def _merge(best_QK: np.ndarray, scores: _Scores) -> np.ndarray:
+    """The ``K`` greatest keys of every query, the least of them first.
+
+    A key is one integer per candidate, score above and reversed row below: it orders by score, then by lower
+    row. Once ``K`` documents have passed, few others reach the least of them: only those get a key.
+    """
+    row, column = scores.at_least((best_QK[:, 0] >> 32) / STEPS)
+    if not len(row):
+        return best_QK
+    count_Q = np.bincount(row, minlength=len(best_QK))
+    place = np.arange(len(row)) - np.repeat(np.cumsum(count_Q) - count_Q, count_Q)
+    new_QC = np.full((len(best_QK), count_Q.max()), _NOTHING)
+    step = np.rint(scores.exact(row, column) * STEPS).astype(np.int64)
+    new_QC[row, place] = (step << 32) | (_ROW_MASK - scores.first - column)
     k = best_QK.shape[1]
-    return np.partition(np.concatenate([best_QK, key_QN], axis=1), -k, axis=1)[:, -k:]
+    return np.partition(np.concatenate([best_QK, new_QC], axis=1), -k, axis=1)[:, -k:]
+
+
+def _cosines(query_PM: np.ndarray, document_PM: np.ndarray) -> np.ndarray:
+    return _in_steps(np.einsum("pm,pm->p", query_PM, document_PM))
+
+
+def _in_steps(score: np.ndarray) -> np.ndarray:
+    return np.rint(score * STEPS) / STEPS

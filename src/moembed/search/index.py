@@ -182,8 +182,8 @@ class IndexWriter:
         if not self.parts:
             self._write_manifest(complete=False)
         rows_file, vectors_file = _part_paths(self.path, len(self.parts))
-        _write_whole(rows_file, lambda file: pq.write_table(table, file))
-        _write_whole(vectors_file, lambda file: np.save(file, np.ascontiguousarray(vector_NM, np.float32)))
+        write_whole(rows_file, lambda file: pq.write_table(table, file))
+        write_whole(vectors_file, lambda file: np.save(file, np.ascontiguousarray(vector_NM, np.float32)))
         self.parts.append(len(rows))
         self.truncated += truncated
 
@@ -197,7 +197,7 @@ class IndexWriter:
     def _write_manifest(self, complete: bool) -> None:
         state = {"complete": complete, "rows": self.rows, "truncated": self.truncated, "parts": self.parts}
         text = json.dumps({**self._fields, **state}, indent=2, ensure_ascii=False) + "\n"
-        _write_whole(self.path / "manifest.json", lambda file: file.write(text.encode()))
+        write_whole(self.path / "manifest.json", lambda file: file.write(text.encode()))
 
 
 def write_index(
@@ -261,7 +261,7 @@ def _require_free(path: Path) -> None:
         raise UserError(f"{path} is a file: choose an empty or new folder")
 
 
-def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write under a temporary name, then replace: the file is whole or absent, whatever happens."""
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -22,17 +23,18 @@ class Log:
     Args:
         last_step, minutes: how the run ends; one of them is None.
         start: steps done before, when a run is resumed; their lines are kept, later ones dropped.
+        silent: writes and shows nothing: of several processes, one logs.
     """
 
     def __init__(
-        self, run: Path, last_step: int | None, minutes: float | None, start: int, resume: bool
-    ) -> None:
+        self, run: Path, last_step: int | None, minutes: float | None, start: int, resume: bool,
+        silent: bool = False,
+    ) -> None:  # fmt: skip
         run.mkdir(parents=True, exist_ok=True)
-        path = run / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= start] if resume else []
-        fresh = run / "metrics.jsonl.new"
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        fresh.replace(path)
+        self.silent = silent
+        path = Path(os.devnull) if silent else run / "metrics.jsonl"
+        if not silent:
+            self._drop_lines_after(path, start if resume else 0)
         self.file = path.open("a", encoding="utf-8")
         self.last_step, self.minutes = last_step, minutes
         self.shown = -math.inf
@@ -44,7 +46,7 @@ class Log:
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=silent or not console.is_terminal,
         )
         self.task = self.progress.add_task("", total=1.0)
 
@@ -57,6 +59,18 @@ class Log:
     ) -> None:
         self.progress.stop()
         self.file.close()
+
+    @staticmethod
+    def _drop_lines_after(path: Path, step: int) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        fresh = path.with_name("metrics.jsonl.new")
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        fresh.replace(path)
+
+    def say(self, sentence: str) -> None:
+        """A line for the eye, above the bar."""
+        if not self.silent:
+            self.progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, **values: Any) -> None:
         self.recent = [*self.recent[-20:], (values["elapsed"], values["pairs"])]
@@ -76,7 +90,9 @@ class Log:
         if values["router"]:
             text += "  load " + " ".join(_load_bar(part["load"]) for part in values["router"])
         self.progress.update(self.task, completed=min(done, 1.0), description=text)
-        if self.progress.disable and values["elapsed"] - self.shown >= _PLAIN_EVERY_SECONDS:
+        if self.silent or not self.progress.disable:
+            return
+        if values["elapsed"] - self.shown >= _PLAIN_EVERY_SECONDS:
             self.shown = values["elapsed"]
             print(text, file=sys.stderr, flush=True)
 

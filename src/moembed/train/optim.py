@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from moembed.config import Strict
@@ -20,36 +20,55 @@ class OptimConfig(Strict):
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
     warmup_steps: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, ge=0)  # largest gradient norm; 0 switches clipping off
 
+    @model_validator(mode="after")
+    def _inverse_sqrt_counts_in_warmups(self) -> OptimConfig:
+        if self.schedule == "inverse_sqrt" and not self.warmup_steps:
+            raise ValueError("schedule inverse_sqrt needs warmup_steps, by which it measures the time")
+        return self
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "linear": lambda progress: 1 - progress,
-    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "constant": lambda progress: 1.0,
+
+# (share done of what follows the warm-up, time since the start in units of the warm-up) -> factor
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "linear": lambda progress, time: 1 - progress,
+    "cosine": lambda progress, time: (1 + math.cos(math.pi * progress)) / 2,
+    "constant": lambda progress, time: 1.0,
+    "inverse_sqrt": lambda progress, time: max(time, 1.0) ** -0.5,
 }
 
 
 def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
-    """Warm-up times decay at ``step`` (from 0 on), ``progress`` in [0, 1] being the share of the run done."""
+    """Linear warm-up, then decay from the full rate, at ``step`` (from 0 on).
+
+    Args:
+        progress: share of the run done, in [0, 1].
+    """
     if config.warmup_steps >= 1:
-        warmup = min(1.0, (step + 1) / config.warmup_steps)
-        decay = progress
+        done, length = float(step), config.warmup_steps
+        total = step / progress if progress > 0 else math.inf  # of a run that counts by the clock: so far
+        warmup = min(1.0, (step + 1) / length)
     else:
-        share = config.warmup_steps
+        done, length, total = progress, config.warmup_steps, 1.0
         # the first step of a run that counts by the clock would otherwise have rate 0
-        warmup = 1.0 if progress >= share else max(progress / share, 0.1)
-        decay = max(0.0, (progress - share) / (1 - share))
-    return config.learning_rate * warmup * SCHEDULES[config.schedule](min(decay, 1.0))
+        warmup = 1.0 if progress >= length else max(progress / length, 0.1)
+    decay = (done - length) / (total - length) if done > length else 0.0
+    time = done / length if length else math.inf
+    return config.learning_rate * warmup * SCHEDULES[config.schedule](min(decay, 1.0), time)
 
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices (router and experts included) and none on biases and norms."""
+def adamw(model: nn.Module, config: OptimConfig, *others: nn.Module) -> torch.optim.AdamW:
+    """AdamW with decay on matrices (router and experts included) and none on biases and norms.
+
+    Args:
+        others: modules that are trained along without decay, such as a learned temperature.
+    """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[parameter.ndim >= 2 and "bias" not in name].append(parameter)
+    groups[False] += [parameter for other in others for parameter in other.parameters()]
     return torch.optim.AdamW(
         [
             {"params": groups[True], "weight_decay": config.weight_decay},

@@ -1,1 +1,1 @@
-"""The HTML report of a run: `page` lays it out, `data` reads, `text` words, `plots` draws."""
+"""The HTML report of a run: `page` lays it out, `data` reads, `text` words, `experts` shows the routing."""

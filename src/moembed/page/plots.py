@@ -1,6 +1,6 @@
-"""The plots of a report: inline SVG that follows the light or dark page around it.
+"""The plots of a page: inline SVG that follows the light or dark page around it.
 
-matplotlib draws in stand-in colours; each becomes a CSS variable of ``report.css`` in the finished SVG: one
+matplotlib draws in stand-in colours; each becomes a CSS variable of ``page.css`` in the finished SVG: one
 drawing serves both themes. For the same reason heat maps are transparent where there is nothing to see.
 The same figures give the same bytes.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -83,21 +83,47 @@ def dots(
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        place = np.arange(len(rows))
-        spread = np.linspace(-0.5, 0.5, len(series) + 2)[1:-1]
-        for offset, hue, row_R3 in zip(spread, hues, series, strict=True):
-            value_R, low_R, high_R = np.array(row_R3).T
-            axes.hlines(place + offset, low_R, high_R, color=STAND_IN[hue], linewidth=2)
-            axes.plot(value_R, place + offset, "o", markersize=6.5, color=STAND_IN[hue])
-        axes.set_yticks(place, rows, color=STAND_IN["ink"])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.grid(visible=False, axis="y")
-        for edge in place[1:] - 0.5:
-            axes.axhline(edge, color=STAND_IN["line"], linewidth=0.8)
+        for place_R, _, hue, (value_R, low_R, high_R) in _in_rows(axes, rows, series, hues):
+            axes.hlines(place_R, low_R, high_R, color=STAND_IN[hue], linewidth=2)
+            axes.plot(value_R, place_R, "o", markersize=6.5, color=STAND_IN[hue])
         if zero:
             axes.axvline(0, color=STAND_IN["muted"], linewidth=1)
 
-    return _svg(label, 60 + len(rows) * (40 + 9 * len(series)), draw)
+    return _svg(label, _rows_height(rows, series), draw)
+
+
+def levels(
+    label: str, rows: Sequence[str], series: Sequence[Sequence[tuple[float, ...]]], hues: Sequence[str]
+) -> str:
+    """A bar from zero and its interval per row and series; arguments as of ``dots``."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place_R, height, hue, (value_R, low_R, high_R) in _in_rows(axes, rows, series, hues):
+            axes.barh(place_R, value_R, 0.82 * height, color=STAND_IN[hue])
+            axes.hlines(place_R, low_R, high_R, color=STAND_IN["ink"], linewidth=1.2)
+        axes.set_xlim(left=0)
+
+    return _svg(label, _rows_height(rows, series), draw)
+
+
+def _in_rows(
+    axes: Axes, rows: Sequence[str], series: Sequence[Sequence[tuple[float, ...]]], hues: Sequence[str]
+) -> Iterator[tuple[np.ndarray, float, str, np.ndarray]]:
+    """Label the rows and part them; for every series its place in each, the room there, hue and values."""
+    place_R = np.arange(len(rows))
+    axes.set_yticks(place_R, rows, color=STAND_IN["ink"])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    for edge in place_R[1:] - 0.5:
+        axes.axhline(edge, color=STAND_IN["line"], linewidth=0.8)
+    offsets, height = np.linspace(-0.5, 0.5, len(series) + 2, retstep=True)
+    for offset, hue, row_R3 in zip(offsets[1:-1], hues, series, strict=True):
+        yield place_R + offset, float(height), hue, np.array(row_R3).T
+
+
+def _rows_height(rows: Sequence[str], series: Sequence[object]) -> int:
+    return 60 + len(rows) * (40 + 9 * len(series))
 
 
 def heat(label: str, step: np.ndarray, load_LRE: Mapping[int, np.ndarray]) -> str:
@@ -114,6 +140,24 @@ def heat(label: str, step: np.ndarray, load_LRE: Mapping[int, np.ndarray]) -> st
         axes.set_xlabel("step")
 
     return _svg(label, _height(load_LRE), draw)
+
+
+def grid(label: str, rows: Sequence[str], load_LRE: Mapping[int, np.ndarray]) -> str:
+    """Load of each expert by row, such as a source, one band per layer; colours as in ``heat``."""
+    band = 26 + 16 * len(rows)
+
+    def draw(figure: Figure) -> None:
+        for axes, load_RE in _bands(figure, load_LRE):
+            axes.imshow(_tint(load_RE.T).transpose(1, 0, 2), aspect="auto", interpolation="none")
+            axes.set_yticks(np.arange(len(rows)), [_short(row) for row in rows], fontsize=10)
+            axes.xaxis.set_major_locator(_whole_numbers())
+        axes.set_xlabel("expert")
+
+    return _svg(label, 50 + band * len(load_LRE), draw)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
 
 
 def bars(label: str, load_LE: Mapping[int, np.ndarray]) -> str:
@@ -158,12 +202,19 @@ def _tint(load_ER: np.ndarray) -> np.ndarray:
     return np.concatenate([colour_ER3, np.abs(surplus_ER)], axis=-1)
 
 
-def _svg(label: str, height: float, draw: Callable[[Figure], None]) -> str:
+def require_matplotlib() -> None:
+    """Raise UserError where there is nothing to draw with."""
     try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError:
         raise UserError("the report draws with matplotlib: pip install 'moembed[demo]'") from None
+
+
+def _svg(label: str, height: float, draw: Callable[[Figure], None]) -> str:
+    require_matplotlib()
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
     buffer = io.StringIO()
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")

@@ -1,0 +1,216 @@
+"""`moembed data inspect, dedup, overlap`: looking at training data and cleaning it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from moembed.cli.options import Json
+from moembed.console import print_json, print_table, progress_bar
+from moembed.types import UserError
+
+if TYPE_CHECKING:
+    from moembed.data.sources import Source
+    from moembed.data.summary import Lengths
+    from moembed.evaluate.beir import RetrievalTask
+    from moembed.types import Pair
+
+Recipe = Annotated[Path, typer.Argument(help="A YAML file of recipes/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")]
+
+
+app = typer.Typer(
+    help="Look at training data and clean it.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+
+
+@app.command()
+def inspect(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    sample: Annotated[int, typer.Option(min=1, help="Pairs per source to measure lengths on.")] = 2000,
+    json_: Json = False,
+) -> None:
+    """What a recipe will read: rows, languages, lengths in tokens, the mix, duplicates, a few pairs.
+
+    Example: `moembed data inspect recipes/finetune.yaml data=pairs.jsonl`
+    """
+    from moembed.data.summary import summarize
+    from moembed.recipe import load_recipe, open_sources
+
+    plan = load_recipe(recipe, overrides or [])
+    sources, weights = open_sources(plan)
+    lengths = _lengths(plan)
+    with progress_bar("comparing pairs", sum(map(len, sources))) as advance:
+        facts = summarize(sources, weights, plan.batch_size, lengths, sample, progress=advance)
+    if json_:
+        print_json(facts)
+    else:
+        _print_summary(facts)
+
+
+@app.command()
+def dedup(
+    pairs: Annotated[str, typer.Argument(help="Rows of any format and layout that sources have.")],
+    out: Annotated[Path, typer.Option(help="The clean file: .jsonl, .jsonl.gz or .jsonl.zst.")],
+    by: Annotated[Literal["pair", "query", "document"], typer.Option(help="What must not repeat.")] = "pair",
+    near: Annotated[
+        float | None, typer.Option(help="Also drop texts of at least this Jaccard similarity, as 0.8.")
+    ] = None,
+    query: Annotated[str, typer.Option(help="Column of the query.")] = "query",
+    document: Annotated[str, typer.Option(help="Column of the document.")] = "document",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    json_: Json = False,
+) -> None:
+    """Copy rows without repeated texts; the first of equal ones stays.
+
+    Texts are equal if they are after Unicode NFKC, case folding and collapsing of white space.
+
+    Example: `moembed data dedup pairs.jsonl --out clean.jsonl --near 0.8`
+    """
+    from moembed.data.dedup import dedup_file
+
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} already exists: choose another name, or pass --overwrite")
+    with progress_bar(f"reading {pairs}", None) as advance:
+        counts = dedup_file(pairs, out, by, near, query, document, advance)
+    if json_:
+        print_json(counts | {"out": str(out)})
+    else:
+        print(
+            f"{out}: {counts['kept']:,} of {counts['rows']:,} rows; "
+            f"{counts['exact']:,} exact and {counts['near']:,} near duplicates left out"
+        )
+
+
+@app.command()
+def overlap(
+    recipe: Recipe,
+    tasks: Annotated[list[Path], typer.Option("--tasks", help="BEIR-layout folders (JSONL/TSV or Parquet).")],
+    overrides: Overrides = None,
+    ngram: Annotated[int, typer.Option(help="Words in a run.")] = 13,
+    containment: Annotated[
+        float, typer.Option(help="Share of a task text's runs that make it contained.")
+    ] = 0.5,
+    json_: Json = False,
+) -> None:
+    """How many training texts equal or contain the queries and relevant passages of evaluation tasks.
+
+    Example: `moembed data overlap recipes/finetune.yaml data=pairs.jsonl --tasks data/scifact data/nfcorpus`
+    """
+    from moembed.data.overlap import TaskTexts, find_overlap
+    from moembed.evaluate.beir import load_task
+    from moembed.recipe import load_recipe, open_sources
+
+    loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks)]
+    queries = TaskTexts({task.name: task.queries for task in loaded}, ngram, containment)
+    documents = TaskTexts({task.name: _relevant(task) for task in loaded}, ngram, containment)
+    found = []
+    for source in open_sources(load_recipe(recipe, overrides or []))[0]:
+        with progress_bar(source.name, len(source)) as advance:
+            rows = find_overlap(_counted(source, advance), queries, documents)
+        found += [{"source": source.name, "rows": len(source), **row} for row in rows]
+    if json_:
+        print_json(found)
+    else:
+        _print_overlap(found)
+
+
+def _lengths(plan: Any) -> dict[str, tuple[Lengths, int]]:
+    """For each role, how many tokens its texts have, prompt and special tokens included, and the limit."""
+    from moembed.model.embedder import Embedder
+    from moembed.model.folder import read_folder
+    from moembed.recipe import locate_base
+
+    model = Embedder(read_folder(locate_base(plan.base)))
+    tokenizer = model.tokenizer
+    if plan.prompts is not None:
+        tokenizer.prompts = dict(plan.prompts)
+
+    def counter(role: str) -> Lengths:
+        prefix = tokenizer.prompt(model.role_prompt(role))
+        return lambda texts: [len(e.ids) for e in tokenizer.backend.encode_batch([prefix + t for t in texts])]
+
+    limits = {"query": plan.query_length, "document": plan.document_length}
+    return {role: (counter(role), min(limit, tokenizer.max_length)) for role, limit in limits.items()}
+
+
+def _relevant(task: RetrievalTask) -> list[str]:
+    """The documents that answer a query."""
+    relevant = task.qrels.document[task.qrels.grade > 0]
+    return [task.documents[row] for row in sorted(set(relevant.tolist()))]
+
+
+def _counted(source: Source, advance: Callable[[int], None]) -> Iterator[Pair]:
+    for pair in source:
+        yield pair
+        advance(1)
+
+
+def _print_summary(facts: Sequence[dict[str, Any]]) -> None:
+    print_table(
+        "sources, and how often their pairs, queries and documents repeat earlier ones",
+        ["", "pairs", "skipped", "batches per 1,000", "per epoch", "negatives", *facts[0]["duplicates"]],
+        [
+            [
+                fact["source"],
+                *_numbers(fact["rows"], fact["skipped"], fact["batches_per_1000"], fact["batches_per_epoch"]),
+                f"{fact['negatives']:.1f}",
+                *_numbers(*fact["duplicates"].values()),
+            ]
+            for fact in facts
+        ],
+    )
+    print_table(
+        "lengths in tokens, on a sample",
+        ["", "", "mean", "p50", "p95", "max", "limit", "cut"],
+        [
+            [fact["source"], role, *map(str, list(some.values())[:-1]), f"{some['truncated']:.1%}"]
+            for fact in facts
+            for role, some in fact["tokens"].items()
+        ],
+    )
+    for fact in facts:
+        for kind in ("languages", "groups"):
+            if set(fact[kind]) - {""}:
+                counts = ", ".join(f"{name or 'none'} {count:,}" for name, count in fact[kind].items())
+                print(f"{fact['source']}, {kind}: {counts}")
+        for problem in fact["bad_shards"]:
+            print(f"{fact['source']}, skipped: {problem}")
+        for pair in fact["examples"]:
+            print(f"{fact['source']}: {_short(pair['query'])} -> {_short(pair['document'])}")
+
+
+def _print_overlap(found: Sequence[dict[str, Any]]) -> None:
+    touched = [row for row in found if row["seen"]]
+    if not touched:
+        print("no training text equals or contains a query or relevant passage of these tasks")
+        return
+    print_table(
+        "training texts that equal or contain texts of a task, and how many of the task's they are",
+        ["", "task", "role", "pairs", "equal", "containing", "seen", "of"],
+        [
+            [
+                row["source"],
+                row["task"],
+                row["role"],
+                *_numbers(row["rows"], row["equal"], row["containing"], row["seen"], row["task_texts"]),
+            ]
+            for row in touched
+        ],
+    )
+    for row in touched:
+        example = row["examples"][0]
+        print(f"{row['source']} and {row['task']}: {_short(example['training'])} | {_short(example['task'])}")
+
+
+def _numbers(*values: int) -> list[str]:
+    return [f"{value:,}" for value in values]
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, 100, placeholder=" …")

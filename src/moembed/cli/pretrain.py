@@ -1,0 +1,80 @@
+"""`moembed tokenizer, pretrain`: vocabularies and encoders, before there are any pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from moembed.cli.options import Json, Overwrite
+from moembed.console import print_json, print_table, say
+
+
+def tokenizer(
+    texts: Annotated[list[str], typer.Argument(help="JSONL, Parquet, CSV or .txt (a text per line).")],
+    out: Annotated[Path, typer.Option(help="Folder of the new tokenizer, or with --base of the new model.")],
+    kind: Annotated[Literal["unigram", "bpe", "wordpiece"], typer.Option()] = "unigram",
+    vocab_size: Annotated[int, typer.Option(min=1, help="Pieces, special tokens included.")] = 32000,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Lowercase every text first.")] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Give this model the new tokenizer: a folder, a hub id, or minilm.")
+    ] = None,
+    extend: Annotated[
+        int | None, typer.Option(min=0, help="Keep the base's tokenizer and add as many pieces to it.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Learn a tokenizer on texts; with --base, a model that uses it.
+
+    Word embeddings of pieces that both tokenizers have are kept, new ones start at the mean of their old
+    pieces.
+
+    Example: `moembed tokenizer texts.parquet --base minilm --extend 10000 --out models/minilm-more-words`
+    """
+    from moembed.pretraining import make_tokenizer
+
+    facts = make_tokenizer(
+        texts, out, kind=kind, vocab_size=vocab_size, lowercase=lowercase, base=base, extend_by=extend,
+        column=column, overwrite=overwrite,
+    )  # fmt: skip
+    if json_:
+        print_json(facts)
+        return
+    print_table(str(out), ["", ""], [[key.replace("_", " "), f"{value:,}"] for key, value in facts.items()])
+
+
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/mini/pretrain.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Train an encoder to guess masked words: JSONL, Parquet, CSV or .txt, columns text and language.
+
+    Example: `moembed pretrain recipes/mini/pretrain.yaml data=texts.parquet out=runs/base steps=200`
+    """
+    from moembed.pretraining import load_pretraining, run_pretraining
+
+    result = run_pretraining(load_pretraining(recipe, overrides or []), resume=resume, overwrite=overwrite)
+    if json_:
+        print_json(result)
+        return
+    columns = ["language", "loss before", "after", "accuracy before", "after"]
+    if rows := _rows(result):
+        print_table("held-out texts", columns, rows)
+    say(f"go on with: moembed train recipes/finetune.yaml base={result['model']}")
+
+
+def _rows(result: dict[str, Any]) -> list[list[str]]:
+    columns = [result.get(f"held_out{kind}", {}) for kind in ("_before", "", "_accuracy_before", "_accuracy")]
+    return [
+        [language, *(f"{column[language]:.3f}" for column in columns)]
+        for language in columns[0]
+        if all(language in column for column in columns)
+    ]

@@ -1,0 +1,95 @@
+"""Rows that were read and checked once, kept as a memory-mapped Arrow file instead of in memory.
+
+The file is ``sources/<hash>.arrow`` in ``$MOEMBED_CACHE`` (default: ``~/.cache/moembed``); the hash covers
+the files that were read and the options, and ``<hash>.json`` beside it says which those are. Every file of
+the cache may be deleted: it is made again when needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock
+
+from moembed.types import UserError
+
+IN_MEMORY_BYTES = 64 * 2**20  # a smaller source needs no file
+_VERSION = 1  # of what is stored
+
+Facts = dict[str, Any]
+
+
+class Cache:
+    """The place of one source's rows; ``key`` is all that they depend on, as JSON."""
+
+    def __init__(self, key: Any) -> None:
+        folder = os.environ.get("MOEMBED_CACHE") or Path.home() / ".cache" / "moembed"
+        self._key = [_VERSION, key]
+        digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:32]
+        self._table = Path(folder) / "sources" / f"{digest}.arrow"
+        self._facts = self._table.with_suffix(".json")
+
+    def read(self) -> tuple[pa.Table, Facts] | None:
+        """The rows, mapped and not loaded, and the facts stored with them; None if there is no whole file."""
+        try:
+            facts = json.loads(self._facts.read_text(encoding="utf-8"))["facts"]
+            return pa.ipc.open_file(pa.memory_map(str(self._table))).read_all(), facts
+        except (OSError, ValueError, pa.ArrowException):
+            return None
+
+    def keep(
+        self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, facts: Callable[[], Facts]
+    ) -> tuple[pa.Table, Facts]:
+        """All ``batches`` as a table: in memory if they are small, else streamed into the file.
+
+        Args:
+            facts: asked after the last batch, stored beside the rows.
+
+        Raises:
+            UserError: the file cannot be written, as when the disk is full.
+        """
+        held: list[pa.RecordBatch] = []
+        size = 0
+        for batch in batches:
+            held.append(batch)
+            size += batch.nbytes
+            if size > IN_MEMORY_BYTES:
+                return self._spill(chain(held, batches), schema, facts)
+        return pa.Table.from_batches(held, schema).combine_chunks(), facts()
+
+    def _spill(
+        self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, facts: Callable[[], Facts]
+    ) -> tuple[pa.Table, Facts]:
+        try:
+            self._table.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._table.with_suffix(".lock")):  # of several processes one writes
+                if not self.read():
+                    self._write(batches, schema, facts)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the cache {self._table} ({error.strerror or error}); "
+                "MOEMBED_CACHE names another folder"
+            ) from None
+        found = self.read()
+        assert found is not None
+        return found
+
+    def _write(
+        self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, facts: Callable[[], Facts]
+    ) -> None:
+        part = self._table.with_suffix(".part")
+        try:
+            with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            self._facts.write_text(json.dumps({"key": self._key, "facts": facts()}), encoding="utf-8")
+            os.replace(part, self._table)
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,130 @@
+"""Plain texts with their languages, streamed from any layout of rows or from .txt files, for pretraining.
+
+Nothing is held but the block at hand, so a corpus may be larger than the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from moembed.config import Strict
+from moembed.data.files import File, find
+from moembed.data.layouts import FileShard, Shard, shards
+from moembed.data.readers import Choose, Numbered, text_problem
+from moembed.types import UserError
+
+_BLOCK = 2048  # texts that are Python objects at one time
+_LINES = (".txt", ".txt.gz", ".txt.zst")
+
+
+class Text(NamedTuple):
+    language: str
+    text: str
+
+
+class TextConfig(Strict):
+    """A file, pattern, folder or data set of texts: see `moembed.data.layouts.shards`; .txt: one per line.
+
+    ``text`` and ``language`` name columns. Rows without a language are in ``default_language``, else in that
+    named as the ``subset`` or the file. ``only`` keeps the languages it lists. ``limit`` takes the first good
+    texts only. ``bad_rows`` says whether a row without a usable text stops the run or is left out.
+    """
+
+    path: str
+    text: str = "text"
+    language: str = "language"
+    default_language: str | None = None
+    only: tuple[str, ...] | None = None
+    split: str | None = None
+    subset: str | None = None
+    limit: int | None = Field(None, ge=1)
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+
+    def choose(self, columns: Sequence[str]) -> list[str]:
+        """Of the columns of a table, those to read; all if there is no text, for the complaint lists them."""
+        return [name for name in columns if name in (self.text, self.language) or self.text not in columns]
+
+
+def read_texts(configs: Sequence[TextConfig]) -> Iterator[list[Text]]:
+    """All texts in order, in blocks.
+
+    Raises:
+        UserError: missing, damaged or empty file, unknown format or column, a bad row not to be skipped.
+    """
+    for config in configs:
+        texts = islice(_texts(config), config.limit)
+        empty = True
+        while block := list(islice(texts, _BLOCK)):
+            empty = False
+            yield block
+        if empty:
+            languages = f" in {', '.join(config.only)}" if config.only else ""
+            raise UserError(f"{config.path} holds no texts{languages}")
+
+
+def _texts(config: TextConfig) -> Iterator[Text]:
+    for shard in _shards(config):
+        default = config.default_language or config.subset or _name(shard, config.path)
+        for number, row in shard.rows(config.choose):
+            found = row if isinstance(row, str) else _text(row, config, default)
+            if isinstance(found, Text):
+                if config.only is None or found.language in config.only:
+                    yield found
+            elif config.bad_rows == "refuse":
+                raise UserError(
+                    f"{shard.where(number)}: {found}; mend it, or set bad_rows=skip to leave such rows out"
+                )
+
+
+def _text(row: dict[str, object], config: TextConfig, default: str) -> Text | str:
+    """The text of a row, or why it has none."""
+    if config.text not in row:
+        raise UserError(
+            f"{config.path}: there is no column {config.text!r}, only {', '.join(map(repr, row))}"
+        )
+    if problem := text_problem(row[config.text]):
+        return f"column {config.text!r} {problem}"
+    language = row.get(config.language) or default
+    return (
+        Text(language, str(row[config.text])) if isinstance(language, str) else "the language is not a string"
+    )
+
+
+def _shards(config: TextConfig) -> Sequence[Shard]:
+    if config.path.endswith(_LINES):
+        return [Lines(file, config.text) for file in find(config.path)[1]]
+    return shards(config.path, config.split, config.subset)
+
+
+def _name(shard: Shard, path: str) -> str:
+    """What the texts of a shard are called: its file up to the first dot, or the last part of a path."""
+    name = shard.file.name if isinstance(shard, (FileShard, Lines)) else path.rstrip("/").rpartition("/")[2]
+    return name.partition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A .txt file, every line that is not blank a row of one column."""
+
+    file: File
+    column: str
+
+    def rows(self, choose: Choose | None = None) -> Iterator[Numbered]:
+        try:
+            with self.file.text() as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line := line.strip():
+                        yield number, {self.column: line}
+        except (OSError, EOFError) as error:
+            raise UserError(f"cannot read {self.file}, it may be damaged or cut off: {error}") from None
+
+    def where(self, number: int) -> str:
+        return f"{self.file}, line {number}"
+
+    def stamp(self) -> list[str]:
+        return self.file.stamp()

@@ -1,0 +1,195 @@
+"""Hard negatives: documents that a teacher finds near a query, but not as near as its positive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from moembed.data.sources import Source, SourceConfig, load_source
+from moembed.search.engines import open_engine
+from moembed.search.exact import pair_scores
+from moembed.search.negatives import Chooser, NegativesConfig, bounds
+from moembed.search.output import Partial, Progress, Row, no_progress, pair_rows, stamps
+from moembed.search.teacher import Teacher
+from moembed.search.texts import Column, Distinct, distinct
+from moembed.search.vectors import Vectors, save_array
+from moembed.types import UserError
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_QUERIES = 16384  # searched at a time: what a killed run loses at most
+_PAIRS = 4096  # pairs that are Python objects at a time
+_HIT = np.dtype([("row", np.int32), ("score", np.float32)])
+
+
+class MineConfig(NegativesConfig):
+    """``depth``: nearest documents looked at. ``engine``: see ``engines.open_engine``."""
+
+    depth: int = Field(100, ge=1)
+    engine: str = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class MineSummary:
+    """What was written; scores are the teacher's cosines at the ``QUANTILES``, of the rows written."""
+
+    path: Path
+    pairs: int
+    documents: int
+    written: int
+    dropped: dict[str, int]
+    mean_negatives: float
+    positive_scores: dict[float, float]
+    negative_scores: dict[float, float]
+
+
+def mine(
+    pairs: SourceConfig,
+    out: str | Path,
+    teacher: Teacher,
+    config: MineConfig,
+    *,
+    corpus: SourceConfig | None = None,
+    cache: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> MineSummary:
+    """Write every pair of ``pairs`` with hard negatives from ``corpus``, by default its own documents.
+
+    The ``depth`` nearest of the distinct documents are found once per query text; documents of that query are
+    taken out, and of the others ``config`` chooses. In ``corpus``, ``document`` names the column to read.
+
+    Vectors (unless ``cache`` keeps them) and the documents found lie in ``out.partial`` until the file is
+    whole; the same call goes on after them. How negatives are chosen from what was found may still change.
+
+    Raises:
+        UserError: unusable pairs, corpus, teacher, engine or output; one distinct document only; blocks in
+            ``out.partial`` of other options.
+    """
+    if config.depth < (least := config.negatives + config.skip_top):
+        raise UserError(f"depth {config.depth} is too small: {least} documents are needed at least")
+    inputs = [pairs] if corpus is None else [_one_column(corpus), pairs]
+    sources = [load_source(source) for source in inputs]
+    options = {"inputs": stamps(inputs), "teacher": teacher.identity()}
+    partial = Partial(Path(out), options | {"depth": config.depth, "engine": config.engine}, overwrite)
+    pool = _embed(sources, teacher, cache or partial / "vectors", progress)
+    hits = _search(pool, config, partial, progress)
+    rows = _Rows(sources[-1], pool, hits, config)
+    with progress("writing", pool.pairs) as advance:
+        partial.finish(rows.blocks(advance))
+    return rows.summary(Path(out))
+
+
+def _one_column(corpus: SourceConfig) -> SourceConfig:
+    """A corpus as pairs: every document is its own query."""
+    return corpus.model_copy(update={"query": corpus.document})
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Distinct queries and documents; the first ``candidates`` documents may become negatives."""
+
+    queries: Distinct
+    documents: Distinct
+    query_vectors: Vectors
+    document_vectors: Vectors
+    candidates: int
+
+    @property
+    def pairs(self) -> int:
+        return len(self.queries.text_N)
+
+
+def _embed(sources: list[Source], teacher: Teacher, folder: Path, progress: Progress) -> _Pool:
+    """The pairs are the last source; a corpus stands before them, positives that it lacks behind it."""
+    queries, documents = distinct(Column("query", sources[-1:])), distinct(Column("document", sources))
+    candidates = int((documents.row_U < len(sources[0])).sum())
+    if candidates < 2:
+        raise UserError(f"{sources[0].name} has one document only: there are no negatives in it")
+    with progress("embedding", len(queries) + len(documents)) as advance:
+        query_vectors = teacher.vectors(queries, folder, advance)
+        document_vectors = teacher.vectors(documents, folder, advance)
+    return _Pool(queries, documents, query_vectors, document_vectors, candidates)
+
+
+def _search(pool: _Pool, config: MineConfig, partial: Partial, progress: Progress) -> list[np.ndarray]:
+    """The nearest documents of every distinct query, mapped from a file per block."""
+    engine = open_engine(config.engine, pool.document_vectors, pool.candidates)
+    hits = []
+    with progress("searching", len(pool.queries)) as advance:
+        for start in range(0, len(pool.queries), _QUERIES):
+            query_Q = np.arange(start, min(start + _QUERIES, len(pool.queries)))
+            file = partial / f"hits-{start // _QUERIES:05d}.npy"
+            if not file.exists():
+                found = engine(pool.query_vectors(query_Q), min(config.depth, pool.candidates))
+                hit_QK = np.empty(found.index.shape, dtype=_HIT)
+                hit_QK["row"], hit_QK["score"] = found.index, found.score
+                save_array(file, hit_QK)
+            hits.append(np.load(file, mmap_mode="r"))
+            advance(len(query_Q))
+    return hits
+
+
+class _Rows:
+    """The rows to write, a block at a time, and what they came to."""
+
+    def __init__(self, source: Source, pool: _Pool, hits: list[np.ndarray], config: MineConfig) -> None:
+        self.source, self.pool, self.hits, self.config = source, pool, hits, config
+        self.chooser = Chooser(config)
+        self.query_N = pool.queries.text_N
+        self.document_N = pool.documents.text_N[-len(source) :]
+        self._by_query = np.argsort(self.query_N, kind="stable")
+        self._end_U = np.cumsum(np.bincount(self.query_N))
+        self._positive_scores = [np.zeros(0)]
+        self._negative_scores = [np.zeros(0, dtype=np.float32)]
+
+    def blocks(self, advance: Callable[[int], None]) -> Iterator[list[Row]]:
+        for start in range(0, self.pool.pairs, _PAIRS):
+            pair_P = np.arange(start, min(start + _PAIRS, self.pool.pairs))
+            yield self._block(pair_P)
+            advance(len(pair_P))
+
+    def _block(self, pair_P: np.ndarray) -> list[Row]:
+        query_PM = self.pool.query_vectors(self.query_N[pair_P])
+        positive_P = pair_scores(query_PM, self.pool.document_vectors(self.document_N[pair_P]))
+        bound_P = bounds(self.config.rules, positive_P)
+        chosen = [self._choose(int(pair), bound) for pair, bound in zip(pair_P, bound_P, strict=True)]
+        kept = np.array([hits is not None for hits in chosen])
+        hits = [hits for hits in chosen if hits is not None]
+        together = np.concatenate([np.zeros(0, dtype=_HIT), *hits])
+        self._positive_scores.append(positive_P[kept])
+        self._negative_scores.append(together["score"])
+        texts = iter(self.pool.documents.take(together["row"]))
+        return pair_rows(self.source, pair_P[kept], (list(islice(texts, len(some))) for some in hits))
+
+    def _choose(self, pair: int, bound: float) -> np.ndarray | None:
+        query = int(self.query_N[pair])
+        hit_K = self.hits[query // _QUERIES][query % _QUERIES]
+        return self.chooser.choose(pair, query, self._positives(query), hit_K, bound)
+
+    def _positives(self, query: int) -> np.ndarray:
+        start = self._end_U[query - 1] if query else 0
+        return self.document_N[self._by_query[start : self._end_U[query]]]
+
+    def summary(self, path: Path) -> MineSummary:
+        positive, negative = np.concatenate(self._positive_scores), np.concatenate(self._negative_scores)
+        return MineSummary(
+            path=path,
+            pairs=self.pool.pairs,
+            documents=self.pool.candidates,
+            written=len(positive),
+            dropped=self.chooser.dropped,
+            mean_negatives=len(negative) / max(len(positive), 1),
+            positive_scores=_quantiles(positive),
+            negative_scores=_quantiles(negative),
+        )
+
+
+def _quantiles(score: np.ndarray) -> dict[float, float]:
+    if not len(score):
+        return {}
+    return {q: round(float(x), 4) for q, x in zip(QUANTILES, np.quantile(score, QUANTILES), strict=True)}

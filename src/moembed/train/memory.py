@@ -1,0 +1,25 @@
+"""Giving memory back that the C library would keep."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import cache
+
+
+def give_back(device: str) -> None:
+    """After a chunk on the CPU: return freed blocks to the system.
+
+    glibc keeps them, and often cannot use them again for aligned ones of the same size, as torch asks for:
+    the process would grow with every chunk. Nothing to do on other devices and with other C libraries.
+    """
+    if device == "cpu" and (trim := _trim()):
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
