@@ -31,7 +31,7 @@ METRIC = "ndcg@10"
 
 
 def rows(options: Options) -> Iterator[Row]:
-    task = some_task(300 if options.quick else 1500)
+    task = some_task(300 if options.quick else 800)
     with TemporaryDirectory() as name:
         upcycled = models.saved(models.upcycled_minilm(), Path(name) / "upcycled")
         for label, folder in {"MiniLM": models.minilm(), "MiniLM, 8 experts": upcycled}.items():
