@@ -104,13 +104,14 @@ def embed_file(
 def _fingerprint(source: Path) -> dict[str, Any]:
     """Name, size and time of change: two states of one source must not be mixed into one index."""
     try:
-        stats = [file.stat() for file in list(source.glob("*.parquet")) or [source]]
+        files = [file for file in source.rglob("*") if file.is_file()] if source.is_dir() else [source]
+        stats = [file.stat() for file in files]
     except OSError as error:
         raise UserError(f"cannot read {source}: {error.strerror}") from None
     return {
         "source": source.name,
         "source_bytes": sum(stat.st_size for stat in stats),
-        "source_mtime_ns": max(stat.st_mtime_ns for stat in stats),
+        "source_mtime_ns": max((stat.st_mtime_ns for stat in stats), default=0),
     }
 
 
