@@ -84,7 +84,7 @@ def backward(
                 vectors[depth][row_B] = vector_BM.detach()
             parts.append([part.detach() for part in encoded.router])
             kept += [encoded] if alone else []
-            give_back(encoded.vector_BM.device.type)
+            give_back(encoded.vector_BM.device.type, number)
     after = _random_state()
     total = world.sum_stats([_sum(layer) for layer in zip(*parts, strict=True)])
 
@@ -99,7 +99,7 @@ def backward(
         for depth, gradient_BM in cached.items():
             surrogate = surrogate + (encoded.by_depth[depth] * gradient_BM[row_B]).sum()
         torch.autograd.backward(surrogate)
-        give_back(encoded.vector_BM.device.type)
+        give_back(encoded.vector_BM.device.type, number)
     _set_random_state(after)
     return Terms(contrastive, _router(router_loss, total, total).item(), total)
 

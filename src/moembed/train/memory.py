@@ -8,13 +8,16 @@ from collections.abc import Callable
 from functools import cache
 
 
-def give_back(device: str) -> None:
-    """After a chunk on the CPU: return freed blocks to the system.
+EVERY = 4  # chunks: what is given back has to be asked for again, which costs time
+
+
+def give_back(device: str, chunk: int) -> None:
+    """After some chunks on the CPU: return freed blocks to the system.
 
     glibc keeps them, and often cannot use them again for aligned ones of the same size, as torch asks for:
     the process would grow with every chunk. Nothing to do on other devices and with other C libraries.
     """
-    if device == "cpu" and (trim := _trim()):
+    if device == "cpu" and chunk % EVERY == EVERY - 1 and (trim := _trim()):
         trim(0)
 
 
