@@ -9,7 +9,6 @@ second layer upcycled to eight experts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,8 +18,9 @@ from moembed.bench import Options, Row
 from moembed.data.docstrings import collect
 from moembed.evaluate.beir import RetrievalTask, load_task
 from moembed.evaluate.metrics import Qrels
+from moembed.evaluate.sample import subset
 from moembed.evaluate.significance import paired_difference
-from moembed.evaluate.tasks import evaluate_retrieval
+from moembed.evaluate.tasks import evaluate
 from moembed.model.embedder import Embedder
 from moembed.types import UserError
 
@@ -47,8 +47,8 @@ def compared(question: str, folder: Path, task: RetrievalTask) -> Iterator[Row]:
             yield Row(question, form, note=str(error))
             continue
         document_NM = model.encode_document(task.documents)
-        result = evaluate_retrieval(task, model.encode_query, lambda _, made=document_NM: made, [METRIC])
-        score_Q = result.per_query[METRIC]
+        vectors = {"query": model.encode_query(task.queries), "document": document_NM}
+        score_Q = evaluate(task, lambda _, role, made=vectors: made[role], [METRIC]).values[METRIC]
         note = ""
         if form == "float32":
             exact_NM, exact_Q = document_NM, score_Q
@@ -73,18 +73,6 @@ def some_task(size: int) -> RetrievalTask:
 
 def reduced(task: RetrievalTask, size: int) -> RetrievalTask:
     qrels = task.qrels
-    kept = list(dict.fromkeys([*qrels.document.tolist(), *range(len(task.documents))]))[:size]
-    place = np.full(len(task.documents), -1)
-    place[kept] = np.arange(len(kept))
-    query_R = np.repeat(np.arange(len(qrels)), np.diff(qrels.offset))
-    judged_R = (place[qrels.document] >= 0) & (qrels.grade > 0)
-    answered, query_R = np.unique(query_R[judged_R], return_inverse=True)
-    document_R, grade_R = place[qrels.document[judged_R]], qrels.grade[judged_R]
-    return replace(
-        task,
-        queries=[task.queries[query] for query in answered],
-        query_ids=[task.query_ids[query] for query in answered],
-        documents=[task.documents[row] for row in kept],
-        document_ids=[task.document_ids[row] for row in kept],
-        qrels=Qrels.from_judgements(query_R, document_R, grade_R, len(answered)),
-    )
+    document_N = np.sort(list(dict.fromkeys([*qrels.document.tolist(), *range(len(task.documents))]))[:size])
+    kept_R = (qrels.grade > 0) & np.isin(qrels.document, document_N)
+    return subset(task, np.unique(qrels.query_R[kept_R]), document_N)

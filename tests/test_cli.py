@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,82 @@ def test_evaluate_compares_models_on_tasks(
     assert code == 0, err
     answer = json.loads(out)
     assert answer == json.loads((tmp_path / "scores.json").read_text())
-    metrics = answer["moles"]["metrics"]
-    assert set(metrics) == {str(model), str(dense), "bm25"}
-    assert metrics["bm25"]["ndcg@10"]["value"] == pytest.approx(1.0)
-    assert metrics["bm25"]["ndcg@10"]["low"] <= metrics["bm25"]["ndcg@10"]["high"]
-    assert answer["moles"]["differences"][f"{model}-bm25"]["mrr@10"]["mean"] <= 0
+    assert answer["systems"] == ["static", str(model), str(dense), "bm25"]
+    assert answer["reference"] == "bm25"
+    moles = answer["tasks"]["moles"]
+    assert moles["metrics"]["bm25"]["ndcg@10"]["value"] == pytest.approx(1.0)
+    assert moles["metrics"]["bm25"]["ndcg@10"]["low"] <= moles["metrics"]["bm25"]["ndcg@10"]["high"]
+    assert moles["differences"][str(model)]["mrr@10"]["mean"] <= 0
+    cost = answer["cost"]
+    assert cost[str(model)]["active_parameters"] < cost[str(model)]["parameters"]
+    assert answer["routers"].keys() == {str(model)}  # the only one that has experts
     code, out, _ = run("evaluate", "bm25", "--tasks", task)
     assert code == 0
     assert "1.000" in out
+
+
+def test_evaluate_several_kinds_of_tasks_then_compare(
+    run: Run, model: Path, dense: Path, task: Path, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "sts-en.csv"
+    pairs.write_text(
+        "sentence1,sentence2,score\nmoles dig,a mole digs,5\nan owl,worms,1\nowls,an owl hunts,4\n"
+    )
+    code, out, err = run(
+        "evaluate", model, dense, "--tasks", task, pairs, "--keep", tmp_path / "kept", "--no-baselines",
+        "--dims", 8, "--codecs", "float32,binary", "--cache", tmp_path / "cache",
+    )  # fmt: skip
+    assert code == 0, err
+    for word in ("nDCG@10", "Spearman", "mean of all", "smaller vectors", "binary"):
+        assert word in out
+    names = [re.sub("[^A-Za-z0-9._-]+", "-", str(name)).strip("-.") for name in (model, dense)]
+    files = [tmp_path / "kept" / f"{name}.parquet" for name in names]
+    code, again, err = run("compare", *files, "--json")
+    assert code == 0, err
+    assert json.loads(again)["tasks"].keys() == {"moles", "sts-en"}
+
+    code, cached, err = run("evaluate", model, "--tasks", pairs, "--cache", tmp_path / "cache", "--json")
+    assert code == 0, err
+    assert "texts_per_second" not in json.loads(cached)["cost"][str(model)]  # nothing had to be embedded
+
+
+def test_evaluate_finds_the_base_of_a_run(
+    run: Run, model: Path, dense: Path, task: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path / "run" / "model")
+    (tmp_path / "run" / "recipe.yaml").write_text(f"base: {dense}\n")
+    code, out, err = run("evaluate", tmp_path / "run", "--tasks", task, "--json")
+    assert code == 0, err
+    assert json.loads(out)["systems"] == ["bm25", "static", "base", str(tmp_path / "run")]
+    code, out, err = run("evaluate", tmp_path / "run", "base", "--tasks", task, "--no-baselines", "--json")
+    assert code == 0, err
+    assert json.loads(out)["reference"] == "base"
+    refused(run("evaluate", dense, "base", "--tasks", task), "'base'", "tells")
+
+
+def test_evaluate_on_a_sample_tells_how_well_it_ranks(
+    run: Run, model: Path, task: Path, tmp_path: Path
+) -> None:
+    code, out, err = run("evaluate", model, "--tasks", task, "--sample", 2, "--json")
+    assert code == 0, err
+    assert "rank correlation" in err
+    assert json.loads(out)["tasks"]["moles"]["items"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("--tasks", "--mteb")),
+        (("--tasks", "{task}", "--codecs", "float64"), ("float64", "int8")),
+        (("--tasks", "{task}", "--dims", "none"), ("--dims", "none")),
+        (("--tasks", "{task}", "--dims", "100000"), ("dim 100000",)),
+        (("--tasks", "{task}", "--metrics", "ndgc"), ("ndgc", "ndcg")),
+    ],
+)
+def test_what_evaluate_refuses(
+    run: Run, model: Path, task: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    refused(run("evaluate", model, *(a.format(task=task) for a in arguments)), *words)
 
 
 def test_export_onnx_then_run_it(run: Run, model: Path, tmp_path: Path) -> None:

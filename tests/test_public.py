@@ -25,6 +25,8 @@ COMMANDS = {
     "train",
     "upcycle",
     "evaluate",
+    "compare",
+    "stress",
     "embed",
     "index",
     "search",

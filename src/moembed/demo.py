@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,7 +21,8 @@ from moembed.data.sources import Source
 from moembed.evaluate.beir import RetrievalTask, save_task
 from moembed.evaluate.compare import compare
 from moembed.evaluate.metrics import Qrels
-from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
+from moembed.evaluate.scores import Scores
+from moembed.evaluate.tasks import evaluate, evaluate_bm25
 from moembed.export.card import write_card
 from moembed.model.embedder import Embedder
 from moembed.model.encoder import num_parameters
@@ -76,7 +78,7 @@ def recipe(base: str, out: Path, minutes: float, seed: int) -> Recipe:
 class Vectors:
     """A system's vectors of the evaluation corpus, kept so that the index need not make them again."""
 
-    per_query: dict[str, np.ndarray]
+    scores: Scores
     document_NM: np.ndarray
     truncated: int
 
@@ -113,17 +115,17 @@ def run_demo(minutes: float, base: str, out: Path, twin: bool, seed: int, overwr
     folders = {"base": folder, "moe": out / "model"}
     if twin:
         folders = {"base": folder, "twin": _train_twin(plan, trained, source, out), "moe": out / "model"}
-    scores = {"bm25": evaluate_bm25(task, METRICS).per_query}
-    kept: dict[str, Vectors] = {}
-    for name, place in folders.items():
-        kept[name] = _evaluate(place, task, NAMES[name])
-        scores[name] = kept[name].per_query
-    against_base = compare(scores, reference="base")
+    kept = {name: _evaluate(place, task, NAMES[name]) for name, place in folders.items()}
+    lexical = evaluate_bm25(task, METRICS)
+    assert lexical is not None
+    scores = {"bm25": lexical} | {name: vectors.scores for name, vectors in kept.items()}
+    compared = compare({name: [{task.name: own}] for name, own in scores.items()}, reference="base")
+    against_base = compared["tasks"][task.name]
 
     say("5/6  writing the report")
     report = {
-        "metrics": against_base.metrics,
-        "differences": against_base.differences,
+        "metrics": against_base["metrics"],
+        "differences": {f"{name}-base": cells for name, cells in against_base["differences"].items()},
         "train_seconds": round(trained.seconds, 1),
         "steps": trained.steps,
         "pairs": trained.pairs,
@@ -195,16 +197,15 @@ def _evaluate(folder: Path, task: RetrievalTask, name: str) -> Vectors:
         nonlocal cut
         vectors, truncated = model.encode_counted(texts, model.role_prompt(role), progress=advance)
         cut += truncated
+        if role == "document":
+            documents.append(vectors)
         return vectors
 
-    def encode_document(texts: list[str]) -> np.ndarray:
-        documents.append(encode(texts, "document"))
-        return documents[0]
-
+    start = time.perf_counter()
     with progress_bar(f"     {name}", len(task.queries) + len(task.documents)) as advance:
-        result = evaluate_retrieval(task, lambda texts: encode(texts, "query"), encode_document, METRICS)
-    say(f"     {name}: {result.seconds:.0f} s")
-    return Vectors(result.per_query, documents[0], cut)
+        scores = evaluate(task, encode, METRICS)
+    say(f"     {name}: {time.perf_counter() - start:.0f} s")
+    return Vectors(scores, documents[0], cut)
 
 
 def _train_twin(plan: Recipe, trained: Trained, source: Source, out: Path) -> Path:

@@ -24,6 +24,7 @@ from moembed.model.embedder import Embedder
 from moembed.model.folder import Parts, read_folder
 from moembed.model.selection_bias import add_selection_bias
 from moembed.train.distributed import World, joined
+from moembed.train.evaluation import load_tasks
 from moembed.train.held_out import learnt
 from moembed.train.loop import Trained, train
 from moembed.train.report.page import write_report
@@ -117,6 +118,7 @@ def _run(recipe: Recipe, resume: bool, overwrite: bool, world: World) -> dict[st
     validation = [open_source(config) for config in recipe.validation]
     for source in [*sources, *validation]:
         tell(source.describe())
+    tasks = load_tasks(recipe.evaluate)
     model = build(read_base(recipe.base, recipe.revision, recipe.allow_pickle), recipe)
     if world.first and not resume:
         require_free(run, overwrite)
@@ -131,7 +133,7 @@ def _run(recipe: Recipe, resume: bool, overwrite: bool, world: World) -> dict[st
     )
     trained = train(
         recipe, model, sources, weights, run, resume=resume, record=recipe,
-        options=[recipe.data[i] for i in used], validation=validation,
+        options=[recipe.data[i] for i in used], validation=validation, tasks=tasks,
     )  # fmt: skip
     if world.first:
         _finish(recipe, trained, run)

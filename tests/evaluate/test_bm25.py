@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moembed.evaluate.bm25 import bm25_search, tokenize
+from moembed.evaluate.bm25 import bm25_scores, bm25_search, tokenize
 from moembed.types import UserError
 
 words = st.lists(st.sampled_from(["red", "green", "blue", "mole", "vole"]), max_size=6).map(" ".join)
@@ -91,6 +91,13 @@ def test_queries_without_a_known_term_find_the_first_rows(query: str) -> None:
     hits = bm25_search(["mole", query], ["vole", "mole", "red"], 2)
     assert hits.index.tolist() == [[1, 0], [0, 1]]
     assert hits.score[1].tolist() == [0, 0]
+
+
+def test_scores_are_those_of_all_documents_for_every_query() -> None:
+    documents = ["red mole", "blue vole", "mole mole"]
+    for query, score_N in zip(("mole", "?!"), bm25_scores(["mole", "?!"], documents), strict=True):
+        assert score_N.dtype == np.float32
+        np.testing.assert_allclose(score_N, slow_scores(query, documents, k1=1.2, b=0.75), rtol=1e-5)
 
 
 def test_a_corpus_without_terms_and_no_queries() -> None:

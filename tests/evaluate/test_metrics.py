@@ -40,6 +40,8 @@ def slow(ranked: list[int], graded: dict[int, float], kind: str, k: int) -> floa
         return sum(hits) / len(gain)
     if kind == "precision":
         return sum(hits) / k
+    if kind == "hole":
+        return sum(document not in graded for document in top) / k
     if kind == "mrr":
         return 1 / (hits.index(True) + 1) if any(hits) else 0.0
     assert kind == "map"
@@ -59,6 +61,9 @@ def slow(ranked: list[int], graded: dict[int, float], kind: str, k: int) -> floa
         ("mrr@1", 0.0),
         ("map", (1 / 2 + 2 / 3 + 3 / 5) / 3),
         ("map@3", (1 / 2 + 2 / 3) / 3),
+        ("hole@5", 1 / 5),
+        ("hole@10", 1 / 10),
+        ("hole@3", 0.0),
     ],
 )
 def test_hand_worked_example(name: str, expected: float) -> None:
@@ -114,6 +119,55 @@ def test_the_order_of_judgements_does_not_matter() -> None:
 def test_a_document_ranked_twice_counts_once() -> None:
     assert score([3, 3, 3], {3: 1, 4: 1}, "recall@3") == 0.5
     assert score([3, 3, 3], {3: 1}, "ndcg@3") == 1
+
+
+NAME_OF = {
+    "ndcg": "ndcg", "ndcg@1": "ndcg_cut_1", "ndcg@5": "ndcg_cut_5", "ndcg@10": "ndcg_cut_10",
+    "recall@1": "recall_1", "recall@5": "recall_5", "recall@10": "recall_10",
+    "precision@1": "P_1", "precision@5": "P_5", "precision@10": "P_10",
+    "map": "map", "map@5": "map_cut_5", "mrr": "recip_rank",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_equals_trec_eval(seed: int) -> None:
+    """Random grades, many ties, rankings of any length, none for query 1, nothing relevant to query 0.
+
+    trec_eval breaks a tie by document id, the greater first, so our rankings are made so here.
+    """
+    trec_eval = pytest.importorskip("pytrec_eval")
+    rng = np.random.default_rng(seed)
+    queries, documents, k = 30, 40, 15
+    names = [f"d{n:02}" for n in range(documents)]
+    graded: list[dict[int, float]] = []
+    run: dict[str, dict[str, float]] = {}
+    ranked_QK = np.full((queries, k), -1)
+    for query in range(queries):
+        judged = rng.permutation(documents)[: rng.integers(1, 12)].tolist()
+        graded.append({document: float(query and rng.integers(0, 4)) for document in judged})
+        retrieved = rng.permutation(documents)[: rng.integers(0, k + 1) * (query != 1)].tolist()
+        scores = {document: float(rng.integers(0, 6)) / 4 for document in retrieved}
+        order = sorted(retrieved, key=lambda document: (scores[document], names[document]), reverse=True)
+        ranked_QK[query, : len(order)] = order
+        if scores:
+            run[f"q{query}"] = {names[document]: score for document, score in scores.items()}
+    qrels = {
+        f"q{query}": {names[document]: int(grade) for document, grade in row.items()}
+        for query, row in enumerate(graded)
+    }
+    expected = trec_eval.RelevanceEvaluator(qrels, set(NAME_OF.values())).evaluate(run)
+    ours = evaluate_ranking(ranked_QK, make_qrels(graded), list(NAME_OF))
+    relevant = [query for query, row in enumerate(graded) if max(row.values()) > 0]
+    assert 0 not in relevant
+    assert "q1" not in run
+    for name, theirs in NAME_OF.items():
+        for query in relevant:  # one that is missing from the run found nothing
+            found = expected[f"q{query}"][theirs] if f"q{query}" in run else 0.0
+            assert ours[name][query] == pytest.approx(found, abs=1e-9), (name, query)
+
+
+def test_the_pytrec_eval_test_covers_every_metric_it_has() -> None:
+    assert {name.partition("@")[0] for name in NAME_OF} == METRICS.keys() - {"hole"}
 
 
 def test_queries_without_relevant_documents_are_nan_for_every_metric() -> None:

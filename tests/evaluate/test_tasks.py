@@ -1,289 +1,373 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import sys
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from moembed.evaluate.beir import RetrievalTask, load_task, save_task
-from moembed.evaluate.metrics import METRICS
-from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
+from moembed.evaluate.beir import RetrievalTask
+from moembed.evaluate.files import LabelTask, PairTask, Task
+from moembed.evaluate.metrics import METRICS, Qrels
+from moembed.evaluate.probes import REPEATS, SAMPLES
+from moembed.evaluate.scores import MAIN, Scores, statistic
+from moembed.evaluate.tasks import DEFAULT_METRICS, Encode, evaluate, evaluate_bm25, metrics_of
 from moembed.types import UserError
 
-Rows = list[dict[str, Any]]
-
-CORPUS: Rows = [
-    {"_id": "d0", "title": "Moles", "text": "dig tunnels"},
-    {"_id": "d1", "title": "", "text": "Voles eat roots"},
-    {"_id": "d2", "title": None, "text": ""},
-    {"_id": "d3", "title": "Owls", "text": "hunt voles"},
-]
-QUERIES: Rows = [{"_id": "q0", "text": "who digs tunnels?"}, {"_id": "q1", "text": "who eats roots?"}]
-QRELS: Rows = [
-    {"query-id": "q1", "corpus-id": "d1", "score": 2},
-    {"query-id": "q0", "corpus-id": "d0", "score": 1},
-    {"query-id": "q1", "corpus-id": "d3", "score": 0},
-]
-MANY: Rows = [{"query-id": f"q{n}", "corpus-id": "d0", "score": 1} for n in range(40)]
-MANY_QUERIES: Rows = [{"_id": f"q{n}", "text": f"query {n}"} for n in range(40)]
+DOCUMENTS = ["moles dig tunnels", "voles eat roots", "", "owls hunt voles"]
+QUERIES = ["who digs tunnels?", "who eats roots?"]
 
 
-def write_parquet(folder: Path, corpus: Rows = CORPUS, queries: Rows = QUERIES, qrels: Rows = QRELS) -> Path:
-    for name, rows in (("corpus", corpus), ("queries", queries), ("qrels", qrels)):
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
-    return folder
-
-
-def write_jsonl(
-    folder: Path, corpus: Rows = CORPUS, queries: Rows = QUERIES, qrels: Rows = QRELS, split: str = "test"
-) -> Path:
-    for name, rows in (("corpus", corpus), ("queries", queries)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    (folder / "qrels").mkdir()
-    lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row.values())) for row in qrels)]
-    (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
-    return folder
-
-
-writers = pytest.mark.parametrize("write", [write_parquet, write_jsonl])
-
-
-def judged(task: RetrievalTask) -> dict[tuple[str, str], float]:
-    query_R = np.repeat(np.arange(len(task.qrels)), np.diff(task.qrels.offset))
-    return {
-        (task.query_ids[query], task.document_ids[document]): grade
-        for query, document, grade in zip(query_R, task.qrels.document, task.qrels.grade, strict=True)
-    }
-
-
-@writers
-def test_reads_a_task(write: Any, tmp_path: Path) -> None:
-    task = load_task(str(write(tmp_path)))
-    assert task.name == tmp_path.name
-    assert task.documents == ["Moles dig tunnels", "Voles eat roots", "", "Owls hunt voles"]
-    assert task.document_ids == ["d0", "d1", "d2", "d3"]
-    assert task.queries == ["who digs tunnels?", "who eats roots?"]
-    assert task.query_ids == ["q0", "q1"]
-    assert judged(task) == {("q0", "d0"): 1, ("q1", "d1"): 2, ("q1", "d3"): 0}
-    assert task.notes == []
-
-
-def test_titles_and_whole_number_ids_are_optional_and_allowed(tmp_path: Path) -> None:
-    corpus, queries = [{"_id": 7, "text": "seven"}], [{"_id": 1, "text": "one", "title": "not read"}]
-    task = load_task(
-        write_parquet(tmp_path, corpus, queries, [{"query-id": 1, "corpus-id": "7", "score": 1}])
-    )
-    assert (task.documents, task.queries, judged(task)) == (["seven"], ["one"], {("1", "7"): 1})
-
-
-def test_queries_without_a_relevant_document_are_left_out_and_noted(tmp_path: Path) -> None:
-    queries = [{"_id": "lost", "text": "?"}, *QUERIES, {"_id": "graded zero", "text": "?"}]
-    qrels = [*QRELS, {"query-id": "graded zero", "corpus-id": "d2", "score": 0}]
-    task = load_task(write_parquet(tmp_path, queries=queries, qrels=qrels))
-    assert task.query_ids == ["q0", "q1"]
-    assert judged(task) == {("q0", "d0"): 1, ("q1", "d1"): 2, ("q1", "d3"): 0}
-    assert task.notes == ["2 of 4 queries have no relevant document and were left out"]
-
-
-def test_a_few_unknown_ids_are_left_out_and_noted(tmp_path: Path) -> None:
-    qrels = [*MANY, {"query-id": "q0", "corpus-id": "gone", "score": 1}]
-    task = load_task(write_parquet(tmp_path, queries=MANY_QUERIES, qrels=qrels))
-    assert len(task.queries) == 40
-    assert task.notes == [
-        "1 of 41 judgements name unknown queries or documents (such as 'gone') and were left out"
-    ]
-
-
-def test_many_unknown_ids_are_refused(tmp_path: Path) -> None:
-    qrels = MANY + [{"query-id": f"x{n}", "corpus-id": "d0", "score": 1} for n in range(5)]
-    with pytest.raises(UserError, match=r"5 of 45 .*'x0', 'x1', 'x2'\)"):
-        load_task(write_parquet(tmp_path, queries=MANY_QUERIES, qrels=qrels))
-
-
-def test_of_repeated_judgements_the_highest_grade_counts(tmp_path: Path) -> None:
-    qrels = [*QRELS, {"query-id": "q1", "corpus-id": "d1", "score": 1}]
-    task = load_task(write_parquet(tmp_path, qrels=qrels))
-    assert judged(task)["q1", "d1"] == 2
-    assert task.notes == ["1 repeated judgements were merged, the highest grade counts"]
-
-
-def test_the_only_split_is_read_but_several_are_ambiguous(tmp_path: Path) -> None:
-    folder = write_jsonl(tmp_path, split="dev")
-    assert len(load_task(folder).queries) == 2
-    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n")
-    with pytest.raises(UserError, match=r"dev\.tsv, train\.tsv"):
-        load_task(folder)
-
-
-def test_byte_order_marks_windows_lines_and_blank_lines_are_fine(tmp_path: Path) -> None:
-    folder = write_jsonl(tmp_path)
-    for file in (folder / "corpus.jsonl", folder / "qrels" / "test.tsv"):
-        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
-    assert len(judged(load_task(folder))) == 3
-
-
-@pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
-def test_missing_files(file: str, tmp_path: Path) -> None:
-    folder = write_jsonl(tmp_path)
-    (folder / file).unlink()
-    with pytest.raises(UserError, match=f"has neither {file.split('.')[0].split('/')[0]}.parquet nor"):
-        load_task(folder)
-
-
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such task folder"):
-        load_task(tmp_path / "nowhere")
-
-
-def drop(rows: Rows, column: str) -> Rows:
-    return [{key: value for key, value in row.items() if key != column} for row in rows]
-
-
-def change(rows: Rows, row: int, **values: Any) -> Rows:
-    return [{**old, **values} if number == row else old for number, old in enumerate(rows)]
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"corpus": drop(CORPUS, "text")}, r"corpus.*(row 0|line 1)\b.*no column 'text'"),
-        ({"corpus": drop(CORPUS, "_id")}, "no column '_id'; the columns are title, text"),
-        ({"queries": drop(QUERIES, "text")}, "queries.*no column 'text'"),
-        ({"corpus": change(CORPUS, 1, text=None)}, r"(row 1|line 2)\b.*'text' must be text, not NoneType"),
-        ({"queries": [{"_id": "q0", "text": 3.5}]}, "'text' must be text, not float"),
-        ({"corpus": [{"_id": "d0", "title": 1.5, "text": ""}]}, "'title' must be text, not float"),
-        ({"corpus": [{"_id": 1.5, "text": ""}]}, "'_id' must be text, not float"),
-        ({"corpus": [*CORPUS, CORPUS[1]]}, r"(row 4|line 5)\b.*'d1' is used twice"),
-        ({"queries": [*QUERIES, QUERIES[0]]}, "'q0' is used twice"),
-        ({"corpus": []}, "corpus.* is empty"),
-        ({"queries": []}, "queries.* is empty"),
-        ({"qrels": change(QRELS, 1, score="high")}, r"(row \d|line 3)\b.*'high' is not a number"),
-        ({"qrels": [{**row, "score": float("nan")} for row in QRELS]}, "nan'? is not a number"),
-        ({"qrels": []}, "no query has a relevant document"),
-        ({"qrels": [{**row, "score": 0} for row in QRELS]}, "no query has a relevant document"),
-    ],
-)
-@writers
-def test_bad_tables_are_refused(write: Any, parts: dict[str, Rows], message: str, tmp_path: Path) -> None:
-    if write is write_parquet and "high" in message:  # one Parquet column holds one type
-        parts = {"qrels": [{**row, "score": "high"} for row in QRELS]}
-    with pytest.raises(UserError, match=message):
-        load_task(write(tmp_path, **parts))
-
-
-@pytest.mark.parametrize("column", ["query-id", "corpus-id", "score"])
-def test_missing_columns_of_judgements(column: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"qrels.parquet, row 0 .*no column '{column}'"):
-        load_task(write_parquet(tmp_path, qrels=drop(QRELS, column)))
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("corpus.jsonl", b'{"_id": "d0", "text": "mole"}\n{"_id": "d1", "te', "line 2 is not valid JSON"),
-        ("corpus.jsonl", b'["d0"]\n', "line 1 is not a JSON object"),
-        ("corpus.jsonl", b'{"_id": "d0", "text": "caf\xe9"}\n', "line 1 is not UTF-8"),
-        ("corpus.jsonl", b'{"_id": "d0", "text": "\\ud83d"}\n', "line 1: 'text' holds half of a surrogate"),
-        ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\nq0\td0\n", "line 2 has 2 columns, .* has 3"),
-        ("qrels/test.tsv", b"q0\t0\td0\t1\nq1\t0\td1\t1\n", "line 2: no column 'query-id'"),
-        ("qrels.parquet", b"PAR1 cut short", "cannot read .*qrels.parquet"),
-    ],
-)
-def test_broken_files_are_refused(file: str, content: bytes, message: str, tmp_path: Path) -> None:
-    folder = write_jsonl(tmp_path)
-    (folder / file).write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        load_task(folder)
-
-
-def test_truncated_parquet_and_invalid_text_in_it(tmp_path: Path) -> None:
-    folder = write_parquet(tmp_path)
-    whole = (folder / "corpus.parquet").read_bytes()
-    (folder / "corpus.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"cannot read .*corpus\.parquet"):
-        load_task(folder)
-    (folder / "corpus.parquet").write_bytes(whole.replace(b"Moles", b"M\xffles"))
-    with pytest.raises(UserError, match=r"cannot read .*corpus\.parquet"):
-        load_task(folder)
-
-
-def letters(texts: list[str]) -> np.ndarray:
+def letters(texts: list[str], role: str = "") -> np.ndarray:
     """How often every letter occurs, a stand-in for a model."""
     count_BM = np.array([[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts], np.float32)
     return count_BM / np.maximum(np.linalg.norm(count_BM, axis=1, keepdims=True), 1)
 
 
-def test_evaluates_an_encoder(tmp_path: Path) -> None:
-    task = load_task(write_parquet(tmp_path))
-    roles: list[list[str]] = []
+def same(texts: list[str], role: str) -> np.ndarray:
+    return np.ones((len(texts), 2), np.float32)
 
-    def encode(texts: list[str]) -> np.ndarray:
-        roles.append(texts)
+
+def given_vectors(vectors: dict[str, list[float]]) -> Encode:
+    return lambda texts, role: np.array([vectors[text] for text in texts], np.float32)
+
+
+def retrieval(
+    queries: list[str] = QUERIES,
+    documents: list[str] = DOCUMENTS,
+    judged: tuple[tuple[int, int, float], ...] = ((0, 0, 1), (1, 1, 2), (1, 3, 0)),
+    kind: str = "retrieval",
+) -> RetrievalTask:
+    query_R, document_R, grade_R = map(np.array, zip(*judged, strict=True))
+    qrels = Qrels.from_judgements(query_R, document_R, grade_R, len(queries))
+    ids = [f"q{n}" for n in range(len(queries))]
+    return RetrievalTask("some", queries, documents, qrels, ids, documents, [], {"q1": "en"}, kind)
+
+
+def bitext(rows: list[tuple[str, str, str]]) -> PairTask:
+    first, second, pair = map(list, zip(*rows, strict=True))
+    return PairTask("some", "bitext", first, second, np.empty(0), pair, [])
+
+
+def sts(rows: list[tuple[str, str, float]]) -> PairTask:
+    first, second, gold = map(list, zip(*rows, strict=True))
+    return PairTask("some", "sts", first, second, np.array(gold), ["en"] * len(rows), [])
+
+
+def labelled(kind: str, rows: list[tuple[str, str, str]], languages: list[str] | None = None) -> LabelTask:
+    texts, labels, split = map(list, zip(*rows, strict=True))
+    train_N = np.array([value == "train" for value in split])
+    return LabelTask("some", kind, texts, labels, train_N, languages or [""] * len(rows), [])
+
+
+PAIRS = [("a mole digs", "a mole is digging", 5.0), ("owls hunt", "worms", 0.5), ("voles", "owls", 1.5)]
+TEXTS = [
+    (f"{word} {n}", word, split) for word in ("mole", "owl") for n in range(9) for split in ("train", "test")
+]
+ALL: list[Task] = [
+    retrieval(),
+    retrieval(kind="reranking"),
+    sts(PAIRS),
+    bitext(
+        [
+            ("Maulwurf", "moles", "de-en"),
+            ("Eulen", "owls", "de-en"),
+            ("taupe", "moles", "fr-en"),
+            ("x", "y", "fr-en"),
+        ]
+    ),
+    labelled("classification", TEXTS),
+    labelled("clustering", [(text, label, "") for text, label, _ in TEXTS]),
+]
+every_kind = pytest.mark.parametrize("task", ALL, ids=lambda task: task.kind)
+
+
+def value(scores: Scores, metric: str) -> float:
+    return statistic(metric)(scores.values[metric])
+
+
+# ---- every kind --------------------------------------------------------------------------------------------
+
+
+@every_kind
+def test_every_item_has_a_place_a_language_a_length_and_its_values(task: Task) -> None:
+    scores = evaluate(task, letters)
+    assert (scores.task, scores.kind) == (task.name, task.kind)
+    assert len(task) == len(scores.item) == len(set(scores.item)) == len(scores.language)
+    assert scores.length.shape == (len(task),)
+    assert list(scores.values) == list(DEFAULT_METRICS[task.kind])
+    for values in scores.values.values():
+        assert values.shape in ((len(task),), (len(task), 2))
+        assert values.dtype == np.float64
+        assert np.isfinite(values).all()
+
+
+@every_kind
+def test_the_same_vectors_give_the_same_scores(task: Task) -> None:
+    first, second = evaluate(task, letters), evaluate(task, letters)
+    for name, values in first.values.items():
+        np.testing.assert_array_equal(values, second.values[name])
+
+
+@every_kind
+def test_a_model_that_cannot_tell_texts_apart_has_a_defined_score(task: Task) -> None:
+    scores = evaluate(task, same)
+    assert 0 <= value(scores, MAIN[task.kind]) < 1
+
+
+@every_kind
+def test_encoders_that_lose_a_text_or_return_nan_are_refused(task: Task) -> None:
+    with pytest.raises(UserError, match=r"made \d+ vectors of \d+ \w+ texts: one each"):
+        evaluate(task, lambda texts, role: letters(texts)[1:])
+    with pytest.raises(UserError, match="NaN"):
+        evaluate(task, lambda texts, role: letters(texts) * np.nan)
+
+
+@every_kind
+def test_roles(task: Task) -> None:
+    asked: list[str] = []
+
+    def encode(texts: list[str], role: str) -> np.ndarray:
+        asked.append(role)
         return letters(texts)
 
-    result = evaluate_retrieval(task, encode, encode, metrics=["recall@1", "ndcg@10", "map"])
-    assert roles == [task.queries, task.documents]
-    assert result.task == task.name
-    assert result.seconds > 0
-    similarity = letters(task.queries) @ letters(task.documents).T
-    assert result.per_query["recall@1"].tolist() == (similarity.argmax(axis=1) == [0, 1]).tolist()
-    assert result.mean["ndcg@10"] == result.per_query["ndcg@10"].mean()
-    assert set(result.mean) == {"recall@1", "ndcg@10", "map"}
+    evaluate(task, encode)
+    assert asked == (["query", "document"] if task.kind in ("retrieval", "reranking") else [task.kind])
 
 
-def test_rankings_are_as_long_as_the_deepest_cut_off(tmp_path: Path) -> None:
-    corpus = [{"_id": f"d{n}", "text": "mole"} for n in range(30)]
-    qrels = [{"query-id": "q0", "corpus-id": "d20", "score": 1}]
-    task = load_task(write_parquet(tmp_path, corpus, QUERIES[:1], qrels))
-
-    def same(texts: list[str]) -> np.ndarray:
-        return np.ones((len(texts), 2), np.float32)
-
-    for result in (
-        evaluate_retrieval(task, same, same, ["mrr@25", "mrr@5"], top_k=1),
-        evaluate_bm25(task, ["mrr@25", "mrr@5"], top_k=1),
-    ):
-        assert result.mean == {"mrr@25": 1 / 21, "mrr@5": 0}  # all tie, so d20 comes 21st
-    assert evaluate_bm25(task, ["recall"], top_k=10).mean == {"recall": 0}
-
-
-def test_bm25_stands_beside_a_model(tmp_path: Path) -> None:
-    task = load_task(write_jsonl(tmp_path))
-    result = evaluate_bm25(task)
-    assert list(result.per_query) == list(evaluate_retrieval(task, letters, letters).per_query)
-    assert result.mean["mrr@10"] == 1
-    everything = evaluate_bm25(task, list(METRICS))
-    assert all(scores.shape == (2,) for scores in everything.per_query.values())
-
-
-def test_unknown_metrics_are_refused_before_anything_is_embedded(tmp_path: Path) -> None:
-    task = load_task(write_parquet(tmp_path))
-
-    def never(texts: list[str]) -> np.ndarray:
+@every_kind
+def test_unknown_metrics_are_refused_before_anything_is_embedded(task: Task) -> None:
+    def never(texts: list[str], role: str) -> np.ndarray:
         raise AssertionError
 
-    with pytest.raises(UserError, match="unknown metric"):
-        evaluate_retrieval(task, never, never, ["accuracy"])
+    with pytest.raises(
+        UserError, match=r"unknown metric 'ndgc@10'; known are ndcg, .* and accuracy, f1, pearson"
+    ):
+        evaluate(task, never, ["spearman", "ndgc@10"])
+    with pytest.raises(UserError, match="cut-off"):
+        evaluate(task, never, ["ndcg@0"])
 
 
-def test_encoders_that_lose_a_text_or_return_nan_are_refused(tmp_path: Path) -> None:
-    task = load_task(write_parquet(tmp_path))
-    with pytest.raises(UserError, match="3 vectors of 4 documents"):
-        evaluate_retrieval(task, letters, lambda texts: letters(texts)[1:])
-    with pytest.raises(UserError, match="NaN"):
-        evaluate_retrieval(task, letters, lambda texts: letters(texts) * np.nan)
+@pytest.mark.parametrize(
+    ("kind", "names", "expected"),
+    [
+        ("retrieval", ["spearman", "recall@5", "ndcg@10"], ["recall@5", "ndcg@10"]),
+        ("retrieval", ["recall@5"], ["ndcg@10", "recall@5"]),
+        ("retrieval", ["accuracy"], ["ndcg@10", "recall@10", "mrr@10"]),
+        ("sts", ["ndcg@10", "pearson"], ["spearman", "pearson"]),
+        ("bitext", ["accuracy", "ndcg@10"], ["f1", "accuracy"]),
+        ("classification", ["ndcg@10", "map"], ["accuracy"]),
+        ("clustering", [], ["v_measure"]),
+        ("reranking", ["map", "map"], ["map"]),
+    ],
+)
+def test_metrics_of_other_kinds_are_ignored(kind: str, names: list[str], expected: list[str]) -> None:
+    assert metrics_of(kind, names) == expected
 
 
-@writers
-def test_a_saved_task_is_read_back(write: Any, tmp_path: Path) -> None:
-    (tmp_path / "first").mkdir()
-    first = load_task(write(tmp_path / "first"))
-    save_task(first, tmp_path / "second")
-    second = load_task(tmp_path / "second")
-    assert (second.documents, second.document_ids) == (first.documents, first.document_ids)
-    assert (second.queries, second.query_ids) == (first.queries, first.query_ids)
-    assert judged(second) == judged(first)
+# ---- rankings ----------------------------------------------------------------------------------------------
+
+
+def test_retrieval_ranks_by_cosine() -> None:
+    scores = evaluate(retrieval(), letters, ["recall@1", "ndcg@10", "hole@2"])
+    similarity = letters(QUERIES) @ letters(DOCUMENTS).T
+    assert scores.values["recall@1"].tolist() == (similarity.argmax(axis=1) == [0, 1]).tolist()
+    assert (scores.item, scores.language) == (["q0", "q1"], ["", "en"])
+    assert scores.length.tolist() == [len(query) for query in QUERIES]
+    assert scores.values["hole@2"].tolist() == [0.5, 0]
+
+
+def test_rankings_are_as_long_as_the_deepest_cut_off() -> None:
+    task = retrieval(QUERIES[:1], ["mole"] * 30, ((0, 20, 1),))
+    for run in (lambda *a: evaluate(task, same, *a), lambda *a: evaluate_bm25(task, *a)):
+        scores = run(["mrr@25", "mrr@5", "ndcg@10"], 1)
+        assert scores.values["mrr@25"] == 1 / 21  # all tie, so row 20 comes 21st
+        assert scores.values["mrr@5"] == 0
+        assert run(["recall"], 10).values["recall"] == 0
+
+
+def test_bm25_stands_beside_a_model() -> None:
+    for kind in ("retrieval", "reranking"):
+        scores = evaluate_bm25(retrieval(kind=kind), list(METRICS))
+        assert scores is not None
+        assert value(scores, "mrr") == 1
+        assert all(values.shape == (2,) for values in scores.values.values())
+
+
+@pytest.mark.parametrize("task", ALL[2:], ids=lambda task: task.kind)
+def test_bm25_has_nothing_to_say_of_other_kinds(task: Task) -> None:
+    assert evaluate_bm25(task) is None
+
+
+RIVALS = retrieval(
+    ["who digs?"], ["moles", "badgers", "owls", "the best"], ((0, 0, 1), (0, 1, 1), (0, 2, 0)), "reranking"
+)
+
+
+def test_reranking_looks_at_the_candidates_of_the_query_alone() -> None:
+    vectors = {
+        "who digs?": [1.0, 0],
+        "moles": [1, 0.1],
+        "owls": [1, 0.5],
+        "badgers": [1, 1],
+        "the best": [1.0, 0],
+    }
+    scores = evaluate(RIVALS, given_vectors(vectors))
+    assert value(scores, "map") == (1 + 2 / 3) / 2
+    assert value(scores, "mrr@10") == 1
+
+
+def test_of_equal_reranking_scores_those_that_are_not_relevant_come_first() -> None:
+    assert value(evaluate(RIVALS, same), "map") == (1 / 2 + 2 / 3) / 2
+    lexical = evaluate_bm25(RIVALS)  # no candidate has a word of the query
+    assert lexical is not None
+    assert value(lexical, "map") == (1 / 2 + 2 / 3) / 2
+
+
+def test_reranking_lists_may_have_different_lengths() -> None:
+    judged = ((0, 0, 0), (0, 1, 0), (0, 2, 1), (1, 3, 1), (1, 0, 0))
+    scores = evaluate(retrieval(judged=judged, kind="reranking"), same)
+    assert scores.values["mrr@10"].tolist() == [1 / 3, 1 / 2]
+
+
+# ---- pairs -------------------------------------------------------------------------------------------------
+
+
+def test_sts_pairs_cosines_with_gold_scores() -> None:
+    scores = evaluate(sts(PAIRS), letters)
+    expected = [(letters([a]) @ letters([b]).T).item() for a, b, _ in PAIRS]
+    np.testing.assert_allclose(scores.values["spearman"][:, 0], expected, atol=1e-6)
+    assert scores.values["pearson"][:, 1].tolist() == [5, 0.5, 1.5]
+    assert scores.length.tolist() == [len(a) + len(b) for a, b, _ in PAIRS]
+    assert scores.notes == []
+
+
+def test_correlations_are_those_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    rows = [(f"a{n}", f"b{n % 7}", float(rng.integers(6))) for n in range(60)]
+    vectors = {text: rng.integers(-2, 3, 4).tolist() for a, b, _ in rows for text in (a, b)}
+    scores = evaluate(sts(rows), given_vectors(vectors))
+    predicted, gold = scores.values["spearman"].T
+    assert value(scores, "spearman") == pytest.approx(stats.spearmanr(predicted, gold)[0], abs=1e-12)
+    assert value(scores, "pearson") == pytest.approx(stats.pearsonr(predicted, gold)[0], abs=1e-12)
+
+
+def test_a_constant_similarity_scores_0_and_says_so() -> None:
+    scores = evaluate(sts(PAIRS), same)
+    assert value(scores, "spearman") == value(scores, "pearson") == 0
+    assert scores.notes == ["every pair has the same cosine, 1: a correlation of 0"]
+
+
+def test_bitext_matches_within_its_pair_and_among_distinct_texts() -> None:
+    rows = [
+        ("A", "mole", "de"),
+        ("B", "owl", "de"),
+        ("C", "mole", "de"),
+        ("D", "vole", "fr"),
+        ("E", "worm", "fr"),
+    ]
+    vectors = {
+        "A": [1.0, 0, 0], "B": [0, 1, 0], "C": [0, 1, 0.1], "D": [1, 0, 0.3], "E": [0, 0.2, 1],
+        "mole": [1, 0, 0], "owl": [0, 1, 0], "vole": [0, 0, 1], "worm": [0, 0.1, 1],
+    }  # fmt: skip
+    scores = evaluate(bitext(rows), given_vectors(vectors))
+    assert scores.values["accuracy"].tolist() == [1, 1, 0, 1, 1]  # D: "mole" is nearer, but of another pair
+    assert scores.values["f1"].tolist() == [2 / 3, 2 / 3, 2 / 3, 1, 1]
+    assert scores.language == ["de", "de", "de", "fr", "fr"]
+
+
+def test_of_equal_translations_the_one_that_stands_first_is_found() -> None:
+    rows = [("A", "mole", ""), ("B", "owl", ""), ("C", "vole", "")]
+    assert evaluate(bitext(rows), same).values["accuracy"].tolist() == [1, 0, 0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=12))
+def test_f1_of_bitext_is_weighted_f1(rows: list[tuple[int, int]]) -> None:
+    """``found`` is what the vectors make the nearest: a class that may be nobody's right one."""
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rows = [*rows, *((n, n) for n in range(5))]
+    task = bitext([(f"{row}: {found}", f"class {gold}", "") for row, (found, gold) in enumerate(rows)])
+    one_hot = np.eye(5, dtype=np.float32)
+    scores = evaluate(task, lambda texts, role: one_hot[[int(text[-1]) for text in texts]])
+    found, gold = zip(*rows, strict=True)
+    assert value(scores, "f1") == pytest.approx(sklearn.f1_score(gold, found, average="weighted"))
+    assert value(scores, "accuracy") == pytest.approx(sklearn.accuracy_score(gold, found))
+
+
+# ---- labels ----------------------------------------------------------------------------------------------
+
+
+def test_the_linear_probe_learns_within_a_language() -> None:
+    """The second language calls the same vectors by the other name."""
+    rows = [
+        *TEXTS,
+        *((f"de {text}", "owl" if label == "mole" else "mole", split) for text, label, split in TEXTS),
+    ]
+    task = labelled("classification", rows, ["en"] * len(TEXTS) + ["de"] * len(TEXTS))
+
+    def encode(texts: list[str], role: str) -> np.ndarray:
+        return np.array([[1, 0] if "mole" in text else [0, 1] for text in texts], np.float32)
+
+    scores = evaluate(task, encode)
+    assert value(scores, "accuracy") == 1
+    assert set(scores.item) == {str(n) for n, (*_, split) in enumerate(rows) if split == "test"}
+    assert scores.language == ["en"] * 18 + ["de"] * 18
+
+
+def test_only_texts_that_are_drawn_or_tested_are_embedded() -> None:
+    rows = [(f"{word} {n}", word, "train") for word in ("mole", "owl") for n in range(500)]
+    asked: list[str] = []
+
+    def encode(texts: list[str], role: str) -> np.ndarray:
+        asked.extend(texts)
+        return letters(texts)
+
+    evaluate(labelled("classification", [*rows, ("moles", "mole", "test")]), encode)
+    assert len(asked) == len(set(asked)) <= 2 * SAMPLES * REPEATS + 1
+    assert "moles" in asked
+
+
+def test_accuracy_is_the_share_of_probes_that_are_right() -> None:
+    rng = np.random.default_rng(0)
+    rows = [(f"{n}", "ab"[n % 2], "train" if n < 60 else "test") for n in range(100)]
+    noise = {text: rng.normal(size=8) + (label == "a") * 0.5 for text, label, _ in rows}
+    scores = evaluate(
+        labelled("classification", rows), lambda texts, role: np.stack([noise[t] for t in texts])
+    )
+    shares = scores.values["accuracy"] * REPEATS
+    np.testing.assert_allclose(shares, shares.round())
+    assert 0 < shares.mean() / REPEATS < 1
+    assert len(set(shares.tolist())) > 2
+
+
+def test_clusters_that_are_the_labels_have_v_measure_1() -> None:
+    task = labelled("clustering", [(text, label, "") for text, label, _ in TEXTS])
+    assert value(evaluate(task, letters), "v_measure") > 0
+
+    def encode(texts: list[str], role: str) -> np.ndarray:
+        return np.array([[1, 0] if "mole" in text else [0, 1] for text in texts], np.float32)
+
+    scores = evaluate(task, encode)
+    assert value(scores, "v_measure") == pytest.approx(1)
+    assert value(evaluate(task, same), "v_measure") == pytest.approx(0)
+
+
+def test_v_measure_is_that_of_sklearn() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    rows = [(str(n), str(n % 5), "") for n in range(200)]
+    vectors = {text: rng.normal(size=4) + int(label) for text, label, _ in rows}
+    scores = evaluate(labelled("clustering", rows), lambda texts, role: np.stack([vectors[t] for t in texts]))
+    found, gold = scores.values["v_measure"].T
+    assert len(np.unique(found)) == 5
+    assert value(scores, "v_measure") == pytest.approx(sklearn.v_measure_score(gold, found), abs=1e-12)
+
+
+@pytest.mark.parametrize("task", ALL[4:], ids=lambda task: task.kind)
+def test_a_missing_library_names_the_extra(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("sklearn", "sklearn.cluster", "sklearn.linear_model"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=r"pip install 'moembed\[eval\]'"):
+        evaluate(task, letters)

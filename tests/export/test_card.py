@@ -15,6 +15,7 @@ import yaml
 from conftest import HfFolder, MakeModel
 from moembed import Embedder
 from moembed.evaluate.compare import compare
+from moembed.evaluate.scores import Scores
 from moembed.export.card import card, write_card
 from moembed.model.folder import Settings
 from moembed.model.moe import MoEConfig
@@ -95,17 +96,22 @@ def test_the_title_is_the_name_or_that_of_the_run(folder: Path) -> None:
 
 def test_the_results_have_intervals(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    scores = {name: {"ndcg@10": rng.random(50), "mrr@10": rng.random(50)} for name in ("bm25", "moe")}
-    compared = compare(scores)
+    items, lengths = list(map(str, range(50))), np.zeros(50)
+    values = {name: {"ndcg@10": rng.random(50), "mrr@10": rng.random(50)} for name in ("bm25", "moe")}
+    scores = {
+        name: [{"scifact": Scores("scifact", "retrieval", items, [""] * 50, lengths, own)}]
+        for name, own in values.items()
+    }
+    compared = compare(scores)["tasks"]["scifact"]
     result = {
         "queries": 50,
         "documents": 1200,
         "notes": ["A note."],
-        "metrics": compared.metrics,
-        "differences": compared.differences,
+        "metrics": compared["metrics"],
+        "differences": {"bm25-moe": compared["differences"]["bm25"]},
     }
     text = written(folder, results={"scifact": result})
-    cell, gap = compared.metrics["moe"]["ndcg@10"], compared.differences["bm25-moe"]["ndcg@10"]
+    cell, gap = compared["metrics"]["moe"]["ndcg@10"], compared["differences"]["bm25"]["ndcg@10"]
     assert "## Results: scifact\n\n50 queries, 1,200 documents" in text
     assert "| | ndcg@10 | mrr@10 |\n|---|---|---|\n" in text
     assert f"| moe | {cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}] |" in text

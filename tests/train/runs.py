@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from moembed.data.sources import Source
+from moembed.evaluate.beir import RetrievalTask, save_task
+from moembed.evaluate.metrics import Qrels
 from moembed.model.embedder import Embedder
 from moembed.model.folder import read_folder
 from moembed.train import gradcache
@@ -22,7 +25,8 @@ from moembed.types import Pair
 WORDS = ["mole", "owl", "worms", "voles", "night", "long", "wide", "where"]
 PAIRS = [Pair(f"what {a} {b}", f"the {b} and the {a}") for a in WORDS for b in WORDS if a < b]
 OPTIM = OptimConfig(learning_rate=5e-3, warmup_steps=2.0)
-TIMES = ("elapsed", "pairs_per_second")  # of a metrics line: all that may differ between two equal runs
+# of a metrics line: all that may differ between two equal runs
+TIMES = ("elapsed", "pairs_per_second", "evaluation_seconds")
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -32,6 +36,17 @@ def settings(**changes: Any) -> TrainConfig:
 
 def run(config: TrainConfig, model: Embedder, folder: Path, resume: bool = False) -> Trained:
     return train(config, model, [Source.from_pairs("tiny", PAIRS)], [1.0], folder, resume)
+
+
+def save_animals(folder: Path) -> str:
+    """A retrieval task of 24 queries and 56 documents, of which each query has two right ones."""
+    documents = [text for pair in PAIRS for text in (pair.document, f"{pair.query} {pair.document}")]
+    queries = [f"{pair.query} at night" for pair in PAIRS[:24]]
+    query_R, document_R = np.repeat(np.arange(24), 2), np.arange(48)
+    query_ids, document_ids = [f"q{i}" for i in range(24)], [f"d{i}" for i in range(56)]
+    qrels = Qrels.from_judgements(query_R, document_R, np.tile([1.0, 2.0], 24), 24)
+    save_task(RetrievalTask(folder.name, queries, documents, qrels, query_ids, document_ids, []), folder)
+    return str(folder)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

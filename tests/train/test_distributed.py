@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from runs import assert_same_weights, interrupt_at, metrics, run, settings
+from runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, save_animals, settings
 
 from conftest import MakeModel
 from moembed.model.embedder import Embedder
 from moembed.model.folder import read_folder
 from moembed.model.moe import MoEConfig
 from moembed.model.router import RouterConfig
+from moembed.train.budget import Deadline
 from moembed.train.distributed import ALONE, World, current, joined
+from moembed.train.evaluation import Evaluation, load_tasks
 from moembed.train.gradcache import Terms, backward
 from moembed.train.loop import _embed
 from moembed.train.routing import Balance, Watch
@@ -72,13 +75,37 @@ def one_step(folder: Path, changes: dict[str, Any], world: World) -> Result:
 def whole_runs(folder: Path, out: Path) -> None:
     """A run, and one that is cut after four steps and goes on."""
     model = lambda name: Embedder.from_pretrained(folder / name, device="cpu")  # noqa: E731
-    run(settings(steps=4, **RUN), model("model"), out / "plain")
+    run(settings(steps=4, **RUN, **looked_at(folder)), model("model"), out / "plain")
     run(settings(steps=4), model("chance"), out / "whole")
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(4, patch, lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(settings(steps=4), model("chance"), out / "cut")
     run(settings(steps=4), model("chance"), out / "cut", resume=True)
+
+
+def looked_at(folder: Path) -> dict[str, Any]:
+    """An odd number of queries, so that the shares differ."""
+    return {"evaluate": {"tasks": str(folder / "animals"), "every_steps": 2, "queries": 23}}
+
+
+def scores(folder: Path, world: World) -> dict[str, float]:
+    """What a model that is not trained scores."""
+    config = TrainConfig.model_validate({"steps": 1} | looked_at(folder))
+    model = Embedder.from_pretrained(folder / "model", device="cpu").train()
+    evaluation = Evaluation(config, load_tasks(config.evaluate), model, world)
+    evaluation.plan()
+    found: dict[str, float] = evaluation.look(0.0)["evaluation"]
+    return found
+
+
+def late_in_one_process(rank: int, folder: Path) -> None:
+    """The budget of the second process is spent at once, the first has all the time there is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluation, "_speed", lambda self, task: 1e9)
+        patch.setattr(Deadline, "passed", 1e9 * rank)
+        config = settings(steps=3, evaluate=looked_at(folder)["evaluate"])
+        run(config, Embedder.from_pretrained(folder / "model", device="cpu"), folder / "two" / "late")
 
 
 def work(rank: int, folder: Path) -> None:
@@ -95,7 +122,9 @@ def work(rank: int, folder: Path) -> None:
     torch.save(
         [found, [p.grad for p in unused], world.collect(rank), world.agree(rank)], folder / f"{rank}.pt"
     )
+    (folder / f"scores-{rank}.json").write_text(json.dumps(scores(folder, world)))
     whole_runs(folder, folder / "two")
+    late_in_one_process(rank, folder)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -108,6 +137,7 @@ def folder(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> P
         router = RouterConfig(jitter=jitter, selection_bias=name == "model")
         moe = MoEConfig(layers=(1, 3), num_experts=4, router=router)
         make_model(moe=moe, dropout=jitter).save_pretrained(folder / name)
+    save_animals(folder / "animals")
     torch.multiprocessing.spawn(work, (folder,), nprocs=SIZE)
     return folder
 
@@ -142,18 +172,38 @@ def test_a_gradient_that_one_process_lacks_is_the_others_and_one_that_none_has_s
 
 
 def test_a_run_of_two_processes_is_that_of_one(folder: Path, tmp_path: Path) -> None:
-    """Optimiser, running counts, router biases, held-out loss; only the first process writes."""
-    run(settings(steps=4, **RUN), Embedder.from_pretrained(folder / "model", device="cpu"), tmp_path)
+    """Optimiser, running counts, router biases, held-out loss, scores; only the first process writes."""
+    config = settings(steps=4, **RUN, **looked_at(folder))
+    run(config, Embedder.from_pretrained(folder / "model", device="cpu"), tmp_path)
     assert len(metrics(tmp_path)) == 4
     for one, two in zip(metrics(tmp_path), metrics(folder / "two" / "plain"), strict=True):
         for key in ("loss", "info_nce", "router_loss", "grad_norm"):
             assert one[key] == pytest.approx(two[key], rel=1e-4), key
         assert one.get("held_out", {}) == pytest.approx(two.get("held_out", {}), rel=1e-4)
+        assert one.get("evaluation", {}) == pytest.approx(two.get("evaluation", {}), rel=1e-6)
         for key in ("step", "tokens", "truncated", "pairs", "learning_rate"):
             assert one[key] == two[key], key
     first, second = (read_folder(f / "model").state for f in (tmp_path, folder / "two" / "plain"))
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_two_processes_score_as_one(folder: Path) -> None:
+    alone = scores(folder, ALONE)
+    assert 0 < alone["animals"] < 1
+    for rank in range(SIZE):
+        assert json.loads((folder / f"scores-{rank}.json").read_text()) == alone
+    lines = [line for line in metrics(folder / "two" / "plain") if "evaluation" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    best = max(lines, key=lambda line: line["evaluation_mean"])
+    facts = json.loads((folder / "two" / "plain" / "checkpoints" / "best" / "best.json").read_text())
+    assert facts == {"step": best["step"], "ndcg@10": best["evaluation_mean"]}
+
+
+def test_if_one_process_is_late_both_give_up_and_train_on(folder: Path) -> None:
+    late = folder / "two" / "late"
+    assert [line.get("evaluation", 0) for line in metrics(late)] == [0, None, None]
+    assert checkpoints(late) == ["step-000002", "step-000003"]
 
 
 def test_two_processes_resume_bit_for_bit(folder: Path) -> None:

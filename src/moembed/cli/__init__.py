@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from moembed import __version__
-from moembed.cli import bench, data, evaluate, export, mine, pretrain, push, search, train
+from moembed.cli import bench, compare, data, evaluate, export, mine, pretrain, push, search, stress, train
 from moembed.console import say
 from moembed.types import UserError
 
@@ -30,6 +30,8 @@ for command in (
     train.train,
     train.upcycle,
     evaluate.evaluate,
+    compare.compare,
+    stress.stress,
     search.embed,
     search.index,
     search.search,
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"note: {message}") if issubclass(category, UserWarning) else None
     )
     try:
-        app(args=_spread_tasks(list(sys.argv[1:] if arguments is None else arguments)), prog_name="moembed")
+        app(args=_spread_lists(list(sys.argv[1:] if arguments is None else arguments)), prog_name="moembed")
     except UserError as error:
         say(f"error: {error}")
         return 2
@@ -64,16 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _spread_tasks(arguments: list[str]) -> list[str]:
+def _spread_lists(arguments: list[str]) -> list[str]:
     """``--tasks a b c`` -> ``--tasks a --tasks b --tasks c``, so that a shell's ``--tasks eval/*`` works."""
     spread: list[str] = []
-    open_option = False
+    option = None
     for argument in arguments:
         if argument.startswith("-"):
-            open_option = argument == "--tasks"
-            spread += [] if open_option else [argument]
+            option = argument if argument in ("--tasks", "--mteb") else None
+            spread += [] if option else [argument]
         else:
-            spread += ["--tasks", argument] if open_option else [argument]
+            spread += [option, argument] if option else [argument]
     return spread
 
 

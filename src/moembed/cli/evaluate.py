@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moembed.cli.options import AllowPickle, Dtype, Json, load_model
+from moembed.cli.options import AllowPickle, Dtype, Json
 from moembed.console import interval, print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
-    from moembed.evaluate.beir import RetrievalTask
-    from moembed.evaluate.compare import Comparison
-    from moembed.model.embedder import Embedder
+    from moembed.evaluate.files import Task
+    from moembed.evaluation import Options, Outcome
 
 
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(help="Folders, hub ids (owner/name@revision), minilm, bm25.")
+        list[str],
+        typer.Argument(help="Folders, hub ids (owner/name@revision), minilm, or bm25, static, base."),
     ],
-    tasks: Annotated[list[Path], typer.Option("--tasks", help="BEIR-layout folders (JSONL/TSV or Parquet).")],
-    metrics: Annotated[str, typer.Option(help="Comma-separated.")] = "ndcg@10,recall@10,mrr@10",
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="BEIR-layout folders, or files whose columns say what they are: docs/evaluating.md."
+        ),
+    ] = None,
+    mteb: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tasks or benchmarks of mteb instead, such as NanoBEIR; results are kept in --cache."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: those of each kind of task.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Queries per retrieval task, with hard and relevant documents.")
+    ] = None,
+    dims: Annotated[str, typer.Option(help="Also with so many coordinates, for instance 64,128,256.")] = "",
+    codecs: Annotated[
+        str, typer.Option(help="Also stored as float16, int8, binary or binary-symmetric; comma-separated.")
+    ] = "",
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="bm25, static word vectors, the model's base.")
+    ] = True,
     dtype: Dtype = "auto",
+    processes: Annotated[int, typer.Option(min=1, help="Embed in so many processes, one per GPU.")] = 1,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps all vectors for the next evaluation.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for the scores of every item, for `moembed compare`.")
+    ] = None,
     allow_pickle: AllowPickle = False,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
     html: Annotated[
@@ -33,74 +64,106 @@ def evaluate(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Retrieval quality with 95 % bootstrap intervals over queries.
+    """Quality with 95 % bootstrap intervals: retrieval, similarity, bitext, classification, clustering.
 
-    With `--json` also the paired difference of every model to the last one, with its p-value. The page of
-    `--html` says whether the last model beats the first, on every task and on the mean of all.
+    Every system is compared to the last one, item by item. BM25, static word vectors and the base of a run
+    are evaluated beside. `moembed compare` puts the scores of several evaluations together.
 
-    Example: `moembed evaluate runs/demo minilm bm25 --tasks data/scifact data/nfcorpus`
+    Example: `moembed evaluate runs/demo minilm --tasks data/scifact sts-de.csv --html report.html`
     """
-    from moembed.evaluate.beir import load_task
-    from moembed.evaluate.compare import compare
+    if (tasks is None) == (mteb is None):
+        raise UserError(
+            "give what to evaluate on: either --tasks with folders and files, or --mteb with names"
+        )
+    if mteb is not None:
+        from moembed.cli.mteb import run_mteb
 
+        dim = next(iter(_dims(dims)), None)
+        run_mteb(
+            models, mteb, dim=dim, dtype=dtype, allow_pickle=allow_pickle, cache=cache, out=out, json_=json_
+        )
+        return
+    from moembed import evaluation
+
+    options = evaluation.Options(
+        metrics=_listed(metrics or "") or None, dtype=dtype, allow_pickle=allow_pickle, processes=processes,
+        cache=cache, dims=_dims(dims), codecs=_listed(codecs),
+    )  # fmt: skip
     if html:
         _require_page(html)
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
-    loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks)]
-    if len({task.name for task in loaded}) < len(loaded):
-        raise UserError("two tasks have folders of the same name, which results go by: rename one of them")
-    scores = _scores(models, loaded, names, dtype, allow_pickle)
-    compared = {task: compare(by_model) for task, by_model in scores.items()}
-    answer = {
-        task.name: {
-            "queries": len(task.queries),
-            "documents": len(task.documents),
-            "notes": task.notes,
-            "metrics": compared[task.name].metrics,
-            "differences": compared[task.name].differences,
-        }
-        for task in loaded
-    }
+    loaded = _load(tasks or [], options)
+    folders = evaluation.name_systems(models, baselines, allow_pickle)
+    if sample:
+        loaded = _sample(loaded, sample, folders.get("static"))
+    outcomes = {}
+    for name, folder in folders.items():
+        outcomes[name] = evaluation.evaluate_system(name, folder, loaded, options, progress_bar)
+        _tell_truncated(name, outcomes[name])
+        if keep:
+            _keep(keep, name, outcomes[name])
+    result = evaluation.summarise(outcomes, loaded)
     if out:
-        out.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
-    overall = compare(*scores.values())
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if html:
-        _write_page(html, {"overall": asdict(overall), "tasks": answer})
+        _write_page(html, result)
     if json_:
-        print_json(answer)
-        return
+        print_json(result)
+    else:
+        _print(result)
+
+
+def _listed(option: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in option.split(",") if part.strip())
+
+
+def _dims(option: str) -> tuple[int, ...]:
+    parts = _listed(option)
+    if wrong := [part for part in parts if not (part.isdecimal() and int(part))]:
+        raise UserError(f"--dims takes whole numbers above zero, such as 64,128, not {wrong[0]!r}")
+    return tuple(map(int, parts))
+
+
+def _load(paths: Sequence[Path], options: Options) -> list[Task]:
+    """The tasks, and everything about them and the options that can be refused before a model is loaded."""
+    from moembed.evaluate.files import load_any
+    from moembed.evaluate.tasks import metrics_of
+    from moembed.search.codecs import CODECS
+
+    loaded = [load_any(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+    if len({task.name for task in loaded}) < len(loaded):
+        raise UserError("two tasks have the same name, which results go by: rename one of them")
     for task in loaded:
-        for note in task.notes:
-            say(f"note: {task.name}: {note}")
-        title = f"{task.name}: {len(task.queries):,} queries, {len(task.documents):,} documents"
-        _print_metrics(title, compared[task.name], names)
-    if len(loaded) > 1:
-        _print_metrics(f"mean over {len(loaded)} tasks", overall, names)
+        metrics_of(task.kind, options.metrics)
+    for codec in options.codecs:
+        if codec not in CODECS:
+            raise UserError(f"unknown codec {codec!r}; known are {', '.join(CODECS)}")
+    return loaded
 
 
-def _scores(
-    models: list[str], tasks: list[RetrievalTask], metrics: list[str], dtype: str, allow_pickle: bool
-) -> dict[str, dict[str, Any]]:
-    """``[task][model][metric] -> (Q,)``; one model is in memory at a time."""
-    from moembed.evaluate.tasks import evaluate_bm25, evaluate_retrieval
+def _sample(tasks: Sequence[Task], queries: int, folder: Path | None) -> list[Task]:
+    from moembed.evaluate.systems import StaticEncoder
+    from moembed.evaluation import sample_tasks
+    from moembed.model.embedder import Embedder
 
-    scores: dict[str, dict[str, Any]] = {task.name: {} for task in tasks}
-    for name in models:
-        model = None if name == "bm25" else load_model(name, dtype, allow_pickle)
-        for task in tasks:
-            if model is None:
-                scores[task.name][name] = evaluate_bm25(task, metrics).per_query
-                continue
-            encode = _Counted(model, f"{name} on {task.name}", len(task.queries) + len(task.documents))
-            with encode:
-                result = evaluate_retrieval(task, encode.query, encode.document, metrics)
-            scores[task.name][name] = result.per_query
-            if encode.truncated:
-                say(
-                    f"note: {name} cut {encode.truncated} texts of {task.name} "
-                    f"at {model.tokenizer.max_length} tokens"
-                )
-    return scores
+    static = StaticEncoder(Embedder.from_pretrained(folder)) if folder else None
+    sampled, agreements = sample_tasks(tasks, queries, static)
+    for name, agreement in agreements.items():
+        say(f"sample of {name}: {agreement}")
+    return sampled
+
+
+def _tell_truncated(name: str, outcome: Outcome) -> None:
+    for task, truncated in outcome.truncated.items():
+        if truncated:
+            say(f"note: {name} cut {truncated:,} texts of {task}: they are longer than it reads")
+
+
+def _keep(folder: Path, name: str, outcome: Outcome) -> None:
+    from moembed.evaluate.scores import save_scores
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}.parquet"
+    save_scores(file, list(outcome.scores.values()), {"system": name, **outcome.about})
 
 
 def _require_page(path: Path) -> None:
@@ -115,42 +178,57 @@ def _require_page(path: Path) -> None:
 
 
 def _write_page(path: Path, result: dict[str, Any]) -> None:
-    from moembed.evaluate.page import summary, write_page
+    from moembed.evaluate.page import write_page
 
     path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     write_page(path, result)
-    say(f"{summary(result)} The page is {path}")
+    say(f"The page is {path}")
 
 
-def _print_metrics(title: str, compared: Comparison, names: list[str]) -> None:
-    rows = [
-        [model, *(interval(cell) for cell in cells.values())] for model, cells in compared.metrics.items()
-    ]
-    print_table(title, ["model", *names], rows)
+# ---- what is printed ---------------------------------------------------------------------------------------
 
 
-class _Counted:
-    """Both roles of a model behind one progress bar, counting the texts that were cut."""
+def _print(result: Mapping[str, Any]) -> None:
+    from moembed.evaluate.verdict import sentences
+    from moembed.page.words import metric_name
 
-    def __init__(self, model: Embedder, what: str, total: int) -> None:
-        self.model, self.truncated = model, 0
-        self.bar = progress_bar(what, total)
+    for name, task in result["tasks"].items():
+        for note in task["notes"]:
+            say(f"note: {name}: {note}")
+    if len(result["tasks"]) == 1:
+        _print_task(*next(iter(result["tasks"].items())))
+    else:
+        systems = result["systems"]
+        rows = [
+            [name, metric_name(task["main"]), *_cells(task, task["main"], systems)]
+            for name, task in result["tasks"].items()
+        ]
+        if len(result["kinds"]) > 1:
+            rows += [
+                [f"mean of {kind}", metric_name(row["main"]), *_cells(row, row["main"], systems)]
+                for kind, row in result["kinds"].items()
+                if row["tasks"] > 1
+            ]
+        rows.append(["mean of all", "score", *_cells(result["overall"], "score", systems)])
+        print_table(f"{len(result['tasks'])} tasks, 95 % intervals", ["", "metric", *systems], rows)
+    for name, curve in result["curves"].items():
+        points = [[f"{p['dim']}", p["codec"], f"{p['bytes']:,}", interval(p["score"])] for p in curve]
+        print_table(f"\n{name}: smaller vectors", ["dim", "codec", "bytes", "score"], points)
+    if len(result["systems"]) > 1:
+        print()
+        for sentence in sentences(result):
+            print(sentence)
 
-    def __enter__(self) -> None:
-        self.advance = self.bar.__enter__()
 
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
+def _print_task(name: str, task: Mapping[str, Any]) -> None:
+    from moembed.page.words import metric_name
 
-    def query(self, texts: list[str]) -> Any:
-        return self._encode(texts, "query")
+    metrics = list(next(iter(task["metrics"].values())))
+    rows = [[system, *(interval(cells[m]) for m in metrics)] for system, cells in task["metrics"].items()]
+    documents = f", {task['documents']:,} documents" if "documents" in task else ""
+    title = f"{name}: {task['items']:,} {'queries' if documents else 'items'}{documents}, 95 % intervals"
+    print_table(title, ["", *map(metric_name, metrics)], rows)
 
-    def document(self, texts: list[str]) -> Any:
-        return self._encode(texts, "document")
 
-    def _encode(self, texts: list[str], role: str) -> Any:
-        vectors, truncated = self.model.encode_counted(
-            texts, self.model.role_prompt(role), progress=self.advance
-        )
-        self.truncated += truncated
-        return vectors
+def _cells(row: Mapping[str, Any], label: str, systems: Sequence[str]) -> list[str]:
+    return [interval(row["metrics"][name][label]) if name in row["metrics"] else "" for name in systems]

@@ -13,7 +13,7 @@ import numpy as np
 
 from moembed.types import UserError
 
-_BLOCK_CELLS = 1 << 22  # results compared with judgements at a time: bounds the memory of long rankings
+_BLOCK_CELLS = 1 << 17  # results compared with judgements at a time: as many as a cache holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +50,25 @@ class Qrels:
     def __len__(self) -> int:
         return len(self.offset) - 1
 
+    @property
+    def query_R(self) -> np.ndarray:
+        """The query row of every judgement."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offset))
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The relevant documents of all queries: their query, gain and rank (1 = best, inf = not retrieved)."""
+    """The judged documents of all queries: their query, gain and rank (1 = best, inf = not retrieved).
+
+    ``rank_R`` is inf also for those that are not relevant; ``judged_rank_R`` is the rank of all.
+    """
 
     query_R: np.ndarray
-    gain_R: np.ndarray
+    gain_R: np.ndarray  # 0 of those that are not relevant
     rank_R: np.ndarray
+    judged_rank_R: np.ndarray
     relevant_Q: np.ndarray  # number of relevant documents per query
+    ranked_QK: np.ndarray
 
     def sum_by_query(self, value_R: np.ndarray) -> np.ndarray:
         return np.bincount(self.query_R, weights=value_R, minlength=len(self.relevant_Q))
@@ -102,12 +112,22 @@ def average_precision(found: Found, k: int) -> np.ndarray:
     return found.sum_by_query(nth_R / found.rank_R * (found.rank_R <= k)) / found.relevant_Q
 
 
+def hole(found: Found, k: int) -> np.ndarray:
+    """Results without a judgement among the first ``k`` / ``k``: how much of the score is a guess.
+
+    Source: Thakur et al., *BEIR* (2021), where a judgement for any query counts and not only one for this.
+    """
+    retrieved_Q = (found.ranked_QK[:, :k] >= 0).sum(axis=1)
+    return (retrieved_Q - found.sum_by_query(found.judged_rank_R <= k)) / k
+
+
 METRICS: dict[str, Metric] = {
     "ndcg": ndcg,
     "recall": recall,
     "precision": precision,
     "mrr": mrr,
     "map": average_precision,
+    "hole": hole,
 }
 
 
@@ -159,16 +179,22 @@ def evaluate_ranking(ranked_QK: np.ndarray, qrels: Qrels, names: Sequence[str]) 
 
 
 def _find(ranked_QK: np.ndarray, qrels: Qrels) -> Found:
-    relevant = qrels.grade > 0
-    query_R = np.repeat(np.arange(len(qrels)), np.diff(qrels.offset))[relevant]
-    document_R = qrels.document[relevant]
+    query_R, gain_R = qrels.query_R, np.maximum(qrels.grade, 0)
     rank_R = np.empty(len(query_R))
     step = max(1, _BLOCK_CELLS // ranked_QK.shape[1])
     for start in range(0, len(query_R), step):
         block = slice(start, start + step)
-        hit_RK = ranked_QK[query_R[block]] == document_R[block, None]
-        rank_R[block] = np.where(hit_RK.any(axis=1), hit_RK.argmax(axis=1) + 1, np.inf)
-    return Found(query_R, qrels.grade[relevant], rank_R, np.bincount(query_R, minlength=len(qrels)))
+        hit_RK = ranked_QK[query_R[block]] == qrels.document[block, None]
+        first_R = hit_RK.argmax(axis=1)
+        rank_R[block] = np.where(hit_RK[np.arange(len(first_R)), first_R], first_R + 1, np.inf)
+    return Found(
+        query_R=query_R,
+        gain_R=gain_R,
+        rank_R=np.where(gain_R > 0, rank_R, np.inf),
+        judged_rank_R=rank_R,
+        relevant_Q=np.bincount(query_R, weights=gain_R > 0, minlength=len(qrels)),
+        ranked_QK=ranked_QK,
+    )
 
 
 def _place_in_query(query_R: np.ndarray, key_R: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def card(
         base: the model it was made from. A hub id also goes into the metadata; of a path only the last part
             is told.
         data: what it was trained on; of paths only the last part is told.
-        results: by task, what ``moembed evaluate --json`` prints: queries, documents, metrics, differences.
+        results: by task, counts of queries and documents, and ``metrics`` and ``differences`` as in a report.
         license: of this model.
     """
     parts = [

@@ -22,6 +22,15 @@ from moembed.tokenizer import pack, token_budget
 from moembed.types import Batch, Encoded, TruncationWarning, UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What texts are embedded for, and what models call the prompt of it: their own words, then those of MTEB.
+ROLES = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+    "sts": ("sts", "STS"),
+    "bitext": ("bitext", "BitextMining"),
+    "classification": ("classification", "Classification"),
+    "clustering": ("clustering", "Clustering"),
+}
 _WINDOW = 4096  # texts that are tokens at one time
 
 
@@ -162,9 +171,8 @@ class Embedder(nn.Module):
         return self.encode(texts, self.role_prompt("document"), dim)
 
     def role_prompt(self, role: str) -> str | None:
-        """The name of the prompt for ``query`` or ``document``, else of the default prompt, else None."""
-        names = {"query": ("query",), "document": ("document", "passage", "corpus")}[role]
-        return next((n for n in names if n in self.tokenizer.prompts), self.tokenizer.default_prompt)
+        """The name of the prompt for a role, such as ``query``, else of the default prompt, else None."""
+        return next((n for n in ROLES[role] if n in self.tokenizer.prompts), self.tokenizer.default_prompt)
 
     @torch.inference_mode()
     def encode_counted(

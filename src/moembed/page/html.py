@@ -6,7 +6,7 @@ A page holds everything it shows: no network, no script, light and dark.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -22,12 +22,28 @@ def card(heading: str, content: str, about: str = "", wide: bool = False) -> str
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return grouped_table(head, {"": rows})
+
+
+def grouped_table(head: Sequence[str], groups: Mapping[str, Iterable[Sequence[str]]]) -> str:
+    """``groups`` maps headings, which may be empty, to the rows below them."""
     columns = "".join(f"<th scope=col>{cell}</th>" for cell in head)
-    body = "".join(
+    bodies = "".join(_group(heading, rows, len(head)) for heading, rows in groups.items())
+    return f'<div class="scroll"><table><thead><tr>{columns}</tr></thead>{bodies}</table></div>'
+
+
+def _group(heading: str, rows: Iterable[Sequence[str]], columns: int) -> str:
+    title = f"<th scope=rowgroup colspan={columns}><span>{heading}</span></th>"
+    lines = "".join(
         f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f"<tbody>{f'<tr class=group>{title}</tr>' if heading else ''}{lines}</tbody>"
+
+
+def details(heading: str, content: str) -> str:
+    """``content`` behind a heading that opens it."""
+    return f"<details><summary>{heading}</summary>{content}</details>"
 
 
 def section(heading: str, content: str) -> str:
@@ -39,13 +55,13 @@ def grid(cards: Iterable[str]) -> str:
     return f'<div class="grid">{content}</div>' if content else ""
 
 
-def legend(names: Iterable[str], hues: Iterable[str]) -> str:
-    """What the colours of a plot stand for; ``hues`` are those of `moembed.page.plots`."""
-    swatches = (
-        f'<span><i style="background:var(--{hue})"></i>{name}</span>'
-        for name, hue in zip(names, hues, strict=True)
+def legend(names: Iterable[str], looks: Iterable[tuple[str, str]]) -> str:
+    """What the colours and shapes of a plot stand for: ``looks`` are those of `moembed.page.plots`."""
+    entries = (
+        f'<span><i style="color:var(--{hue})">{mark}</i>{name}</span>'
+        for name, (hue, mark) in zip(names, looks, strict=True)
     )
-    return f'<div class="legend">{"".join(swatches)}</div>'
+    return f'<div class="legend">{"".join(entries)}</div>'
 
 
 def notes(sentences: Sequence[str]) -> str:

@@ -1,17 +1,19 @@
 """The plots of a page: inline SVG that follows the light or dark page around it.
 
 matplotlib draws in stand-in colours; each becomes a CSS variable of ``page.css`` in the finished SVG: one
-drawing serves both themes. For the same reason heat maps are transparent where there is nothing to see.
-The same figures give the same bytes.
+drawing serves both themes. The same figures give the same bytes.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,13 +23,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import BboxBase
 
 HUES = ("c1", "c2", "c3", "c4", "c5", "c6")
+MARKERS = {"●": "o", "■": "s", "▲": "^", "✚": "P", "◆": "D", "▼": "v", "★": "*"}  # as matplotlib calls them
 STAND_IN = {name: f"#0a0b{place:02x}" for place, name in enumerate(("ink", "muted", "line", *HUES))}
-UNDER, OVER = (40, 116, 214), (232, 104, 28)  # readable on a white and on a black page
 WIDTH = 440  # px of every plot: its text stays readable when a phone shrinks it
-COLUMNS = 240  # of a heat map
 POINTS = 2000  # of a raw curve
+LONGEST = 22  # characters of a row's name
 STYLE = {
     "font.size": 12.5,
     "svg.fonttype": "none",
@@ -51,13 +54,33 @@ STYLE = {
 }
 
 
+class Look(NamedTuple):
+    """How a plot and its legend show a series: a colour, and a shape for who cannot tell the colours."""
+
+    hue: str
+    mark: str
+
+
+class Point(NamedTuple):
+    """Of a trade-off: what it costs, what it scores, and its name."""
+
+    cost: float
+    value: float
+    low: float
+    high: float
+    name: str
+
+
+LOOKS = tuple(map(Look, HUES, MARKERS))
+
+
 def curve(label: str, step: np.ndarray, value: np.ndarray, smooth: np.ndarray | None = None) -> str:
     """``value`` over ``step``; with ``smooth``, that line in front and the raw one faint behind it."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.xaxis.set_major_locator(whole_numbers())
         marker = "o" if len(step) == 1 else ""
         thin = slice(None, None, 1 + len(step) // POINTS)
         alpha, width = (0.35, 1.0) if smooth is not None else (1.0, 1.8)
@@ -66,14 +89,14 @@ def curve(label: str, step: np.ndarray, value: np.ndarray, smooth: np.ndarray | 
         if smooth is not None:
             axes.plot(step[thin], smooth[thin], color=STAND_IN["c1"], linewidth=2)
 
-    return _svg(label, 230, draw)
+    return svg(label, 230, draw)
 
 
 def dots(
     label: str,
     rows: Sequence[str],
     series: Sequence[Sequence[tuple[float, ...]]],
-    hues: Sequence[str],
+    looks: Sequence[Look],
     zero: bool = False,
 ) -> str:
     """A dot and its interval per row and series; ``series[i][row]`` is value, low, high (NaN: not drawn).
@@ -83,123 +106,133 @@ def dots(
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for place_R, _, hue, (value_R, low_R, high_R) in _in_rows(axes, rows, series, hues):
-            axes.hlines(place_R, low_R, high_R, color=STAND_IN[hue], linewidth=2)
-            axes.plot(value_R, place_R, "o", markersize=6.5, color=STAND_IN[hue])
+        place_R = np.arange(len(rows))
+        axes.set_yticks(place_R, [short(row) for row in rows], color=STAND_IN["ink"])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.locator_params(axis="x", nbins=6)
+        for edge in place_R[1:] - 0.5:
+            axes.axhline(edge, color=STAND_IN["line"], linewidth=0.8)
+        offsets = np.linspace(-0.5, 0.5, len(series) + 2)[1:-1]
+        for offset, look, row_R3 in zip(offsets, looks, series, strict=True):
+            value_R, low_R, high_R = np.array(row_R3).T
+            axes.hlines(place_R + offset, low_R, high_R, color=STAND_IN[look.hue], linewidth=2)
+            axes.plot(value_R, place_R + offset, **_marker(look))
         if zero:
             axes.axvline(0, color=STAND_IN["muted"], linewidth=1)
 
-    return _svg(label, _rows_height(rows, series), draw)
+    return svg(label, 60 + len(rows) * (20 + 12 * len(series)), draw)
 
 
-def levels(
-    label: str, rows: Sequence[str], series: Sequence[Sequence[tuple[float, ...]]], hues: Sequence[str]
+def tradeoff(
+    label: str,
+    series: Sequence[Sequence[Point]],
+    looks: Sequence[Look],
+    cost: str,
+    written: Callable[[float], str],
 ) -> str:
-    """A bar from zero and its interval per row and series; arguments as of ``dots``."""
+    """Score against cost on a logarithmic axis; a line joins the points no cheaper one of the series beats.
+
+    Args:
+        cost: title of the axis, whose figures are ``written`` by this function; every cost is above zero.
+    """
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for place_R, height, hue, (value_R, low_R, high_R) in _in_rows(axes, rows, series, hues):
-            axes.barh(place_R, value_R, 0.82 * height, color=STAND_IN[hue])
-            axes.hlines(place_R, low_R, high_R, color=STAND_IN["ink"], linewidth=1.2)
-        axes.set_xlim(left=0)
+        axes.set_xlabel(cost)
+        axes.margins(0.12, 0.14)
+        named: list[Point] = []
+        for points, look in zip(series, looks, strict=True):
+            best = _frontier(points)
+            named += best
+            line = np.array([(point.cost, point.value) for point in best])
+            axes.plot(*line.T, color=STAND_IN[look.hue], linewidth=1.6)
+            for point in points:
+                strong = 1 if point in best else 0.45
+                ends: dict[str, Any] = {"color": STAND_IN[look.hue], "linewidth": 1.6, "alpha": strong}
+                axes.plot([point.cost, point.cost], [point.low, point.high], **ends)
+                axes.plot(point.cost, point.value, alpha=strong, **_marker(look))
+        _cost_axis(axes, [point.cost for points in series for point in points], written)
+        _name(figure, axes, named)
 
-    return _svg(label, _rows_height(rows, series), draw)
-
-
-def _in_rows(
-    axes: Axes, rows: Sequence[str], series: Sequence[Sequence[tuple[float, ...]]], hues: Sequence[str]
-) -> Iterator[tuple[np.ndarray, float, str, np.ndarray]]:
-    """Label the rows and part them; for every series its place in each, the room there, hue and values."""
-    place_R = np.arange(len(rows))
-    axes.set_yticks(place_R, rows, color=STAND_IN["ink"])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
-    for edge in place_R[1:] - 0.5:
-        axes.axhline(edge, color=STAND_IN["line"], linewidth=0.8)
-    offsets, height = np.linspace(-0.5, 0.5, len(series) + 2, retstep=True)
-    for offset, hue, row_R3 in zip(offsets[1:-1], hues, series, strict=True):
-        yield place_R + offset, float(height), hue, np.array(row_R3).T
+    return svg(label, 320, draw)
 
 
-def _rows_height(rows: Sequence[str], series: Sequence[object]) -> int:
-    return 60 + len(rows) * (40 + 9 * len(series))
+def _frontier(points: Sequence[Point]) -> list[Point]:
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.value)):
+        if not best or point.value > best[-1].value:
+            best.append(point)
+    return best
 
 
-def heat(label: str, step: np.ndarray, load_LRE: Mapping[int, np.ndarray]) -> str:
-    """Load of each expert over the steps, one band per layer; colour is the distance from ``1/E``."""
+def _cost_axis(axes: Axes, costs: Sequence[float], written: Callable[[float], str]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    def draw(figure: Figure) -> None:
-        # every pixel column shows the latest record at or before its step: gaps in the log keep their width
-        column = np.searchsorted(step, np.linspace(step[0], step[-1], COLUMNS), side="right") - 1
-        for axes, load_RE in _bands(figure, load_LRE):
-            experts = load_RE.shape[1]
-            extent = (step[0], max(step[-1], step[0] + 1), experts - 0.5, -0.5)
-            axes.imshow(_tint(load_RE[column].T), aspect="auto", interpolation="none", extent=extent)
-            axes.set_yticks([0, experts - 1])
-        axes.set_xlabel("step")
-
-    return _svg(label, _height(load_LRE), draw)
+    decades = math.log10(max(costs) / min(costs))
+    if decades > 0.5:
+        parts = (1, 2, 5) if decades < 1.5 else (1, 3) if decades < 2.5 else (1,)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=parts))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
 
 
-def grid(label: str, rows: Sequence[str], load_LRE: Mapping[int, np.ndarray]) -> str:
-    """Load of each expert by row, such as a source, one band per layer; colours as in ``heat``."""
-    band = 26 + 16 * len(rows)
-
-    def draw(figure: Figure) -> None:
-        for axes, load_RE in _bands(figure, load_LRE):
-            axes.imshow(_tint(load_RE.T).transpose(1, 0, 2), aspect="auto", interpolation="none")
-            axes.set_yticks(np.arange(len(rows)), [_short(row) for row in rows], fontsize=10)
-            axes.xaxis.set_major_locator(_whole_numbers())
-        axes.set_xlabel("expert")
-
-    return _svg(label, 50 + band * len(load_LRE), draw)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
-
-
-def bars(label: str, load_LE: Mapping[int, np.ndarray]) -> str:
-    """Load of each expert as a share of ``1/E`` (dashed), one band per layer."""
-
-    def draw(figure: Figure) -> None:
-        top = max(1.05, *(float(load_E.max() * len(load_E)) for load_E in load_LE.values()))
-        for axes, load_E in _bands(figure, load_LE):
-            axes.bar(np.arange(len(load_E)), load_E * len(load_E), 0.72, color=STAND_IN["c1"])
-            axes.axhline(1, color=STAND_IN["ink"], linewidth=1, linestyle=(0, (4, 3)))
-            axes.set_ylim(0, top)
-            axes.set_yticks([0, 1], ["0", "1/E"])
-        axes.set_xlabel("expert")
-        axes.xaxis.set_major_locator(_whole_numbers())
-
-    return _svg(label, _height(load_LE), draw)
+def _name(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+    """Write the names beside their points, leaving out what would lie over a line or another name."""
+    figure.draw_without_rendering()  # fixes the layout, in which the places are measured
+    lines = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
+    taken: list[BboxBase] = []
+    for point in points:
+        for up, side in ((1, "center"), (-1, "center"), (1, "right"), (-1, "left")):
+            end = np.nanmax([point.value, point.high]) if up > 0 else np.nanmin([point.value, point.low])
+            text = axes.annotate(
+                short(point.name),
+                (point.cost, end),
+                (0, 5 * up),
+                textcoords="offset points",
+                ha=side,
+                va="bottom" if up > 0 else "top",
+                fontsize=10,
+                color=STAND_IN["muted"],
+            )
+            text.set_in_layout(False)
+            box = text.get_window_extent()
+            inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+            if (
+                inside
+                and not box.count_overlaps(taken)
+                and not any(p.intersects_bbox(box, False) for p in lines)
+            ):
+                taken.append(box)
+                break
+            text.remove()
 
 
-def _whole_numbers() -> MaxNLocator:
+def _marker(look: Look) -> dict[str, Any]:
+    larger = 1.4 if look.mark in "★✚" else 1  # their arms are thin
+    return {
+        "marker": MARKERS[look.mark],
+        "markersize": 6.5 * larger,
+        "markeredgewidth": 0,
+        "linestyle": "",
+        "color": STAND_IN[look.hue],
+    }
+
+
+def short(name: str) -> str:
+    """What there is room for; without characters that cannot be drawn."""
+    name = "".join(letter if letter.isprintable() else "�" for letter in name)
+    half = LONGEST // 2
+    return name if len(name) <= LONGEST else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def whole_numbers() -> MaxNLocator:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins="auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
-
-
-def _bands(figure: Figure, load: Mapping[int, np.ndarray]) -> list[tuple[Axes, np.ndarray]]:
-    """One plot per layer, stacked, with its layer's load."""
-    stack = figure.subplots(len(load), sharex=True, squeeze=False)[:, 0]
-    for axes, layer in zip(stack, load, strict=True):
-        axes.grid(visible=False)
-        axes.set_ylabel(f"layer {layer}", rotation=0, ha="right", va="center")
-    return list(zip(stack, load.values(), strict=True))
-
-
-def _height(load: Mapping[int, np.ndarray]) -> int:
-    return 50 + 74 * len(load)
-
-
-def _tint(load_ER: np.ndarray) -> np.ndarray:
-    """RGBA: transparent at ``1/E``, the full ``UNDER`` at zero, the full ``OVER`` from ``2/E`` on."""
-    surplus_ER = np.clip(load_ER * len(load_ER) - 1, -1, 1)[..., None]
-    colour_ER3 = np.where(surplus_ER > 0, OVER, UNDER) / 255
-    return np.concatenate([colour_ER3, np.abs(surplus_ER)], axis=-1)
 
 
 def require_matplotlib() -> None:
@@ -210,13 +243,15 @@ def require_matplotlib() -> None:
         raise UserError("the report draws with matplotlib: pip install 'moembed[demo]'") from None
 
 
-def _svg(label: str, height: float, draw: Callable[[Figure], None]) -> str:
+def svg(label: str, height: float, draw: Callable[[Figure], None]) -> str:
+    """What ``draw`` puts on a figure ``WIDTH`` px wide; a page holds one drawing of each ``label``."""
     require_matplotlib()
     from matplotlib import style
     from matplotlib.figure import Figure
 
     buffer = io.StringIO()
-    with style.context(["default", STYLE]):
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser draws the text, with its fonts
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -225,7 +260,7 @@ def _svg(label: str, height: float, draw: Callable[[Figure], None]) -> str:
     for name, colour in STAND_IN.items():
         body = body.replace(colour, f"var(--{name})")
     # several drawings share one page, where an id may be used once: drop the idle ones, prefix the others
-    prefix = re.sub(r"\W+", "-", label)
+    prefix = f"d{sha256(label.encode(errors='replace')).hexdigest()[:8]}"
     used = set(re.findall(r'(?:url\(|href=")#(\w+)', body))
     body = re.sub(r' id="([^"]*)"', lambda id: f' id="{prefix}-{id[1]}"' if id[1] in used else "", body)
     body = re.sub(r'(url\(|href=")#', rf"\1#{prefix}-", body)

@@ -92,11 +92,11 @@ def save(
         shutil.rmtree(old)
 
 
-def save_best(run: Path, model: Embedder, step: int, loss: float) -> None:
-    """Put the model into ``checkpoints/best``, with the step and the held-out loss it was chosen for."""
+def save_best(run: Path, model: Embedder, step: int, measure: str, value: float) -> None:
+    """Put the model into ``checkpoints/best``, with the step and what it was chosen for."""
     with replacing(run / "checkpoints" / "best") as fresh:
         _write_model(fresh, model)
-        facts = {"step": step, "held_out_loss": loss}
+        facts = {"step": step, measure: value}
         (fresh / "best.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 

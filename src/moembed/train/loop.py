@@ -23,10 +23,12 @@ from torch import Tensor
 from moembed.config import Strict
 from moembed.data.sampler import Sampler
 from moembed.data.sources import Source
+from moembed.evaluate.beir import RetrievalTask
 from moembed.model.embedder import Embedder
 from moembed.train import checkpoint, gradcache
 from moembed.train.ahead import ahead
 from moembed.train.distributed import current
+from moembed.train.evaluation import Evaluation, load_tasks
 from moembed.train.held_out import HeldOut, learnt
 from moembed.train.interrupt import interruptible
 from moembed.train.log import Log
@@ -51,7 +53,7 @@ class Trained:
 def train(
     config: TrainConfig, model: Embedder, sources: Sequence[Source], weights: Sequence[float], run: Path,
     resume: bool = False, record: Strict | None = None, options: Sequence[SourceOptions] | None = None,
-    validation: Sequence[Source] = (),
+    validation: Sequence[Source] = (), tasks: Sequence[RetrievalTask] | None = None,
 ) -> Trained:  # fmt: skip
     """Train ``model`` in place; ``run`` gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/``.
 
@@ -59,10 +61,12 @@ def train(
         record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
         options: of each source, its own prompts and loss.
         validation: sources for the held-out loss alone.
+        tasks: those of ``config.evaluate``, where they were read before.
 
     Raises:
         UserError: fewer pairs than a batch, a loss that is not finite (the batch is written to the run
-            folder), nothing to resume from, another run in the way, a full disk.
+            folder), nothing to resume from, another run in the way, a task folder that is missing or changed,
+            a full disk.
     """
     world = current()
     if config.batch_size < world.size:
@@ -80,6 +84,8 @@ def train(
         held_out.add(source, range(len(source)), Manner.of(model, SourceOptions(), config.loss), model)
     sampler = Sampler(sizes, weights, config.batch_size, config.seed, names)
     last_step = _last_step(config, sampler)
+    tasks = load_tasks(config.evaluate) if tasks is None else tasks
+    evaluation = Evaluation(config, tasks, model, world) if config.evaluate else None
 
     objective, balance, starving = Objective(config.loss, model), Balance(config.loss, model), Starving()
     optimiser = adamw(model, config.optim, objective)
@@ -92,12 +98,16 @@ def train(
     extras: dict[str, checkpoint.Stateful] = {
         "objective": objective, "balance": balance, "starving": starving, "held_out": held_out
     }  # fmt: skip
+    if evaluation:
+        extras["evaluation"] = evaluation
     if resume:
         state = checkpoint.restore(run, model, optimiser, record or config, extras, world)
         step, before, seen, truncated = state.step, state.seconds, state.pairs, state.truncated
     elif found := checkpoint.latest(run):
         raise UserError(f"{found} is there already; resume that run, or train into another folder")
     model.train()
+    if evaluation and not resume:
+        evaluation.plan()
     started = time.monotonic()
     seconds = before
 
@@ -107,12 +117,18 @@ def train(
             state, keep = checkpoint.State(step, seconds, seen, truncated), config.keep_checkpoints
             checkpoint.save(run, model, optimiser, state, record or config, keep, extras, random)
 
+    def keep_best(measure: str, value: float) -> None:
+        if world.first:
+            checkpoint.save_best(run, model, step, measure, value)
+
     feed = Feed(sampler, sources, manners, model.tokenizer, config, world)
     with (
         interruptible(patient=world.size > 1) as interrupt,
         Log(run, last_step, config.minutes, step, resume, silent=not world.first) as log,
         ahead(feed, config.workers, last_step) as batches,
     ):
+        if evaluation:
+            log.say(evaluation.describe())
         while not world.any(interrupt.asked) and (last_step is None or step < last_step):
             seconds = world.agree(seconds)
             progress = step / last_step if last_step else seconds / (60 * config.minutes)  # type: ignore[operator]
@@ -149,8 +165,14 @@ def train(
             if held_out.batches and (step % config.evaluate_every == 0 or step == last_step):
                 more["held_out"] = held_out.losses(model, embed, objective, world)
                 more["held_out_loss"] = held_out.mean(more["held_out"])
-                if held_out.improves(more["held_out_loss"]) and world.first:
-                    checkpoint.save_best(run, model, step, more["held_out_loss"])
+                if held_out.improves(more["held_out_loss"]) and not evaluation:
+                    keep_best("held_out_loss", more["held_out_loss"])
+            if evaluation and evaluation.due(step, seconds, step == last_step):
+                more |= evaluation.look(seconds)
+                better = evaluation.improves(more["evaluation_mean"])
+                if better:
+                    keep_best(more["evaluation_metric"], more["evaluation_mean"])
+                log.say(evaluation.sentence(step, more, better))
             seconds = before + time.monotonic() - started
             log.step(
                 step=step, elapsed=seconds, loss=terms.contrastive + terms.router, info_nce=terms.contrastive,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from moembed.config import Strict
+from moembed.evaluate.metrics import parse_metric
 from moembed.train.optim import OptimConfig
 
 Kind = Literal["info_nce", "symmetric_info_nce"]
@@ -66,6 +67,41 @@ class SourceOptions(Strict):
     loss: Kind | None = None
 
 
+class EvaluateConfig(Strict):
+    """BEIR folders whose scores are looked at while the model trains, every so many steps or minutes.
+
+    A look takes no longer than ``budget_seconds``: a task that needs more is cut down to a part of its
+    queries and documents, which stays the same for the whole run.
+    """
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    every_steps: int | None = Field(default=None, ge=1)
+    every_minutes: float | None = Field(default=None, gt=0)
+    budget_seconds: float = Field(default=60.0, gt=0)
+    metric: str = "ndcg@10"  # the best model is the one with its highest mean over the tasks
+    queries: int = Field(default=500, ge=1)  # of each task, at most
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _one_folder(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if parse_metric(value)[0] == "hole":
+            raise ValueError(
+                "holes are judgements that are missing, no merit of a model: choose another metric"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> EvaluateConfig:
+        if (self.every_steps is None) == (self.every_minutes is None):
+            raise ValueError("give exactly one of every_steps and every_minutes")
+        return self
+
+
 class TrainConfig(Strict):
     """How long, how large, how fast. Exactly one of ``steps``, ``epochs`` and ``minutes`` ends the run."""
 
@@ -84,6 +120,7 @@ class TrainConfig(Strict):
     workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
     evaluate_every: int = Field(default=500, ge=1)  # steps between two looks at the held-out loss
+    evaluate: EvaluateConfig | None = None
     diagnose_every: int = Field(default=10, ge=1)  # steps between two looks at the routing by role
     save_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)

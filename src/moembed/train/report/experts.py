@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moembed.page import html, plots, words
+from moembed.page import html, loads, words
 from moembed.train.report import data, text
 from moembed.train.report.data import Log
 
@@ -18,10 +18,6 @@ KINDS = {
     "source": "source",
     "language": "languages",
 }  # what texts differ in -> key of the log
-LOAD_SCALE = (
-    '<div class="legend">no tokens<span class="scale" style="background:linear-gradient(90deg,'
-    f'rgb{plots.UNDER},transparent,rgb{plots.OVER})"></span>2/E or more</div>'
-)
 
 Shape = list[tuple[int, int]]  # layer and number of experts of every router
 
@@ -40,10 +36,12 @@ def cards(log: Log) -> Iterator[str]:
         for place, (layer, _) in enumerate(shape)
     }
     late_LE = {layer: load_RE[-last:].mean(axis=0) for layer, load_RE in load_LRE.items()}
-    heat = plots.heat("Expert load by layer and step", step, load_LRE)
-    yield html.card("Load over the run", LOAD_SCALE + heat, "One row per expert. Blank: the fair share, 1/E.")
+    heat = loads.heat("Expert load by layer and step", step, load_LRE)
+    yield html.card(
+        "Load over the run", loads.SCALE + heat, "One row per expert. Blank: the fair share, 1/E."
+    )
     about = f"Mean of the last {text.logged(last)}. Dashed: the fair share, 1/E."
-    yield html.card("Load at the end", plots.bars("Expert load at the end of the run", late_LE), about)
+    yield html.card("Load at the end", loads.bars("Expert load at the end of the run", late_LE), about)
     yield html.card("Routing at the end", _routing(routed[-last:], late_LE), wide=True)
     for kind in KINDS:
         yield from _by_kind(kind, routed, shape)
@@ -75,8 +73,8 @@ def _by_kind(kind: str, records: Log, shape: Shape) -> Iterator[str]:
     table = html.table([kind.capitalize(), "Entropy, nats", "Chosen probability", "Dead experts"], rows)
     left_out = f" The {ROWS} most frequent of {len(found)}." if len(found) > ROWS else ""
     about = f"Mean of the second half of what was logged. One column per expert.{left_out}"
-    drawing = plots.grid(f"Expert load by {kind}", labels, load_LRE)
-    yield html.card(f"Load by {kind}", LOAD_SCALE + drawing + table, about)
+    drawing = loads.grid(f"Expert load by {kind}", labels, load_LRE)
+    yield html.card(f"Load by {kind}", loads.SCALE + drawing + table, about)
 
 
 def _labelled(record: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from moembed.page import html, plots, words
-from moembed.train.report import data, experts, text
+from moembed.train.report import data, experts, scores, text
 from moembed.train.report.data import MISSING, Estimate, Log, Table
 
-KNOWN_HUES = dict(zip(text.SYSTEMS, plots.HUES, strict=False))
+KNOWN = dict(zip(text.SYSTEMS, plots.LOOKS, strict=False))
 CURVES = {
     "loss": "Loss",
     "held_out_loss": "Held-out loss",
@@ -50,7 +50,7 @@ def write_report(run: Path, title: str) -> Path:
         html.section(
             "Quality", html.grid(_quality(metrics, differences, data.number(report.get("level", 0.95))))
         ),
-        html.section("Training", html.grid(_curves(log))),
+        html.section("Training", html.grid([*scores.cards(log), *_curves(log)])),
         html.section("Experts", html.grid(experts.cards(log))),
         html.section("Notes", html.notes(sentences)),
         html.section(
@@ -105,11 +105,11 @@ def _compare(heading: str, table: Table, about: str, sign: str = "") -> Iterator
         for label, row in zip(labels, zip(*columns, strict=True), strict=True)
     ]
     yield html.card(heading, html.table(["", *names], rows), about)
-    free = cycle(plots.HUES[len(text.SYSTEMS) :])
-    hues = [KNOWN_HUES.get(key) or next(free) for key in table]
+    free = cycle(plots.LOOKS[len(text.SYSTEMS) :])
+    looks = [KNOWN.get(key) or next(free) for key in table]
     points = [[cell[:3] for cell in column] for column in columns]
-    drawing = plots.dots(heading, labels, points, hues, zero=bool(sign))
-    yield html.card("Values and intervals", html.legend(names, hues) + drawing)
+    drawing = plots.dots(heading, labels, points, looks, zero=bool(sign))
+    yield html.card("Values and intervals", html.legend(names, looks) + drawing)
 
 
 def _cell(cell: Estimate, sign: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from moembed.page.words import decimal, interval
+from moembed.page.words import decimal, interval, metric_name
 from moembed.train.report.data import Estimate, Log, Table, number, series, smooth
 
 SYSTEMS = {"moe": "trained MoE", "base": "dense base", "twin": "dense twin", "bm25": "BM25"}
@@ -35,7 +35,17 @@ def _unevaluated(log: Log) -> str:
     course = f"its loss was {decimal(loss[0])}" if len(loss) else "it logged no loss"
     if len(loss) > 1:
         course = f"its smoothed loss went from {decimal(smooth(loss)[0])} to {decimal(smooth(loss)[-1])}"
-    return f"The run reached step {log[-1]['step']}; {course}, and it has not been evaluated yet."
+    return f"The run reached step {log[-1]['step']}; {course}, and {_looked_at(log)}."
+
+
+def _looked_at(log: Log) -> str:
+    """The best evaluation while it trained."""
+    step, mean = series(log, "evaluation_mean")
+    if not len(mean):
+        return "it has not been evaluated yet"
+    best = next(record for record in log if record["step"] == step[mean.argmax()])
+    metric = metric_name(str(best.get("evaluation_metric")))
+    return f"the best mean {metric} while it trained was {decimal(mean.max())}, at step {best['step']}"
 
 
 def _gap(gap: Estimate, other: str) -> str:
@@ -56,6 +66,12 @@ def warnings(log: Log, skipped: int) -> list[str]:
     if broken:
         sentences.append(
             f"The loss was not a finite number in {logged(len(broken))}, first at step {broken[0]}."
+        )
+    abandoned = [record["step"] for record in log if record.get("evaluation", ()) is None]
+    if abandoned:
+        sentences.append(
+            f"Evaluations that ran out of their budget and were abandoned: {len(abandoned)}, first at step "
+            f"{abandoned[0]}."
         )
     if skipped:
         sentences.append(f"Lines of metrics.jsonl that could not be read and were left out: {skipped}.")

@@ -1,0 +1,146 @@
+"""`moembed compare`: which differences between evaluations are real."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from moembed.cli.options import Json
+from moembed.console import interval, print_json, print_table, say
+from moembed.types import UserError
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files that `evaluate --keep` wrote, or a folder of them per system, one a seed."
+        ),
+    ],
+    reference: Annotated[
+        str | None, typer.Option(help="The system the others are compared to; default: the last.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Compare by this metric; default: the main one of each kind of task.")
+    ] = None,
+    by: Annotated[
+        Literal["task", "language", "length"] | None, typer.Option(help="Show these alone; default: all.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page (and its figures beside it, as .json).")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Say which differences between systems are real, from the scores that `moembed evaluate --keep` wrote.
+
+    Paired, item by item: 95 % intervals, p-values of randomisation tests after Holm's correction and effect
+    sizes (Cohen's d), by task, language and length. Several seeds of a system make their luck part of it.
+    NAME=RUN gives a run a name. See docs/is-the-difference-real.md.
+
+    Example: `moembed compare scores/bm25.parquet dense=scores/dense.parquet 'moe=scores/moe-*.parquet'`
+    """
+    from moembed.evaluate import runs as files
+    from moembed.evaluate.compare import compare
+    from moembed.evaluate.verdict import sentences
+
+    if html:
+        _require_page(html)
+    systems = files.read_runs(runs)
+    if len(systems) < 2:
+        raise UserError("give two runs or more: one has nothing to be compared to")
+    result = compare(files.only(systems, metric) if metric else systems, reference)
+    if out:
+        _write(out, result)
+    if html:
+        from moembed.evaluate.page import write_page
+
+        _write(html.with_suffix(".json"), result)
+        write_page(html, result)
+        say(f"The page is {html}")
+    if json_:
+        print_json(result)
+        return
+    _print(result, by)
+    for sentence in sentences(result):
+        print(sentence)
+
+
+def _print(result: Mapping[str, Any], by: str | None) -> None:
+    rows = list(_rows(result, by))
+    if not rows:
+        raise UserError(f"there is no {by} of which enough items are known: leave out --by")
+    scores = [
+        [
+            title,
+            _named(metric),
+            *(_score(row["metrics"].get(name), metric) for name in result["systems"]),
+        ]
+        for title, metric, row in rows
+    ]
+    print_table("scores, 95 % intervals", ["", "metric", *result["systems"]], scores)
+    differences = [
+        [title, _named(metric), name, *_difference(cells[metric])]
+        for title, metric, row in rows
+        for name, cells in row["differences"].items()
+    ]
+    head = ["", "metric", "system", "difference", "p", "p after Holm", "effect"]
+    print_table(f"\ndifferences to {result['reference']}, 95 % intervals", head, differences)
+    print()
+
+
+def _named(metric: str) -> str:
+    from moembed.page.words import metric_name
+
+    return metric if metric == "score" else metric_name(metric)
+
+
+def _score(cells: Mapping[str, Any] | None, metric: str) -> str:
+    return interval(cells[metric]) if cells else ""
+
+
+def _rows(result: Mapping[str, Any], by: str | None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Title and metric of what is shown; a language, length or kind that is the only one is left out."""
+    tasks, kinds = result["tasks"], result["kinds"]
+    if by in (None, "task"):
+        for name, task in tasks.items():
+            yield name, task["main"], task
+        for kind, row in kinds.items():
+            if row["tasks"] > 1 and len(kinds) > 1:
+                yield f"mean of {kind}", row["main"], row
+        if len(tasks) > 1:
+            yield "mean of all", "score", result["overall"]
+    for section in ("language", "length"):
+        rows = result[f"{section}s"]
+        if by == section or (by is None and len(rows) > 1):
+            for name, row in rows.items():
+                yield f"{section} {name}", "score", row
+
+
+def _difference(cell: Mapping[str, float]) -> list[str]:
+    return [
+        f"{cell['mean']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]",
+        *(f"{cell[p]:.4f}" for p in ("p_value", "p_holm")),
+        f"{cell['effect']:+.2f}",
+    ]
+
+
+def _require_page(path: Path) -> None:
+    """Refuse now what would fail after the comparison."""
+    from moembed.page.plots import require_matplotlib
+
+    if path.suffix != ".html":
+        raise UserError(f"--html {path} does not end in .html: the figures go beside the page as .json")
+    require_matplotlib()
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,220 @@
+"""`moembed stress`: what a model cannot do, asked without data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moembed.cli.options import AllowPickle, Dtype, Json, load_model
+from moembed.console import interval, print_json, print_table, progress_bar, say
+from moembed.types import UserError
+
+if TYPE_CHECKING:
+    from moembed.evaluate.beir import RetrievalTask
+    from moembed.evaluate.stress.subject import Subject
+
+PUBLISHED = Path("eval") / "limit-small"
+
+
+def stress(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders, hub ids (owner/name@revision), minilm, bm25.")
+    ],
+    only: Annotated[
+        str | None, typer.Option(help="Some of limit, capacity, long, invariance, noise; default: all.")
+    ] = None,
+    people: Annotated[int, typer.Option(help="limit: documents of the fresh instance.")] = 46,
+    queries: Annotated[int, typer.Option(help="limit: most queries of the fresh instance.")] = 1000,
+    save: Annotated[
+        Path | None, typer.Option(help="limit: write the fresh instance to this folder, in BEIR layout.")
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="long: tokens, as 256,8192; default: 256 … 8192 as far as the model reads."),
+    ] = None,
+    task: Annotated[
+        Path | None,
+        typer.Option(help="noise: a BEIR-layout folder; default: docstrings of Python's library."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other texts.")] = 0,
+    dtype: Dtype = "auto",
+    allow_pickle: AllowPickle = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Stress tests that need no data: LIMIT, capacity, long documents, invariances, typos and cut documents.
+
+    Where MOEMBED_DATA names a folder with `eval/limit-small`, that published LIMIT is asked too.
+
+    Example: `moembed stress minilm bm25 --only limit,noise`
+    """
+    from moembed.evaluate.beir import load_task, save_task
+    from moembed.evaluate.stress.limit import limit_task
+    from moembed.evaluate.stress.suite import PARTS, Settings
+    from moembed.evaluate.stress.suite import stress as run
+    from moembed.page.html import write
+    from moembed.recipe import locate_base, require_free
+
+    if len(set(models)) < len(models):
+        raise UserError("a model is named twice")
+    for name in set(models) - {"bm25"}:
+        locate_base(name, allow_pickle=allow_pickle)  # what is not there is said before anything is computed
+    parts = _listed(only, "--only", PARTS) if only else list(PARTS)
+    if out and not out.parent.is_dir():
+        raise UserError(f"there is no folder {out.parent} to write {out.name} into: make it first")
+    fresh = limit_task(people, queries, seed)
+    if save:
+        require_free(save, overwrite=False)
+        save_task(fresh, save)
+    settings = Settings(
+        limit_tasks=[*_published(), fresh],
+        lengths=_numbers(lengths) if lengths else None,
+        noise_task=load_task(task) if task else None,
+        seed=seed,
+    )
+    result = run(_subjects(models, dtype, allow_pickle), parts, settings, progress_bar)
+    if out:
+        write(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    if json_:
+        print_json(result)
+    else:
+        for part, found in result.items():
+            SHOW[part](found)
+
+
+def _listed(text: str, option: str, known: Any) -> list[str]:
+    """The names of a comma-separated list, in the order of ``known``."""
+    named = {name.strip() for name in text.split(",")} - {""}
+    if unknown := sorted(named - set(known)):
+        raise UserError(f"{option} {unknown[0]!r} is none of {', '.join(known)}")
+    if not named:
+        raise UserError(f"{option} names nothing: choose of {', '.join(known)}")
+    return [name for name in known if name in named]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--lengths {text!r} is not a list of whole numbers such as 256,512") from None
+
+
+def _published() -> list[RetrievalTask]:
+    from moembed.evaluate.beir import load_task
+
+    folder = Path(os.environ.get("MOEMBED_DATA", "")) / PUBLISHED
+    return [load_task(folder)] if "MOEMBED_DATA" in os.environ and folder.is_dir() else []
+
+
+def _subjects(models: list[str], dtype: str, allow_pickle: bool) -> Iterator[Subject]:
+    from moembed.evaluate.stress.subject import Subject
+
+    for name in models:
+        yield Subject(name, None if name == "bm25" else load_model(name, dtype, allow_pickle))
+
+
+def _show_limit(found: dict[str, Any]) -> None:
+    for task, facts in found["tasks"].items():
+        systems = {name: by_task[task] for name, by_task in found["systems"].items()}
+        rows = [[name, *map(interval, of["metrics"].values())] for name, of in systems.items()]
+        chance = ["a random order", *(f"{value:.3f}" for value in facts["chance"].values())]
+        title = f"{task}: {facts['queries']:,} queries, {facts['documents']:,} documents, 2 answer each query"
+        print_table(title, ["LIMIT", *facts["chance"]], [*rows, chance])
+        for name, of in systems.items():
+            _say_cut(name, of["truncated"], of["limit"], task)
+
+
+def _show_capacity(found: dict[str, Any]) -> None:
+    points = found["points"]
+    print_table(
+        "documents of which any two can be on top, found by gradient descent on free vectors",
+        ["dimensions", *(str(point["dim"]) for point in points)],
+        [["documents", *(str(point["held"]) for point in points)]],
+    )
+    for name, guess in found["systems"].items():
+        fitted = "too few points for a fit"
+        if guess["low"] is not None:
+            fitted = f"the cubic fit says {_about(guess['value'])}, "
+            fitted += f"without one of its points {_about(guess['low'])} to {_about(guess['high'])}"
+        print(f"{name}, {guess['dim']} dimensions: {fitted}; the published fit {_about(guess['published'])}")
+
+
+def _about(count: float) -> str:
+    return f"{float(f'{count:.2g}'):,.0f}"
+
+
+def _show_long(found: dict[str, Any]) -> None:
+    depths = [f"at {depth:.0%}" for depth in found["depths"]]
+    for kind in ("passkey", "needle"):
+        rows = []
+        for name, of in found["systems"].items():
+            for start in range(0, len(of[kind]), len(depths)):
+                cells = of[kind][start : start + len(depths)]
+                length, cut = cells[0]["length"], sum(cell["truncated"] for cell in cells)
+                note = f", cut at {of['limit']}" if cut else ""
+                rows.append([f"{name}, {length:,} {of['unit']}{note}", *map(interval, cells)])
+        title = f"{kind}: questions whose document comes first, by the place of the answer in it"
+        print_table(title, [f"chance {found['chance']:.2f}", *depths], rows)
+    for name, of in found["systems"].items():
+        cells = [*of["passkey"], *of["needle"]]
+        _say_cut(name, sum(cell["truncated"] for cell in cells), of["limit"], "the long documents")
+        if of["skipped"]:
+            skipped = ", ".join(f"{length:,}" for length in of["skipped"])
+            say(f"note: {name} reads {of['limit']:,} tokens; not asked: {skipped} (--lengths asks)")
+
+
+def _show_invariance(found: dict[str, Any]) -> None:
+    systems = found["systems"]
+    for name, of in systems.items():
+        print_table(
+            f"{name}, {of['dtype']}: texts in company against the same texts alone",
+            ["", "largest difference", "lowest cosine"],
+            [
+                [what, f"{c['max_difference']:.1e}", f"{c['min_cosine']:.6f}"]
+                for what, c in of["company"].items()
+            ],
+        )
+        verdict = "within" if of["steady"] else "BEYOND"
+        print(f"{name}: {verdict} the {of['tolerance']:g} that rounding explains in {of['dtype']}")
+        print_table(
+            f"{name}: cosine of a text with itself in other letters",
+            ["", *next(iter(of["casing"].values()))],
+            [[what, *(f"{v:.3f}" for v in values.values())] for what, values in of["casing"].items()],
+        )
+
+
+def _show_noise(found: dict[str, Any]) -> None:
+    title = (
+        f"{found['task']}: {found['metric']}, {found['queries']:,} queries, {found['documents']:,} documents"
+    )
+    for name, of in found["systems"].items():
+        variants = {f"typos in {float(rate):.0%} of words": v for rate, v in of["typos"].items()}
+        variants |= {f"{float(kept):.0%} of each document": v for kept, v in of["kept"].items()}
+        rows = [[what, interval(v), _difference(v["difference"])] for what, v in variants.items()]
+        print_table(
+            f"{title}: {name}", ["", "score", "difference"], [["clean", interval(of["clean"]), ""], *rows]
+        )
+        _say_cut(name, of["truncated"], of["limit"], found["task"])
+
+
+def _difference(gap: dict[str, float]) -> str:
+    return f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+
+
+def _say_cut(name: str, count: int, limit: int, what: str) -> None:
+    if count:
+        say(f"note: {name} cut {count:,} texts of {what} at {limit:,} tokens")
+
+
+SHOW = {
+    "limit": _show_limit,
+    "capacity": _show_capacity,
+    "long": _show_long,
+    "invariance": _show_invariance,
+    "noise": _show_noise,
+}
