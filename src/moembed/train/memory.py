@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 
-EVERY = 4  # chunks: what is given back has to be asked for again, which costs time
+EVERY = 2  # chunks: what is given back has to be asked for again, which costs time
 
 
 def give_back(device: str, chunk: int) -> None:
