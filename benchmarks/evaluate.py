@@ -124,11 +124,19 @@ def measure(name: str, queries: int | None, threads: int) -> Evaluated:
 
 
 def first(task: RetrievalTask, queries: int) -> RetrievalTask:
-    """The first queries of a task, among all of its documents."""
+    """The first queries of a task, and the documents up to the last that is judged for one of them."""
     qrels = task.qrels
     end = qrels.offset[queries]
     fewer = Qrels(qrels.offset[: queries + 1], qrels.document[:end], qrels.grade[:end])
-    return replace(task, queries=task.queries[:queries], query_ids=task.query_ids[:queries], qrels=fewer)
+    documents = fewer.document.max() + 1
+    return replace(
+        task,
+        queries=task.queries[:queries],
+        query_ids=task.query_ids[:queries],
+        documents=task.documents[:documents],
+        document_ids=task.document_ids[:documents],
+        qrels=fewer,
+    )
 
 
 def rows(options: Options) -> Iterator[Row]:

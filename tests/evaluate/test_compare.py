@@ -288,11 +288,25 @@ def test_sentences_claim_nothing_where_nothing_differs() -> None:
     assert sentences(compare({"a": on(sts(0.5))})) == []
 
 
+def test_sentences_go_by_the_corrected_p_value_alone(three: dict[str, Any]) -> None:
+    result = compare(three, draws=50)
+    rows = [result["overall"]]
+    for section in ("tasks", "kinds", "languages", "lengths"):
+        rows += result[section].values()
+    for row in rows:
+        for cells in row["differences"].values():
+            for cell in cells.values():
+                cell["p_holm"] = 0.2
+    for sentence in sentences(result):
+        assert "o clear difference" in sentence
+        assert not re.search("beats|better|worse", sentence)
+
+
 def test_sentences_tell_of_seeds(three: dict[str, Any]) -> None:
     three["new"] *= 2
     assert sentences(compare(three, draws=20))[-1] == (
-        "The luck of the seed is in these figures, by 2 of new; bm25 and old counts as it is, "
-        "as if no seed could change it."
+        "The luck of the seed is in these figures, by 2 runs of new; "
+        "taken as trained, with no luck of a seed: bm25 and old."
     )
 
 

@@ -196,6 +196,8 @@ def test_a_hundred_comparisons_can_still_find_something() -> None:
     single = paired_difference(base_Q + 0.05 + 0.1 * rng.normal(size=300), base_Q).p_value
     runs = [runs_of(trained(rng, 0.02) + gain, draws=2000) for gain in (2.0, 0.0)]
     seeds = difference(*runs, 60).p_value
+    draws = 20 * 2000  # how far out Student's t goes is counted, never guessed
+    assert seeds * (1 + draws) == pytest.approx(round(seeds * (1 + draws)))
     assert (holm([single, seeds, *[0.5] * 200])[:2] < 0.05).all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
 
 from conftest import NewModel
@@ -226,6 +228,20 @@ def test_a_disk_full_from_the_start_says_that_nothing_was_saved(
 def test_nothing_to_resume_is_refused(new_model: NewModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint to resume from"):
         run(settings(), new_model(), tmp_path / "nowhere", resume=True)
+
+
+def test_a_checkpoint_of_a_version_that_knew_fewer_options_goes_on(
+    new_model: NewModel, tmp_path: Path
+) -> None:
+    run(settings(), new_model(), tmp_path)
+    saved = tmp_path / "checkpoints" / "step-000006" / "train"
+    recipe = yaml.safe_load((saved / "recipe.yaml").read_text())
+    assert recipe.pop("evaluate") is None
+    (saved / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["train/recipe.yaml"] = checkpoint._digest(saved / "recipe.yaml")
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    assert run(settings(), new_model(), tmp_path, resume=True).steps == 6
 
 
 def test_another_recipe_is_refused_with_what_differs(new_model: NewModel, tmp_path: Path) -> None:

@@ -101,28 +101,21 @@ def _told(asked: Asked, encoder: MtebEncoder) -> str:
 def _answer(
     models: Sequence[str], tasks: Sequence[Any], scores: dict[str, dict[str, float]], folder: Path
 ) -> dict[str, Any]:
-    """What ``--json`` prints. Means are over models' tasks, and over types of tasks, if all were scored."""
+    """What ``--json`` prints; a model has a mean once all tasks were scored."""
     kinds = {task.metadata.name: task.metadata.type for task in tasks}
+    mains = {task.metadata.name: task.metadata.main_score for task in tasks}
     whole = [name for name in models if all(name in by_model for by_model in scores.values())]
-    by_kind = {
-        name: [
-            mean(scores[task][name] for task in kinds if kinds[task] == kind)
-            for kind in dict.fromkeys(kinds.values())
-        ]
-        for name in whole
-    }
+
+    def mean_of(kind: str, name: str) -> float:
+        return mean(scores[task][name] for task in kinds if kinds[task] == kind)
+
     return {
         "systems": list(models),
-        "tasks": {
-            task.metadata.name: {
-                "kind": task.metadata.type,
-                "main": task.metadata.main_score,
-                "scores": scores[task.metadata.name],
-            }
-            for task in tasks
-        },
+        "tasks": {task: {"kind": kinds[task], "main": mains[task], "scores": scores[task]} for task in kinds},
         "mean": {name: mean(by_model[name] for by_model in scores.values()) for name in whole},
-        "mean_of_kinds": {name: mean(values) for name, values in by_kind.items()},
+        "mean_of_kinds": {
+            name: mean(mean_of(kind, name) for kind in dict.fromkeys(kinds.values())) for name in whole
+        },
         "results": str(folder),
     }
 

@@ -58,7 +58,7 @@ def stress(
     from moembed.evaluate.stress.suite import PARTS, Settings
     from moembed.evaluate.stress.suite import stress as run
     from moembed.page.html import write
-    from moembed.recipe import locate_base, require_free
+    from moembed.recipe import locate_base
 
     if len(set(models)) < len(models):
         raise UserError("a model is named twice")
@@ -68,8 +68,9 @@ def stress(
     if out and not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} to write {out.name} into: make it first")
     fresh = limit_task(people, queries, seed)
+    if save and save.exists():
+        raise UserError(f"{save} already exists: choose another folder")
     if save:
-        require_free(save, overwrite=False)
         save_task(fresh, save)
     settings = Settings(
         limit_tasks=[*_published(), fresh],
@@ -132,7 +133,7 @@ def _show_limit(found: dict[str, Any]) -> None:
 def _show_capacity(found: dict[str, Any]) -> None:
     points = found["points"]
     print_table(
-        "documents of which any two can be on top, found by gradient descent on free vectors",
+        "capacity: documents that free vectors hold",
         ["dimensions", *(str(point["dim"]) for point in points)],
         [["documents", *(str(point["held"]) for point in points)]],
     )
@@ -141,6 +142,8 @@ def _show_capacity(found: dict[str, Any]) -> None:
         if guess["low"] is not None:
             fitted = f"the cubic fit says {_about(guess['value'])}, "
             fitted += f"without one of its points {_about(guess['low'])} to {_about(guess['high'])}"
+            if guess["high"] > 10 * max(guess["low"], 0):
+                fitted += ", too wide to tell"
         print(f"{name}, {guess['dim']} dimensions: {fitted}; the published fit {_about(guess['published'])}")
 
 
@@ -169,10 +172,9 @@ def _show_long(found: dict[str, Any]) -> None:
 
 
 def _show_invariance(found: dict[str, Any]) -> None:
-    systems = found["systems"]
-    for name, of in systems.items():
+    for name, of in found["systems"].items():
         print_table(
-            f"{name}, {of['dtype']}: texts in company against the same texts alone",
+            f"{name}, {of['dtype']}: alone or in company",
             ["", "largest difference", "lowest cosine"],
             [
                 [what, f"{c['max_difference']:.1e}", f"{c['min_cosine']:.6f}"]
@@ -182,23 +184,26 @@ def _show_invariance(found: dict[str, Any]) -> None:
         verdict = "within" if of["steady"] else "BEYOND"
         print(f"{name}: {verdict} the {of['tolerance']:g} that rounding explains in {of['dtype']}")
         print_table(
-            f"{name}: cosine of a text with itself in other letters",
+            f"{name}: cosines between casings",
             ["", *next(iter(of["casing"].values()))],
             [[what, *(f"{v:.3f}" for v in values.values())] for what, values in of["casing"].items()],
         )
 
 
 def _show_noise(found: dict[str, Any]) -> None:
-    title = (
-        f"{found['task']}: {found['metric']}, {found['queries']:,} queries, {found['documents']:,} documents"
-    )
-    for name, of in found["systems"].items():
+    rows: dict[str, list[str]] = {}
+    for of in found["systems"].values():
         variants = {f"typos in {float(rate):.0%} of words": v for rate, v in of["typos"].items()}
         variants |= {f"{float(kept):.0%} of each document": v for kept, v in of["kept"].items()}
-        rows = [[what, interval(v), _difference(v["difference"])] for what, v in variants.items()]
-        print_table(
-            f"{title}: {name}", ["", "score", "difference"], [["clean", interval(of["clean"]), ""], *rows]
-        )
+        rows.setdefault("clean", []).extend([interval(of["clean"]), ""])
+        for what, variant in variants.items():
+            rows.setdefault(what, []).extend([interval(variant), _difference(variant["difference"])])
+    print_table(
+        f"noise: {found['metric']} on {found['task']}, {found['queries']:,} queries",
+        ["", *(head for name in found["systems"] for head in (name, "difference"))],
+        [[what, *cells] for what, cells in rows.items()],
+    )
+    for name, of in found["systems"].items():
         _say_cut(name, of["truncated"], of["limit"], found["task"])
 
 

@@ -67,7 +67,9 @@ def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -
     if asked.reference not in names:
         raise UserError(f"no system is called {reference!r}: the reference must be one of {', '.join(names)}")
     parts = {task: asked.part(aligned) for task, aligned in tasks.items()}
-    kinds = {kind: [part for part in parts.values() if part.kind == kind] for kind in _kinds(parts)}
+    kinds: dict[str, list[_Part]] = {}
+    for part in parts.values():
+        kinds.setdefault(part.kind, []).append(part)
     result = {
         "systems": names,
         "reference": asked.reference,
@@ -178,10 +180,6 @@ class _Asked:
                     gap = difference(own, runs[self.reference], items, swap_D)
                     differences.setdefault(name, {})[label] = asdict(gap)
         return {"metrics": metrics, "differences": differences}
-
-
-def _kinds(parts: Mapping[str, _Part]) -> list[str]:
-    return list(dict.fromkeys(part.kind for part in parts.values()))
 
 
 def _rng(aligned: Aligned, purpose: str) -> np.random.Generator:

@@ -32,7 +32,8 @@ from moembed.evaluate.mteb_tasks import local_task
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
-_BATCH = 1024  # texts mteb hands over at a time; the model makes its own batches of all of them
+# mteb hands over so many texts at a time; the model makes its own batches of all of them
+_ENCODE: Any = {"batch_size": 1024, "show_progress_bar": False}
 
 
 @dataclass(slots=True)
@@ -115,11 +116,11 @@ class MtebEncoder:
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """Cosines of all pairs, ``(N, K)``."""
-        return cos_sim(embeddings1, embeddings2).numpy()
+        return np.asarray(cos_sim(embeddings1, embeddings2))
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """Cosines row by row, ``(N,)``."""
-        return pairwise_cos_sim(embeddings1, embeddings2).numpy()
+        return np.asarray(pairwise_cos_sim(embeddings1, embeddings2))
 
 
 def model_meta(model: Embedder, name: str, revision: str | None = None, dim: int | None = None) -> ModelMeta:
@@ -177,9 +178,7 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
         for task in _named(name):
             if set(task.modalities) != {"text"}:
                 other = ", ".join(sorted({*task.modalities} - {"text"}))
-                raise UserError(
-                    f"mteb's task {task.metadata.name} holds {other}: a text model cannot read it"
-                )
+                raise UserError(f"mteb's task {task.metadata.name} holds {other}: the model reads text alone")
             found.setdefault(task.metadata.name, task)
     return list(found.values())
 
@@ -228,7 +227,7 @@ def evaluate_task(encoder: MtebEncoder, task: Any, folder: Path) -> Any:
         overwrite_strategy="only-missing" if known else "always",
         co2_tracker=False,
         show_progress_bar=False,
-        encode_kwargs={"batch_size": _BATCH, "show_progress_bar": False},
+        encode_kwargs=_ENCODE,
     )
     if not held:
         task.unload_data()

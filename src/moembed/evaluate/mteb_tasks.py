@@ -29,11 +29,11 @@ _UNTOLD = "und-Zyyy"  # undetermined language in an undetermined script
 
 
 def local_task(task: Task) -> Any:
-    """The same texts and judgements as a task of mteb, loaded.
+    """The same texts and judgements as a task of mteb, loaded; its scores are those of ``tasks.evaluate``.
 
-    Bitext has a subset for every pair of languages, classification and clustering one for every language.
-    How these three are scored is up to mteb: it fits its probe to a few texts of each label, for one. The
-    revision of the data is a hash of it, so that no cached result outlives a change of the files.
+    Bitext has a subset for every pair of languages, classification and clustering have one for every
+    language: mteb's main score is the mean over subsets, ours the mean over items. The revision of the data
+    is a hash of them, so that no cached result outlives a change of the files.
 
     Raises:
         UserError: grades that are not whole numbers, which mteb cannot count.

@@ -76,6 +76,6 @@ def _seeds(result: Mapping[str, Any]) -> Iterator[str]:
     repeated = {name: runs for name, runs in result["seeds"].items() if runs > 1}
     single = [name for name in result["seeds"] if name not in repeated]
     if repeated:
-        told = words.listing([f"{runs} of {name}" for name, runs in repeated.items()])
-        rest = f"; {words.listing(single)} counts as it is, as if no seed could change it" if single else ""
+        told = words.listing([f"{runs} runs of {name}" for name, runs in repeated.items()])
+        rest = f"; taken as trained, with no luck of a seed: {words.listing(single)}" if single else ""
         yield f"The luck of the seed is in these figures, by {told}{rest}."

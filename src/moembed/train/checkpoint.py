@@ -19,6 +19,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -197,6 +198,8 @@ def _files(folder: Path) -> list[str]:
 
 
 def _same_recipe(folder: Path, made_with: dict[str, Any], recipe: Strict) -> None:
+    with suppress(ValueError):  # a key that is newer than the checkpoint had its default then
+        made_with = yaml.safe_load(dump(type(recipe).model_validate(made_with)))
     before, now = (_lines(values) for values in (made_with, yaml.safe_load(dump(recipe))))
     changes = list(difflib.unified_diff(before, now, "the checkpoint", "this recipe", lineterm="", n=0))
     if changes:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-
 EVERY = 2  # chunks: what is given back has to be asked for again, which costs time
 
 

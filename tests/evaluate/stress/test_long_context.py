@@ -68,6 +68,16 @@ def test_every_question_is_answered_by_its_own_document_alone(kind: str) -> None
             assert statement in document
 
 
+def test_filler_answers_nothing() -> None:
+    assert len({question for _, question in FACTS}) == len(FACTS)
+    filler = " ".join(FILLER).casefold()
+    assert "pass key" not in filler
+    for statement, question in FACTS:
+        names = [word for word in statement.split() if word[0].isupper()][1:] or statement.split()[1:2]
+        assert not any(name.casefold() in filler.split() for name in names)
+        assert statement not in question
+
+
 def test_depths_differ_in_nothing_but_the_depth() -> None:
     front, back = (long_task("passkey", 128, depth, words, seed=4) for depth in (0.0, 1.0))
     assert front.queries == back.queries

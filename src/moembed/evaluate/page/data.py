@@ -1,7 +1,7 @@
 """The result of a comparison, read as rows which the tables and plots of its page share.
 
 A figure that the result does not have, or that is no finite number, is not there or NaN: the page leaves it
-out. Which keys a result may have, `moembed.evaluate.compare` says.
+out.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from moembed.evaluate.verdict import REAL
 from moembed.page import words
 
-REAL = 0.05  # differences with a p-value below it are called real
 NOUNS = {
     "retrieval": "queries",
     "reranking": "queries",
@@ -95,9 +95,9 @@ class Evaluation:
         """Headings and rows: the tasks of every kind with their mean, and the mean of all."""
         several = len(self.tasks) > 1
         for kind, rows in self.tasks.items():
-            mean = self.kinds.get(kind) if several else self.overall
+            mean = self.kinds[kind] if several else self.overall
             title = f"{heading(kind)}, {words.metric_name(rows[0].metric)}"
-            yield title, [*rows, mean] if mean and len(rows) > 1 else rows
+            yield title, [*rows, mean] if len(rows) > 1 else rows
         if several:
             yield "All kinds", [self.overall]
 
@@ -107,25 +107,24 @@ def read(result: Mapping[str, Any]) -> Evaluation:
     tasks: dict[str, list[Row]] = {}
     for name, task in result["tasks"].items():
         tasks.setdefault(task["kind"], []).append(row(name, task["main"], task, _amounts(task)))
-    means = _section(result, "kinds")
+    every = [one for rows in tasks.values() for one in rows]
     return Evaluation(
         systems=list(result["systems"]),
         reference=result["reference"],
         tasks=tasks,
-        kinds={kind: _mean(rows, means.get(kind, {}), rows[0].metric) for kind, rows in tasks.items()},
-        overall=_mean([one for rows in tasks.values() for one in rows], _section(result, "overall"), "score"),
+        kinds={kind: _mean(rows, result["kinds"][kind], rows[0].metric) for kind, rows in tasks.items()},
+        overall=_mean(every, result["overall"], "score"),
         items=sum(task["items"] for task in result["tasks"].values()),
         noun=_noun(tasks),
-        languages=_parts(_section(result, "languages")),
-        lengths=[
-            replace(one, name=one.name.replace("-", "–")) for one in _parts(_section(result, "lengths"))
-        ],
+        languages=_parts(result["languages"]),
+        lengths=[replace(one, name=one.name.replace("-", "–")) for one in _parts(result["lengths"])],
     )
 
 
 def row(name: str, metric: str, part: Mapping[str, Any], about: str = "") -> Row:
-    scores = {system: score(cells.get(metric, {})) for system, cells in _section(part, "metrics").items()}
-    gaps = {system: _gap(cells.get(metric, {})) for system, cells in _section(part, "differences").items()}
+    """What ``part`` of a result has under ``metric``."""
+    scores = {system: score(cells.get(metric, {})) for system, cells in part["metrics"].items()}
+    gaps = {system: _gap(cells.get(metric, {})) for system, cells in part["differences"].items()}
     return Row(
         name,
         metric,
@@ -172,9 +171,7 @@ def score(cell: Mapping[str, Any]) -> Score:
 
 
 def _gap(cell: Mapping[str, Any]) -> Gap:
-    p_value = cell.get("p_holm", cell.get("p_value"))
-    figures = (cell.get("mean"), cell.get("low"), cell.get("high"), p_value, cell.get("effect"))
-    return Gap(*map(number, figures))
+    return Gap(*(number(cell.get(key)) for key in ("mean", "low", "high", "p_holm", "effect")))
 
 
 def _section(part: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -191,11 +188,7 @@ def _mean(rows: Sequence[Row], part: Mapping[str, Any], metric: str) -> Row:
 
 
 def _parts(parts: Mapping[str, Any]) -> list[Row]:
-    return [
-        row(name, "score", part, f"{part['items']:,} items" if "items" in part else "")
-        for name, part in parts.items()
-        if name
-    ]
+    return [row(name, "score", part, f"{part['items']:,} items") for name, part in parts.items()]
 
 
 def _noun(kinds: Iterable[str]) -> str:

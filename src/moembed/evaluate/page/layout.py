@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from moembed.evaluate import verdict
 from moembed.evaluate.page import cards, data, tables, text
 from moembed.evaluate.page.data import Evaluation
 from moembed.page import html, words
@@ -32,14 +33,14 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         f'<p class="lead">{escape(text.summary(result))}</p>',
         html.tiles(_tiles(evaluation)),
         html.section("Scores", html.grid(_scores(result, evaluation))),
-        html.section("Which differences are real", html.grid(_differences(evaluation))),
+        html.section("Which differences are real", html.grid(_differences(result, evaluation))),
         html.section("Languages", html.grid(cards.by("language", evaluation.languages, evaluation))),
         html.section("Lengths", html.grid(cards.by("length in characters", evaluation.lengths, evaluation))),
         html.section("Size of the vectors", html.grid(cards.sizes(data.sizes(result), evaluation))),
         html.section("Cost", html.grid(cards.costs(data.costs(result), evaluation))),
         html.section("Experts", html.grid(cards.routers(result.get("routers") or {}))),
         html.section("Notes", html.notes(list(text.notes(result, evaluation)))),
-        html.section("Method", f'<p class="muted">{escape(text.method(result, evaluation))}</p>'),
+        html.section("Method", f'<p class="muted">{escape(text.method(evaluation))}</p>'),
     )
     html.write(path, page)
 
@@ -76,13 +77,13 @@ def _scores(result: Mapping[str, Any], evaluation: Evaluation) -> Iterator[str]:
     yield from cards.by("task", evaluation.single, evaluation)
 
 
-def _differences(evaluation: Evaluation) -> Iterator[str]:
+def _differences(result: Mapping[str, Any], evaluation: Evaluation) -> Iterator[str]:
     if not evaluation.others:
         return
     reference = escape(evaluation.reference)
-    yield html.card("Task by task", html.notes(list(text.verdicts(evaluation))), wide=True)
+    yield html.card("In words", html.notes(verdict.sentences(result)), wide=True)
     about = (
         f"Each system minus {reference}, with its 95 % interval. "
-        f"▲ really better, ▼ really worse: p &lt; {data.REAL} after Holm's correction."
+        f"▲ really better, ▼ really worse: p &lt; {verdict.REAL} after Holm's correction."
     )
     yield html.card(f"Differences to {reference}", tables.differences(evaluation), about, wide=True)

@@ -1,4 +1,4 @@
-"""The sentences of the page, as plain text: who is really better than whom, and what to know about it."""
+"""What the page says beside the verdict, as plain text: a summary, what to know, and how it was measured."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from moembed.evaluate.page import data
 from moembed.evaluate.page.data import Evaluation, Gap, Row
+from moembed.evaluate.verdict import REAL
 from moembed.page import words
 
 
@@ -61,21 +62,8 @@ def _verdict(gaps: Mapping[str, Gap]) -> str:
             beaten.append(f"{other} by {words.estimate(*turned[:3])}")
         else:
             better.append(f"{other} by {words.estimate(*gap[:3])}")
-    clauses = {"beats ": beaten, "is worse than ": better, "shows no real difference to ": alike}
+    clauses = {"beats ": beaten, "is worse than ": better, "shows no clear difference from ": alike}
     return "; it ".join(verb + words.listing(names, len(names)) for verb, names in clauses.items() if names)
-
-
-def verdicts(evaluation: Evaluation) -> Iterator[str]:
-    """For each other system: on which tasks the reference is really better or worse."""
-    for other in evaluation.others:
-        gaps = {row.name: row.gaps[other].turned() for row in evaluation.single if other in row.gaps}
-        better = [task for task, gap in gaps.items() if gap.real and gap.value > 0]
-        worse = [task for task, gap in gaps.items() if gap.real and gap.value < 0]
-        rest = [task for task in gaps if task not in better and task not in worse]
-        parts = {"really better on ": better, "really worse on ": worse, "no real difference on ": rest}
-        clauses = [verb + _named(tasks) for verb, tasks in parts.items() if tasks]
-        if clauses:
-            yield f"{evaluation.reference} against {other}: {'; '.join(clauses)}."
 
 
 def _named(tasks: list[str]) -> str:
@@ -101,16 +89,13 @@ def _them(tasks: list[str]) -> str:
     return "it" if len(tasks) == 1 else "them"
 
 
-def method(result: Mapping[str, Any], evaluation: Evaluation) -> str:
+def method(evaluation: Evaluation) -> str:
     """How the intervals and p-values came about."""
-    seeds = {system: number for system, number in (result.get("seeds") or {}).items() if number > 1}
-    named = words.listing([f"{number} of {system}" for system, number in seeds.items()])
-    trained = f" and over the seeds ({named})" if named else ""
-    intervals = f"In brackets: 95 % bootstrap intervals over the items of each task{trained}."
+    intervals = "In brackets: 95 % bootstrap intervals over the items of each task."
     if not evaluation.others:
         return intervals
     return (
         f"{intervals} Differences are to {evaluation.reference} on the same items; p is of a randomisation "
         "test (for V-measures and for several seeds: of the bootstrap) after Holm's correction, and below "
-        f"{data.REAL} a difference is called real. The effect is Cohen's d of the paired differences."
+        f"{REAL} a difference is called real. The effect is Cohen's d of the paired differences."
     )

@@ -80,7 +80,7 @@ def place(documents: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor, Tens
         log_p_QN = F.log_softmax(query_QM @ document_NM.mT / TEMPERATURE, dim=-1)
         loss = -(half_QN * log_p_QN).sum() / len(pair_Q2)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         schedule.step()
     return None

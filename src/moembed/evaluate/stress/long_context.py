@@ -134,4 +134,8 @@ def wilson(hits: int, trials: int) -> dict[str, float]:
     share, weight = hits / trials, _Z**2 / trials
     middle = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
-    return {"value": share, "low": min(share, max(0.0, middle - half)), "high": max(share, min(1.0, middle + half))}
+    return {
+        "value": share,
+        "low": min(share, max(0.0, middle - half)),
+        "high": max(share, min(1.0, middle + half)),
+    }

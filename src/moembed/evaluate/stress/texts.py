@@ -9,7 +9,7 @@ import numpy as np
 
 
 def _read(name: str) -> str:
-    return files("moembed.evaluate.stress").joinpath("words", name).read_text(encoding="utf-8")
+    return (files("moembed.evaluate.stress") / "words" / name).read_text(encoding="utf-8")
 
 
 THINGS = _read("things.txt").split()  # a single word each and no two alike: words alone tell them apart
@@ -19,7 +19,7 @@ CITIES = _read("cities.txt").split()
 # Sentences that answer no question about a pass key or a fact.
 FILLER = _read("filler.txt").splitlines()
 # Statements and the questions they answer; invented, so that no model knows the answer from elsewhere.
-FACTS = [tuple(line.split("\t")) for line in _read("facts.tsv").splitlines()]
+FACTS = [(said, asked) for said, asked in (line.split("\t") for line in _read("facts.tsv").splitlines())]
 
 
 def people(count: int, rng: np.random.Generator) -> list[str]:
