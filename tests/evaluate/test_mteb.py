@@ -356,7 +356,7 @@ def test_the_command(
     assert "query with the prompt 'query', document with the prompt 'document'" in shown.err
     assert "STS without a prompt" in shown.err
     assert "burrows" in shown.out
-    assert "mean of types" in shown.out
+    assert "mean of tasks" in shown.out
     assert len(list((tmp_path / "cache" / "results" / "local__run").glob("*/*.json"))) == 3
 
     run_mteb(models, names, dtype="float32", cache=tmp_path / "cache", json_=True)

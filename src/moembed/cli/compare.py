@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Json
-from moembed.console import interval, print_json, print_table, say
+from moembed.cli.options import Json, Page, ResultFile, leave, require_page
+from moembed.console import interval, print_json, print_table
 from moembed.types import UserError
 
 
@@ -31,10 +28,8 @@ def compare(
     by: Annotated[
         Literal["task", "language", "length"] | None, typer.Option(help="Show these alone; default: all.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Also write a page (and its figures beside it, as .json).")
-    ] = None,
+    out: ResultFile = None,
+    html: Page = None,
     json_: Json = False,
 ) -> None:
     """Say which differences between systems are real, from the scores that `moembed evaluate --keep` wrote.
@@ -50,19 +45,12 @@ def compare(
     from moembed.evaluate.verdict import sentences
 
     if html:
-        _require_page(html)
+        require_page(html)
     systems = files.read_runs(runs)
     if len(systems) < 2:
         raise UserError("give two runs or more: one has nothing to be compared to")
     result = compare(files.only(systems, metric) if metric else systems, reference)
-    if out:
-        _write(out, result)
-    if html:
-        from moembed.evaluate.page import write_page
-
-        _write(html.with_suffix(".json"), result)
-        write_page(html, result)
-        say(f"The page is {html}")
+    leave(result, out, html)
     if json_:
         print_json(result)
         return
@@ -128,19 +116,3 @@ def _difference(cell: Mapping[str, float]) -> list[str]:
         *(f"{cell[p]:.4f}" for p in ("p_value", "p_holm")),
         f"{cell['effect']:+.2f}",
     ]
-
-
-def _require_page(path: Path) -> None:
-    """Refuse now what would fail after the comparison."""
-    from moembed.page.plots import require_matplotlib
-
-    if path.suffix != ".html":
-        raise UserError(f"--html {path} does not end in .html: the figures go beside the page as .json")
-    require_matplotlib()
-
-
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moembed.cli.options import AllowPickle, Dtype, Json
+from moembed.cli.options import AllowPickle, Dtype, Json, Page, ResultFile, leave, require_page
 from moembed.console import interval, print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
@@ -58,10 +57,8 @@ def evaluate(
         Path | None, typer.Option(help="Folder for the scores of every item, for `moembed compare`.")
     ] = None,
     allow_pickle: AllowPickle = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Also write a page (and its figures beside it, as .json).")
-    ] = None,
+    out: ResultFile = None,
+    html: Page = None,
     json_: Json = False,
 ) -> None:
     """Quality with 95 % bootstrap intervals: retrieval, similarity, bitext, classification, clustering.
@@ -90,7 +87,7 @@ def evaluate(
         cache=cache, dims=_dims(dims), codecs=_listed(codecs),
     )  # fmt: skip
     if html:
-        _require_page(html)
+        require_page(html)
     loaded = _load(tasks or [], options)
     folders = evaluation.name_systems(models, baselines, allow_pickle)
     if sample:
@@ -102,10 +99,7 @@ def evaluate(
         if keep:
             _keep(keep, name, outcomes[name])
     result = evaluation.summarise(outcomes, loaded)
-    if out:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if html:
-        _write_page(html, result)
+    leave(result, out, html)
     if json_:
         print_json(result)
     else:
@@ -164,25 +158,6 @@ def _keep(folder: Path, name: str, outcome: Outcome) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}.parquet"
     save_scores(file, list(outcome.scores.values()), {"system": name, **outcome.about})
-
-
-def _require_page(path: Path) -> None:
-    """Refuse now what would fail after the models have been evaluated."""
-    from moembed.page.plots import require_matplotlib
-
-    if path.suffix != ".html":
-        raise UserError(f"--html {path} does not end in .html: the figures go beside the page as .json")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
-    require_matplotlib()
-
-
-def _write_page(path: Path, result: dict[str, Any]) -> None:
-    from moembed.evaluate.page import write_page
-
-    path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    write_page(path, result)
-    say(f"The page is {path}")
 
 
 # ---- what is printed ---------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def _print(answer: dict[str, Any]) -> None:
     ]
     if len(rows) > 1 and answer["mean"]:
         rows.append(["mean of tasks", "", "", *_cells(answer["mean"], systems)])
-        if len({task["kind"] for task in tasks.values()}) > 1:
+        if 1 < len({task["kind"] for task in tasks.values()}) < len(tasks):
             rows.append(["mean of types", "", "", *_cells(answer["mean_of_kinds"], systems)])
     if rows:
         print_table("main scores of mteb", ["task", "type", "metric", *systems], rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +64,7 @@ def stress(
         raise UserError("a model is named twice")
     for name in set(models) - {"bm25"}:
         locate_base(name, allow_pickle=allow_pickle)  # what is not there is said before anything is computed
-    parts = _listed(only, "--only", PARTS) if only else list(PARTS)
+    parts = _chosen(only, PARTS) if only is not None else list(PARTS)
     if out and not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} to write {out.name} into: make it first")
     fresh = limit_task(people, queries, seed)
@@ -88,13 +88,13 @@ def stress(
             SHOW[part](found)
 
 
-def _listed(text: str, option: str, known: Any) -> list[str]:
+def _chosen(only: str, known: Collection[str]) -> list[str]:
     """The names of a comma-separated list, in the order of ``known``."""
-    named = {name.strip() for name in text.split(",")} - {""}
+    named = {name.strip() for name in only.split(",")} - {""}
     if unknown := sorted(named - set(known)):
-        raise UserError(f"{option} {unknown[0]!r} is none of {', '.join(known)}")
+        raise UserError(f"--only {unknown[0]!r} is none of {', '.join(known)}")
     if not named:
-        raise UserError(f"{option} names nothing: choose of {', '.join(known)}")
+        raise UserError(f"--only names nothing: choose of {', '.join(known)}")
     return [name for name in known if name in named]
 
 
@@ -133,9 +133,9 @@ def _show_limit(found: dict[str, Any]) -> None:
 def _show_capacity(found: dict[str, Any]) -> None:
     points = found["points"]
     print_table(
-        "capacity: documents that free vectors hold",
+        "capacity",
         ["dimensions", *(str(point["dim"]) for point in points)],
-        [["documents", *(str(point["held"]) for point in points)]],
+        [["documents they hold", *(str(point["held"]) for point in points)]],
     )
     for name, guess in found["systems"].items():
         fitted = "too few points for a fit"

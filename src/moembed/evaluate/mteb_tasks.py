@@ -31,9 +31,9 @@ _UNTOLD = "und-Zyyy"  # undetermined language in an undetermined script
 def local_task(task: Task) -> Any:
     """The same texts and judgements as a task of mteb, loaded; its scores are those of ``tasks.evaluate``.
 
-    Bitext has a subset for every pair of languages, classification and clustering have one for every
-    language: mteb's main score is the mean over subsets, ours the mean over items. The revision of the data
-    is a hash of them, so that no cached result outlives a change of the files.
+    Bitext has a subset for every pair of languages, classification for every language: mteb's main score is
+    the mean over subsets, ours the mean over items. The revision of the data is a hash of them, so that no
+    cached result outlives a change of the files.
 
     Raises:
         UserError: grades that are not whole numbers, which mteb cannot count.
@@ -96,13 +96,10 @@ def _classification(task: Task) -> Subsets:
 
 
 def _clustering(task: Task) -> Subsets:
-    """mteb clusters sets of texts: here one set for each language."""
+    """mteb clusters sets of texts: here there is one."""
     assert isinstance(task, LabelTask)
-    text_N, label_N = np.array(task.texts, dtype=object), _numbers(task.labels)
-    return {
-        name: {"test": Dataset.from_dict({"sentences": [text_N[row_P]], "labels": [label_N[row_P]]})}
-        for name, row_P in _subsets(task.language)
-    }
+    columns = {"sentences": [task.texts], "labels": [_numbers(task.labels)]}
+    return {"default": {"test": Dataset.from_dict(columns)}}
 
 
 _KINDS: dict[str, tuple[Any, Any, str, Callable[[Task], Subsets]]] = {
