@@ -18,7 +18,8 @@ from moembed.evaluate.compare import compare
 from moembed.evaluate.files import PairTask, Task
 from moembed.evaluate.sample import Agreement, agreement, sample
 from moembed.evaluate.scores import MAIN, Scores
-from moembed.evaluate.systems import Advance, EncodeCounted, ModelEncoder, Remembered, StaticEncoder
+from moembed.evaluate.static import StaticEncoder
+from moembed.evaluate.systems import Advance, EncodeCounted, ModelEncoder, Remembered
 from moembed.evaluate.tasks import Encode, evaluate, evaluate_bm25
 from moembed.model.embedder import Embedder
 from moembed.model.replicas import Replicas

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from conftest import TEXTS, MakeModel
-from moembed.evaluate.systems import ModelEncoder, Remembered, StaticEncoder
+from moembed.evaluate.static import StaticEncoder
+from moembed.evaluate.systems import ModelEncoder, Remembered
 from moembed.model.embedder import Embedder
 from moembed.search.codecs import truncate
 

@@ -135,7 +135,7 @@ def _load(paths: Sequence[Path], options: Options) -> list[Task]:
 
 
 def _sample(tasks: Sequence[Task], queries: int, folder: Path | None) -> list[Task]:
-    from moembed.evaluate.systems import StaticEncoder
+    from moembed.evaluate.static import StaticEncoder
     from moembed.evaluation import sample_tasks
     from moembed.model.embedder import Embedder
 

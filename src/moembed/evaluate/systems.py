@@ -1,23 +1,21 @@
-"""What is evaluated: a model as evaluation sees it, its vectors made smaller, and the floor of its words."""
+"""A model as evaluation sees it: texts and what they are embedded for -> vectors, and what smaller ones see."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from moembed.evaluate.tasks import Encode
 from moembed.search.codecs import view
 from moembed.search.vectors import VectorCache
 
 if TYPE_CHECKING:
     from moembed.model.embedder import Embedder
-
-_WINDOW = 4096  # texts whose word vectors are held at one time
 
 Advance = Callable[[int], object]
 
@@ -89,7 +87,7 @@ class ModelEncoder:
 class Remembered:
     """Vectors that were made once, for one task, and what a search among smaller ones sees of them."""
 
-    def __init__(self, encoder: ModelEncoder | StaticEncoder) -> None:
+    def __init__(self, encoder: Encode) -> None:
         self.encoder = encoder
         self.known: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
 
@@ -97,7 +95,7 @@ class Remembered:
         vectors = self.known[role, tuple(texts)] = self.encoder(texts, role)
         return vectors
 
-    def seen_as(self, codec: str, dim: int) -> tuple[Callable[[list[str], str], np.ndarray], int]:
+    def seen_as(self, codec: str, dim: int) -> tuple[Encode, int]:
         """An encoder of the texts known, and the bytes of a stored vector; see `moembed.search.codecs`.
 
         What has no documents, such as pairs of sentences, is stored itself.
@@ -112,39 +110,3 @@ class Remembered:
 
         some = next(iter(self.known.values()))
         return encode, view(some[:0], some, codec, dim).bytes_per_vector
-
-
-class StaticEncoder:
-    """A floor: what the word vectors of a model are worth without any of its layers.
-
-    v(text) = Σ_t log(1 + rank(t)) · (E[t] − mean E), normalised; E is the table of token embeddings, rank(t)
-    the token's place in it, for vocabularies are ordered by frequency and frequent tokens say little.
-    Source of the weight: Zipf's law, as in model2vec (Tulkens and van Dongen, 2024).
-    """
-
-    def __init__(self, model: Embedder) -> None:
-        self.tokenizer, self.dim = model.tokenizer, model.dim
-        self.texts, self.truncated, self.seconds = 0, 0, 0.0
-        self.progress: Advance | None = None
-        table_VD = model.parts().state["word.weight"].float().numpy()
-        rank_V = np.arange(len(table_VD), dtype=np.float32)
-        rank_V[self.tokenizer.rows([""])[0][0]] = 0  # the special tokens around a text weigh nothing
-        self.table_VD = np.log1p(rank_V)[:, None] * (table_VD - table_VD.mean(axis=0))
-
-    def __call__(self, texts: list[str], role: str) -> np.ndarray:
-        start = time.perf_counter()
-        parts = [texts[place : place + _WINDOW] for place in range(0, len(texts), _WINDOW)]
-        vectors = np.concatenate([self._embed(part) for part in parts])
-        self.seconds += time.perf_counter() - start
-        self.texts += len(texts)
-        return vectors
-
-    def _embed(self, texts: list[str]) -> np.ndarray:
-        rows, truncated = self.tokenizer.rows(texts)
-        self.truncated += truncated
-        if self.progress:
-            self.progress(len(texts))
-        start_B = [0, *accumulate(len(row) for row in rows)][:-1]
-        sum_BD = np.add.reduceat(self.table_VD[np.concatenate(rows)], start_B, axis=0)
-        norm_B = np.linalg.norm(sum_BD, axis=1, keepdims=True)
-        return sum_BD / np.maximum(norm_B, np.finfo(np.float32).tiny)  # a text without a token stays zero
