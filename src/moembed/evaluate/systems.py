@@ -1,4 +1,4 @@
-"""A model as evaluation sees it: texts and what they are embedded for -> vectors, and what smaller ones see."""
+"""A model as evaluation sees it: texts and a role -> vectors, counted, kept, and seen smaller."""
 
 from __future__ import annotations
 
