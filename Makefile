@@ -27,8 +27,8 @@ demo: setup  ## pairs -> upcycle -> train 5 minutes -> prove -> search; ARGS="--
 pipeline: setup  ## every stage of Nomic Embed v2 in miniature, 20 minutes; needs MOEMBED_DATA; ARGS=--resume
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/mini/pipeline.sh $(ARGS)
 
-bench: ARGS ?= moe roofline scaling encode precision train memory --out records/performance-cpu.md
-bench: setup  ## speed and memory beside peers, 20 minutes on 2 free cores, into records/; ARGS="export mine" for more
+bench: ARGS ?= moe roofline scaling encode precision train memory gpu --out records/performance-cpu.md
+bench: setup  ## speed and memory beside peers, 20 minutes on 2 free cores, into records/; ARGS="export mine evaluate" for more
 	$(RUN) bench $(ARGS)
 
 test: setup  ## the tests, minutes on 2 cores; ARGS="-k router" and so on
