@@ -86,6 +86,7 @@ def subset(task: RetrievalTask, query_Q: np.ndarray, document_N: np.ndarray) -> 
     qrels = task.qrels
     kept_R = np.isin(qrels.query_R, query_Q) & np.isin(qrels.document, document_N)
     ids = [task.query_ids[row] for row in query_Q]
+    easier = ": scores are higher than on the whole task" if len(document_N) < len(task.documents) else ""
     return replace(
         task,
         queries=[task.queries[row] for row in query_Q],
@@ -101,7 +102,7 @@ def subset(task: RetrievalTask, query_Q: np.ndarray, document_N: np.ndarray) -> 
         notes=[
             *task.notes,
             f"a sample of {len(query_Q)} of {len(task.queries)} queries and {len(document_N)} of "
-            f"{len(task.documents)} documents: scores are higher than on the whole task",
+            f"{len(task.documents)} documents{easier}",
         ],
         language={query: task.language[query] for query in ids if query in task.language},
     )
