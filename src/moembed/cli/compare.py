@@ -113,6 +113,6 @@ def _rows(result: Mapping[str, Any], by: str | None) -> Iterator[tuple[str, str,
 def _difference(cell: Mapping[str, float]) -> list[str]:
     return [
         f"{cell['mean']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]",
-        *(f"{cell[p]:.4f}" for p in ("p_value", "p_holm")),
+        *("< 0.0001" if cell[p] < 1e-4 else f"{cell[p]:.4f}" for p in ("p_value", "p_holm")),
         f"{cell['effect']:+.2f}",
     ]
