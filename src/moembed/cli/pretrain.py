@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Json, Overwrite
+from moembed.cli.options import Json, Overrides, Overwrite, Resume
 from moembed.console import print_json, print_table, say
 
 
@@ -48,10 +48,8 @@ def tokenizer(
 
 def pretrain(
     recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/mini/pretrain.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")
-    ] = False,
+    overrides: Overrides = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import MODEL, AllowPickle, Json, Overwrite, load_model
+from moembed.cli.options import MODEL, AllowPickle, Json, Overrides, Overwrite, Resume, load_model
 from moembed.console import print_json, print_table
 
 
@@ -39,10 +39,8 @@ def demo(
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file of recipes/.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")
-    ] = False,
+    overrides: Overrides = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
