@@ -16,7 +16,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from moembed.bench import (
+from moembed.embedder import Embedder
+from moembed.folder.read import read_folder
+from moembed.packing import pack
+from moembed.runs.bench import (
     AloneError,
     Options,
     Row,
@@ -27,9 +30,6 @@ from moembed.bench import (
     speed_row,
     time_row,
 )
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder
-from moembed.tokenizer import pack
 from moembed.types import UserError
 
 from . import layers, models, runtimes, texts

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from moembed.bench import Alone, AloneError, Options, Row, Timing, alone, missing, ratio
+from moembed.embedder import Embedder
 from moembed.evaluate.beir import RetrievalTask, load_task
 from moembed.evaluate.metrics import Qrels
 from moembed.evaluate.systems import ModelEncoder
 from moembed.evaluate.tasks import evaluate
-from moembed.model.embedder import Embedder
+from moembed.runs.bench import Alone, AloneError, Options, Row, Timing, alone, missing, ratio
 
 from . import models, runtimes, texts
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from moembed.bench import AloneError, Options, Row
+from moembed.runs.bench import AloneError, Options, Row
 
 from . import models, texts
 from .runtimes import Measured, in_its_own_process

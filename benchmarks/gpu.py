@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from moembed.bench import Options, Row, Timing, interleave, ratio, speed_row, time_row
+from moembed.embedder import Embedder
 from moembed.losses.balance import balance_loss
 from moembed.losses.contrastive import info_nce
-from moembed.model.embedder import Embedder
-from moembed.tokenizer import pack
+from moembed.packing import pack
+from moembed.runs.bench import Options, Row, Timing, interleave, ratio, speed_row, time_row
 from moembed.train import gradcache
 from moembed.train.optim import OptimConfig, adamw
 from moembed.types import Batch, Encoded

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moembed.model import serving
+from moembed.inference import engine as serving
+from moembed.machine import choose_precision
 from moembed.model.encoder import Encoder, EncoderConfig, initialise
-from moembed.model.moe import MoE, MoEConfig
-from moembed.model.router import RouterConfig
-from moembed.train.settings import choose_precision
+from moembed.moe.layer import MoE, MoEConfig
+from moembed.moe.router import RouterConfig
 
 WIDTH, HIDDEN, TOP_K = 768, 3072, 2  # of the published model
 Layer = Callable[[Tensor], Tensor]

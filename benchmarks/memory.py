@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from moembed.bench import Options, Row, alone, resident_memory
 from moembed.data.sources import Source
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder
+from moembed.embedder import Embedder
+from moembed.folder.read import read_folder
+from moembed.runs.bench import Options, Row, alone, resident_memory
 from moembed.train.loop import train
 from moembed.train.settings import TrainConfig
 from moembed.types import Pair

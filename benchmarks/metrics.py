@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moembed.bench import Options, Row, Timing, interleave, missing, time_row
 from moembed.evaluate.metrics import Qrels, evaluate_ranking
+from moembed.runs.bench import Options, Row, Timing, interleave, missing, time_row
 
 METRICS = {
     "ndcg@10": "ndcg_cut_10",

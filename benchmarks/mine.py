@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moembed.bench import Options, Row, Timing, alone, missing, speed_row
+from moembed.runs.bench import Options, Row, Timing, alone, missing, speed_row
 from moembed.search.exact import search_parts
 from moembed.search.vectors import parts
 from moembed.types import Hits

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
+from moembed.folder.bases import locate_base
+from moembed.folder.parts import Parts
+from moembed.folder.read import read_folder
+from moembed.folder.write import write_folder
 from moembed.model.encoder import Encoder, EncoderConfig, initialise
-from moembed.model.folder import Parts, read_folder, write_folder
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
-from moembed.recipe import locate_base
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 

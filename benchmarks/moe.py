@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from moembed.bench import Options, Row, Timings, interleave, ratio, time_row
+from moembed.runs.bench import Options, Row, Timings, interleave, ratio, time_row
 
 from . import layers
 

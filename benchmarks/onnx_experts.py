@@ -20,14 +20,15 @@ import numpy as np
 import onnx
 import torch
 
-from moembed.export.onnx_encoder import build
-from moembed.export.onnx_experts import Experts, expert, experts_of, routing, sparse
-from moembed.export.onnx_graph import Graph, numpy
-from moembed.model.embedder import Embedder
+from moembed.embedder import Embedder
+from moembed.export.onnx.encoder import build
+from moembed.export.onnx.experts import Experts, expert, experts_of, routing, sparse
+from moembed.export.onnx.graph import Graph, numpy
+from moembed.folder.bases import locate_base
+from moembed.folder.parts import Parts
+from moembed.folder.read import read_folder
 from moembed.model.encoder import EncoderConfig
-from moembed.model.folder import Parts, read_folder
-from moembed.recipe import locate_base
-from moembed.tokenizer import pack
+from moembed.packing import pack
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
 SHAPES = ((1, 32), (32, 64))  # texts, tokens per text

@@ -14,14 +14,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from moembed.bench import Options, Row
+from moembed.compare.significance import paired_difference
 from moembed.data.docstrings import collect
+from moembed.embedder import Embedder
 from moembed.evaluate.beir import RetrievalTask, load_task
 from moembed.evaluate.metrics import Qrels
 from moembed.evaluate.sample import subset
-from moembed.evaluate.significance import paired_difference
 from moembed.evaluate.tasks import evaluate
-from moembed.model.embedder import Embedder
+from moembed.runs.bench import Options, Row
 from moembed.types import UserError
 
 from . import models, texts

@@ -17,8 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from moembed.bench import Options, Row, interleave
-from moembed.model.moe import MoE
+from moembed.moe.layer import MoE
+from moembed.runs.bench import Options, Row, interleave
 
 from . import layers
 

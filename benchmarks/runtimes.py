@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer as Backend
 
-from moembed.bench import AloneError, Options, Timing, alone, interleave, missing, resident_memory
-from moembed.export.gguf import Kind, export_gguf
-from moembed.export.onnx import export_onnx
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_config, read_folder, read_settings
-from moembed.tokenizer import Tokenizer, token_budget
+from moembed.embedder import Embedder
+from moembed.export.gguf.export import Kind, export_gguf
+from moembed.export.onnx.export import export_onnx
+from moembed.folder.read import read_config, read_folder, read_settings
+from moembed.packing import token_budget
+from moembed.runs.bench import AloneError, Options, Timing, alone, interleave, missing, resident_memory
+from moembed.tokenizer import Tokenizer
 
 from .texts import QUERY
 

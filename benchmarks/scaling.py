@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from moembed.bench import Options, Row, interleave, time_row
+from moembed.runs.bench import Options, Row, interleave, time_row
 
 from . import layers
 

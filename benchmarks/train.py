@@ -15,12 +15,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from moembed.bench import Options, Row, Timing, Timings, clock, missing, speed_row, time_row
 from moembed.data.sources import Source
-from moembed.model.embedder import Embedder
-from moembed.model.folder import Parts, read_folder
+from moembed.embedder import Embedder
+from moembed.folder.parts import Parts
+from moembed.folder.read import read_folder
+from moembed.machine import choose_precision
+from moembed.runs.bench import Options, Row, Timing, Timings, clock, missing, speed_row, time_row
 from moembed.train.loop import train
-from moembed.train.settings import LossConfig, TrainConfig, choose_precision
+from moembed.train.settings import LossConfig, TrainConfig
 from moembed.types import Pair
 
 from . import models, texts

@@ -21,11 +21,11 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import nn
 
 from moembed.cli import main
-from moembed.model.embedder import Embedder
+from moembed.embedder import Embedder
+from moembed.folder.parts import Parts
 from moembed.model.encoder import Encoder, EncoderConfig
-from moembed.model.folder import Parts
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
 
 settings.register_profile("moembed", deadline=None, derandomize=True)  # the first call of a kernel is slow

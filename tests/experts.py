@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moembed.model.moe import MoE, MoEConfig
+from moembed.moe.layer import MoE, MoEConfig
 
 WIDTH, HIDDEN = 8, 16  # rows of whole 16 bytes in bf16 too, which some roads ask for
 SAME = {"rtol": 1e-5, "atol": 1e-5}  # fp32 sums over the pairs of a token or the tokens of an expert

@@ -15,11 +15,11 @@ import torch
 
 from conftest import MakeModel
 from experts import assert_one_value, convert, make_moe, results, send_to_one, tokens
-from moembed.model import choose
+from moembed.embedder import Embedder
 from moembed.model.attention import padded, varlen
-from moembed.model.embedder import Embedder
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.moe import backends as choose
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.train import gradcache
 from moembed.train.loop import _embed
 from moembed.train.routing import Balance

@@ -16,8 +16,8 @@ import typer
 import moembed
 from moembed.cli import app
 from moembed.config import load
-from moembed.pretraining import PretrainRecipe
-from moembed.recipe import Recipe
+from moembed.runs.pretrain import PretrainRecipe
+from moembed.runs.train import Recipe
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer as Backend
 
 import published
 from conftest import HfFolder, Run
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder, write_folder
+from moembed.embedder import Embedder
+from moembed.folder.read import read_folder
+from moembed.folder.write import write_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 EQUAL = 1e-4  # what is promised of an export

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
-from moembed.tokenizer import Tokenizer, offsets, pack, token_budget
+from moembed.packing import offsets, pack, token_budget
+from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 
 CLS, SEP = 2, 3

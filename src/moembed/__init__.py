@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from moembed.interop.hook import install
 
 if TYPE_CHECKING:
-    from moembed.model.embedder import Embedder
+    from moembed.embedder import Embedder
     from moembed.types import TruncationWarning, UserError
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Embedder": "moembed.model.embedder",
+    "Embedder": "moembed.embedder",
     "TruncationWarning": "moembed.types",
     "UserError": "moembed.types",
 }

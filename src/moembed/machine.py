@@ -7,7 +7,10 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).parents[2]  # of a checkout
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnxruntime", "llama-cpp-python")
@@ -57,3 +60,29 @@ def _commit() -> str | None:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has bf16 dot products (AMX or AVX512-BF16); emulated bf16 is slower than fp32."""
+    import torch
+
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def choose_precision(name: str, device: str) -> torch.dtype:
+    """``auto``: bf16 where the hardware multiplies it natively, else fp32."""
+    import torch
+
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else has_bfloat16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def best_dtype() -> str:
+    """What serves fastest here without emulation: bfloat16 where the hardware multiplies it, else float32."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return str(choose_precision("auto", device)).removeprefix("torch.")

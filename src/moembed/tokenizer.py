@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from itertools import accumulate, chain
 
-import numpy as np
-import torch
 from tokenizers import Tokenizer as Backend
 
+from moembed.packing import pack
 from moembed.types import Batch, UserError
 
 
@@ -88,44 +86,3 @@ def _complaint(texts: Sequence[object]) -> str:
         if any("\ud800" <= character <= "\udfff" for character in text):
             return f"text {position} is not valid Unicode: it holds half of a surrogate pair"
     raise AssertionError("every text is well")
-
-
-def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:
-    """Lay token rows end to end, shortest first (ties keep the caller's order).
-
-    Returns:
-        Batch with ``token_T`` int64, ``length_B`` ascending and ``restore_B`` int64.
-    """
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    restore_B = torch.empty(len(rows), dtype=torch.long)
-    restore_B[torch.tensor(order, dtype=torch.long)] = torch.arange(len(rows))
-    tokens = np.fromiter(chain.from_iterable(rows[i] for i in order), dtype=np.int64)
-    return Batch(
-        token_T=torch.from_numpy(tokens),
-        length_B=tuple(len(rows[i]) for i in order),
-        restore_B=restore_B,
-        truncated=truncated,
-    )
-
-
-def token_budget(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Split texts into groups of at most ``max_tokens`` tokens, neighbours in length together.
-
-    A text longer than the budget makes a group of its own. The groups hold every index once, longest texts
-    first, so the largest allocation comes first and a memory shortage shows at the start.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    groups: list[list[int]] = []
-    room = 0
-    for i in order:
-        if not groups or lengths[i] > room:
-            groups.append([])
-            room = max_tokens
-        groups[-1].append(i)
-        room -= lengths[i]
-    return groups
-
-
-def offsets(lengths: Sequence[int]) -> list[int]:
-    """Where each text of a packed batch starts, and where the last one ends."""
-    return [0, *accumulate(lengths)]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moembed.compare.scores import MAIN, statistic
+from moembed.embedder import Embedder
 from moembed.evaluate.files import load_any
-from moembed.evaluate.scores import MAIN, statistic
 from moembed.evaluate.tasks import evaluate
-from moembed.model.embedder import Embedder
 
 DATA = os.environ.get("MOEMBED_DATA", "")
 

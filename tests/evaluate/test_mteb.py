@@ -15,13 +15,13 @@ import pytest
 
 from conftest import MakeModel
 from moembed.cli.mteb import run_mteb
+from moembed.compare.statistics import statistic
+from moembed.embedder import Embedder
 from moembed.evaluate.files import Task, load_any
-from moembed.evaluate.statistics import statistic
 from moembed.evaluate.systems import ModelEncoder
 from moembed.evaluate.tasks import evaluate
-from moembed.model.embedder import Embedder
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 
 mteb = pytest.importorskip("mteb")

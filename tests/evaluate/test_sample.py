@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moembed.compare.scores import Scores
 from moembed.evaluate.beir import RetrievalTask
 from moembed.evaluate.metrics import Qrels, evaluate_ranking
 from moembed.evaluate.sample import agreement, kendall, rank_correlation, sample
-from moembed.evaluate.scores import Scores
 from moembed.search.exact import top_k
 from moembed.types import UserError
 

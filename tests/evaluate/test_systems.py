@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from conftest import TEXTS, MakeModel
+from moembed.embedder import Embedder
 from moembed.evaluate.static import StaticEncoder
 from moembed.evaluate.systems import ModelEncoder, Remembered
-from moembed.model.embedder import Embedder
 from moembed.search.codecs import truncate
 
 

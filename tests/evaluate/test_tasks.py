@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moembed.compare.scores import MAIN, Scores, statistic
 from moembed.evaluate.beir import RetrievalTask
 from moembed.evaluate.files import LabelTask, PairTask, Task
 from moembed.evaluate.metrics import METRICS, Qrels
 from moembed.evaluate.probes import REPEATS, SAMPLES
-from moembed.evaluate.scores import MAIN, Scores, statistic
 from moembed.evaluate.tasks import DEFAULT_METRICS, Encode, evaluate, evaluate_bm25, metrics_of
 from moembed.types import UserError
 

@@ -22,13 +22,13 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from conftest import TEXTS, MakeModel
-from moembed.export.gguf import export_gguf
-from moembed.export.gguf_graph import as_graph, fold
-from moembed.export.gguf_vocabulary import add_vocabulary
-from moembed.model.embedder import Embedder
-from moembed.model.folder import Parts
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.embedder import Embedder
+from moembed.export.gguf.export import export_gguf
+from moembed.export.gguf.graph import as_graph, fold
+from moembed.export.gguf.vocabulary import add_vocabulary
+from moembed.folder.parts import Parts
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 
 RAW = RouterConfig(top_k=2, normalize=None)

@@ -19,15 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import TEXTS, HfFolder, MakeModel
-from moembed.export import onnx as onnx_folder
-from moembed.export.onnx import export_onnx, run_rows
-from moembed.export.onnx_encoder import build
-from moembed.model.embedder import Embedder
-from moembed.model.folder import Parts, read_folder
-from moembed.model.moe import MoEConfig
+from moembed.embedder import Embedder
+from moembed.export.onnx import export as onnx_folder
+from moembed.export.onnx.encoder import build
+from moembed.export.onnx.export import export_onnx, run_rows
+from moembed.folder.parts import Parts
+from moembed.folder.read import read_folder
 from moembed.model.pooling import POOLING
-from moembed.model.router import RouterConfig
-from moembed.tokenizer import pack
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
+from moembed.packing import pack
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 

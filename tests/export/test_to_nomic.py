@@ -16,11 +16,12 @@ from tokenizers import Tokenizer as Backend
 import published
 from conftest import HfFolder, MakeModel
 from moembed.cli import main
+from moembed.embedder import Embedder
 from moembed.export.nomic import to_nomic
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder, write_folder
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.folder.read import read_folder
+from moembed.folder.write import write_folder
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 

@@ -20,9 +20,9 @@ from moembed.interop.config import MoembedConfig
 from moembed.interop.hook import install
 from moembed.interop.model import MoembedModel
 from moembed.losses.balance import balance_loss, z_loss
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
-from moembed.tokenizer import pack
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
+from moembed.packing import pack
 from moembed.types import UserError
 
 EQUAL = 1e-5

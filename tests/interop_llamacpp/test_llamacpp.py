@@ -17,12 +17,13 @@ import torch
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from moembed.export.gguf import export_gguf
-from moembed.model.embedder import Embedder
+from moembed.embedder import Embedder
+from moembed.export.gguf.export import export_gguf
+from moembed.folder.parts import Parts
+from moembed.folder.read import read_folder
 from moembed.model.encoder import Encoder, EncoderConfig, initialise
-from moembed.model.folder import Parts, read_folder
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.interop

@@ -17,8 +17,8 @@ from moembed.losses.balance import balance_loss, corrected_bias, z_loss
 from moembed.losses.contrastive import LOSSES, info_nce, symmetric_info_nce
 from moembed.losses.negatives import Duplicates, Mask, masked_places
 from moembed.model.encoder import EncoderConfig
-from moembed.model.ffn import ACTIVATIONS
-from moembed.model.router import ROUTERS, RouterConfig
+from moembed.moe.ffn import ACTIVATIONS
+from moembed.moe.router import ROUTERS, RouterConfig
 from moembed.train.optim import SCHEDULES, OptimConfig
 from moembed.train.settings import LossConfig
 from moembed.types import RouterStats

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import MakeModel
-from moembed.model.embedder import Embedder
+from moembed.embedder import Embedder
 from moembed.model.encoder import Encoder, EncoderConfig, initialise, num_parameters
-from moembed.model.moe import MoEConfig
 from moembed.model.rope import rotate, rotation
-from moembed.model.router import RouterConfig
-from moembed.tokenizer import pack
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
+from moembed.packing import pack
 from moembed.types import Batch, UserError
 
 EQUAL = {"rtol": 0.0, "atol": 1e-5}  # fp32 on two orders of summation; states are of order 1

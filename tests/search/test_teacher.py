@@ -12,8 +12,8 @@ from toys import ToyModel, read_jsonl, write_jsonl
 
 from conftest import HfFolder, MakeModel
 from moembed.data.sources import SourceConfig, load_source
-from moembed.model.embedder import Embedder
-from moembed.model.folder import Parts
+from moembed.embedder import Embedder
+from moembed.folder.parts import Parts
 from moembed.search.mine import MineConfig, mine
 from moembed.search.teacher import ModelTeacher, StoredTeacher, open_teacher
 from moembed.search.texts import Column, distinct

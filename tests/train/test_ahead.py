@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import assert_same_weights, metrics, run, settings
+from training_runs import assert_same_weights, metrics, run, settings
 
 from conftest import NewModel
 from moembed.train.ahead import ahead

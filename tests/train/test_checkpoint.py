@@ -16,21 +16,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
+from safetensors import SafetensorError
+from training_runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
 
 from conftest import NewModel
-from moembed.model import folder as folder_module
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder
-from moembed.model.selection_bias import add_selection_bias
+from moembed.embedder import Embedder
+from moembed.folder import write as folder_module
+from moembed.folder.read import read_folder
 from moembed.train import checkpoint
 from moembed.types import UserError
+from moembed.weights.selection_bias import add_selection_bias
 
 SCRIPT = """
 import itertools, os, pathlib, signal, sys
-from moembed.model import embedder, folder
+from moembed import embedder
+from moembed.folder import write as folder
 from moembed.train import gradcache
-from runs import run, settings
+from training_runs import run, settings
 
 {0}
 model = embedder.Embedder.from_pretrained("base", device="cpu")
@@ -179,7 +181,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
     ("place", "name", "error"),
     [
         (folder_module, "save_file", OSError(errno.ENOSPC, "No space left on device")),
-        (folder_module, "save_file", folder_module.SafetensorError("I/O error: No space left on device")),
+        (folder_module, "save_file", SafetensorError("I/O error: No space left on device")),
         (torch, "save", OSError(errno.ENOSPC, "No space left on device")),
         (torch, "save", RuntimeError("unexpected pos: No space left on device")),
     ],

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, save_animals, settings
+from training_runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, save_animals, settings
 
 from conftest import MakeModel
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.embedder import Embedder
+from moembed.folder.read import read_folder
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.train.budget import Deadline
 from moembed.train.distributed import ALONE, World, current, joined
 from moembed.train.evaluation import Evaluation, load_tasks

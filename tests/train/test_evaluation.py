@@ -13,20 +13,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, save_animals, settings
+from training_runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, save_animals, settings
 
 from conftest import MakeModel, NewModel
 from conftest import Run as Command
 from moembed.config import validate
+from moembed.embedder import Embedder
 from moembed.evaluate.beir import RetrievalTask, load_task
 from moembed.evaluate.metrics import evaluate_ranking
-from moembed.model.embedder import Embedder
+from moembed.report.training.page import write_report
 from moembed.search.index import top_k
 from moembed.train import budget, loop
 from moembed.train.budget import Deadline, Overrun, fair_shares
 from moembed.train.distributed import ALONE
 from moembed.train.evaluation import Evaluation, load_tasks
-from moembed.train.report.page import write_report
 from moembed.train.settings import EvaluateConfig, TrainConfig
 from moembed.types import UserError
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from conftest import MakeModel
+from moembed.embedder import Embedder
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.losses.contrastive import info_nce
 from moembed.losses.negatives import masked_places
-from moembed.model.embedder import Embedder
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.train.gradcache import backward
 from moembed.train.settings import TrainConfig
 from moembed.train.step import Manner, Prepared, prepare

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import HfFolder, MakeModel, randomise
+from moembed.embedder import Embedder
+from moembed.folder.read import read_folder
 from moembed.losses.mlm import masked_lm_loss
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder
-from moembed.tokenizer import offsets
+from moembed.packing import offsets
 from moembed.train.heads import HEAD_FILE, UNREACHABLE, Heads, read_heads, write_heads
 from moembed.types import UserError
 

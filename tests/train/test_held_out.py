@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import PAIRS, assert_same_weights, checkpoints, metrics, run, settings
+from training_runs import PAIRS, assert_same_weights, checkpoints, metrics, run, settings
 
 from conftest import MakeModel
 from moembed.data.sources import Source
-from moembed.model.embedder import Embedder
+from moembed.embedder import Embedder
 from moembed.train import gradcache
 from moembed.train.distributed import ALONE
 from moembed.train.held_out import HeldOut

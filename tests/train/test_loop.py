@@ -12,18 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from runs import OPTIM, PAIRS, assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
+from training_runs import OPTIM, PAIRS, assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
 
 from conftest import MakeModel, NewModel
 from moembed.data.sources import Source
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder
+from moembed.embedder import Embedder
+from moembed.folder.read import read_folder
+from moembed.machine import choose_precision, has_bfloat16
 from moembed.train import loop
 from moembed.train.interrupt import interruptible
 from moembed.train.log import read_metrics
 from moembed.train.loop import train
 from moembed.train.optim import learning_rate
-from moembed.train.settings import TrainConfig, choose_precision, cpu_has_bfloat16
+from moembed.train.settings import TrainConfig
 from moembed.types import Pair, UserError
 
 # ---- learning ------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def test_equal_pairs_are_no_negatives_of_each_other(new_model: NewModel, tmp_pat
 def test_auto_precision_is_one_the_machine_has() -> None:
     assert choose_precision("float32", "cpu") == torch.float32
     assert choose_precision("bfloat16", "cpu") == torch.bfloat16
-    expected = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+    expected = torch.bfloat16 if has_bfloat16() else torch.float32
     assert choose_precision("auto", "cpu") == expected
 
 

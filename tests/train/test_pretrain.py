@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from runs import assert_same_weights, checkpoints, metrics
 from tokenizers import Tokenizer as Backend
+from training_runs import assert_same_weights, checkpoints, metrics
 
 from conftest import MakeModel
 from moembed.data.text import Text
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.embedder import Embedder
+from moembed.folder.read import read_folder
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.train import pretrain as module
 from moembed.train.corpus import Language, open_corpus
 from moembed.train.heads import HEAD_FILE, Heads

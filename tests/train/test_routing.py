@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from runs import metrics, run, settings
 from torch import Tensor
+from training_runs import metrics, run, settings
 
 from conftest import MakeModel
+from moembed.embedder import Embedder
 from moembed.losses.balance import balance_loss, z_loss
-from moembed.model.embedder import Embedder
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
-from moembed.model.selection_bias import add_selection_bias
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.train.distributed import ALONE
 from moembed.train.routing import STARVED_STEPS, Balance, Starving, Watch, routers
 from moembed.train.settings import LossConfig, TrainConfig
 from moembed.train.step import Manner, prepare
 from moembed.types import Pair, RouterStats, UserError
+from moembed.weights.selection_bias import add_selection_bias
 
 EXPERTS = 4
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from runs import PAIRS, assert_same_weights, metrics, run, settings
+from training_runs import PAIRS, assert_same_weights, metrics, run, settings
 
 from conftest import MakeModel, NewModel
 from moembed.data.sources import Source
+from moembed.embedder import Embedder
 from moembed.losses.negatives import masked_places
-from moembed.model.embedder import Embedder
 from moembed.train.gradcache import backward
 from moembed.train.loop import train
 from moembed.train.settings import LossConfig, SourceOptions, TrainConfig

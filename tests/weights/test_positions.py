@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from conftest import HfFolder, MakeModel
-from moembed.model.embedder import Embedder
-from moembed.model.folder import Parts, read_folder
+from moembed.embedder import Embedder
+from moembed.folder.parts import Parts
+from moembed.folder.read import read_folder
 from moembed.types import UserError
 from moembed.weights.positions import to_rope
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from conftest import HfFolder, MakeModel
-from moembed.model.embedder import Embedder
-from moembed.model.folder import Parts, read_folder
-from moembed.model.moe import MoE
-from moembed.model.router import RouterConfig
+from moembed.embedder import Embedder
+from moembed.folder.parts import Parts
+from moembed.folder.read import read_folder
+from moembed.moe.layer import MoE
+from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 

@@ -12,8 +12,9 @@ import torch
 from tokenizers import Tokenizer as Backend
 
 from conftest import HfFolder, MakeModel
-from moembed.model.embedder import Embedder
-from moembed.model.folder import Parts, read_folder
+from moembed.embedder import Embedder
+from moembed.folder.parts import Parts
+from moembed.folder.read import read_folder
 from moembed.weights.pieces import extend, learn, tokenizer_files
 from moembed.weights.vocabulary import Origins, pad, spelling, transplant, with_tokenizer
 

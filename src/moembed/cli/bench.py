@@ -29,8 +29,8 @@ def bench(
 
     Example: `moembed bench moe encode --out records/performance.md`
     """
-    from moembed import bench as harness
     from moembed.machine import machine
+    from moembed.runs import bench as harness
 
     options = harness.Options.here(repeats or (2 if quick else 3), quick, threads)
     names = suites or [name for name in harness.suites() if name != "gpu" or options.device == "cuda"]

@@ -40,9 +40,9 @@ def compare(
 
     Example: `moembed compare scores/bm25.parquet dense=scores/dense.parquet 'moe=scores/moe-*.parquet'`
     """
-    from moembed.evaluate import runs as files
-    from moembed.evaluate.compare import compare
-    from moembed.evaluate.verdict import sentences
+    from moembed.compare import runs as files
+    from moembed.compare.comparison import compare
+    from moembed.compare.verdict import sentences
 
     if html:
         require_page(html)
@@ -83,7 +83,7 @@ def _print(result: Mapping[str, Any], by: str | None) -> None:
 
 
 def _named(metric: str) -> str:
-    from moembed.page.words import metric_name
+    from moembed.report.words import metric_name
 
     return metric if metric == "score" else metric_name(metric)
 

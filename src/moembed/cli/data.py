@@ -40,7 +40,7 @@ def inspect(
     Example: `moembed data inspect recipes/finetune.yaml data=pairs.jsonl`
     """
     from moembed.data.summary import summarize
-    from moembed.recipe import load_recipe, open_sources
+    from moembed.runs.train import load_recipe, open_sources
 
     plan = load_recipe(recipe, overrides or [])
     sources, weights = open_sources(plan)
@@ -104,7 +104,7 @@ def overlap(
     """
     from moembed.data.overlap import TaskTexts, find_overlap
     from moembed.evaluate.beir import load_task
-    from moembed.recipe import load_recipe, open_sources
+    from moembed.runs.train import load_recipe, open_sources
 
     loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks)]
     queries = TaskTexts({task.name: task.queries for task in loaded}, ngram, containment)
@@ -122,9 +122,9 @@ def overlap(
 
 def _lengths(plan: Any) -> dict[str, tuple[Lengths, int]]:
     """For each role, how many tokens its texts have, prompt and special tokens included, and the limit."""
-    from moembed.model.embedder import Embedder
-    from moembed.model.folder import read_folder
-    from moembed.recipe import locate_base
+    from moembed.embedder import Embedder
+    from moembed.folder.bases import locate_base
+    from moembed.folder.read import read_folder
 
     model = Embedder(read_folder(locate_base(plan.base)))
     tokenizer = model.tokenizer

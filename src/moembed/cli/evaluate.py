@@ -15,7 +15,7 @@ from moembed.types import UserError
 
 if TYPE_CHECKING:
     from moembed.evaluate.files import Task
-    from moembed.evaluation import Options, Outcome
+    from moembed.runs.evaluate import Options, Outcome
 
 
 def evaluate(
@@ -80,7 +80,7 @@ def evaluate(
             models, mteb, dim=dim, dtype=dtype, allow_pickle=allow_pickle, cache=cache, out=out, json_=json_
         )
         return
-    from moembed import evaluation
+    from moembed.runs import evaluate as evaluation
 
     options = evaluation.Options(
         metrics=_listed(metrics or "") or None, dtype=dtype, allow_pickle=allow_pickle, processes=processes,
@@ -135,9 +135,9 @@ def _load(paths: Sequence[Path], options: Options) -> list[Task]:
 
 
 def _sample(tasks: Sequence[Task], queries: int, folder: Path | None) -> list[Task]:
+    from moembed.embedder import Embedder
     from moembed.evaluate.static import StaticEncoder
-    from moembed.evaluation import sample_tasks
-    from moembed.model.embedder import Embedder
+    from moembed.runs.evaluate import sample_tasks
 
     static = StaticEncoder(Embedder.from_pretrained(folder)) if folder else None
     sampled, agreements = sample_tasks(tasks, queries, static)
@@ -153,7 +153,7 @@ def _tell_truncated(name: str, outcome: Outcome) -> None:
 
 
 def _keep(folder: Path, name: str, outcome: Outcome) -> None:
-    from moembed.evaluate.scores import save_scores
+    from moembed.compare.scores import save_scores
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}.parquet"
@@ -164,8 +164,8 @@ def _keep(folder: Path, name: str, outcome: Outcome) -> None:
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    from moembed.evaluate.verdict import sentences
-    from moembed.page.words import metric_name
+    from moembed.compare.verdict import sentences
+    from moembed.report.words import metric_name
 
     for name, task in result["tasks"].items():
         for note in task["notes"]:
@@ -196,7 +196,7 @@ def _print(result: Mapping[str, Any]) -> None:
 
 
 def _print_task(name: str, task: Mapping[str, Any]) -> None:
-    from moembed.page.words import metric_name
+    from moembed.report.words import metric_name
 
     metrics = list(next(iter(task["metrics"].values())))
     rows = [[system, *(interval(cells[m]) for m in metrics)] for system, cells in task["metrics"].items()]

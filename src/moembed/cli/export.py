@@ -12,7 +12,7 @@ from moembed.console import print_json
 from moembed.types import UserError
 
 if TYPE_CHECKING:
-    from moembed.model.folder import Parts
+    from moembed.folder.parts import Parts
 
 
 def export(
@@ -40,7 +40,8 @@ def export(
 
     Example: `moembed export runs/demo demo.onnx --format onnx`
     """
-    from moembed.recipe import read_base, require_free
+    from moembed.files import require_free
+    from moembed.folder.bases import read_base
 
     if int8 and format != "onnx":
         raise UserError(f"--int8 does nothing for --format {format}")
@@ -59,15 +60,15 @@ def export(
 
 def _write(parts: Parts, out: Path, format: str, int8: bool, type_: Any, fold: bool) -> dict[str, Any]:
     if format == "onnx":
-        from moembed.export.onnx import export_onnx
+        from moembed.export.onnx.export import export_onnx
 
         return export_onnx(parts, out, int8)
     if format == "gguf":
-        from moembed.export.gguf import export_gguf
+        from moembed.export.gguf.export import export_gguf
 
         return export_gguf(parts, out, type_, fold)
     from moembed.export.nomic import to_nomic
-    from moembed.model.folder import write_folder
+    from moembed.folder.write import write_folder
 
     nomic = to_nomic(parts)
     write_folder(out, nomic)

@@ -69,8 +69,8 @@ def _encoder(
     name: str, dim: int | None, dtype: str, batch_tokens: int | None, allow_pickle: bool
 ) -> MtebEncoder:
     from moembed.evaluate.mteb import MtebEncoder
-    from moembed.hub import is_hub_id, split_revision
-    from moembed.recipe import base_name, locate_base
+    from moembed.folder.bases import base_name, locate_base
+    from moembed.folder.hub import is_hub_id, split_revision
 
     folder = locate_base(name, allow_pickle=allow_pickle)
     label, revision = base_name(name), None

@@ -14,7 +14,7 @@ from moembed.console import say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
-    from moembed.model.embedder import Embedder
+    from moembed.embedder import Embedder
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
@@ -36,8 +36,9 @@ MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), o
 
 
 def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
-    from moembed.model.embedder import Embedder
-    from moembed.recipe import best_dtype, locate_base
+    from moembed.embedder import Embedder
+    from moembed.folder.bases import locate_base
+    from moembed.machine import best_dtype
 
     folder = locate_base(name, allow_pickle=allow_pickle)
     chosen = best_dtype() if dtype == "auto" else dtype
@@ -46,7 +47,7 @@ def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
 
 def require_page(path: Path) -> None:
     """Refuse now what would fail when everything has been computed."""
-    from moembed.page.plots import require_matplotlib
+    from moembed.report.plots import require_matplotlib
 
     if path.suffix != ".html":
         raise UserError(f"--html {path} does not end in .html: the figures go beside the page as .json")
@@ -64,7 +65,7 @@ def leave(result: Mapping[str, Any], out: Path | None, page: Path | None) -> Non
             part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(part, path)
     if page:
-        from moembed.evaluate.page import write_page
+        from moembed.report.comparison import write_page
 
         write_page(page, result)
         say(f"The page is {page}")

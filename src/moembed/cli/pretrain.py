@@ -34,7 +34,7 @@ def tokenizer(
 
     Example: `moembed tokenizer texts.parquet --base minilm --extend 10000 --out models/minilm-more-words`
     """
-    from moembed.pretraining import make_tokenizer
+    from moembed.runs.pretrain import make_tokenizer
 
     facts = make_tokenizer(
         texts, out, kind=kind, vocab_size=vocab_size, lowercase=lowercase, base=base, extend_by=extend,
@@ -57,7 +57,7 @@ def pretrain(
 
     Example: `moembed pretrain recipes/mini/pretrain.yaml data=texts.parquet out=runs/base steps=200`
     """
-    from moembed.pretraining import load_pretraining, run_pretraining
+    from moembed.runs.pretrain import load_pretraining, run_pretraining
 
     result = run_pretraining(load_pretraining(recipe, overrides or []), resume=resume, overwrite=overwrite)
     if json_:

@@ -26,9 +26,9 @@ def push(
 
     Example: `moembed push runs/demo me/moles --private`
     """
-    from moembed import hub
-    from moembed.model.files import weight_files
-    from moembed.model.folder import read_folder
+    from moembed.folder import hub
+    from moembed.folder.read import read_folder
+    from moembed.folder.tensors import weight_files
 
     folder = hub.local_folder(model) or model
     hub.require_repo_id(repo_id)

@@ -16,7 +16,7 @@ from moembed.types import UserError
 
 if TYPE_CHECKING:
     from moembed.evaluate.beir import RetrievalTask
-    from moembed.evaluate.stress.subject import Subject
+    from moembed.stress.subject import Subject
 
 PUBLISHED = Path("eval") / "limit-small"
 
@@ -54,11 +54,11 @@ def stress(
     Example: `moembed stress minilm bm25 --only limit,noise`
     """
     from moembed.evaluate.beir import load_task, save_task
-    from moembed.evaluate.stress.limit import limit_task
-    from moembed.evaluate.stress.suite import PARTS, Settings
-    from moembed.evaluate.stress.suite import stress as run
-    from moembed.page.html import write
-    from moembed.recipe import locate_base
+    from moembed.folder.bases import locate_base
+    from moembed.report.html import write
+    from moembed.stress.limit import limit_task
+    from moembed.stress.suite import PARTS, Settings
+    from moembed.stress.suite import stress as run
 
     if len(set(models)) < len(models):
         raise UserError("a model is named twice")
@@ -113,7 +113,7 @@ def _published() -> list[RetrievalTask]:
 
 
 def _subjects(models: list[str], dtype: str, allow_pickle: bool) -> Iterator[Subject]:
-    from moembed.evaluate.stress.subject import Subject
+    from moembed.stress.subject import Subject
 
     for name in models:
         yield Subject(name, None if name == "bm25" else load_model(name, dtype, allow_pickle))

@@ -30,7 +30,7 @@ def demo(
 
     Example: `moembed demo --minutes 5`
     """
-    from moembed.demo import run_demo
+    from moembed.runs.demo import run_demo
 
     report = run_demo(minutes=minutes, base=base, out=out, twin=twin, seed=seed, overwrite=overwrite)
     if json_:
@@ -48,7 +48,7 @@ def train(
 
     Example: `moembed train recipes/finetune.yaml data=pairs.jsonl base=minilm out=runs/mine steps=200`
     """
-    from moembed.recipe import load_recipe, run_recipe
+    from moembed.runs.train import load_recipe, run_recipe
 
     result = run_recipe(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite)
     if json_:
@@ -76,10 +76,11 @@ def upcycle(
     """
     from dataclasses import replace
 
-    from moembed.export.card import write_card
-    from moembed.model.embedder import Embedder
-    from moembed.model.router import RouterConfig
-    from moembed.recipe import base_name, read_base, require_free
+    from moembed.embedder import Embedder
+    from moembed.files import require_free
+    from moembed.folder.bases import base_name, read_base
+    from moembed.moe.router import RouterConfig
+    from moembed.report.card import write_card
     from moembed.weights.upcycle import UpcycleConfig
     from moembed.weights.upcycle import upcycle as convert
 
@@ -119,8 +120,8 @@ def inspect(
 
     Example: `moembed inspect runs/demo --texts corpus.jsonl`
     """
-    from moembed.describe import describe, expert_load
-    from moembed.recipe import locate_base
+    from moembed.folder.bases import locate_base
+    from moembed.runs.inspect import describe, expert_load
 
     facts = describe(locate_base(model, allow_pickle=allow_pickle), allow_pickle)
     load: dict[str, Any] = {}

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from moembed.embedder import ROLES, Embedder
 from moembed.evaluate.files import load_any
-from moembed.model.embedder import ROLES, Embedder
 from moembed.types import UserError
 
 try:

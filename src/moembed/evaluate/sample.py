@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moembed.compare.scores import Scores, statistic
 from moembed.evaluate.beir import RetrievalTask
 from moembed.evaluate.bm25 import bm25_search
 from moembed.evaluate.metrics import Qrels
-from moembed.evaluate.scores import Scores, statistic
 from moembed.types import UserError
 
 

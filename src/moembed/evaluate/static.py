@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from moembed.model.embedder import Embedder
+    from moembed.embedder import Embedder
 
 _WINDOW = 4096  # texts that are tokens at one time
 

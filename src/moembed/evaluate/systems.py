@@ -15,7 +15,7 @@ from moembed.search.codecs import view
 from moembed.search.vectors import VectorCache
 
 if TYPE_CHECKING:
-    from moembed.model.embedder import Embedder
+    from moembed.embedder import Embedder
 
 Advance = Callable[[int], object]
 

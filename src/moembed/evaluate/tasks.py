@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from moembed.compare.scores import MAIN, Scores
 from moembed.evaluate import probes
 from moembed.evaluate.beir import RetrievalTask
 from moembed.evaluate.bm25 import bm25_scores, bm25_search
 from moembed.evaluate.files import LabelTask, PairTask, Task
 from moembed.evaluate.metrics import METRICS, Qrels, evaluate_ranking, parse_metric
 from moembed.evaluate.rows import numbered
-from moembed.evaluate.scores import MAIN, Scores
 from moembed.search import exact
 from moembed.types import UserError
 

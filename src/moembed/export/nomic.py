@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from moembed.families.nomic import write_config
+from moembed.folder.parts import Parts
 from moembed.model.encoder import EncoderConfig
-from moembed.model.folder import Parts
-from moembed.model.nomic import write_config
-from moembed.model.selection_bias import without_selection_bias
+from moembed.weights.selection_bias import without_selection_bias
 
 
 def to_nomic(parts: Parts) -> Parts:

@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moembed.model.choose import AUTO, named, possible
-from moembed.model.packed import Linear
-from moembed.model.ragged import on_device
+from moembed.inference.packed import Linear
 from moembed.model.rope import rotate
-from moembed.tokenizer import offsets
+from moembed.moe.backends import AUTO, named, possible
+from moembed.packing import offsets, on_device
 
 
 class Attention(nn.Module):

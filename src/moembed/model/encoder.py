@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moembed.config import Strict
+from moembed.inference.engine import Held, unpack
+from moembed.inference.packed import Embedding
 from moembed.model.attention import Attention
-from moembed.model.choose import AUTO
-from moembed.model.ffn import Activation, FeedForward
-from moembed.model.moe import MoE, MoEConfig
-from moembed.model.packed import Embedding
-from moembed.model.ragged import positions
 from moembed.model.rope import rotation
-from moembed.model.serving import Held, unpack
+from moembed.moe.backends import AUTO
+from moembed.moe.ffn import Activation, FeedForward
+from moembed.moe.layer import MoE, MoEConfig
+from moembed.packing import positions
 from moembed.types import RouterStats, UserError
 
 
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
     """Token ids -> hidden states.
 
     ``attention_road`` and ``moe_road`` name one of several implementations of the same values; ``auto``
-    leaves the choice to `moembed.model.choose`. ``activation_checkpointing`` keeps the states between blocks
+    leaves the choice to `moembed.moe.backends`. ``activation_checkpointing`` keeps the states between blocks
     and computes the rest again for backward.
     """
 
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.held: list[Held] = []  # what is packed, see `moembed.model.serving`
+        self.held: list[Held] = []  # what is packed, see `moembed.inference.engine`
         self.register_state_dict_pre_hook(_unpack)  # type: ignore[no-untyped-call]
         self.word = _table(config.vocab_size, config.width)
         absolute = config.position == "absolute"

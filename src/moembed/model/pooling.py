@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from moembed.model.ragged import on_device, positions
-from moembed.tokenizer import offsets
+from moembed.packing import offsets, on_device, positions
 
 
 def mean(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:

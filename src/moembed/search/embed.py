@@ -16,7 +16,7 @@ from moembed.types import UserError
 
 
 class TextEncoder(Protocol):
-    """What embedding a file asks of a model; ``moembed.model.embedder.Embedder`` is one."""
+    """What embedding a file asks of a model; ``moembed.embedder.Embedder`` is one."""
 
     @property
     def dim(self) -> int: ...

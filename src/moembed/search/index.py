@@ -9,17 +9,16 @@ exist and a killed writer goes on after the last whole part.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moembed.files import write_whole
 from moembed.search.exact import search_parts, top_k, unit_rows
 from moembed.types import Hits, UserError
 
@@ -259,24 +258,6 @@ def _require_free(path: Path) -> None:
             raise UserError(f"{path} holds files that are not an index: choose an empty or new folder")
     elif path.exists():
         raise UserError(f"{path} is a file: choose an empty or new folder")
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write under a temporary name, then replace: the file is whole or absent, whatever happens."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise UserError(
-            f"cannot write {path}: {error}; earlier parts are kept, mend this and run the same command again"
-        ) from error
 
 
 def _to_table(rows: Sequence[dict[str, Any]]) -> pa.Table:

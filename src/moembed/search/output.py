@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from moembed.data.layouts import shards
 from moembed.data.sources import Source, SourceConfig
 from moembed.data.writer import jsonl_writer
-from moembed.search.index import write_whole
+from moembed.files import write_whole
 from moembed.types import UserError
 
 Row = dict[str, Any]

@@ -38,7 +38,7 @@ class Teacher(Protocol):
 
 
 class RoleEncoder(TextEncoder, Protocol):
-    """What a teacher asks of a model; ``moembed.model.embedder.Embedder`` is one."""
+    """What a teacher asks of a model; ``moembed.embedder.Embedder`` is one."""
 
     def role_prompt(self, role: str) -> str | None: ...
 

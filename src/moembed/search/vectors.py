@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moembed.search.index import write_whole
+from moembed.files import write_whole
 from moembed.types import UserError
 
 Encode = Callable[[list[str]], np.ndarray]

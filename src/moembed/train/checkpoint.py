@@ -29,8 +29,10 @@ import torch
 import yaml
 
 from moembed.config import Strict, dump
-from moembed.model.embedder import Embedder
-from moembed.model.folder import read_folder, replacing, write_folder
+from moembed.embedder import Embedder
+from moembed.files import replacing
+from moembed.folder.read import read_folder
+from moembed.folder.write import write_folder
 from moembed.train.distributed import ALONE, World
 from moembed.types import UserError
 

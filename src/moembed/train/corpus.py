@@ -22,8 +22,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from moembed.data.text import Text
-from moembed.model.files import read_json
-from moembed.model.folder import replacing
+from moembed.files import read_json, replacing
 from moembed.types import UserError
 
 

@@ -18,14 +18,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from moembed.embedder import Embedder
 from moembed.evaluate.beir import RetrievalTask, load_task
 from moembed.evaluate.metrics import evaluate_ranking, parse_metric
 from moembed.evaluate.sample import subset
-from moembed.model.embedder import Embedder
+from moembed.machine import choose_precision
 from moembed.search.exact import search_parts
 from moembed.train.budget import Deadline, Overrun, fair_shares, fit, texts_per_second
 from moembed.train.distributed import World
-from moembed.train.settings import EvaluateConfig, TrainConfig, choose_precision
+from moembed.train.settings import EvaluateConfig, TrainConfig
 from moembed.types import UserError
 
 PLANNED = 0.5  # share of the budget for embedding, as planned; the rest is for ranking and for slower moments

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from moembed.folder.tensors import weight_files
 from moembed.model.encoder import Block, EncoderConfig
-from moembed.model.files import weight_files
 from moembed.model.rope import rotation
-from moembed.tokenizer import offsets
+from moembed.packing import offsets
 from moembed.types import UserError
 
 HEAD_FILE = "mlm_head.safetensors"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from moembed.data.sources import Source
-from moembed.model.embedder import Embedder
+from moembed.embedder import Embedder
 from moembed.train.distributed import World
 from moembed.train.gradcache import Embed
 from moembed.train.settings import TrainConfig

@@ -23,8 +23,9 @@ from torch import Tensor
 from moembed.config import Strict
 from moembed.data.sampler import Sampler
 from moembed.data.sources import Source
+from moembed.embedder import Embedder
 from moembed.evaluate.beir import RetrievalTask
-from moembed.model.embedder import Embedder
+from moembed.machine import choose_precision
 from moembed.train import checkpoint, gradcache
 from moembed.train.ahead import ahead
 from moembed.train.distributed import current
@@ -34,7 +35,7 @@ from moembed.train.interrupt import interruptible
 from moembed.train.log import Log
 from moembed.train.optim import adamw, learning_rate
 from moembed.train.routing import Balance, Starving, Watch
-from moembed.train.settings import SourceOptions, TrainConfig, choose_precision
+from moembed.train.settings import SourceOptions, TrainConfig
 from moembed.train.step import Feed, Manner, Objective
 from moembed.types import Batch, Encoded, Pair, UserError
 

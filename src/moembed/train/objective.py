@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from moembed.config import Strict
+from moembed.embedder import Embedder
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.losses.mlm import masked_lm_loss
-from moembed.model.embedder import Embedder
 from moembed.model.pooling import POOLING
-from moembed.tokenizer import token_budget
+from moembed.packing import token_budget
 from moembed.train.distributed import ALONE, World
 from moembed.train.heads import Heads
 from moembed.train.masking import NOT_CHOSEN, Vocabulary, mask

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from moembed.config import Strict
 from moembed.data.sampler import Sampler, mix
-from moembed.model.embedder import Embedder
+from moembed.embedder import Embedder
+from moembed.machine import choose_precision
 from moembed.train import checkpoint
 from moembed.train.corpus import Language
 from moembed.train.distributed import World, current
@@ -32,7 +33,6 @@ from moembed.train.log import Log
 from moembed.train.masking import Vocabulary
 from moembed.train.objective import ObjectiveConfig, Terms, backward, evaluate, prepare
 from moembed.train.optim import OptimConfig, adamw, learning_rate
-from moembed.train.settings import choose_precision
 from moembed.types import UserError
 
 _STEP, _HELD_OUT = 11, 12  # streams of random numbers drawn from one seed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moembed.losses.balance import balance_loss, corrected_bias, z_loss
-from moembed.model.router import Router, Routing
+from moembed.moe.router import Router, Routing
 from moembed.train.distributed import World
 from moembed.train.settings import LossConfig
 from moembed.types import Batch, RouterStats, UserError

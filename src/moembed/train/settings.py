@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from moembed.config import Strict
@@ -131,17 +130,3 @@ class TrainConfig(Strict):
         if sum(end is not None for end in (self.steps, self.epochs, self.minutes)) != 1:
             raise ValueError("give exactly one of steps, epochs and minutes")
         return self
-
-
-def choose_precision(name: str, device: str) -> torch.dtype:
-    """``auto``: bf16 where the hardware multiplies it natively, else fp32."""
-    if name != "auto":
-        return torch.float32 if name == "float32" else torch.bfloat16
-    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else cpu_has_bfloat16()
-    return torch.bfloat16 if native else torch.float32
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has bf16 dot products (AMX or AVX512-BF16); emulated bf16 is slower than fp32."""
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from moembed.data.sampler import Sampler
 from moembed.data.sources import Source
+from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
 from moembed.losses.negatives import Duplicates
 from moembed.losses.nested import by_depth, matryoshka
-from moembed.model.embedder import Embedder
-from moembed.tokenizer import Tokenizer, pack, token_budget
+from moembed.packing import pack, token_budget
+from moembed.tokenizer import Tokenizer
 from moembed.train.distributed import ALONE, World
 from moembed.train.gradcache import Chunks
 from moembed.train.routing import Group

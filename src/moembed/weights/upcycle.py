@@ -10,8 +10,8 @@ from torch import Tensor
 
 from moembed.config import Strict, validate
 from moembed.model.encoder import EncoderConfig
-from moembed.model.moe import MoEConfig
-from moembed.model.router import RouterConfig
+from moembed.moe.layer import MoEConfig
+from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 
 

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 from torch import Tensor
 
+from moembed.folder.parts import Parts
 from moembed.model.encoder import EncoderConfig
-from moembed.model.folder import Parts
 from moembed.tokenizer import Tokenizer
 
 Key = tuple[bool, str]  # whether the piece begins a word, and its text

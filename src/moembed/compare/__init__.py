@@ -1,0 +1,1 @@
+"""Scores of several systems, and which of their differences are real."""

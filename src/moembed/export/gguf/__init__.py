@@ -1,0 +1,1 @@
+"""GGUF files that llama.cpp runs."""

@@ -1,0 +1,124 @@
+"""A model -> a folder for onnxruntime: the graph from token ids to unit vectors, and all it needs beside.
+
+The files::
+
+    onnx/model.onnx                      the graph; see ``onnx_encoder.build`` for inputs and outputs
+    onnx/model.onnx_data                 the weights, when they are too large for one file
+    tokenizer.json, config.json, ...     as in a sentence-transformers folder without model.safetensors
+
+It is the layout that sentence-transformers (``backend="onnx"``), fastembed and transformers.js look for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moembed.embedder import Embedder
+from moembed.export.onnx.encoder import build
+from moembed.files import replacing
+from moembed.folder.parts import Parts
+from moembed.folder.write import write_small_files
+from moembed.model.encoder import EncoderConfig
+from moembed.packing import pack
+from moembed.tokenizer import Tokenizer
+from moembed.types import UserError
+from moembed.weights.selection_bias import without_selection_bias
+
+ONE_FILE = 2**31 - 2**24  # bytes of weights; a protobuf message ends at 2 GiB, and the graph needs a little
+TOLERANCE = 1e-3  # ten times what is promised: a close call between two experts may fall the other way
+
+
+def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
+    """Write the folder and run what was written: nothing stands at ``out`` that was not compared.
+
+    Args:
+        int8: matrix products of 8-bit integers, with a scale per output of the weights and per token of the
+            states. Router, attention, norms and embedding tables stay in fp32.
+
+    Returns:
+        ``bytes`` of the weights file(s), and how close onnxruntime came to this package on random token rows:
+        ``max_error``, the largest difference of a coordinate, and ``cosine``, the lowest of a row.
+
+    Raises:
+        UserError: onnx or onnxruntime is not installed, an expert-choice router, the disk is full.
+        RuntimeError: the fp32 graph gives other vectors than the model.
+    """
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise UserError("ONNX export needs onnx and onnxruntime: pip install 'moembed[onnx]'") from None
+
+    parts = without_selection_bias(parts, "ONNX")
+    parts = replace(parts, state={name: tensor.cpu().float() for name, tensor in parts.state.items()})
+    model = build(parts, int8)
+    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE
+    with replacing(out) as folder:
+        write_small_files(folder, parts)
+        _write_tokenizer_config(folder, parts.tokenizer)
+        file = folder / "onnx" / "model.onnx"
+        file.parent.mkdir()
+        onnx.save_model(model, file, save_as_external_data=external, location=f"{file.name}_data")
+        del model
+        error, cosine = compare(file, Embedder(parts).eval())
+        if not int8 and error > TOLERANCE:
+            raise RuntimeError(f"the exported graph is off by {error:.2g}; nothing was written to {out}")
+        size = sum(f.stat().st_size for f in file.parent.iterdir())
+    return {
+        "out": str(out),
+        "format": "onnx",
+        "int8": int8,
+        "bytes": size,
+        "max_error": error,
+        "cosine": cosine,
+    }
+
+
+def _write_tokenizer_config(folder: Path, tokenizer: Tokenizer) -> None:
+    """Fill in what other runtimes read from this file alone: the length limit and a token to pad with."""
+    file = folder / "tokenizer_config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = tokenizer.backend.get_vocab()
+    pad = next((token for token in ("[PAD]", "<pad>") if token in known), tokenizer.backend.id_to_token(0))
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": pad} | values
+    values |= {"model_max_length": tokenizer.max_length}
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# ---- running what was written ------------------------------------------------------------------------------
+
+
+def compare(file: Path, model: Embedder) -> tuple[float, float]:
+    """Largest difference and lowest cosine between the vectors of file and model, on random token rows."""
+    rows = _random_rows(model.encoder.config)
+    found_BD = run_rows(file, rows)
+    with torch.inference_mode():
+        expected_BD = model(pack(rows)).vector_BM.numpy()
+    return float(np.abs(found_BD - expected_BD).max()), float((found_BD * expected_BD).sum(-1).min())
+
+
+def run_rows(file: Path, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Sentence embeddings of token rows by onnxruntime on the CPU, as one padded batch."""
+    from onnxruntime import InferenceSession
+
+    mask_BS = np.arange(max(map(len, rows))) < np.array([len(row) for row in rows])[:, None]
+    token_BS = np.zeros(mask_BS.shape, dtype=np.int64)
+    token_BS[mask_BS] = np.concatenate(rows)
+    session = InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    inputs = {"input_ids": token_BS, "attention_mask": mask_BS.astype(np.int64)}
+    return np.asarray(session.run(["sentence_embedding"], inputs)[0])
+
+
+def _random_rows(config: EncoderConfig, count: int = 32) -> list[list[int]]:
+    """Of one token up to 64: enough of them that every expert has work, and some have none in the short."""
+    random = np.random.default_rng(0)
+    longest = min(64, config.max_length)
+    lengths = [1, *random.integers(1, longest, count, endpoint=True)]
+    return [random.integers(config.vocab_size, size=length).tolist() for length in lengths]

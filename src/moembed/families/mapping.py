@@ -1,0 +1,83 @@
+"""How tensors of other people's checkpoints become ours, and back.
+
+A table ``{our tensor: Stored}`` serves reading, writing and checking alike. Several of their tensors may be
+stacked along the first axis to make one of ours (q, k, v); Nomic's experts lie in two dimensions where ours
+have three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from moembed.moe.ffn import Activation
+from moembed.types import UserError
+
+Shape = tuple[int, ...]
+
+_ACTIVATION: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Names of the tensors that make one of ours, and their form.
+
+    - ``stacked``: ours is theirs, one below the other.
+    - ``experts``: theirs is ``(E * F, D)``, ours ``(E, F, D)``.
+    - ``experts_transposed``: theirs is ``(E * F, D)``, ours ``(E, D, F)``.
+    """
+
+    names: tuple[str, ...]
+    form: Literal["stacked", "experts", "experts_transposed"]
+
+    def __init__(
+        self, *names: str, form: Literal["stacked", "experts", "experts_transposed"] = "stacked"
+    ) -> None:
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "form", form)
+
+    def shape(self, ours: Shape) -> Shape:
+        """The shape of each of their tensors, given that of ours."""
+        if self.form == "stacked":
+            return (ours[0] // len(self.names), *ours[1:])
+        experts, first, second = ours
+        return (experts * first, second) if self.form == "experts" else (experts * second, first)
+
+    def read(self, theirs: Sequence[Tensor], ours: Shape) -> Tensor:
+        if self.form == "stacked":
+            return torch.cat(list(theirs)) if len(theirs) > 1 else theirs[0]
+        experts, first, second = ours
+        if self.form == "experts":
+            return theirs[0].view(ours)
+        return theirs[0].view(experts, second, first).transpose(1, 2).contiguous()
+
+    def write(self, ours: Tensor) -> Sequence[Tensor]:
+        if self.form == "stacked":
+            return ours.chunk(len(self.names))
+        return [(ours if self.form == "experts" else ours.transpose(1, 2)).flatten(0, 1)]
+
+
+Names = dict[str, Stored]
+
+
+def activation(name: str) -> Activation:
+    """Our name of an activation that transformers calls ``name``."""
+    if name not in _ACTIVATION:
+        raise UserError(f"activation {name!r} is not supported (known: {', '.join(_ACTIVATION)})")
+    return _ACTIVATION[name]
+
+
+def activation_name(ours: Activation) -> str:
+    """What transformers calls our activation."""
+    return next(theirs for theirs, name in _ACTIVATION.items() if name == ours)

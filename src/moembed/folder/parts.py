@@ -1,0 +1,37 @@
+"""What a model folder holds, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from moembed.model.encoder import EncoderConfig
+from moembed.tokenizer import Tokenizer
+
+MODULES = ["Transformer", "Pooling", "Normalize"]
+LEGACY_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass
+class Parts:
+    """What a model folder holds: ``files`` of the tokenizer, bytes as they are, ``source``: config.json.
+
+    ``dims`` are the prefixes of the vector that were trained to stand alone (Matryoshka).
+    """
+
+    config: EncoderConfig
+    state: dict[str, Tensor]
+    tokenizer: Tokenizer
+    pooling: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    dims: tuple[int, ...] = ()

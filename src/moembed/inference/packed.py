@@ -1,0 +1,159 @@
+"""Matrices in the layout that this machine's dot products read, and rows cut into tiles that fit its caches.
+
+A kernel is built for every new number of rows, which costs as much as running it. Rows are therefore cut into
+tiles of a few sizes, small enough that what lies between two matrices of a block stays in the cache.
+`moembed.inference.engine` puts these into an encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moembed.moe.ffn import ACTIVATIONS, Activation
+
+TILE = 512  # most rows computed at a time
+_TINY = 1e-12  # a row of zeros has no scale
+_HALF = torch.tensor(128.5)  # casting to integers cuts, adding a half makes it round
+_NO_POST: tuple[str, list[float], str] = ("none", [], "")  # nothing fused behind the product
+_ROWS = 1 << 14  # rows of a vocabulary table rounded at a time
+_STEP = 32  # tiles are multiples of it, but for those below half of it: a query pays for its own rows
+_FUSED: dict[Activation, tuple[str, str]] = {
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+}
+
+
+class FloatMatrix:
+    """A float32 or bfloat16 matrix in oneDNN's layout, bias and activation fused into the product."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, activation: Activation | None) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), TILE)
+        self.bias_O = bias_O
+        self.after = _FUSED[activation] if activation else ("none", "")
+
+    def __call__(self, hidden_ND: Tensor) -> Tensor:
+        post, algorithm = self.after
+        return torch.ops.mkldnn._linear_pointwise(hidden_ND, self.packed, self.bias_O, post, [], algorithm)
+
+
+class Int8Matrix:
+    """Weights of 8 bits, one scale per output channel; inputs of 8 bits, one scale per row.
+
+    ``y_no = m_n * w_o * sum_i q_ni * W_oi + b_o`` with ``q_ni = round(127 * x_ni / m_n)``, m_n the largest
+    ``|x_ni|``. The kernels want unsigned inputs, so 128 is added to q and taken off again by oneDNN. Without
+    VNNI two products are summed in 16 bits, where full-range weights would overflow: there they use 7 bits.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, activation: Activation | None) -> None:
+        scale_O1 = _scale(weight_OI, 127 if torch.cpu._is_vnni_supported() else 63)
+        self.packed = torch.ops.onednn.qlinear_prepack(_round(weight_OI, scale_O1), None)
+        self.scale_O, self.zero_O = scale_O1[:, 0] / 127, torch.zeros(len(weight_OI), dtype=torch.int32)
+        self.bias_O = torch.zeros(len(weight_OI)) if bias_O is None else bias_O.float()
+        self.activation = ACTIVATIONS[activation] if activation else None
+
+    def __call__(self, hidden_ND: Tensor) -> Tensor:
+        largest_N1 = hidden_ND.abs().amax(1, keepdim=True).clamp_(min=_TINY)
+        rounded_ND = torch.addcdiv(_HALF, hidden_ND, largest_N1, value=127).to(torch.uint8)
+        product_NO = torch.ops.onednn.qlinear_pointwise(
+            rounded_ND,
+            1.0,
+            128,
+            self.packed,
+            self.scale_O,
+            self.zero_O,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            *_NO_POST,
+        )
+        output_NO = torch.addcmul(self.bias_O, product_NO, largest_N1)
+        return output_NO if self.activation is None else self.activation(output_NO)
+
+
+class Int8Table:
+    """An embedding table of 8-bit rows, each with its scale."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self.scale_V1 = _scale(weight_VD)
+        parts = zip(torch.split(weight_VD, _ROWS), torch.split(self.scale_V1, _ROWS), strict=True)
+        self.rounded_VD = torch.cat([_round(*part) for part in parts])
+
+    def __call__(self, token_T: Tensor) -> Tensor:
+        return self.rounded_VD[token_T] * self.scale_V1[token_T]
+
+
+def _scale(weight_OI: Tensor, largest: int = 127) -> Tensor:
+    """Of each row, the step of a symmetric grid of ``2 * largest + 1`` points; ``(O, 1)`` float32."""
+    return weight_OI.abs().amax(1, keepdim=True).float().clamp_(min=_TINY).div_(largest)
+
+
+def _round(weight_OI: Tensor, scale_O1: Tensor) -> Tensor:
+    return (weight_OI / scale_O1).round_().to(torch.int8)
+
+
+Matrix = FloatMatrix | Int8Matrix
+
+
+class Tiled:
+    """A matrix, or the two or three of a feed-forward block, applied to rows tile by tile.
+
+    ``down(act(up(x)))`` or gated ``down(act(gate(x)) * up(x))``; without ``down`` it is ``up`` alone. The
+    activation sits in the matrix it follows.
+    """
+
+    def __init__(self, up: Matrix, gate: Matrix | None, down: Matrix | None) -> None:
+        self.up, self.gate, self.down = up, gate, down
+
+    def matrices(self) -> list[Matrix]:
+        return [matrix for matrix in (self.up, self.gate, self.down) if matrix is not None]
+
+    def __call__(self, hidden_ND: Tensor) -> Tensor:
+        return torch.cat([self.tile(hidden_ND[rows], padded) for rows, padded in tiles(len(hidden_ND))])
+
+    def tile(self, hidden_ND: Tensor, padded: int) -> Tensor:
+        """One tile, computed on ``padded`` rows."""
+        size = len(hidden_ND)
+        if padded > size:
+            hidden_ND = F.pad(hidden_ND, (0, 0, 0, padded - size))
+        inner_NF = self.up(hidden_ND)
+        if self.gate is not None:
+            inner_NF = self.gate(hidden_ND).mul_(inner_NF)
+        return (self.down(inner_NF) if self.down is not None else inner_NF)[:size]
+
+
+def tiles(rows: int) -> Iterator[tuple[slice, int]]:
+    """The rows of each tile and how many it is computed on: few different sizes, little padding."""
+    count = -(-rows // TILE)
+    even = _padded(-(-rows // count)) if count else 1
+    for start in range(0, rows, even):
+        size = min(even, rows - start)
+        yield slice(start, start + size), _padded(size)
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // _STEP) * _STEP if rows > _STEP // 2 else rows
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that can be packed."""
+
+    packed: Tiled | None = None
+
+    def forward(self, hidden_TD: Tensor) -> Tensor:
+        return super().forward(hidden_TD) if self.packed is None else self.packed(hidden_TD)
+
+
+class Embedding(nn.Embedding):
+    """``nn.Embedding`` that can be packed."""
+
+    packed: Int8Table | None = None
+
+    def forward(self, token_T: Tensor) -> Tensor:
+        return super().forward(token_T) if self.packed is None else self.packed(token_T)

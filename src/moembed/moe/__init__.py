@@ -1,0 +1,1 @@
+"""The Mixture-of-Experts block: router, experts, and the backends that compute them."""

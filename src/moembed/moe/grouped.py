@@ -1,0 +1,89 @@
+"""The road ``grouped_mm``: PyTorch multiplies all experts at once and reads on the device where each begins.
+
+The host never asks how many tokens an expert got, so a GPU never waits for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moembed.moe.router import Routing
+
+if TYPE_CHECKING:
+    from moembed.moe.layer import MoE
+
+multiply = getattr(F, "grouped_mm", None) or torch._grouped_mm  # it became public in PyTorch 2.10
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """The pairs in the order of their experts."""
+
+    order_P: Tensor  # which pair stands here
+    token_P: Tensor
+    chosen_PE: Tensor  # 1 at the pair's expert, else 0
+    end_E: Tensor  # int32: where the pairs of each expert end
+
+    @classmethod
+    def of(cls, routing: Routing, dtype: torch.dtype) -> Sorted:
+        order_P = routing.expert_P.argsort(stable=True)
+        count_E = routing.stats.count_E
+        expert_E = torch.arange(len(count_E), device=order_P.device)
+        chosen_PE = routing.expert_P[order_P, None] == expert_E
+        end_E = count_E.cumsum(0, dtype=torch.int32)
+        return cls(order_P, routing.token_P[order_P], chosen_PE.to(dtype), end_E)
+
+
+def grouped_mm(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
+    dtype = precision(hidden_TD)
+    pairs = Sorted.of(routing, dtype)
+
+    def linear(input_PI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None) -> Tensor:
+        product_PO = multiply(input_PI, weight_EOI.to(dtype).transpose(1, 2), offs=pairs.end_E)
+        # As a product, and not by indexing: the gradient of many equal indices is slow on a GPU.
+        return product_PO if bias_EO is None else torch.addmm(product_PO, pairs.chosen_PE, bias_EO.to(dtype))
+
+    hidden_PD = hidden_TD.to(dtype)[pairs.token_P]
+    inner_PF = linear(hidden_PD, moe.up_EFD, moe.up_bias_EF)
+    if moe.gate_EFD is None:
+        inner_PF = moe.activation(inner_PF)
+    else:
+        inner_PF = moe.activation(linear(hidden_PD, moe.gate_EFD, moe.gate_bias_EF)) * inner_PF
+    output_PD = linear(inner_PF, moe.down_EDF, moe.down_bias_ED)
+    return add_up(output_PD, pairs.token_P, routing.weight_P[pairs.order_P], hidden_TD)
+
+
+def add_up(output_PD: Tensor, token_P: Tensor, weight_P: Tensor, hidden_TD: Tensor) -> Tensor:
+    """``y_t = sum of weight_p * output_p`` over the pairs p of token t, in fp32; shaped as ``hidden_TD``."""
+    weighted_PD = output_PD.float() * weight_P[:, None]
+    output_TD = torch.zeros_like(hidden_TD, dtype=torch.float32).index_add(0, token_P, weighted_PD)
+    return output_TD.to(hidden_TD.dtype)
+
+
+def precision(hidden_TD: Tensor) -> torch.dtype:
+    """In which dtype a linear layer would multiply these states, autocast or not."""
+    device = hidden_TD.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
+
+
+def obstacle(moe: MoE, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why ``grouped_mm`` cannot run, or not without asking the GPU where the experts begin."""
+    if device.type == "cuda":
+        if dtype != torch.bfloat16:
+            return "needs bfloat16 on a GPU"
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return "needs an Ampere GPU or a newer one"
+    return misaligned(moe, dtype)
+
+
+def misaligned(moe: MoE, dtype: torch.dtype) -> str | None:
+    """Why the kernels of `multiply` cannot read the rows of these experts."""
+    _, hidden, width = moe.up_EFD.shape
+    if width * dtype.itemsize % 16 or hidden * dtype.itemsize % 16:
+        return f"needs widths that are multiples of {16 // dtype.itemsize}, not {width} and {hidden}"
+    return None

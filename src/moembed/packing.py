@@ -1,0 +1,74 @@
+"""Texts of different lengths laid end to end: a packed batch, and what follows from its lengths.
+
+``pack`` lays rows end to end, shortest first, so that texts of equal length stand side by side and nothing is
+ever computed on padding. The tensors are made on a device that the host does not wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moembed.types import Batch
+
+
+def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:
+    """Lay token rows end to end, shortest first (ties keep the caller's order).
+
+    Returns:
+        Batch with ``token_T`` int64, ``length_B`` ascending and ``restore_B`` int64.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    restore_B = torch.empty(len(rows), dtype=torch.long)
+    restore_B[torch.tensor(order, dtype=torch.long)] = torch.arange(len(rows))
+    tokens = np.fromiter(chain.from_iterable(rows[i] for i in order), dtype=np.int64)
+    return Batch(
+        token_T=torch.from_numpy(tokens),
+        length_B=tuple(len(rows[i]) for i in order),
+        restore_B=restore_B,
+        truncated=truncated,
+    )
+
+
+def token_budget(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Split texts into groups of at most ``max_tokens`` tokens, neighbours in length together.
+
+    A text longer than the budget makes a group of its own. The groups hold every index once, longest texts
+    first, so the largest allocation comes first and a memory shortage shows at the start.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    groups: list[list[int]] = []
+    room = 0
+    for i in order:
+        if not groups or lengths[i] > room:
+            groups.append([])
+            room = max_tokens
+        groups[-1].append(i)
+        room -= lengths[i]
+    return groups
+
+
+def offsets(lengths: Sequence[int]) -> list[int]:
+    """Where each text of a packed batch starts, and where the last one ends."""
+    return [0, *accumulate(lengths)]
+
+
+def on_device(value_B: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Integers as a tensor. A copy that blocks would wait for all that the device was told to do before."""
+    return torch.tensor(value_B, dtype=dtype).to(device, non_blocking=True)
+
+
+def spread(value_B: Tensor, length_B: Sequence[int]) -> Tensor:
+    """Each text's value at all of its tokens: ``(T,)``."""
+    repeats = on_device(length_B, value_B.device)
+    return torch.repeat_interleave(value_B, repeats, output_size=sum(length_B))
+
+
+def positions(length_B: Sequence[int], device: torch.device) -> Tensor:
+    """The place of every token in its text, counted from 0: ``(T,)``."""
+    start_B = on_device(offsets(length_B)[:-1], device)
+    return torch.arange(sum(length_B), device=device) - spread(start_B, length_B)

@@ -1,0 +1,198 @@
+"""The model card: README.md of a model folder, with the metadata the hub reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moembed.folder.read import Settings, read_config, read_settings
+from moembed.model.encoder import EncoderConfig, num_parameters
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    base: str | None = None,
+    data: Sequence[str] = (),
+    results: Results | None = None,
+    license: str | None = None,
+) -> None:
+    """Write ``README.md`` into a model folder. The arguments are those of ``card``.
+
+    Raises:
+        UserError: not a model folder.
+    """
+    config = read_config(folder)
+    text = card(config, read_settings(folder, config), name, base, data, results, license)
+    unfinished = folder / ".README.md.new"
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, folder / "README.md")
+
+
+def card(
+    config: EncoderConfig,
+    settings: Settings,
+    name: str,
+    base: str | None = None,
+    data: Sequence[str] = (),
+    results: Results | None = None,
+    license: str | None = None,
+) -> str:
+    """The card as Markdown. What is not known is left out, never guessed.
+
+    Args:
+        name: what users will load: a hub id or a folder.
+        base: the model it was made from. A hub id also goes into the metadata; of a path only the last part
+            is told.
+        data: what it was trained on; of paths only the last part is told.
+        results: by task, counts of queries and documents, and ``metrics`` and ``differences`` as in a report.
+        license: of this model.
+    """
+    parts = [
+        f"---\n{yaml.safe_dump(_metadata(config, base, license), sort_keys=False)}---",
+        f"# {_title(name)}",
+        _what(config),
+        _facts(config, settings),
+        _training(base, data),
+        *(_results(task, result) for task, result in (results or {}).items()),
+        _prompts(settings),
+        _usage(config, settings, name),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(config: EncoderConfig, base: str | None, license: str | None) -> dict[str, Any]:
+    library = "sentence-transformers" if _known_to_transformers(config) else "moembed"
+    tags = [library, "sentence-similarity", "feature-extraction", "moembed"]
+    values = {"library_name": library, "pipeline_tag": "sentence-similarity"}
+    values |= {"license": license} if license else {}
+    values |= {"base_model": base} if base and _is_hub_id(base) else {}
+    return values | {"tags": list(dict.fromkeys(tags)) + (["mixture-of-experts"] if config.moe else [])}
+
+
+def _known_to_transformers(config: EncoderConfig) -> bool:
+    """Its NomicBERT has no experts: it would load such a folder as a wrong dense model."""
+    return not (config.family == "nomic_bert" and config.moe)
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+
+
+def _last(name: str) -> str:
+    return name if _is_hub_id(name) else Path(name).name
+
+
+def _title(name: str) -> str:
+    path = Path(name)
+    return _last(str(path.parent)) if path.name == "model" else _last(name)  # the model of a run folder
+
+
+def _what(config: EncoderConfig) -> str:
+    kind = "sparse Mixture-of-Experts" if config.moe else "dense"
+    return (
+        f"A {kind} text embedding model, made with moembed: it turns a text into a vector of length 1 with "
+        f"{config.width} coordinates. The cosine (or dot product) of two vectors says how near the texts are "
+        "in meaning."
+    )
+
+
+def _facts(config: EncoderConfig, settings: Settings) -> str:
+    rows = [("Parameters", f"{num_parameters(config):,}")]
+    if moe := config.moe:
+        shared = f", {moe.num_shared_experts} shared" if moe.num_shared_experts else ""
+        rows += [
+            ("Active per token", f"{num_parameters(config, active=True):,}"),
+            ("Experts", f"{moe.num_experts} in each of {len(moe.layers)} layers{shared}"),
+            ("Experts per token", f"{moe.router.top_k}"),
+        ]
+    rows += [
+        ("Layers", f"{config.num_layers}"),
+        ("Dimensions", f"{config.width}"),
+        *([("Trained to be cut to", ", ".join(map(str, settings.dims)))] if settings.dims else []),
+        ("Longest text", f"{settings.max_length} tokens"),
+        ("Pooling", f"{settings.pooling}, then L2 normalisation"),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
+
+
+def _training(base: str | None, data: Sequence[str]) -> str:
+    lines = [f"- Base: {_last(base)}"] if base else []
+    lines += [f"- Data: {', '.join(_last(item) for item in data)}"] if data else []
+    return "## Training\n\n" + "\n".join(lines) if lines else ""
+
+
+def _results(task: str, result: Mapping[str, Any]) -> str:
+    metrics, differences = result["metrics"], result.get("differences", {})
+    columns = list(next(iter(metrics.values())))
+    lines = [
+        f"## Results: {task}",
+        "",
+        f"{result['queries']:,} queries, {result['documents']:,} documents; 95 % bootstrap intervals.",
+        "",
+        f"| | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for system, cells in metrics.items():
+        lines.append(f"| {_last(system)} | {' | '.join(_interval(cells[c], 'value') for c in columns)} |")
+    for systems, cells in differences.items():
+        lines += [""] if not lines[-1].startswith("- ") else []
+        told = (f"{c} {_interval(cells[c], 'mean', '+')} (p = {cells[c]['p_value']:.2g})" for c in columns)
+        lines.append(f"- {systems}: {', '.join(told)}")
+    return "\n".join([*lines, *(f"\n{note}" for note in result.get("notes", []))])
+
+
+def _interval(cell: Mapping[str, float], middle: str, sign: str = "") -> str:
+    return f"{cell[middle]:{sign}.3f} [{cell['low']:{sign}.3f}, {cell['high']:{sign}.3f}]"
+
+
+def _prompts(settings: Settings) -> str:
+    if not settings.prompts:
+        return "## Prompts\n\nNone: texts are embedded as they are."
+    told = json.dumps(settings.prompts, indent=2, ensure_ascii=False)
+    default = f" Without a name, `{settings.default_prompt}` is used." if settings.default_prompt else ""
+    return f"## Prompts\n\nPut in front of a text, by name.{default}\n\n```json\n{told}\n```"
+
+
+def _usage(config: EncoderConfig, settings: Settings, name: str) -> str:
+    call = "\n".join(
+        [
+            f"model = {{}}({json.dumps(name)})",
+            'queries = model.encode_query(["how do moles find worms?"])',
+            'documents = model.encode_document(["A mole smells in stereo.", "Owls hunt at night."])',
+            "print(queries @ documents.T)",
+        ]
+    )
+    ours = f"from moembed import Embedder\n\n{call.format('Embedder.from_pretrained')}"
+    imports = "import moembed  # makes the architecture known\n" if config.family == "moembed" else ""
+    theirs = f"{imports}from sentence_transformers import SentenceTransformer\n\n"
+    sentence_transformers = f"```python\n{theirs}{call.format('SentenceTransformer')}\n```"
+    if not _known_to_transformers(config):
+        sentence_transformers = "Not without remote code: the NomicBERT of transformers has no experts."
+    query = settings.prompts.get("query", "") + "how do moles find worms?"
+    client = "\n".join(
+        [
+            "from openai import OpenAI",
+            "",
+            'client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")',
+            f"answer = client.embeddings.create(model={json.dumps(name)}, input=[{json.dumps(query)}])",
+            "print(answer.data[0].embedding)",
+        ]
+    )
+    return "\n\n".join(
+        [
+            "## Usage",
+            f"With moembed:\n\n```python\n{ours}\n```",
+            f"With sentence-transformers:\n\n{sentence_transformers}",
+            "With an OpenAI client, against a server that offers `/v1/embeddings`; the prompt is part of the "
+            f"text:\n\n```python\n{client}\n```",
+        ]
+    )

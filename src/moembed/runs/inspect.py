@@ -1,0 +1,101 @@
+"""What a model is, from its small files alone, and how its experts share the work on given texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moembed.data.sources import iter_rows
+from moembed.embedder import Embedder
+from moembed.folder.read import read_config, read_settings
+from moembed.folder.tensors import stored_dtypes, weight_files
+from moembed.model.encoder import Encoder, EncoderConfig, num_parameters
+from moembed.moe.layer import MoE
+from moembed.packing import pack, token_budget
+from moembed.search.embed import column_texts
+from moembed.types import RouterStats, UserError
+
+BLOCK_ROWS = 1024
+BATCH_TOKENS = 16384
+
+
+def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
+    """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there."""
+    config = read_config(folder)
+    settings = read_settings(folder, config)
+    moe = config.moe
+    return {
+        "family": config.family,
+        "layers": config.num_layers,
+        "width": config.width,
+        "heads": config.num_heads,
+        "ffn_width": config.ffn_width,
+        "vocabulary": config.vocab_size,
+        "position": config.position,
+        "norm": config.norm,
+        "experts": f"{moe.num_experts}, {moe.router.top_k} per token" if moe else "none (dense)",
+        "moe_layers": list(moe.layers) if moe else [],
+        "router": moe.router.model_dump() if moe else {},
+        "expert_bias": moe.bias if moe else None,
+        "shared_experts": moe.num_shared_experts if moe else 0,
+        "pooling": settings.pooling,
+        "prompts": settings.prompts,
+        "max_length": settings.max_length,
+        **_count(config),
+        "dtype_on_disk": ", ".join(stored_dtypes(folder, allow_pickle)) or None,
+        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(folder, allow_pickle)),
+    }
+
+
+def _count(config: EncoderConfig) -> dict[str, Any]:
+    """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
+    with torch.device("meta"):
+        blocks = [block for block in Encoder(config).modules() if isinstance(block, MoE)]
+    total = num_parameters(config)
+    routers = sum(block.router.weight_ED.numel() for block in blocks)
+    return {
+        "parameters": total,
+        "active_parameters": num_parameters(config, active=True),
+        "embedding_parameters": config.vocab_size * config.width,
+        "expert_parameters": sum(block.routed_parameters() for block in blocks),
+        "bytes_in_memory": {"float32": 4 * total, "bfloat16": 2 * total + 2 * routers},
+    }
+
+
+@torch.inference_mode()
+def expert_load(
+    model: Embedder, source: Path, column: str = "text", prompt_name: str | None = None
+) -> dict[str, Any]:
+    """Run the texts of a file and add up what every router did.
+
+    Returns:
+        ``texts``, ``tokens``, and per MoE layer the share of the pairs each expert got, the mean entropy of
+        the router in nats, the mean probability of the chosen experts, and the number of unused experts.
+
+    Raises:
+        UserError: a dense model, no rows, or a row without a string in ``column``.
+    """
+    if model.encoder.config.moe is None:
+        raise UserError("this model has no experts, so there is no load to show")
+    count = 0
+    stats: dict[int, RouterStats] = {}
+    for rows in iter_rows(source, BLOCK_ROWS):
+        texts = column_texts(rows, column, source, count)
+        count += len(texts)
+        for part in _route(model, texts, prompt_name):
+            stats[part.layer] = stats[part.layer] + part if part.layer in stats else part
+    if not stats:
+        raise UserError(f"{source} holds no rows to show the load of")
+    tokens = next(iter(stats.values())).tokens
+    return {"texts": count, "tokens": tokens, "layers": [stats[layer].summary() for layer in sorted(stats)]}
+
+
+def _route(model: Embedder, texts: list[str], prompt_name: str | None) -> Iterable[RouterStats]:
+    token_rows, _ = model.tokenizer.rows(texts, prompt_name)
+    groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
+    batches = (pack([token_rows[i] for i in group]).to(model.device) for group in groups)
+    return chain.from_iterable(model(batch).router for batch in batches)

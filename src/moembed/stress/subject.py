@@ -1,0 +1,75 @@
+"""Who is put to the test: a model, or BM25."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moembed.compare.significance import Runs, interval, resample
+from moembed.compare.statistics import MEAN
+from moembed.evaluate.beir import RetrievalTask
+from moembed.evaluate.bm25 import tokenize
+from moembed.evaluate.systems import ModelEncoder
+from moembed.evaluate.tasks import evaluate, evaluate_bm25
+
+if TYPE_CHECKING:
+    from moembed.embedder import Embedder
+
+DRAWS = 2000  # of the bootstrap
+
+
+class Subject:
+    """Scores tasks; without a model it is BM25.
+
+    Attributes:
+        advance: called with the number of texts finished since the last call.
+    """
+
+    def __init__(self, name: str, model: Embedder | None) -> None:
+        self.name, self.model = name, model
+        self.advance: Callable[[int], object] = lambda count: None
+        self._encoder = ModelEncoder(model) if model else None
+        self._documents: tuple[list[str], np.ndarray] | None = None
+
+    @property
+    def truncated(self) -> int:
+        """Texts embedded so far that were longer than the model reads; BM25 reads everything."""
+        return self._encoder.truncated if self._encoder else 0
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens the model reads of a text; None: there is no end."""
+        return self.model.tokenizer.max_length if self.model else None
+
+    def length(self, text: str) -> int:
+        """Of a document: its tokens, prompt and special ones included; for BM25 its words."""
+        if self.model is None:
+            return len(tokenize(text))
+        tokenizer = self.model.tokenizer
+        prefix = tokenizer.prompt(self.model.role_prompt("document"))
+        return len(tokenizer.backend.encode(prefix + text).ids)
+
+    def score(self, task: RetrievalTask, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+        """``[metric] -> (Q,)``; documents equal to those of the last task are not embedded again."""
+        if self._encoder:
+            self._encoder.progress = self.advance
+        scores = evaluate(task, self._encode, metrics) if self._encoder else evaluate_bm25(task, metrics)
+        assert scores is not None, "BM25 ranks documents"
+        return {name: scores.values[name] for name in metrics}
+
+    def _encode(self, texts: list[str], role: str) -> np.ndarray:
+        assert self._encoder
+        if role != "document":
+            return self._encoder(texts, role)
+        if self._documents is None or self._documents[0] != texts:
+            self._documents = texts, self._encoder(texts, role)
+        return self._documents[1]
+
+
+def cell(value_Q: np.ndarray) -> dict[str, float]:
+    """The mean over queries with its 95 % bootstrap interval."""
+    drawn_RD = resample(MEAN, [value_Q], DRAWS, np.random.default_rng(0))
+    return asdict(interval(Runs(np.array([value_Q.mean()]), drawn_RD)))

@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Run
+from moembed.compare.align import BUCKETS, LEAST_ITEMS, bucket_name
+from moembed.compare.comparison import compare
+from moembed.compare.scores import Scores, save_scores
+from moembed.compare.significance import paired_difference
+from moembed.compare.statistics import STATISTICS, statistic
+from moembed.compare.verdict import sentences
+from moembed.types import UserError
+
+ITEMS = 120
+RIGHT = np.random.default_rng(99).normal(size=ITEMS)
+
+
+def retrieval(task: str, gain: float = 0.0, items: int = ITEMS, seed: int = 0, **changes: Any) -> Scores:
+    """Two languages and two lengths by turns; all gain is in the first language."""
+    base_Q = np.random.default_rng(len(task)).random(items)
+    german_Q = np.arange(items) % 2 == 0
+    value_Q = base_Q + 2 * gain * german_Q + 0.05 * np.random.default_rng(seed).normal(size=items)
+    return replace(
+        Scores(
+            task=task,
+            kind="retrieval",
+            item=[f"q{i}" for i in range(items)],
+            language=["de" if german else "th" for german in german_Q],
+            length=np.where(np.arange(items) % 4 < 2, 20, 70),
+            values={"ndcg@10": value_Q, "mrr@10": value_Q**2},
+        ),
+        **changes,
+    )
+
+
+def sts(noise: float, seed: int = 0) -> Scores:
+    value = np.stack([RIGHT + noise * np.random.default_rng(seed).normal(size=ITEMS), RIGHT], axis=1)
+    kinds = {"spearman": value, "pearson": value}
+    return Scores("sts", "sts", list(map(str, range(ITEMS))), [""] * ITEMS, np.full(ITEMS, 20), kinds)
+
+
+def on(*scores: Scores) -> list[dict[str, Scores]]:
+    return [{one.task: one for one in scores}]
+
+
+@pytest.fixture
+def three() -> dict[str, list[dict[str, Scores]]]:
+    """BM25 knows no sentence similarity; the new model gains on retrieval, and not on similarity."""
+    return {
+        "bm25": on(retrieval("owls", -0.2, seed=1), retrieval("voles", -0.2, seed=2)),
+        "new": on(retrieval("owls", 0.1, seed=3), retrieval("voles", 0.1, seed=4), sts(0.5, 5)),
+        "old": on(retrieval("owls", seed=6), retrieval("voles", seed=7), sts(0.5, 9)),
+    }
+
+
+def test_the_schema(three: dict[str, Any]) -> None:
+    result = compare(three, draws=200)
+    assert json.loads(json.dumps(result)) == result
+    assert (result["systems"], result["reference"]) == (["bm25", "new", "old"], "old")
+    assert result["seeds"] == {"bm25": 1, "new": 1, "old": 1}
+    owls = result["tasks"]["owls"]
+    assert {key: owls[key] for key in ("kind", "main", "items", "languages")} == {
+        "kind": "retrieval", "main": "ndcg@10", "items": ITEMS, "languages": ["de", "th"],
+    }  # fmt: skip
+    assert set(owls["metrics"]) == {"bm25", "new", "old"}
+    assert set(owls["metrics"]["new"]) == {"ndcg@10", "mrr@10"}
+    assert set(owls["metrics"]["new"]["mrr@10"]) == {"value", "low", "high"}
+    gap = owls["differences"]["new"]["ndcg@10"]
+    assert set(gap) == {"mean", "low", "high", "p_value", "p_holm", "effect"}
+    assert result["tasks"]["sts"]["main"] == "spearman"
+    assert result["tasks"]["sts"]["languages"] == []
+    assert result["overall"]["tasks"] == 3
+    assert {kind: (row["tasks"], row["main"]) for kind, row in result["kinds"].items()} == {
+        "retrieval": (2, "ndcg@10"),
+        "sts": (1, "spearman"),
+    }
+    assert {name: row["items"] for name, row in result["languages"].items()} == {"de": ITEMS, "th": ITEMS}
+    assert {name: row["tasks"] for name, row in result["lengths"].items()} == {"0-31": 3, "64-127": 2}
+
+
+def test_a_system_that_lacks_a_task_is_compared_where_it_has_all(three: dict[str, Any]) -> None:
+    result = compare(three, draws=50)
+    assert set(result["overall"]["metrics"]) == {"new", "old"}
+    assert set(result["overall"]["differences"]) == {"new"}
+    assert set(result["tasks"]["sts"]["metrics"]) == {"new", "old"}
+    assert set(result["kinds"]["retrieval"]["differences"]) == {"bm25", "new"}
+    assert set(result["lengths"]["64-127"]["metrics"]) == {"bm25", "new", "old"}
+    assert set(result["lengths"]["0-31"]["metrics"]) == {"new", "old"}
+    assert compare(three, "bm25", draws=50)["overall"]["differences"] == {}
+
+
+def test_values_and_differences_are_of_means_over_tasks(three: dict[str, Any]) -> None:
+    result = compare(three, draws=50)
+    new, old = three["new"][0], three["old"][0]
+    spearman = STATISTICS["spearman"]
+    main = {"owls": "ndcg@10", "voles": "ndcg@10", "sts": "spearman"}
+    values = [
+        spearman(s[t].values[m]) if t == "sts" else s[t].values[m].mean()
+        for s in (new, old)
+        for t, m in main.items()
+    ]
+    cell = result["overall"]["differences"]["new"]["score"]
+    assert cell["mean"] == pytest.approx(np.mean(values[:3]) - np.mean(values[3:]))
+    assert cell["low"] < cell["mean"] < cell["high"]
+    german = [s["owls"].values["ndcg@10"][::2].mean() for s in (new, old)]
+    also = [s["voles"].values["ndcg@10"][::2].mean() for s in (new, old)]
+    assert result["languages"]["de"]["metrics"]["new"]["score"]["value"] == pytest.approx(
+        np.mean([german[0], also[0]])
+    )
+
+
+@pytest.mark.parametrize(("task", "metric"), [("owls", "ndcg@10"), ("sts", "spearman")])
+def test_one_task_is_compared_as_paired_difference_does(
+    three: dict[str, Any], task: str, metric: str
+) -> None:
+    cell = compare(three)["tasks"][task]["differences"]["new"][metric]
+    alone = paired_difference(*(three[s][0][task].values[metric] for s in ("new", "old")), statistic(metric))
+    assert cell["mean"] == pytest.approx(alone.mean)
+    assert cell["low"] == pytest.approx(alone.low, abs=0.01)
+    assert cell["high"] == pytest.approx(alone.high, abs=0.01)
+    assert cell["p_value"] == pytest.approx(alone.p_value, abs=0.05)
+
+
+def test_nothing_depends_on_what_else_is_compared(three: dict[str, Any]) -> None:
+    whole = compare(three, draws=100)
+    part = compare(
+        {name: on(*(three[name][0][t] for t in ("sts", "owls"))) for name in ("old", "new")}, "old", 100
+    )
+    for task in ("owls", "sts"):
+        for metric, cell in part["tasks"][task]["differences"]["new"].items():
+            other = whole["tasks"][task]["differences"]["new"][metric]
+            for key in ("mean", "low", "high", "p_value"):
+                assert cell[key] == pytest.approx(other[key]), (task, metric, key)
+
+
+def test_holm_counts_the_comparisons_of_a_section(three: dict[str, Any]) -> None:
+    result = compare(three, draws=300)
+    tasks = result["tasks"]
+    main = [(t, s) for t in tasks for s in tasks[t]["differences"]]
+    assert len(main) == 5
+    cells = [tasks[t]["differences"][s][tasks[t]["main"]] for t, s in main]
+    least = min(cells, key=lambda cell: cell["p_value"])
+    assert least["p_holm"] == pytest.approx(5 * least["p_value"])
+    other = [tasks[t]["differences"][s]["mrr@10"] for t in ("owls", "voles") for s in ("bm25", "new")]
+    assert min(c["p_holm"] for c in other) == pytest.approx(4 * min(c["p_value"] for c in other))
+    overall = result["overall"]["differences"]["new"]["score"]
+    assert overall["p_holm"] == overall["p_value"]
+
+
+def test_few_items_make_no_group() -> None:
+    items = 2 * LEAST_ITEMS - 1  # one German more than Thai
+    systems = {name: on(retrieval("owls", items=items, seed=seed)) for seed, name in enumerate("ab")}
+    result = compare(systems, draws=20)
+    assert list(result["languages"]) == ["de"]
+    assert sum(row["items"] for row in result["lengths"].values()) < items
+
+
+def test_buckets_are_named_by_their_characters() -> None:
+    names = [bucket_name(i) for i in range(len(BUCKETS))]
+    assert (names[0], names[1], names[-1]) == ("0-31", "32-63", "2048+")
+
+
+def simulated(kind: Callable[[np.random.Generator], list[list[np.ndarray]]], times: int) -> np.ndarray:
+    """p-values over all tasks of two systems that do not differ; ``[system][seed] -> (tasks, Q)``."""
+    rng = np.random.default_rng(12)
+    p_values = []
+    for _ in range(times):
+        systems = {
+            name: [
+                {
+                    f"t{t}": Scores(
+                        f"t{t}",
+                        "bitext",
+                        [str(i) for i in range(len(v))],
+                        [""] * len(v),
+                        np.zeros(len(v)),
+                        {"f1": v},
+                    )
+                    for t, v in enumerate(tasks)
+                }
+                for tasks in seeds
+            ]
+            for name, seeds in zip("ab", kind(rng), strict=True)
+        }
+        p_values.append(compare(systems, draws=199)["overall"]["differences"]["a"]["score"]["p_value"])
+    return np.sort(p_values)
+
+
+def distance_to_uniform(p: np.ndarray) -> float:
+    grid = np.arange(len(p) + 1) / len(p)
+    return float(max((p - grid[:-1]).max(), (grid[1:] - p).max()) * np.sqrt(len(p)) / 1.63)
+
+
+def test_p_values_over_tasks_are_uniform_when_nothing_differs() -> None:
+    """Tasks of different sizes and noise, with the same true mean."""
+
+    def two(rng: np.random.Generator) -> list[list[Any]]:
+        return [[[rng.normal(size=20), 3 * rng.exponential(size=80)]] for _ in "ab"]
+
+    assert distance_to_uniform(simulated(two, 200)) < 1
+
+
+def test_p_values_over_tasks_and_seeds_are_uniform_when_nothing_differs() -> None:
+    """A seed does alike on both tasks: its luck is not averaged away."""
+
+    def three_seeds(rng: np.random.Generator) -> list[list[Any]]:
+        return [
+            [[luck + rng.normal(size=20), luck + rng.normal(size=80)] for luck in rng.normal(size=3)]
+            for _ in "ab"
+        ]
+
+    p = simulated(three_seeds, 200)
+    assert distance_to_uniform(p) < 1
+    assert np.mean(p <= 0.05) < 0.09
+
+
+def test_the_seeds_of_a_system_are_averaged(three: dict[str, Any]) -> None:
+    three["new"] *= 3
+    one, same = compare({**three, "new": three["new"][:1]}, draws=50), compare(three, draws=50)
+    assert same["seeds"]["new"] == 3
+    gaps = [result["overall"]["differences"]["new"]["score"] for result in (one, same)]
+    assert [gaps[0][key] for key in ("mean", "low", "high")] == pytest.approx(
+        [gaps[1][k] for k in ("mean", "low", "high")]
+    )
+    three["new"] = [
+        on(retrieval("owls", 0.1 + luck), retrieval("voles", 0.1 + luck), sts(0.5))[0]
+        for luck in (-0.05, 0, 0.05)
+    ]
+    wide = compare(three, draws=50)["overall"]["differences"]["new"]["score"]
+    assert wide["high"] - wide["low"] > 1.5 * (gaps[0]["high"] - gaps[0]["low"])
+
+
+def test_systems_that_cannot_be_compared(three: dict[str, Any]) -> None:
+    for changes in ({"items": 100}, {"item": [f"x{i}" for i in range(ITEMS)]}, {"kind": "bitext"}):
+        with pytest.raises(UserError, match=r"owls: a and b were not scored on the same items"):
+            compare({"a": on(retrieval("owls")), "b": on(retrieval("owls", **changes))})
+    other = sts(0.5)
+    other.values["spearman"] = other.values["spearman"] + 1
+    with pytest.raises(UserError, match=r"sts: a and b .* same judgements"):
+        compare({"a": on(sts(0.5)), "b": on(other)})
+    with pytest.raises(UserError, match="owls: the seeds of a were not"):
+        compare({"a": [*on(retrieval("owls")), *on(retrieval("owls", items=50))]})
+    with pytest.raises(UserError, match="a: not every seed was evaluated on sts, voles"):
+        compare({"a": [*on(retrieval("owls")), *on(retrieval("owls"), retrieval("voles"), sts(1))]})
+    with pytest.raises(UserError, match="owls: a, b have no metric in common"):
+        compare({"a": on(retrieval("owls")), "b": on(retrieval("owls", values={"map": np.zeros(ITEMS)}))})
+    with pytest.raises(UserError, match="no system is called 'c': the reference must be one of a, b"):
+        compare({"a": on(sts(1)), "b": on(sts(1))}, "c")
+    with pytest.raises(UserError, match="NaN"):
+        compare({"a": on(retrieval("owls", values={"f1": np.full(ITEMS, np.nan)}))})
+    for nothing in ({}, {"a": []}, {"a": [{}]}):
+        with pytest.raises(UserError, match="nothing to compare"):
+            compare(nothing)
+
+
+def test_sentences_say_what_is_real(three: dict[str, Any]) -> None:
+    result = compare(three)
+    told = sentences(result)
+    gap = result["kinds"]["retrieval"]["differences"]["bm25"]["ndcg@10"]
+    assert told[0] == (
+        f"old beats bm25 by {-gap['mean']:.3f} nDCG@10 [{-gap['high']:.3f}, {-gap['low']:.3f}] "
+        "over 2 retrieval tasks (p < 0.001 after Holm)."
+    )
+    assert "bm25 against old, by task: worse on owls and voles." in told
+    assert any(
+        re.match(r"new beats old by 0\.0\d\d mean score \[0.*\] over 3 tasks \(p < 0.001 after", s)
+        for s in told
+    )
+    assert "new against old, by task: better on owls and voles; no clear difference on sts." in told
+    assert "new against old, by language: better on de; no clear difference on th." in told
+    assert len(told) == len(set(told))
+
+
+def test_sentences_claim_nothing_where_nothing_differs() -> None:
+    told = sentences(compare({"a": on(sts(0.5, 1)), "b": on(sts(0.5, 2))}))
+    assert len(told) == 1
+    assert re.match(
+        r"No clear difference between a and b on sts: [+−]0\.\d+ Spearman \[−.*\] \(p = 0", told[0]
+    )
+    assert sentences(compare({"a": on(sts(0.5))})) == []
+
+
+def test_sentences_go_by_the_corrected_p_value_alone(three: dict[str, Any]) -> None:
+    result = compare(three, draws=50)
+    rows = [result["overall"]]
+    for section in ("tasks", "kinds", "languages", "lengths"):
+        rows += result[section].values()
+    for row in rows:
+        for cells in row["differences"].values():
+            for cell in cells.values():
+                cell["p_holm"] = 0.2
+    for sentence in sentences(result):
+        assert "o clear difference" in sentence
+        assert not re.search("beats|better|worse", sentence)
+
+
+def test_sentences_tell_of_seeds(three: dict[str, Any]) -> None:
+    three["new"] *= 2
+    assert sentences(compare(three, draws=20))[-1] == (
+        "The luck of the seed is in these figures, by 2 runs of new; "
+        "taken as trained, with no luck of a seed: bm25 and old."
+    )
+
+
+@pytest.fixture
+def kept(three: dict[str, Any], tmp_path: Path) -> list[Path]:
+    paths = []
+    for name, (seed,) in three.items():
+        paths.append(tmp_path / "scores" / f"{name}.parquet")
+        save_scores(paths[-1], list(seed.values()), {"system": name, "space_id": name, "seed": None})
+    return paths
+
+
+def test_the_command(run: Run, kept: list[Path], three: dict[str, Any], tmp_path: Path) -> None:
+    code, out, err = run("compare", *kept)
+    assert code == 0, err
+    for piece in (
+        "owls",
+        "mean of retrieval",
+        "mean of all",
+        "language de",
+        "length 64-127",
+        "p after Holm",
+        "effect",
+    ):
+        assert piece in out
+    for sentence in sentences(compare(three)):
+        assert sentence in out
+    code, out, err = run(
+        "compare", *kept, "--json", "--out", tmp_path / "out" / "result.json", "--reference", "new"
+    )
+    assert code == 0, err
+    assert (
+        json.loads(out) == compare(three, "new") == json.loads((tmp_path / "out" / "result.json").read_text())
+    )
+
+
+def test_the_command_shows_what_is_asked_for(run: Run, kept: list[Path]) -> None:
+    code, out, err = run("compare", *kept, "--by", "language", "--metric", "mrr@10")
+    assert code == 0, err
+    assert "language de" in out
+    assert "owls  " not in out
+    assert "MRR@10" in out
+    code, out, err = run("compare", kept[1], f"alias={kept[2]}", "--by", "task")
+    assert (code, "alias" in out, "language" in out.split("\n\n")[0]) == (0, True, False)
+
+
+def test_the_command_writes_the_page(run: Run, kept: list[Path], tmp_path: Path) -> None:
+    code, _, err = run("compare", *kept, "--html", tmp_path / "page.html")
+    assert code == 0, err
+    assert "<svg" in (tmp_path / "page.html").read_text()
+    assert json.loads((tmp_path / "page.json").read_text())["reference"] == "old"
+
+
+def test_the_command_refuses_in_one_sentence(run: Run, kept: list[Path], tmp_path: Path) -> None:
+    for arguments, message in (
+        ([kept[0]], "two runs or more"),
+        ([kept[0].parent, kept[0]], "holds several systems (bm25, new, old)"),
+        ([kept[0], tmp_path / "none"], "no such file of scores"),
+        ([*kept, "--reference", "x"], "no system is called 'x'"),
+        ([*kept, "--metric", "f1"], "not scored by 'f1'"),
+        ([*kept, "--html", tmp_path / "page.htm"], "does not end in .html"),
+    ):
+        code, _, err = run("compare", *arguments)
+        assert code == 2
+        assert message in err
+        assert "Traceback" not in err
+
+
+def test_the_page_of_the_docs_is_true(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "is-the-difference-real.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", page, flags=re.DOTALL)
+    assert example is not None
+    exec(example[1], {})
+    assert capsys.readouterr().out == example[2]
+    gaps = [float(gap) for gap in re.findall(r"δ = (0\.\d+)", page)]
+    rows = re.findall(r"^\| (0\.\d+) \| (.*) \|$", page, flags=re.MULTILINE)
+    assert len(gaps) == len(rows) == 4
+    for deviation, cells in rows:
+        expected = [f"{round(((1.96 + 0.84) * float(deviation) / gap) ** 2):,}" for gap in gaps]
+        assert cells.split(" | ") == expected
+
+
+def test_so_many_queries_see_the_difference_four_times_in_five() -> None:
+    rng = np.random.default_rng(13)
+    deviation, gap = 0.2, 0.05
+    queries = round(((1.96 + 0.84) * deviation / gap) ** 2)
+    trials = [deviation * rng.normal(size=queries) + gap for _ in range(300)]
+    seen = [paired_difference(gain, np.zeros(queries), draws=199).p_value <= 0.05 for gain in trials]
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.07)

@@ -1,0 +1,214 @@
+"""`moembed tokenizer` and `moembed pretrain` from the outside, up to training on what they made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+from conftest import HfFolder, Run
+from moembed.embedder import Embedder
+from moembed.runs.pretrain import PretrainRecipe
+from moembed.train.log import read_metrics
+
+TEXTS = {
+    "en": [
+        "the mole digs under an owl",
+        "owls hunt voles at night",
+        "moles eat worms",
+        "what does a mole eat",
+    ],
+    "de": ["der Maulwurf gräbt unter der Eule", "Eulen jagen nachts Mäuse", "der Maulwurf frisst Würmer"],
+}
+
+
+@pytest.fixture
+def texts_file(tmp_path: Path) -> Path:
+    rows = [{"text": text, "language": name} for name, texts in TEXTS.items() for text in texts * 10]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def recipe(folder: Path, base: object, data: object, **changes: Any) -> Path:
+    values = {
+        "base": str(base), "out": str(folder / "run"), "data": str(data), "steps": 4, "batch_size": 4,
+        "sequence_length": 12, "precision": "float32", "save_every": 2, "optim": {"learning_rate": 1e-3},
+    }  # fmt: skip
+    path = folder / "pretrain.yaml"
+    path.write_text(yaml.safe_dump(values | changes), encoding="utf-8")
+    return path
+
+
+# ---- tokenizer -----------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_folder(run: Run, texts_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tokenizer"
+    arguments = ("tokenizer", texts_file, "--out", out, "--kind", "bpe", "--vocab-size", 300, "--json")
+    code, shown, err = run(*arguments)
+    assert code == 0, err
+    loaded = AutoTokenizer.from_pretrained(out)
+    assert json.loads(shown) == {"pieces": len(loaded)}
+    assert loaded.mask_token == "<mask>"
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "already exists" in err
+    assert run(*arguments, "--overwrite")[0] == 0
+
+
+def test_an_extended_base_keeps_the_vectors_of_its_own_texts(
+    run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
+) -> None:
+    base = hf_folder("bert")[0]
+    code, shown, err = run(
+        "tokenizer", texts_file, "--base", base, "--extend", 25, "--out", tmp_path / "model", "--json"
+    )
+    assert code == 0, err
+    facts = json.loads(shown)
+    assert facts["from_pieces"] + facts["from_mean"] == 25
+    before, after = (Embedder.from_pretrained(folder, device="cpu") for folder in (base, tmp_path / "model"))
+    english = [text for text in TEXTS["en"] if before.tokenizer.rows([text]) == after.tokenizer.rows([text])]
+    assert english
+    np.testing.assert_array_equal(before.encode(english), after.encode(english))
+    short, long = (sum(map(len, model.tokenizer.rows(TEXTS["de"])[0])) for model in (after, before))
+    assert short < long
+    assert (tmp_path / "model" / "README.md").exists()
+
+
+def test_a_transplanted_base(run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder) -> None:
+    base = hf_folder("xlm-roberta")[0]
+    out = tmp_path / "model"
+    code, shown, err = run("tokenizer", texts_file, "--base", base, "--vocab-size", 90, "--out", out)
+    assert code == 0, err
+    assert "shared" in shown
+    assert "from pieces" in shown
+    assert Embedder.from_pretrained(tmp_path / "model").encode(["Maulwurf"]).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--extend", 5), "name the model with --base"),
+        (("--column", "body"), "there is no column 'body', only 'text', 'language'"),
+        (("--kind", "bpe", "--vocab-size", 9), "a bpe vocabulary has at least 261 pieces"),
+        (("--base", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_of_tokenizer_are_one_sentence(
+    arguments: tuple[object, ...], complaint: str, run: Run, texts_file: Path, tmp_path: Path
+) -> None:
+    code, _, err = run("tokenizer", texts_file, "--out", tmp_path / "out", *arguments)
+    assert code == 2
+    assert complaint in err
+    assert not (tmp_path / "out").exists()
+
+
+# ---- pretrain ------------------------------------------------------------------------------------
+
+
+def test_pretrain_then_train_on_it(run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder) -> None:
+    file = recipe(tmp_path, hf_folder("bert", head="ForMaskedLM")[0], texts_file)
+    code, shown, err = run("pretrain", file, "rope.max_positions=64", "pad_vocabulary=64", "--json")
+    assert code == 0, err
+    assert "the base's head" in err
+    result = json.loads(shown)
+    assert result["steps"] == 4
+    for key in ("held_out", "held_out_before", "held_out_accuracy", "held_out_accuracy_before"):
+        assert result[key].keys() == {"en", "de"}
+    made = Embedder.from_pretrained(tmp_path / "run", device="cpu")
+    config = made.encoder.config
+    assert (config.position, config.max_length, made.tokenizer.max_length) == ("rope", 64, 64)
+    assert config.vocab_size % 64 == 0
+
+    again = recipe(tmp_path, tmp_path / "run", texts_file, out=str(tmp_path / "again"))
+    code, shown, err = run("pretrain", again, "sequence_length=60", "batch_size=2")
+    assert code == 0, err
+    assert "the base's head" in err
+    assert "accuracy before" in shown
+
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"query": t, "document": t}) + "\n" for t in TEXTS["en"] * 3))
+    values = {"base": str(tmp_path / "run"), "out": str(tmp_path / "trained"), "data": str(pairs)}
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(values | {"steps": 1, "batch_size": 4, "precision": "float32"}))
+    code, _, err = run("train", file)
+    assert code == 0, err
+
+
+def test_a_source_with_subsets_stands_for_as_many_sources() -> None:
+    data = [{"path": "hf:owner/name", "subsets": ["en", "de"], "limit": 7}, "texts.jsonl"]
+    recipe = PretrainRecipe.model_validate({"base": "x", "out": "y", "steps": 1, "data": data})
+    found = [(source.path, source.subset, source.limit) for source in recipe.data]
+    assert found == [("hf:owner/name", "en", 7), ("hf:owner/name", "de", 7), ("texts.jsonl", None, None)]
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
+) -> None:
+    file = recipe(tmp_path, hf_folder("bert")[0], texts_file)
+    code, _, err = run("pretrain", file, "--resume")
+    assert (code, "nothing to resume" in err) == (2, True)
+    code, first, err = run("pretrain", file, "--json")
+    assert code == 0, err
+    assert "a fresh head" in err
+    weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    code, _, err = run("pretrain", file)
+    assert (code, "already exists" in err) == (2, True)
+    texts_file.unlink()  # the tokens are in the run folder
+    code, second, err = run("pretrain", file, "--resume", "--json")
+    assert code == 0, err
+    assert json.loads(second)["held_out"] == json.loads(first)["held_out"]
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("sequence_length=41", "sequence_length 41 is more than the 40 tokens the model reads"),
+        ("batch_size=500", "fewer than the batch size 500"),
+        ("data=[]", "data: "),
+        ("data=nowhere.jsonl", "no such file or folder: nowhere.jsonl"),
+        ("objective=clm", "objective: "),
+        ("mask=1.5", "mask: "),
+        ("sequence_lenght=9", "did you mean 'sequence_length'?"),
+    ],
+)
+def test_mistakes_of_pretrain_are_one_sentence(
+    override: str, complaint: str, run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
+) -> None:
+    code, _, err = run("pretrain", recipe(tmp_path, hf_folder("bert")[0], texts_file), override)
+    assert code == 2
+    assert complaint in err
+    assert "Traceback" not in err
+
+
+def test_a_base_without_a_mask_token_is_refused_at_once(
+    run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
+) -> None:
+    folder = hf_folder("bert")[0]
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.replace("[MASK]", "[HIDE]"), encoding="utf-8")
+    code, _, err = run("pretrain", recipe(tmp_path, folder, texts_file))
+    assert code == 2
+    assert "the tokenizer has no mask token ([MASK] or <mask>) to pretrain with" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_after_a_mistake_in_the_texts_the_same_folder_can_be_used(
+    run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
+) -> None:
+    good = texts_file.read_text(encoding="utf-8")
+    texts_file.write_text(good + '{"text": ""}\n', encoding="utf-8")
+    file = recipe(tmp_path, hf_folder("bert")[0], texts_file, steps=1)
+    code, _, err = run("pretrain", file)
+    assert (code, "line 71: column 'text' is empty" in err) == (2, True)
+    texts_file.write_text(good, encoding="utf-8")
+    code, _, err = run("pretrain", file)
+    assert code == 0, err

@@ -1,0 +1,140 @@
+"""`moembed train` from recipe to run folder: stopping, resuming, and what a recipe says about sources."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import MakeModel, Run
+from moembed.embedder import Embedder
+from moembed.train import gradcache
+
+
+@pytest.fixture
+def recipe(make_model: MakeModel, tmp_path: Path) -> Path:
+    """Two sources, prompts of their own, all that training can keep between steps."""
+    make_model(prompts={"query": "query: ", "document": "document: ", "label": "label, "}).save_pretrained(
+        tmp_path / "dense"
+    )
+    for name in ("moles", "owls"):
+        rows = [
+            {"query": f"where is {name} {i}?", "document": f"{name} {i} is at {i * 7 % 40}"}
+            for i in range(40)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values: dict[str, Any] = {
+        "base": str(tmp_path / "dense"),
+        "out": str(tmp_path / "run"),
+        "data": [
+            {"path": str(tmp_path / "moles.jsonl"), "loss": "symmetric_info_nce", "query_prompt": "label"},
+            str(tmp_path / "owls.jsonl"),
+        ],
+        "validation": str(tmp_path / "owls.jsonl"),
+        "upcycle": {"num_experts": 4},
+        "loss": {"bias_rate": 0.01, "learn_temperature": True},
+        "steps": 6,
+        "batch_size": 8,
+        "save_every": 2,
+        "evaluate_every": 3,
+        "precision": "float32",
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def metrics(tmp_path: Path) -> list[dict[str, Any]]:
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    times = ("elapsed", "pairs_per_second")
+    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
+
+
+def test_sigterm_saves_says_how_to_go_on_and_is_no_error(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    assert run("train", recipe, "--json")[0] == 0
+    whole = metrics(tmp_path)
+    backward, calls = gradcache.backward, iter(range(1, 99))
+
+    def terminated(*arguments: Any) -> Any:
+        if next(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return backward(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gradcache, "backward", terminated)
+        code, _, err = run("train", recipe, "--overwrite")
+    assert code == 0, err
+    command = f"moembed train {tmp_path / 'run' / 'recipe.yaml'} --resume"
+    assert f"resume with: {command}" in err
+    assert len(metrics(tmp_path)) == 3
+    code, out, err = run(*command.split()[1:], "--json")
+    assert code == 0, err
+    assert (json.loads(out)["steps"], metrics(tmp_path)) == (6, whole)
+
+
+def test_a_resume_with_another_recipe_shows_the_difference(
+    run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    assert run("train", recipe, "steps=2")[0] == 0
+    code, _, err = run("train", recipe, "steps=2", "optim.learning_rate=1", "--resume")
+    assert code == 2
+    assert "-optim.learning_rate: 2e-05\n+optim.learning_rate: 1.0" in err
+    assert "Traceback" not in err
+
+
+def test_the_model_has_what_the_recipe_asked_for(run: Run, recipe: Path, tmp_path: Path) -> None:
+    dims = 'loss.matryoshka={"dims": [16, 8]}'
+    code, _, err = run("train", recipe, dims, "held_out=0.2")
+    assert code == 0, err
+    model = Embedder.from_pretrained(tmp_path / "run", device="cpu")
+    assert model.dims == (16, 8)
+    router = model.encoder.config.moe
+    assert router is not None
+    assert router.router.selection_bias
+    assert "| Trained to be cut to | 16, 8 |" in (tmp_path / "run" / "model" / "README.md").read_text()
+    looks = [line["held_out"] for line in metrics(tmp_path) if "held_out" in line]
+    assert [sorted(look) for look in looks] == [["moles", "owls"]] * 2
+    assert (tmp_path / "run" / "checkpoints" / "best" / "model.safetensors").is_file()
+    report = (tmp_path / "run" / "report.html").read_text()
+    for heading in ("Held-out loss", "Temperature", "Load by role", "Load by source"):
+        assert f"<h3>{heading}</h3>" in report
+
+
+def test_an_entry_may_stand_for_many_sources_and_small_ones_be_left_out(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    (tmp_path / "few.jsonl").write_text('{"query": "a", "document": "b"}\n')
+    many = {"path": f"{tmp_path}/{{}}.jsonl", "name": "of-{}", "each": ["moles", "owls", "few"]}
+    code, _, err = run("train", recipe, f"data={json.dumps([many])}", "small_sources=skip", "steps=3")
+    assert code == 0, err
+    assert "1 sources have fewer pairs than a batch and are left out" in err
+    assert {line["source"] for line in metrics(tmp_path)} <= {"of-moles", "of-owls"}
+    code, _, err = run("train", recipe, f"data={json.dumps([many])}", "--overwrite")
+    assert code == 2
+    assert "source of-few has 1 rows, fewer than the batch size 8" in err
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ('data=[{"path": "${NOWHERE}/a.jsonl"}]', "the environment variable NOWHERE"),
+        ("upcycle=null", "needs a model whose tokens choose their experts"),
+        ("loss.depths={2: 1}", "must end with the last of the model's 4 layers"),
+        ("loss.matryoshka.dims=[99]", "go beyond the model's 16"),
+        ("held_out=0.9", "fewer than the batch size"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(override: str, complaint: str, run: Run, recipe: Path) -> None:
+    code, _, err = run("train", recipe, override)
+    assert code == 2
+    assert complaint in err
+    assert "Traceback" not in err

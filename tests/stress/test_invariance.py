@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moembed.embedder import DTYPES
+from moembed.stress.invariance import TEXTS, TOLERANCE, measure
+from moembed.stress.subject import Subject
+
+
+def test_company_changes_nothing_but_rounding(moe_model) -> None:
+    found = measure(Subject("small", moe_model))
+    assert found is not None
+    assert found["dtype"] == "float32"
+    assert found["steady"]
+    assert set(found["company"]) == {"again", "batch-mates", "order", "longer batch-mates"}
+    assert found["company"]["again"] == {"max_difference": 0, "min_cosine": pytest.approx(1)}
+
+
+@pytest.mark.parametrize("leak", ["batch-mates", "order", "longer batch-mates"])
+def test_a_model_that_looks_at_its_company_is_found_out(
+    leak: str, make_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    encode = model.encode_counted
+
+    def leaky(texts: list[str], **options: object) -> tuple[np.ndarray, int]:
+        vectors, cut = encode(texts, **options)
+        seen = {
+            "batch-mates": len(texts) > 1,
+            "order": texts == list(TEXTS[::-1]),
+            "longer batch-mates": len(texts) == len(TEXTS) + 2,
+        }
+        return vectors + 1e-3 * seen[leak], cut
+
+    monkeypatch.setattr(model, "encode_counted", leaky)
+    found = measure(Subject("leaky", model))
+    assert found is not None
+    assert not found["steady"]
+    assert found["company"][leak]["max_difference"] == pytest.approx(1e-3, rel=0.1)
+
+
+def test_casing_is_nothing_to_a_tokenizer_that_lowers_it(make_model) -> None:
+    found = measure(Subject("small", make_model()))
+    assert found is not None
+    for name in ("lower", "upper", "title"):
+        assert found["casing"][name]["min"] == pytest.approx(1, abs=1e-5)
+    assert found["casing"]["another text"]["min"] < 0.999
+
+
+def test_every_precision_has_a_tolerance() -> None:
+    assert set(TOLERANCE) == {*DTYPES, "int8"}
+
+
+def test_bm25_has_no_vectors_to_compare() -> None:
+    assert measure(Subject("bm25", None)) is None
