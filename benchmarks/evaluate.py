@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from moembed.embedder import Embedder
-from moembed.evaluate.beir import RetrievalTask, load_task
-from moembed.evaluate.metrics import Qrels
-from moembed.evaluate.systems import ModelEncoder
-from moembed.evaluate.tasks import evaluate
+from moembed.evaluation.beir import RetrievalTask, load_task
+from moembed.evaluation.metrics import Qrels
+from moembed.evaluation.systems import ModelEncoder
+from moembed.evaluation.tasks import evaluate
 from moembed.runs.bench import Alone, AloneError, Options, Row, Timing, alone, missing, ratio
 
 from . import models, runtimes, texts
@@ -70,7 +70,7 @@ def sentence_transformers(task: RetrievalTask) -> Run:
 def mteb(task: RetrievalTask) -> Run:
     import mteb
 
-    from moembed.evaluate.mteb_tasks import local_task
+    from moembed.evaluation.mteb_tasks import local_task
 
     made, model = local_task(task), peer_model()
 

@@ -17,8 +17,8 @@ from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.runs.bench import Options, Row, alone, resident_memory
-from moembed.train.loop import train
-from moembed.train.settings import TrainConfig
+from moembed.training.loop import train
+from moembed.training.settings import TrainConfig
 from moembed.types import Pair
 
 from . import models, texts

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moembed.evaluate.metrics import Qrels, evaluate_ranking
+from moembed.evaluation.metrics import Qrels, evaluate_ranking
 from moembed.runs.bench import Options, Row, Timing, interleave, missing, time_row
 
 METRICS = {

@@ -17,10 +17,10 @@ import numpy as np
 from moembed.compare.significance import paired_difference
 from moembed.data.docstrings import collect
 from moembed.embedder import Embedder
-from moembed.evaluate.beir import RetrievalTask, load_task
-from moembed.evaluate.metrics import Qrels
-from moembed.evaluate.sample import subset
-from moembed.evaluate.tasks import evaluate
+from moembed.evaluation.beir import RetrievalTask, load_task
+from moembed.evaluation.metrics import Qrels
+from moembed.evaluation.sample import subset
+from moembed.evaluation.tasks import evaluate
 from moembed.runs.bench import Options, Row
 from moembed.types import UserError
 

@@ -21,8 +21,8 @@ from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.machine import choose_precision
 from moembed.runs.bench import Options, Row, Timing, Timings, clock, missing, speed_row, time_row
-from moembed.train.loop import train
-from moembed.train.settings import LossConfig, TrainConfig
+from moembed.training.loop import train
+from moembed.training.settings import LossConfig, TrainConfig
 from moembed.types import Pair
 
 from . import models, texts

@@ -12,8 +12,8 @@ ROOMS = [
     "types", "config", "files", "machine", "console",
     "packing", "tokenizer", "encoding",
     "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder", "replicas",
-    "weights", "search", "compare", "evaluate", "stress", "report",
-    "train", "export", "interop", "runs", "cli",
+    "weights", "search", "compare", "evaluation", "stress", "report",
+    "training", "export", "interop", "runs", "cli",
 ]  # fmt: skip
 FOR_NOW = {
     ("model.attention", "inference.packed"),
@@ -35,7 +35,7 @@ TORCH_FREE = (
     "cli",
     "console",
 )
-BUT_WITH_TORCH = ("stress.capacity", "evaluate.static")  # an optimisation, a sum of rows
+BUT_WITH_TORCH = ("stress.capacity", "evaluation.static")  # an optimisation, a sum of rows
 
 
 def modules() -> dict[str, Path]:

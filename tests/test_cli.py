@@ -371,12 +371,12 @@ def test_a_model_with_experts_is_not_upcycled_again(run: Run, model: Path, tmp_p
 
 
 def test_a_base_whose_weights_are_not_the_published_ones(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moembed.runs.train.MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr("moembed.folder.bases.MINILM_SHA256", "0" * 64)
     refused(run("inspect", "minilm"), "SHA-256", "not used")
 
 
 def test_a_base_that_is_not_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moembed.runs.train.MINILM_PACKAGE", "no-such-package")
+    monkeypatch.setattr("moembed.folder.bases.MINILM_PACKAGE", "no-such-package")
     refused(run("inspect", "minilm"), "moembed[demo]")
 
 

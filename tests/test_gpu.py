@@ -20,11 +20,11 @@ from moembed.model.attention import padded, varlen
 from moembed.moe import backends as choose
 from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
-from moembed.train import gradcache
-from moembed.train.loop import _embed
-from moembed.train.routing import Balance
-from moembed.train.settings import LossConfig, TrainConfig
-from moembed.train.step import Manner, Objective, prepare
+from moembed.training import gradcache
+from moembed.training.loop import _embed
+from moembed.training.routing import Balance
+from moembed.training.settings import LossConfig, TrainConfig
+from moembed.training.step import Manner, Objective, prepare
 from moembed.types import Pair
 
 DEVICE = "cuda"

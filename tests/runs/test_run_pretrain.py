@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from conftest import HfFolder, Run
 from moembed.embedder import Embedder
 from moembed.runs.pretrain import PretrainRecipe
-from moembed.train.log import read_metrics
+from moembed.training.log import read_metrics
 
 TEXTS = {
     "en": [

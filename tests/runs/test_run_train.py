@@ -12,7 +12,7 @@ import pytest
 
 from conftest import MakeModel, Run
 from moembed.embedder import Embedder
-from moembed.train import gradcache
+from moembed.training import gradcache
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moembed.cli.stress import SHOW
-from moembed.evaluate.beir import load_task, save_task
+from moembed.evaluation.beir import load_task, save_task
 from moembed.stress import capacity, long_context
 from moembed.stress.limit import limit_task
 from moembed.stress.subject import Subject

@@ -16,7 +16,7 @@ from moembed.types import UserError
 if TYPE_CHECKING:
     from moembed.data.sources import Source
     from moembed.data.summary import Lengths
-    from moembed.evaluate.beir import RetrievalTask
+    from moembed.evaluation.beir import RetrievalTask
     from moembed.types import Pair
 
 Recipe = Annotated[Path, typer.Argument(help="A YAML file of recipes/.")]
@@ -103,7 +103,7 @@ def overlap(
     Example: `moembed data overlap recipes/finetune.yaml data=pairs.jsonl --tasks data/scifact data/nfcorpus`
     """
     from moembed.data.overlap import TaskTexts, find_overlap
-    from moembed.evaluate.beir import load_task
+    from moembed.evaluation.beir import load_task
     from moembed.runs.train import load_recipe, open_sources
 
     loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks)]

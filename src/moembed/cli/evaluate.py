@@ -14,7 +14,7 @@ from moembed.console import interval, print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
-    from moembed.evaluate.files import Task
+    from moembed.evaluation.files import Task
     from moembed.runs.evaluate import Options, Outcome
 
 
@@ -119,8 +119,8 @@ def _dims(option: str) -> tuple[int, ...]:
 
 def _load(paths: Sequence[Path], options: Options) -> list[Task]:
     """The tasks, and everything about them and the options that can be refused before a model is loaded."""
-    from moembed.evaluate.files import load_any
-    from moembed.evaluate.tasks import metrics_of
+    from moembed.evaluation.files import load_any
+    from moembed.evaluation.tasks import metrics_of
     from moembed.search.codecs import CODECS
 
     loaded = [load_any(path) for path in dict.fromkeys(path.resolve() for path in paths)]
@@ -136,7 +136,7 @@ def _load(paths: Sequence[Path], options: Options) -> list[Task]:
 
 def _sample(tasks: Sequence[Task], queries: int, folder: Path | None) -> list[Task]:
     from moembed.embedder import Embedder
-    from moembed.evaluate.static import StaticEncoder
+    from moembed.evaluation.static import StaticEncoder
     from moembed.runs.evaluate import sample_tasks
 
     static = StaticEncoder(Embedder.from_pretrained(folder)) if folder else None

@@ -13,7 +13,7 @@ from moembed.cli.options import load_model
 from moembed.console import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
-    from moembed.evaluate.mteb import Asked, MtebEncoder
+    from moembed.evaluation.mteb import Asked, MtebEncoder
 
 
 def run_mteb(
@@ -42,7 +42,7 @@ def run_mteb(
         UserError: mteb is missing, a name it does not know, or data that cannot be had; all that was
             computed before is shown and kept.
     """
-    from moembed.evaluate.mteb import evaluate_task, find_tasks
+    from moembed.evaluation.mteb import evaluate_task, find_tasks
 
     tasks = find_tasks(names)
     folder = cache or _cache_folder()
@@ -68,7 +68,7 @@ def run_mteb(
 def _encoder(
     name: str, dim: int | None, dtype: str, batch_tokens: int | None, allow_pickle: bool
 ) -> MtebEncoder:
-    from moembed.evaluate.mteb import MtebEncoder
+    from moembed.evaluation.mteb import MtebEncoder
     from moembed.folder.bases import base_name, locate_base
     from moembed.folder.hub import is_hub_id, split_revision
 

@@ -15,7 +15,7 @@ from moembed.console import interval, print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
-    from moembed.evaluate.beir import RetrievalTask
+    from moembed.evaluation.beir import RetrievalTask
     from moembed.stress.subject import Subject
 
 PUBLISHED = Path("eval") / "limit-small"
@@ -53,7 +53,7 @@ def stress(
 
     Example: `moembed stress minilm bm25 --only limit,noise`
     """
-    from moembed.evaluate.beir import load_task, save_task
+    from moembed.evaluation.beir import load_task, save_task
     from moembed.folder.bases import locate_base
     from moembed.report.html import write
     from moembed.stress.limit import limit_task
@@ -106,7 +106,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _published() -> list[RetrievalTask]:
-    from moembed.evaluate.beir import load_task
+    from moembed.evaluation.beir import load_task
 
     folder = Path(os.environ.get("MOEMBED_DATA", "")) / PUBLISHED
     return [load_task(folder)] if "MOEMBED_DATA" in os.environ and folder.is_dir() else []

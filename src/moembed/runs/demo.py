@@ -21,9 +21,9 @@ from moembed.console import interval, print_table, progress_bar, say
 from moembed.data.docstrings import CodePair, Docstrings, collect
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
-from moembed.evaluate.beir import RetrievalTask, save_task
-from moembed.evaluate.metrics import Qrels
-from moembed.evaluate.tasks import evaluate, evaluate_bm25
+from moembed.evaluation.beir import RetrievalTask, save_task
+from moembed.evaluation.metrics import Qrels
+from moembed.evaluation.tasks import evaluate, evaluate_bm25
 from moembed.files import require_free, write_json
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_config, read_folder
@@ -33,9 +33,9 @@ from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.runs.train import Recipe, TrainSource, build
 from moembed.search.index import write_index
-from moembed.train.loop import Trained, train
-from moembed.train.optim import OptimConfig
-from moembed.train.settings import LossConfig
+from moembed.training.loop import Trained, train
+from moembed.training.optim import OptimConfig
+from moembed.training.settings import LossConfig
 from moembed.types import Pair, UserError
 from moembed.weights.upcycle import UpcycleConfig
 

@@ -15,12 +15,12 @@ import yaml
 from moembed.compare.comparison import compare
 from moembed.compare.scores import MAIN, Scores
 from moembed.embedder import Embedder
-from moembed.evaluate.beir import RetrievalTask
-from moembed.evaluate.files import PairTask, Task
-from moembed.evaluate.sample import Agreement, agreement, sample
-from moembed.evaluate.static import StaticEncoder
-from moembed.evaluate.systems import Advance, EncodeCounted, ModelEncoder, Remembered
-from moembed.evaluate.tasks import Encode, evaluate, evaluate_bm25
+from moembed.evaluation.beir import RetrievalTask
+from moembed.evaluation.files import PairTask, Task
+from moembed.evaluation.sample import Agreement, agreement, sample
+from moembed.evaluation.static import StaticEncoder
+from moembed.evaluation.systems import Advance, EncodeCounted, ModelEncoder, Remembered
+from moembed.evaluation.tasks import Encode, evaluate, evaluate_bm25
 from moembed.folder.bases import locate_base
 from moembed.machine import best_dtype
 from moembed.packing import pack, token_budget

@@ -22,13 +22,13 @@ from moembed.folder.write import write_folder
 from moembed.machine import choose_precision
 from moembed.report.card import write_card
 from moembed.tokenizer import Tokenizer
-from moembed.train.corpus import Language, open_corpus
-from moembed.train.distributed import World, joined
-from moembed.train.heads import Heads, read_heads
-from moembed.train.log import read_metrics
-from moembed.train.masking import Vocabulary
-from moembed.train.objective import OBJECTIVES
-from moembed.train.pretrain import PretrainConfig, pretrain
+from moembed.training.corpus import Language, open_corpus
+from moembed.training.distributed import World, joined
+from moembed.training.heads import Heads, read_heads
+from moembed.training.log import read_metrics
+from moembed.training.masking import Vocabulary
+from moembed.training.objective import OBJECTIVES
+from moembed.training.pretrain import PretrainConfig, pretrain
 from moembed.types import UserError
 from moembed.weights.pieces import extend, learn, tokenizer_files
 from moembed.weights.positions import to_rope

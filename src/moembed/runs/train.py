@@ -21,11 +21,11 @@ from moembed.folder.parts import Parts
 from moembed.machine import choose_precision
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
-from moembed.train.distributed import World, joined
-from moembed.train.evaluation import load_tasks
-from moembed.train.held_out import learnt
-from moembed.train.loop import Trained, train
-from moembed.train.settings import SourceOptions, TrainConfig
+from moembed.training.distributed import World, joined
+from moembed.training.evaluation import load_tasks
+from moembed.training.held_out import learnt
+from moembed.training.loop import Trained, train
+from moembed.training.settings import SourceOptions, TrainConfig
 from moembed.types import Pair, UserError
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from moembed.evaluate.beir import RetrievalTask
-from moembed.evaluate.metrics import Qrels
+from moembed.evaluation.beir import RetrievalTask
+from moembed.evaluation.metrics import Qrels
 from moembed.stress.subject import Subject, cell
 from moembed.stress.texts import FIRST_NAMES, LAST_NAMES, THINGS, people
 from moembed.types import UserError

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from moembed.evaluate.beir import RetrievalTask
-from moembed.evaluate.metrics import Qrels
+from moembed.evaluation.beir import RetrievalTask
+from moembed.evaluation.metrics import Qrels
 from moembed.stress.subject import Subject
 from moembed.stress.texts import FACTS, FILLER, filler, people
 from moembed.types import UserError

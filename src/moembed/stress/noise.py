@@ -18,8 +18,8 @@ import numpy as np
 
 from moembed.compare.significance import paired_difference
 from moembed.data.docstrings import collect
-from moembed.evaluate.beir import RetrievalTask
-from moembed.evaluate.metrics import Qrels
+from moembed.evaluation.beir import RetrievalTask
+from moembed.evaluation.metrics import Qrels
 from moembed.stress.subject import Subject, cell
 from moembed.types import UserError
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from moembed.compare.significance import Runs, interval, resample
 from moembed.compare.statistics import MEAN
-from moembed.evaluate.beir import RetrievalTask
-from moembed.evaluate.bm25 import tokenize
-from moembed.evaluate.systems import ModelEncoder
-from moembed.evaluate.tasks import evaluate, evaluate_bm25
+from moembed.evaluation.beir import RetrievalTask
+from moembed.evaluation.bm25 import tokenize
+from moembed.evaluation.systems import ModelEncoder
+from moembed.evaluation.tasks import evaluate, evaluate_bm25
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from moembed.evaluate.beir import RetrievalTask
+from moembed.evaluation.beir import RetrievalTask
 from moembed.stress import capacity, invariance, limit, long_context, noise
 from moembed.stress.subject import Subject
 from moembed.types import UserError

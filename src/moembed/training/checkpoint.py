@@ -1,0 +1,232 @@
+"""Checkpoints: a model folder, the optimiser, the random state and how far the run is. Whole or not there.
+
+The folders::
+
+    run/checkpoints/step-000500/          loads as a model by itself
+    run/checkpoints/step-000500/train/    optimiser.pt, state.json, recipe.yaml, manifest.json
+    run/checkpoints/best/                 the model of the lowest held-out loss, if the run looks at one
+
+The manifest holds size and SHA-256 of every file: a checkpoint that a crash or a bad disk has damaged is
+found out, set aside as ``step-000500.damaged``, and the one before is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Protocol
+
+import torch
+import yaml
+
+from moembed.config import Strict, dump
+from moembed.embedder import Embedder
+from moembed.files import replacing
+from moembed.folder.read import read_folder
+from moembed.folder.write import write_folder
+from moembed.training.distributed import ALONE, World
+from moembed.types import UserError
+
+FREE = ("out", "workers", "save_every", "keep_checkpoints")  # may differ when a run is resumed
+MANIFEST = "train/manifest.json"
+RandomState = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a run stands; the data position follows from ``step`` alone."""
+
+    step: int
+    seconds: float
+    pairs: int
+    truncated: int
+
+
+class Stateful(Protocol):
+    """What else outlives a step: a learned temperature, running counts …"""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+def save(
+    run: Path, model: Embedder, optimiser: torch.optim.Optimizer, state: State, recipe: Strict, keep: int,
+    extras: Mapping[str, Stateful] | None = None, random: Sequence[RandomState] | None = None,
+) -> None:  # fmt: skip
+    """Write ``step-NNNNNN`` under another name, move it into place, then drop all but the newest ``keep``.
+
+    Args:
+        extras: whatever else must continue.
+        random: the random state of every process; default: of this one.
+
+    Raises:
+        UserError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    target = run / "checkpoints" / f"step-{state.step:06d}"
+    try:
+        with replacing(target) as fresh:
+            _write_model(fresh, model)
+            (fresh / "train").mkdir()
+            tensors = {
+                "optimiser": optimiser.state_dict(),
+                "random": list(random or [random_state()]),
+                "extras": {name: extra.state_dict() for name, extra in (extras or {}).items()},
+            }
+            torch.save(tensors, fresh / "train" / "optimiser.pt")
+            (fresh / "train" / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+            (fresh / "train" / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+            manifest = {name: _digest(fresh / name) for name in _files(fresh)}
+            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    except (UserError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        kept = latest(run)
+        before = f"{kept} is intact" if kept else "nothing was saved before"
+        raise UserError(f"step {state.step} was not saved: {error}; {before}") from None
+    for old in _all(run)[:-keep]:
+        shutil.rmtree(old)
+
+
+def save_best(run: Path, model: Embedder, step: int, measure: str, value: float) -> None:
+    """Put the model into ``checkpoints/best``, with the step and what it was chosen for."""
+    with replacing(run / "checkpoints" / "best") as fresh:
+        _write_model(fresh, model)
+        facts = {"step": step, measure: value}
+        (fresh / "best.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+def latest(run: Path) -> Path | None:
+    found = _all(run)
+    return found[-1] if found else None
+
+
+def restore(
+    run: Path, model: Embedder, optimiser: torch.optim.Optimizer, recipe: Strict,
+    extras: Mapping[str, Stateful] | None = None, world: World = ALONE,
+) -> State:  # fmt: skip
+    """Load the newest sound checkpoint of ``run`` into all it is given and set the random state.
+
+    Raises:
+        UserError: there is none, all are damaged, or it was made with another recipe.
+    """
+    folder = world.agree(_newest_sound(run) if world.first else None)
+    assert folder is not None
+    _same_recipe(folder, yaml.safe_load((folder / "train" / "recipe.yaml").read_text("utf-8")), recipe)
+    state = State(**json.loads((folder / "train" / "state.json").read_text(encoding="utf-8")))
+    try:
+        saved = torch.load(folder / "train" / "optimiser.pt", weights_only=True, map_location=model.device)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise UserError(f"{folder} cannot be read by this version of torch ({error})") from None
+    model.encoder.load_state_dict(read_folder(folder).state)
+    optimiser.load_state_dict(saved["optimiser"])
+    for name, extra in (extras or {}).items():
+        extra.load_state_dict(saved["extras"][name])
+    if world.rank < len(saved["random"]):  # more processes than before keep the state they were seeded with
+        _set_random_state(saved["random"][world.rank])
+    return state
+
+
+def random_state() -> RandomState:
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state()} | cuda
+
+
+def _set_random_state(state: RandomState) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def _write_model(folder: Path, model: Embedder) -> None:
+    write_folder(folder / "model", model.parts())
+    for file in (folder / "model").iterdir():
+        file.rename(folder / file.name)
+    (folder / "model").rmdir()
+
+
+def _newest_sound(run: Path) -> Path:
+    """The newest checkpoint without damage; newer ones are set aside: the run will pass their steps again."""
+    found = _all(run)
+    if not found:
+        raise UserError(f"{run} has no checkpoint to resume from")
+    problems = {folder: _damage(folder) for folder in found[::-1]}
+    sound = next((folder for folder, problem in problems.items() if not problem), None)
+    if sound is None:
+        raise UserError(
+            f"{found[-1]} is damaged ({problems[found[-1]]}), and so is every checkpoint before it"
+        )
+    for folder, problem in problems.items():
+        if folder == sound:
+            break
+        aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        warnings.warn(
+            f"{folder} is damaged ({problem}) and was set aside; going on from {sound}", stacklevel=2
+        )
+    return sound
+
+
+def _damage(folder: Path) -> str | None:
+    """The first file that is not what was written, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return next(
+            (f"{name} changed" for name, known in manifest.items() if _digest(folder / name) != known), None
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
+
+
+def _digest(file: Path) -> str:
+    """Size and SHA-256."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return f"{file.stat().st_size} {digest.hexdigest()}"
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _same_recipe(folder: Path, made_with: dict[str, Any], recipe: Strict) -> None:
+    with suppress(ValueError):  # a key that is newer than the checkpoint had its default then
+        made_with = yaml.safe_load(dump(type(recipe).model_validate(made_with)))
+    before, now = (_lines(values) for values in (made_with, yaml.safe_load(dump(recipe))))
+    changes = list(difflib.unified_diff(before, now, "the checkpoint", "this recipe", lineterm="", n=0))
+    if changes:
+        shown = "\n".join(line for line in changes if not line.startswith("@@"))
+        raise UserError(
+            f"{folder} was made with another recipe; resume with that one, or train into another folder:\n"
+            f"{shown}"
+        )
+
+
+def _lines(value: Any, key: str = "") -> list[str]:
+    """``key.sub: value`` of everything that a resumed run must not change."""
+    if not isinstance(value, dict):
+        return [f"{key}: {json.dumps(value, ensure_ascii=False)}"]
+    parts = (
+        _lines(item, f"{key}.{name}" if key else str(name))
+        for name, item in value.items()
+        if key or name not in FREE
+    )
+    return [line for part in parts for line in part]
+
+
+def _all(run: Path) -> list[Path]:
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

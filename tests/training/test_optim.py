@@ -1,0 +1,75 @@
+"""Learning rates at known points of a run, and which parameters decay."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from torch import nn
+
+from conftest import NewModel
+from moembed.training.optim import OptimConfig, adamw, learning_rate
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0.0, [1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", 0.0, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        ("cosine", 0.0, [1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0]),
+        ("constant", 4.0, [0.25, 0.5, 0.75, 1.0, 1.0]),
+        ("linear", 2.0, [0.5, 1.0, 1.0, 0.5, 0.0]),
+        ("inverse_sqrt", 2.0, [0.5, 1.0, 1.0, 1.5**-0.5, 2**-0.5]),
+        ("inverse_sqrt", 0.5, [0.1, 0.5, 1.0, 1.5**-0.5, 2**-0.5]),
+        ("constant", 0.5, [0.1, 0.5, 1.0, 1.0, 1.0]),
+        ("linear", 0.5, [0.1, 0.5, 1.0, 0.5, 0.0]),
+    ],
+)
+def test_learning_rates_at_every_quarter_of_a_run(
+    schedule: Any, warmup: float, expected: list[float]
+) -> None:
+    config = OptimConfig(learning_rate=3.0, schedule=schedule, warmup_steps=warmup)
+    assert [learning_rate(config, step, step / 4) / 3 for step in range(5)] == pytest.approx(expected)
+
+
+def test_a_clock_that_overruns_does_not_turn_the_rate_around() -> None:
+    assert learning_rate(OptimConfig(), 9, 1.5) == 0.0
+
+
+def test_weight_decay_is_for_matrices_alone(new_model: NewModel) -> None:
+    model = new_model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, plain = (
+        {names[id(parameter)] for parameter in group["params"]}
+        for group in adamw(model, OptimConfig(weight_decay=0.3)).param_groups
+    )
+    assert decayed | plain == set(names.values())
+    assert not decayed & plain
+    assert all(
+        name.endswith(("weight", "weight_ED", "EFD", "EDF")) and "norm" not in name for name in decayed
+    )
+    assert all("bias" in name or "norm" in name for name in plain)
+    assert {"encoder.layers.1.ffn.up_EFD", "encoder.layers.1.ffn.router.weight_ED"} <= decayed
+    assert {"encoder.layers.1.ffn.up_bias_EF", "encoder.norm.weight"} <= plain
+
+
+def test_what_is_trained_along_does_not_decay(new_model: NewModel) -> None:
+    along = nn.Linear(2, 2)
+    decayed, plain = adamw(new_model(), OptimConfig(), along).param_groups
+    assert {id(p) for p in along.parameters()} <= {id(p) for p in plain["params"]}
+    assert decayed["weight_decay"] > plain["weight_decay"] == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": math.nan},
+        {"weight_decay": -1},
+        {"schedule": "step"},
+        {"schedule": "inverse_sqrt", "warmup_steps": 0},
+    ],
+)
+def test_an_optimiser_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=list(changes)[-1]):
+        OptimConfig.model_validate(changes)
