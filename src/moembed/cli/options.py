@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moembed.console import say
+from moembed.files import write_json
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -60,10 +59,7 @@ def leave(result: Mapping[str, Any], out: Path | None, page: Path | None) -> Non
     """Write the result of an evaluation to the files that were asked for, each whole or not at all."""
     for path in (out, page and page.with_suffix(".json")):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(part, path)
+            write_json(path, result)
     if page:
         from moembed.report.comparison import write_page
 
