@@ -36,6 +36,20 @@ LARGE_FOR_NOW = {
     "runs.pretrain:make_tokenizer",
 }
 MAX_LINES, MAX_PARAMETERS = 80, 8
+TORCH_FREE = (
+    "types",
+    "config",
+    "files",
+    "folder.hub",
+    "report",
+    "data",
+    "compare",
+    "search",
+    "evaluate",
+    "cli",
+    "console",
+)
+BUT_WITH_TORCH = ("stress.capacity", "evaluation.static")  # an optimisation, a sum of rows
 
 
 def modules() -> dict[str, Path]:
