@@ -31,7 +31,6 @@ CIRCLES_FOR_NOW: list[set[str]] = [
 LARGE_FOR_NOW = {
     "training.pretrain:pretrain",
     "training.loop:train",
-    "search.embed:embed_file",
     "moe.triton_kernels:linear",
     "runs.pretrain:make_tokenizer",
 }

@@ -34,13 +34,13 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return values
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, advice: str = "") -> None:
     """Indented, whole or absent.
 
     Raises:
         UserError: the disk is full or not writable.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", advice)
 
 
 def write_text(path: Path, text: str, advice: str = "") -> None:

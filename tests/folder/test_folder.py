@@ -362,7 +362,7 @@ def test_a_failure_in_the_middle_keeps_the_old_folder(
     old.save_pretrained(tmp_path / "model")
     with monkeypatch.context() as patch:
         patch.setattr(folder_module, "save_file", full_disk)
-        with pytest.raises(UserError, match=r"cannot write .*model .*No space left on device"):
+        with pytest.raises(UserError, match=r"cannot write .*model: .*No space left on device"):
             new.save_pretrained(tmp_path / "model")
     assert load(tmp_path / "model").space_id() == old.space_id()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

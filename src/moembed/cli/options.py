@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moembed.console import say
+from moembed.console import Interrupted, say
 from moembed.files import write_json
 from moembed.types import UserError
 
@@ -32,6 +33,15 @@ Page = Annotated[
     Path | None, typer.Option("--html", help="Also write a page (and its figures beside it, as .json).")
 ]
 MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), or minilm."
+
+
+@contextmanager
+def when_interrupted(kept: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, say what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(kept()) from None
 
 
 def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
