@@ -40,7 +40,10 @@ def test_a_second_process_is_refused_until_the_first_is_dead(how: str, tmp_path:
     context = {"locked": locked, "replacing": replacing}[how]
     other = another_process(how, path)
     try:
-        with pytest.raises(UserError, match=r"another process is writing .*out: wait"), context(path):
+        with (
+            pytest.raises(UserError, match=r"out is in use by another process.*: wait until it ends"),
+            context(path),
+        ):
             pass
     finally:
         os.kill(other.pid, signal.SIGKILL)
@@ -48,6 +51,13 @@ def test_a_second_process_is_refused_until_the_first_is_dead(how: str, tmp_path:
     with context(path):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == (["out"] if how == "replacing" else [])
+
+
+def test_the_owner_of_a_lock_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "mine"
+    complaint = rf"mine is in use by another process \({os.getpid()}\)"
+    with locked(path), pytest.raises(UserError, match=complaint), locked(path):
+        pass
 
 
 def test_a_lock_is_given_back_after_a_failure(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -150,16 +151,15 @@ def _empty(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep ``path``, a file or folder to be written, for this process until the block ends.
+    """``path`` is this process's alone inside the block; the lock lies beside it, so that it may be replaced.
 
-    The lock is the system's own, on ``.NAME.lock`` beside ``path``: it ends with its process, even a killed
-    one. Where the file system knows no locks, there is none.
+    The system gives the lock of a process that died back, so no lock outlives its owner.
 
     Raises:
-        UserError: another process writes there, or the place is not writable.
+        UserError: another process (or thread) holds it, or the place is not writable.
     """
-    beside = not path.is_dir() or os.access(path.parent, os.W_OK)
-    file = path.with_name(f".{path.name}.lock") if beside else path / ".lock"
+    inside = path.is_dir() and not os.access(path.parent, os.W_OK)
+    file = path / ".lock" if inside else path.with_name(f".{path.name}.lock")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(file, path)
@@ -172,7 +172,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _lock(place: Path, path: Path, folder: bool = False) -> int:
-    """The descriptor that holds the lock on ``place``, a file or an existing or new folder."""
+    """The descriptor that holds the lock on ``place``, a file or folder that is made if it is not there."""
     while True:
         if folder:
             place.mkdir(exist_ok=True)
@@ -180,16 +180,23 @@ def _lock(place: Path, path: Path, folder: bool = False) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            owner = "" if folder else os.read(descriptor, 32).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise UserError(
-                f"another process is writing {path}: wait until it ends, or choose another place"
+                f"{path} is in use by another process{f' ({owner})' if owner else ''}: "
+                "wait until it ends, or choose another place"
             ) from None
-        except OSError:
-            return descriptor  # a file system without locks
-        # the one before may have taken the place away between our two calls: then the lock is on nothing
-        with suppress(FileNotFoundError):
-            if os.stat(place).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+            note = f"{place.parent} is on a disk without locks: run one command on a folder at a time"
+            warnings.warn(note, stacklevel=4)
+        # the owner before may have removed it between our two calls: then the lock is on nothing
+        if place.exists() and os.path.samestat(os.fstat(descriptor), place.stat()):
+            if not folder:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+            return descriptor
         os.close(descriptor)
 
 

@@ -120,7 +120,7 @@ def test_two_processes_on_one_folder(run: Run, saved_model: Path, tmp_path: Path
     with locked(tmp_path / "i"):
         code, out, err = run("embed", source, "--model", saved_model, "--out", tmp_path / "i")
     assert (code, out) == (2, "")
-    assert f"another process is writing {tmp_path / 'i'}" in err
+    assert f"{tmp_path / 'i'} is in use by another process" in err
     assert run("embed", source, "--model", saved_model, "--out", tmp_path / "i")[0] == 0
 
 

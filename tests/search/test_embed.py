@@ -151,7 +151,7 @@ def test_a_lost_or_cut_part_is_made_again_and_no_other(source, tmp_path, damage)
 
 
 def test_a_second_process_is_refused(source, tmp_path):
-    with locked(tmp_path / "i"), pytest.raises(UserError, match="another process is writing"):
+    with locked(tmp_path / "i"), pytest.raises(UserError, match="in use by another process"):
         embed_file(HashModel(), source, tmp_path / "i")
     assert not (tmp_path / "i").exists()
 
