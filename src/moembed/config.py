@@ -198,7 +198,8 @@ def _complaint(key: str, problems: Sequence[Any]) -> str:
         return f"key {key!r} is missing"
     if first["type"] in ("too_short", "too_long"):
         return f"{key} must have {_length(first)}, not {first['ctx']['actual_length']}"
-    expected = list(dict.fromkeys(map(_expected, problems)))
+    kinds = [problem for problem in problems if problem["type"] not in ("too_short", "too_long")]
+    expected = list(dict.fromkeys(map(_expected, kinds)))
     return f"{key or 'the value'} must be {' or '.join(expected)}, not {_shown(first['input'])}"
 
 
