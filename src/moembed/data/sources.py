@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from moembed.data.cache import Cache
 from moembed.data.columns import ColumnUse
+from moembed.data.fingerprint import fingerprint
 from moembed.data.layouts import FileShard, Shard, corpus_shards, plain_rows, shards
 from moembed.data.pairs import PairRecord, SourceConfig, document_of_row, pairs_of_row
 from moembed.data.readers import BLOCK, Numbered, Row, text_problem
@@ -110,6 +111,10 @@ class Source:
         """``notes``, and what was left out, a sentence each: for a reader who is not shown ``describe``."""
         rows = [f"{self.skipped:,} bad rows were skipped"] if self.skipped else []
         return [*self.notes, *rows, *(f"a bad shard was skipped: {problem}" for problem in self.bad_shards)]
+
+    def fingerprint(self) -> str:
+        """What the pairs are, without their labels: equal texts, equal fingerprints."""
+        return fingerprint(self._table.drop_columns(["language", "group"]))
 
     def describe(self) -> str:
         """``squad: 87,395 pairs, 3 bad rows skipped``."""
