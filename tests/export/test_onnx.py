@@ -258,7 +258,6 @@ def test_the_folder_is_whole_for_others(moe_model: Embedder, tmp_path: Path) -> 
     assert tokenizer(TEXTS)["input_ids"] == moe_model.tokenizer.rows(TEXTS)[0]
 
 
-@pytest.mark.skipif(find_spec("fastembed") is None, reason="fastembed is not installed")
 @pytest.mark.parametrize("stored", ["short and padded", "without a limit"])
 def test_the_folders_own_tokenizer_reads_what_the_model_reads(
     stored: str, hf_folder: HfFolder, tmp_path: Path, texts: list[str]
@@ -296,6 +295,7 @@ def test_a_tokenizer_that_was_written_wrong_is_not_left_behind(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(find_spec("fastembed") is None, reason="fastembed is not installed")
 def test_fastembed_reads_the_folder(moe_model: Embedder, tmp_path: Path) -> None:
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
