@@ -128,6 +128,7 @@ def _load(paths: Sequence[Path], options: Options) -> list[Task]:
         raise UserError("two tasks have the same name, which results go by: rename one of them")
     for task in loaded:
         metrics_of(task.kind, options.metrics)
+        say(f"{task.name}: read as {task.kind.replace('_', ' ')}, {len(task):,} items")
     for codec in options.codecs:
         if codec not in CODECS:
             raise UserError(f"unknown codec {codec!r}; known are {', '.join(CODECS)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-METRICS = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "v_measure": "V-measure", "hole": "Holes"}
+METRICS = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "ap": "AP", "v_measure": "V-measure", "hole": "Holes"}
 
 
 def metric_name(key: str) -> str:

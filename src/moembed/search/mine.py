@@ -201,7 +201,7 @@ class _Rows:
             row_K = hit_K["row"][hit_K["row"] >= 0]
             keys, known = map(text_key, self.pool.documents.take(row_K)), set(map(text_key, own))
             excluded.append(row_K[[key in known for key in keys]])
-        return self.chooser.choose(pair, query, np.concatenate(excluded), hit_K, bound, len(own))
+        return self.chooser.choose(pair, query, np.concatenate(excluded), hit_K, bound)
 
     def _same_text(self, query: int, hit_K: np.ndarray) -> np.ndarray:
         """The hits that are a document of the query with or without its title, or the text of the query."""

@@ -77,7 +77,7 @@ class Chooser:
         self._rows: Counter[int] = Counter()
 
     def choose(
-        self, pair: int, query: int, excluded: np.ndarray, hit_K: np.ndarray, bound: float, own: int = 0
+        self, pair: int, query: int, excluded: np.ndarray, hit_K: np.ndarray, bound: float
     ) -> np.ndarray | None:
         """The hits that become negatives, nearest first; None if the pair is dropped.
 
@@ -86,7 +86,6 @@ class Chooser:
             excluded: documents that are never its negatives, as those that answer the query.
             hit_K: its nearest documents, best first, as fields ``row`` (-1 is none) and ``score``.
             bound: of ``bounds``.
-            own: negatives that the pair has already; they count towards ``min_negatives``.
         """
         config = self.config
         if config.per_query_cap and self._rows[query] >= config.per_query_cap:
@@ -101,7 +100,7 @@ class Chooser:
             generator = np.random.default_rng((config.seed, pair))
             hit_K = hit_K[np.sort(generator.choice(len(hit_K), config.negatives, replace=False))]
         hit_K = hit_K[: config.negatives]
-        if len(hit_K) + own < config.min_negatives:
+        if len(hit_K) < config.min_negatives:
             self.dropped["too few negatives"] += 1
             return None
         self._rows[query] += 1
