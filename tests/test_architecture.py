@@ -20,7 +20,6 @@ FOR_NOW = {
     ("model.encoder", "inference.packed"),
     ("model.encoder", "inference.engine"),
     ("moe.layer", "inference.packed"),
-    ("compare.verdict", "report.words"),
 }
 TORCH_FREE = (
     "types",

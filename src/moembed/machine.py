@@ -23,19 +23,23 @@ def machine() -> dict[str, Any]:
 
     cpu = _cpu_info()
     flags = cpu.get("flags", "").split()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": [name for name, flag in INSTRUCTIONS.items() if flag in flags],
-        "memory_gib": round(memory, 1),
+        "memory_gib": round(memory_bytes() / 2**30, 1),
         "precision": best_dtype(),
         "system": f"{platform.system()} {platform.machine()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "commit": _commit(),
     }
+
+
+def memory_bytes() -> int:
+    """Of the whole machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _cpu_info() -> dict[str, str]:

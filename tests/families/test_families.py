@@ -211,6 +211,15 @@ def test_an_unsupported_config_is_one_sentence(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_code_of_its_own_under_a_known_name_is_refused(kind: str, hf_folder: HfFolder) -> None:
+    folder, _ = hf_folder(kind)
+    values = json.loads((folder / "config.json").read_text()) | {"auto_map": {"AutoModel": "layers.Model"}}
+    for read in (read_config, read_folder):
+        with pytest.raises(UserError, match=f"'{kind}' but brings code of its own .*, which is not run"):
+            read(with_config(folder, values))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_key_is_named(kind: str, hf_folder: HfFolder) -> None:
     folder, _ = hf_folder(kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,8 +15,10 @@ import yaml
 
 from conftest import HfFolder, MakeModel
 from moembed import Embedder
+from moembed.compare import formatting
 from moembed.compare.comparison import compare
 from moembed.compare.scores import Scores
+from moembed.evaluation.result import EvaluationResult
 from moembed.folder.read import Settings
 from moembed.moe.layer import MoEConfig
 from moembed.report.card import card, write_card
@@ -102,20 +105,16 @@ def test_the_results_have_intervals(folder: Path) -> None:
         name: [{"scifact": Scores("scifact", "retrieval", items, [""] * 50, lengths, own)}]
         for name, own in values.items()
     }
-    compared = compare(scores)["tasks"]["scifact"]
-    result = {
-        "queries": 50,
-        "documents": 1200,
-        "notes": ["A note."],
-        "metrics": compared["metrics"],
-        "differences": {"bm25-moe": compared["differences"]["bm25"]},
-    }
-    text = written(folder, results={"scifact": result})
-    cell, gap = compared["metrics"]["moe"]["ndcg@10"], compared["differences"]["bm25"]["ndcg@10"]
+    result = EvaluationResult.from_json(compare(scores).to_json())
+    task = replace(result.tasks["scifact"], documents=1200, notes=["A note."])
+    result = replace(result, tasks={"scifact": task})
+    text = written(folder, results=result)
+    cell, gap = task.metrics["moe"]["ndcg@10"], task.differences["bm25"]["ndcg@10"]
     assert "## Results: scifact\n\n50 queries, 1,200 documents" in text
     assert "| | ndcg@10 | mrr@10 |\n|---|---|---|\n" in text
-    assert f"| moe | {cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}] |" in text
-    assert f"\n\n- bm25-moe: ndcg@10 {gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}] (p = " in text
+    assert f"| moe | {cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}] |" in text
+    told = formatting.difference(gap)
+    assert f"\n\n- bm25 − moe: ndcg@10 {told} (p = {gap.p_holm:.3f}, no clear difference)" in text
     assert "A note." in text
 
 

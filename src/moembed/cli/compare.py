@@ -9,9 +9,9 @@ import typer
 
 from moembed.cli.options import Json
 from moembed.cli.results import Page, ResultFile, require_file, require_page, stopping, write_result
+from moembed.compare.estimates import Difference
 from moembed.compare.formatting import decimal, difference, estimate, metric_name
 from moembed.compare.results import SCORE, Cells, Comparison
-from moembed.compare.estimates import Difference
 from moembed.console import print_json, print_table, say
 from moembed.types import UserError
 

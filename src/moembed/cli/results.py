@@ -78,10 +78,10 @@ def write_result(result: Comparison, out: Path | None, page: Path | None) -> Non
             except UserError as error:
                 failed.append(error)
     if page:
-        from moembed.report.comparison import write_page
+        from moembed.report.comparison import write_comparison
 
         try:
-            write_page(page, result)
+            write_comparison(page, result)
             say(f"The page is {page}")
         except UserError as error:
             failed.append(error)

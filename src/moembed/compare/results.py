@@ -22,7 +22,7 @@ SCORE = "score"  # the metric of a mean over several kinds of tasks: the mean of
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """What every system scores, and what it has more than the reference; systems without a score are absent."""
+    """What every system scores, and has more than the reference; systems without a score are absent."""
 
     metrics: Metrics
     differences: Differences

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from moembed.compare import formatting
-from moembed.compare.results import SCORE, Comparison
 from moembed.compare.estimates import Difference
+from moembed.compare.results import SCORE, Comparison
 
 REAL = 0.05
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from moembed.compare.results import Comparison, TaskCells
 from moembed.compare.estimates import Estimate
+from moembed.compare.results import Comparison, TaskCells
 
 Routers = dict[str, dict[str, list[float]]]  # layer -> language -> the share of every expert
 

@@ -25,6 +25,7 @@ class Family:
     write_config: Callable[[EncoderConfig], dict[str, Any]]
     names: Callable[[EncoderConfig], Names]
     prefixes: tuple[str, ...] = ("",)  # what may stand before every name; the first is what we write
+    brings_code: bool = False  # whether the published config names code beside it, of which we are a copy
 
 
 def _read_own(values: dict[str, Any]) -> EncoderConfig:
@@ -46,7 +47,7 @@ FAMILIES: dict[str, Family] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "nomic_bert": Family(
-        nomic.read_config, nomic.write_config, nomic.names, prefixes=("", "bert.", "nomic_bert.")
+        nomic.read_config, nomic.write_config, nomic.names, ("", "bert.", "nomic_bert."), brings_code=True
     ),
     "moembed": Family(_read_own, _write_own, _own_names, prefixes=("encoder.", "")),
 }
@@ -56,4 +57,10 @@ def family_of(values: dict[str, Any]) -> Family:
     model_type = values.get("model_type")
     if model_type not in FAMILIES:
         raise UserError(f"unknown model_type {model_type!r} (known: {', '.join(FAMILIES)})")
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if values.get("auto_map") and not family.brings_code:
+        raise UserError(
+            f"this model calls itself {model_type!r} but brings code of its own (auto_map in config.json), "
+            "which is not run: without it the vectors would be others"
+        )
+    return family

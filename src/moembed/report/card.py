@@ -64,7 +64,7 @@ def card(
         _what(config),
         _facts(config, settings),
         _training(base, data),
-        *(_results(name, task, results.reference) for name, task in (results.tasks.items() if results else ())),
+        *(_results(results) if results else ()),
         _prompts(settings),
         _usage(config, settings, name),
     ]
@@ -132,7 +132,11 @@ def _training(base: str | None, data: Sequence[str]) -> str:
     return "## Training\n\n" + "\n".join(lines) if lines else ""
 
 
-def _results(name: str, task: EvaluatedTask, reference: str) -> str:
+def _results(results: EvaluationResult) -> list[str]:
+    return [_task(name, task, results.reference) for name, task in results.tasks.items()]
+
+
+def _task(name: str, task: EvaluatedTask, reference: str) -> str:
     columns = list(next(iter(task.metrics.values())))
     amounts = f"{task.items:,} items"
     if task.documents is not None:

@@ -81,7 +81,9 @@ class Tile(NamedTuple):
     more: str
 
 
-def figure_cell(figure: Estimate | Difference) -> Cell:
+def figure_cell(figure: Estimate | Difference | None) -> Cell:
+    if figure is None:
+        return MISSING
     return score_cell(figure) if isinstance(figure, Estimate) else difference_cell(figure)
 
 

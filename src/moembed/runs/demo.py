@@ -156,7 +156,7 @@ def _evaluate(folders: Mapping[str, Path], task: RetrievalTask) -> tuple[Evaluat
     the documents by the last model, so that the index need not make them again."""
     options = EvaluationOptions(metrics=METRICS)
     outcomes = {"bm25": evaluate_system("bm25", None, [task], options, progress_bar)}
-    documents = {}
+    documents: dict[str, np.ndarray] = {}
 
     def encode(
         texts: list[str], prompt_name: str | None, *, progress: Advance | None

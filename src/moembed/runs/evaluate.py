@@ -190,7 +190,7 @@ def _what_is_kept(finished: Sequence[str], options: EvaluationOptions) -> str:
     if options.cache:
         parts.append(f"the vectors made so far are kept in {options.cache}, and the same command finds them")
     return " and ".join(parts) or (
-        "nothing is kept; --keep FOLDER keeps the scores of every finished system, and --cache FOLDER the vectors"
+        "nothing is kept; --keep FOLDER keeps the scores of every finished system, --cache FOLDER all vectors"
     )
 
 

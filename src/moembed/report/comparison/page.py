@@ -86,6 +86,4 @@ def _differences(result: Comparison, rows: Rows) -> Iterator[Card]:
         f"Each system minus {rows.reference}, with its 95 % interval. "
         f"▲ really better, ▼ really worse: p < {verdict.REAL} after Holm's correction."
     )
-    yield Card(
-        f"Differences to {rows.reference}", about, wide=True, tables=[tables.differences(rows)]
-    )
+    yield Card(f"Differences to {rows.reference}", about, wide=True, tables=[tables.differences(rows)])

@@ -76,11 +76,13 @@ def costs(cost: Mapping[str, Mapping[str, float]]) -> Table:
 def sizes(sizes: Mapping[str, Sequence[SizeScore]]) -> Table:
     """Dimensions x codecs of every system, to read off."""
     codecs = list(dict.fromkeys(size.codec for some in sizes.values() for size in some))
-    groups = {}
+    groups: dict[str, list[list[Cell | str]]] = {}
     for system, some in sizes.items():
         cells = {(size.dim, size.codec): _size(size) for size in some}
         dims = sorted({size.dim for size in some}, reverse=True)
-        groups[system] = [[f"{dim:,}", *(cells.get((dim, codec), MISSING) for codec in codecs)] for dim in dims]
+        groups[system] = [
+            [f"{dim:,}", *(cells.get((dim, codec), MISSING) for codec in codecs)] for dim in dims
+        ]
     return Table(["Dimensions", *codecs], groups, FIGURES)
 
 

@@ -26,10 +26,9 @@ def _sentences(rows: Rows) -> Iterator[str]:
     if score := overall.scores.get(reference):
         where = f"on {tasks[0].name} with" if len(tasks) == 1 else f"over {len(tasks)} tasks with"
         mean = "mean " if overall.mean else ""
-        yield (
-            f"The {mean}{formatting.metric_name(overall.metric)} of {reference} {where} {rows.items:,} {rows.noun} is "
-            f"{formatting.estimate(score)}."
-        )
+        metric = formatting.metric_name(overall.metric)
+        amount = f"{rows.items:,} {rows.noun}"
+        yield f"The {mean}{metric} of {reference} {where} {amount} is {formatting.estimate(score)}."
     told: set[str] = set()
     kinds = ((f"On {heading(kind).lower()}, ", row) for kind, row in rows.kinds.items())
     for where, row in (("", overall), *kinds):
@@ -39,7 +38,8 @@ def _sentences(rows: Rows) -> Iterator[str]:
         told |= gaps.keys()
     if len(tasks) > 1 and (single := [gap for row in tasks for gap in row.gaps.values()]):
         real = sum(is_real(gap) for gap in single)
-        yield f"Of the {formatting.plural(len(single), 'difference')} on single tasks, {real} {_are(real)} real."
+        every = formatting.plural(len(single), "difference")
+        yield f"Of the {every} on single tasks, {real} {_are(real)} real."
 
 
 def _are(number: int) -> str:
@@ -60,7 +60,9 @@ def _verdict(gaps: Mapping[str, Difference]) -> str:
         else:
             better.append(f"{other} by {formatting.difference(gap, '')}")
     clauses = {"beats ": beaten, "is worse than ": better, "shows no clear difference from ": alike}
-    return "; it ".join(verb + formatting.listing(names, len(names)) for verb, names in clauses.items() if names)
+    return "; it ".join(
+        verb + formatting.listing(names, len(names)) for verb, names in clauses.items() if names
+    )
 
 
 def notes(result: Comparison) -> Iterator[str]:

@@ -16,7 +16,7 @@ from moembed.compare import formatting
 from moembed.compare.estimates import Difference, Estimate
 from moembed.report import plots
 from moembed.report.page import write_page
-from moembed.report.pieces import MISSING, Card, Entry, Row, Table, Tile, ends, figure_cell
+from moembed.report.pieces import Card, Entry, Row, Table, Tile, ends, figure_cell
 from moembed.report.training import experts, scores, text
 from moembed.report.training.reading import Log, RunReport, number, read_log, read_report, series, smooth
 
@@ -103,7 +103,7 @@ def _intervals(
     labels = [formatting.metric_name(metric) for metric in metrics]
     names = [text.system_name(key) for key in columns]
     rows: list[Row] = [
-        [label, *(figure_cell(column[metric]) if metric in column else MISSING for column in columns.values())]
+        [label, *(figure_cell(column.get(metric)) for column in columns.values())]
         for label, metric in zip(labels, metrics, strict=True)
     ]
     yield Card(heading, about, tables=[Table(["", *names], {"": rows})])

@@ -14,7 +14,6 @@ import numpy as np
 from moembed.compare.estimates import Difference, Estimate
 from moembed.types import UserError
 
-
 T = TypeVar("T")
 Log = list[dict[str, Any]]
 MISSING = Estimate(math.nan, math.nan, math.nan)
