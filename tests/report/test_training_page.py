@@ -324,7 +324,7 @@ def test_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("moembed.files.os.replace", full)
-    with pytest.raises(UserError, match=r"cannot write .*report\.html"):
+    with pytest.raises(UserError, match=r"cannot write .*report\.html: the disk is full"):
         write_report(tmp_path, "Another title")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html"]

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from moembed.cli.options import Json
-from moembed.cli.results import Page, ResultFile, require_file, require_page, stopping, write_result
+from moembed.cli.options import Json, when_interrupted
+from moembed.cli.results import Page, ResultFile, require_outputs, write_result
 from moembed.compare.estimates import Difference
 from moembed.compare.formatting import decimal, difference, estimate, metric_name
 from moembed.compare.results import SCORE, Cells, Comparison
@@ -48,11 +48,8 @@ def compare(
     from moembed.compare.comparison import compare
     from moembed.compare.verdict import lacking, sentences
 
-    if html:
-        require_page(html)
-    if out:
-        require_file(out)
-    with stopping():
+    require_outputs(out, html)
+    with when_interrupted(lambda: "nothing was written"):
         systems = files.read_runs(runs)
         if len(systems) < 2:
             raise UserError("give two runs or more: one has nothing to be compared to")

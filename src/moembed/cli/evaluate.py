@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moembed.cli.options import AllowPickle, Dtype, Json
-from moembed.cli.results import (
-    Page,
-    ResultFile,
-    require_file,
-    require_folder,
-    require_page,
-    stopping,
-    write_result,
-)
+from moembed.cli.results import Page, ResultFile, require_outputs, write_result
 from moembed.compare.formatting import estimate, metric_name
 from moembed.compare.results import SCORE, Cells
 from moembed.compare.verdict import lacking, sentences
 from moembed.console import print_json, print_table, progress_bar, say
+from moembed.files import require_writable
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -93,19 +86,15 @@ def evaluate(
     from moembed.runs.evaluate import evaluate
     from moembed.runs.system import EvaluationOptions
 
-    if html:
-        require_page(html)
-    if out:
-        require_file(out)
+    require_outputs(out, html)
     if keep:
-        require_folder(keep)
+        require_writable(keep / "scores.parquet")
     options = EvaluationOptions(
         metrics=_listed(metrics or "") or None, sample=sample, dims=_dims(dims), codecs=_listed(codecs),
         baselines=baselines, dtype=dtype, processes=processes, cache=cache, keep=keep,
         allow_pickle=allow_pickle,
     )  # fmt: skip
-    with stopping():
-        result = evaluate(models, tasks or [], options, progress_bar)
+    result = evaluate(models, tasks or [], options, progress_bar)
     for note in _notes(result):
         say(f"note: {note}")
     if json_:

@@ -1,10 +1,14 @@
-"""Options that several commands share, and how they load a model."""
+"""Options that several commands share, how they load a model, and what they say on Ctrl-C."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from moembed.console import Interrupted
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
@@ -22,6 +26,15 @@ AllowPickle = Annotated[
     ),
 ]
 MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), or minilm."
+
+
+@contextmanager
+def when_interrupted(kept: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, say what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(kept()) from None
 
 
 def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moembed.cli.options import AllowPickle, Dtype, Json, load_model
-from moembed.cli.results import require_file, stopping, write_json_result
+from moembed.cli.options import AllowPickle, Dtype, Json, load_model, when_interrupted
 from moembed.console import interval, print_json, print_table, progress_bar, say
+from moembed.files import require_writable, write_json
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def stress(
         locate_base(name, allow_pickle=allow_pickle)  # what is not there is said before anything is computed
     parts = _chosen(only, PARTS) if only is not None else list(PARTS)
     if out:
-        require_file(out)
+        require_writable(out)
     fresh = limit_task(people, queries, seed)
     if save and save.exists():
         raise UserError(f"{save} already exists: choose another folder")
@@ -77,7 +77,8 @@ def stress(
         noise_task=load_task(task) if task else None,
         seed=seed,
     )
-    with stopping("nothing is kept; --only takes some of the tests, and a single model is done sooner"):
+    kept = "nothing is kept; --only takes some of the tests, and a single model is done sooner"
+    with when_interrupted(lambda: kept):
         result = run(_subjects(models, dtype, allow_pickle), parts, settings, progress_bar)
     if json_:
         print_json(result)
@@ -85,7 +86,7 @@ def stress(
         for part, found in result.items():
             SHOW[part](found)
     if out:
-        write_json_result(out, result)
+        write_json(out, result)
 
 
 def _chosen(only: str, known: Collection[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from moembed.files import write_whole
+from moembed.files import write_text
 from moembed.report import loads
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # the page can load nothing
@@ -36,5 +36,4 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    page = environment().get_template(f"{template}.html.j2").render(values)
-    write_whole(path, lambda file: file.write(page.encode("utf-8", "replace")))
+    write_text(path, environment().get_template(f"{template}.html.j2").render(values))

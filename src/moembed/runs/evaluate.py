@@ -14,6 +14,7 @@ import yaml
 
 from moembed.compare.comparison import compare
 from moembed.compare.scores import MAIN, Scores, save_scores
+from moembed.console import Interrupted
 from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task, load_any
@@ -59,7 +60,7 @@ def evaluate(
 
     Raises:
         UserError: a model or task that cannot be read, options that do not fit.
-        KeyboardInterrupt: stopped by the user; its message says what is kept.
+        Interrupted: stopped by the user (a KeyboardInterrupt); its message says what is kept.
     """
     options = options or EvaluationOptions()
     loaded = load_tasks(tasks, options)
@@ -75,7 +76,7 @@ def evaluate(
                 unkept.append(name)
     except KeyboardInterrupt:
         finished = [name for name in outcomes if name not in unkept]
-        raise KeyboardInterrupt(_what_is_kept(finished, options)) from None
+        raise Interrupted(_what_is_kept(finished, options)) from None
     return replace(summarise(outcomes, loaded), unkept=unkept or None)
 
 
