@@ -10,7 +10,7 @@ import typer
 from moembed.cli.options import Json, when_interrupted
 from moembed.cli.results import Page, ResultFile, require_outputs, write_result
 from moembed.compare.estimates import Difference
-from moembed.compare.formatting import decimal, difference, estimate, metric_name
+from moembed.compare.formatting import decimal, difference, estimate, kind_name, metric_name
 from moembed.compare.results import SCORE, Cells, Comparison
 from moembed.console import print_json, print_table, say
 from moembed.types import UserError
@@ -92,10 +92,10 @@ def _rows(result: Comparison, by: str | None) -> Iterator[tuple[str, str, Cells]
     """Title and metric of what is shown; a language, length or kind that is the only one is left out."""
     if by in (None, "task"):
         for name, task in result.tasks.items():
-            yield f"{name} ({task.kind})", task.main, task
+            yield f"{name} ({kind_name(task.kind)})", task.main, task
         for kind, mean in result.kinds.items():
             if mean.tasks > 1 and len(result.kinds) > 1:
-                yield f"mean of {kind}", mean.main, mean
+                yield f"mean of {kind_name(kind)}", mean.main, mean
         if len(result.tasks) > 1:
             yield "mean of all", SCORE, result.overall
     for section, groups in (("language", result.languages), ("length", result.lengths)):

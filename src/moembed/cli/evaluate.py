@@ -10,7 +10,7 @@ import typer
 
 from moembed.cli.options import AllowPickle, Dtype, Json
 from moembed.cli.results import Page, ResultFile, require_outputs, write_result
-from moembed.compare.formatting import estimate, metric_name
+from moembed.compare.formatting import estimate, kind_name, metric_name
 from moembed.compare.results import SCORE, Cells
 from moembed.compare.verdict import lacking, sentences
 from moembed.console import print_json, print_table, progress_bar, say
@@ -134,12 +134,12 @@ def _print(result: EvaluationResult) -> None:
         _print_task(*next(iter(result.tasks.items())))
     else:
         rows = [
-            [name, task.kind, metric_name(task.main), *_cells(task, task.main, result.systems)]
+            [name, kind_name(task.kind), metric_name(task.main), *_cells(task, task.main, result.systems)]
             for name, task in result.tasks.items()
         ]
         if len(result.kinds) > 1:
             rows += [
-                ["mean", kind, metric_name(mean.main), *_cells(mean, mean.main, result.systems)]
+                ["mean", kind_name(kind), metric_name(mean.main), *_cells(mean, mean.main, result.systems)]
                 for kind, mean in result.kinds.items()
                 if mean.tasks > 1
             ]
@@ -161,7 +161,9 @@ def _print_task(name: str, task: EvaluatedTask) -> None:
     amount = f"{task.items:,} items"
     if task.documents is not None:
         amount = f"{task.items:,} queries, {task.documents:,} documents"
-    print_table(f"{name} ({task.kind}): {amount}, 95 % intervals", ["", *map(metric_name, metrics)], rows)
+    print_table(
+        f"{name} ({kind_name(task.kind)}): {amount}, 95 % intervals", ["", *map(metric_name, metrics)], rows
+    )
 
 
 def _cells(cells: Cells, label: str, systems: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from moembed.compare.estimates import Difference, Estimate
 
-METRICS = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "v_measure": "V-measure", "hole": "Holes"}
+METRICS = {"ap": "AP", "ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "v_measure": "V-measure", "hole": "Holes"}
 
 
 def metric_name(key: str) -> str:
@@ -16,6 +16,11 @@ def metric_name(key: str) -> str:
         return key
     name, at, cutoff = key.partition("@")
     return METRICS.get(name, name.capitalize().replace("_", " ")) + at + cutoff
+
+
+def kind_name(kind: str) -> str:
+    """``pair_classification`` -> pair classification."""
+    return kind.replace("_", " ")
 
 
 def decimal(value: float, sign: str = "") -> str:

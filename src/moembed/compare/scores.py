@@ -23,6 +23,7 @@ MAIN = {
     "retrieval": "ndcg@10",
     "reranking": "map",
     "sts": "spearman",
+    "pair_classification": "ap",
     "bitext": "f1",
     "classification": "accuracy",
     "clustering": "v_measure",

@@ -68,7 +68,7 @@ def _broadest(result: Comparison, other: str) -> Iterator[tuple[str, str, Differ
         return
     for kind, cells in result.kinds.items():
         for metric, difference in cells.differences.get(other, {}).items():
-            scope = f"over {formatting.plural(cells.tasks, f'{kind} task')}"
+            scope = f"over {formatting.plural(cells.tasks, f'{formatting.kind_name(kind)} task')}"
             yield scope, formatting.metric_name(metric), difference
 
 

@@ -23,7 +23,7 @@ from moembed.types import UserError
 
 IN_MEMORY_BYTES = 64 * 2**20  # a smaller source needs no file
 _ADVICE = "MOEMBED_CACHE may name another folder"
-_VERSION = 1  # of what is stored
+_VERSION = 2  # of what is stored
 
 Facts = dict[str, Any]
 
@@ -57,14 +57,14 @@ class Cache:
         Raises:
             UserError: the file cannot be written, as when the disk is full.
         """
-        held: list[pa.RecordBatch] = []
+        kept: list[pa.RecordBatch] = []
         size = 0
         for batch in batches:
-            held.append(batch)
+            kept.append(batch)
             size += batch.nbytes
             if size > IN_MEMORY_BYTES:
-                return self._spill(chain(held, batches), schema, facts)
-        return pa.Table.from_batches(held, schema).combine_chunks(), facts()
+                return self._spill(chain(kept, batches), schema, facts)
+        return pa.Table.from_batches(kept, schema).combine_chunks(), facts()
 
     def _spill(
         self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, facts: Callable[[], Facts]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 from moembed.compare import formatting
 from moembed.compare.estimates import Difference, Estimate
+from moembed.compare.formatting import kind_name
 from moembed.compare.results import SCORE, Cells, Comparison, GroupCells, TaskCells
 from moembed.evaluation.result import EvaluatedTask, EvaluationResult, SizeScore
 
@@ -19,7 +20,7 @@ NOUNS = {
     "reranking": "queries",
     "sts": "pairs",
     "bitext": "pairs",
-    "pairs": "pairs",
+    "pair_classification": "pairs",
     "classification": "texts",
     "clustering": "texts",
 }
@@ -128,7 +129,7 @@ def sizes(result: Comparison) -> dict[str, list[SizeScore]]:
 
 
 def heading(kind: str) -> str:
-    return HEADINGS.get(kind, kind.capitalize().replace("_", " "))
+    return HEADINGS.get(kind, kind_name(kind).capitalize())
 
 
 def _mean(rows: Sequence[Row], cells: Cells, metric: str) -> Row:
