@@ -20,6 +20,7 @@ from moembed.compare.comparison import compare
 from moembed.compare.scores import Scores
 from moembed.evaluation.result import EvaluationResult
 from moembed.folder.read import Settings
+from moembed.folder.settings import TransformerSettings
 from moembed.moe.layer import MoEConfig
 from moembed.report.card import card, write_card
 from moembed.types import UserError
@@ -157,12 +158,14 @@ def test_the_published_layout_is_not_offered_to_a_library_that_would_misread_it(
 ) -> None:
     moe = MoEConfig(layers=(1, 3), num_experts=4, bias="shared")
     config = make_model(moe=moe, position="rope").encoder.config.model_copy(update={"family": "nomic_bert"})
-    text = card(config, Settings(32, {}, None, "mean"), "me/moles")
+    text = card(
+        config, Settings(32, {}, None, None, "mean", (), TransformerSettings(32, False, {}, {})), "me/moles"
+    )
     assert "SentenceTransformer" not in text
     assert metadata(text)["library_name"] == "moembed"
 
 
 def test_not_a_model_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="not a model folder"):
         write_card(tmp_path, name="moles")
     assert not list(tmp_path.iterdir())
