@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from conftest import HfFolder, Run
 from moembed.embedder import Embedder
-from moembed.runs.pretrain import PretrainRecipe
+from moembed.runs.pretrain import PretrainConfig
 from moembed.training.log import read_metrics
 
 TEXTS = {
@@ -143,7 +143,7 @@ def test_pretrain_then_train_on_it(run: Run, texts_file: Path, tmp_path: Path, h
 
 def test_a_source_with_subsets_stands_for_as_many_sources() -> None:
     data = [{"path": "hf:owner/name", "subsets": ["en", "de"], "limit": 7}, "texts.jsonl"]
-    recipe = PretrainRecipe.model_validate({"base": "x", "out": "y", "steps": 1, "data": data})
+    recipe = PretrainConfig.model_validate({"base": "x", "out": "y", "steps": 1, "data": data})
     found = [(source.path, source.subset, source.limit) for source in recipe.data]
     assert found == [("hf:owner/name", "en", 7), ("hf:owner/name", "de", 7), ("texts.jsonl", None, None)]
 

@@ -14,7 +14,7 @@ import yaml
 from conftest import MakeModel, Run
 from moembed.embedder import Embedder
 from moembed.files import locked
-from moembed.training import gradcache
+from moembed.training.contrastive import gradcache
 
 
 @pytest.fixture
