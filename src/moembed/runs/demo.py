@@ -32,7 +32,7 @@ from moembed.model.encoder import num_parameters
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.runs.train import TrainConfig, TrainSource, build
-from moembed.search.index import write_index
+from moembed.search.index_writer import write_index
 from moembed.training.contrastive.settings import LossConfig
 from moembed.training.contrastive.task import Mixture
 from moembed.training.contrastive.train import train_contrastive

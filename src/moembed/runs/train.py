@@ -152,6 +152,8 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
             tell(f"{left_out} sources have fewer pairs than a batch and are left out")
         for source in [*mixture.sources, *mixture.validation]:
             tell(source.describe())
+            for note in source.notes:
+                tell(f"note: {source.name}: {note}")
         tasks = load_tasks(config.evaluate)
 
         # ---- the model, and the lengths that suit both
@@ -222,7 +224,7 @@ def open_sources(config: TrainConfig) -> tuple[list[Source], list[float]]:
 def open_source(source: SourceConfig) -> Source:
     """The pairs of a file, or the built-in ones of the installed packages (the demo's training side)."""
     if source.path != "docstrings" or Path(source.path).exists():
-        with progress_bar(f"reading {source.title}", None) as advance:
+        with progress_bar(f"reading {source.called}", None) as advance:
             return load_source(source, advance)
     return Source.from_pairs("docstrings", (Pair(pair.query, pair.document) for pair in collect().train))
 

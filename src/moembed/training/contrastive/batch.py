@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moembed.data.text_key import text_number
 from moembed.embedder import Embedder
 from moembed.losses.negatives import Duplicates
 from moembed.packing import pack, token_budget
@@ -89,7 +89,7 @@ def prepare(
     number = {group: i for i, group in enumerate(groups)}
     # neighbours in length share a chunk
     chunks = token_budget([len(row) for row in rows], config.chunk_tokens)
-    own_Q, hash_N = torch.arange(len(pairs)), _hashes(documents)
+    own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
     return PairBatch(
         pairs=pairs,
         source=source,
@@ -99,11 +99,11 @@ def prepare(
             row_CB=[torch.tensor([place_B[i] for i in chunk]) for chunk in chunks],
             rows=len(owner_B),
         ),
-        known=Duplicates.of(_hashes(queries), hash_N, own_Q),
+        known=Duplicates.of(_numbers(queries), number_N, own_Q),
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
         tokens=sum(map(len, rows)),
         truncated=truncated,
-        same=sum(text == pairs[i].document for i, text in negatives),
+        same=int((number_N[len(pairs) :] == number_N[[i for i, _ in negatives]]).sum()),
         groups=groups,
         group_CB=[torch.tensor([number[group_B[i]] for i in chunk]) for chunk in chunks],
     )
@@ -122,6 +122,6 @@ def _tokens(
     return rows, truncated
 
 
-def _hashes(texts: Sequence[str]) -> Tensor:
-    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
+def _numbers(texts: Sequence[str]) -> Tensor:
+    """A number for every text, the same for texts that are equal by `moembed.data.text_key`."""
+    return torch.tensor(list(map(text_number, texts)))
