@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from conftest import HfFolder, Run
+from moembed import PretrainResult, pretrain
 from moembed.embedder import Embedder
 from moembed.runs.pretrain import PretrainConfig
 from moembed.training.log import read_metrics
@@ -212,3 +214,18 @@ def test_after_a_mistake_in_the_texts_the_same_folder_can_be_used(
     texts_file.write_text(good, encoding="utf-8")
     code, _, err = run("pretrain", file)
     assert code == 0, err
+
+
+def test_python_pretrains_as_the_command_does(
+    run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
+) -> None:
+    path = recipe(tmp_path, hf_folder("bert")[0], texts_file)
+    code, shown, err = run("pretrain", path, "--json")
+    assert code == 0, err
+    result = pretrain(path, overwrite=True)
+    told = json.loads(shown)
+    assert {**asdict(result), **result.held_out}.items() >= {
+        key: value for key, value in told.items() if key != "seconds"
+    }.items()
+    assert isinstance(result, PretrainResult)
+    assert result.held_out["held_out"].keys() == {"de", "en"}

@@ -34,12 +34,10 @@ def tokenizer(
 
     Example: `moembed tokenizer texts.parquet --base minilm --extend 10000 --out models/minilm-more-words`
     """
-    from moembed.runs.pretrain import make_tokenizer
+    from moembed.runs.tokenizer import TokenizerPlan, make_tokenizer
 
-    facts = make_tokenizer(
-        texts, out, kind=kind, vocab_size=vocab_size, lowercase=lowercase, base=base, extend_by=extend,
-        column=column, overwrite=overwrite,
-    )  # fmt: skip
+    plan = TokenizerPlan(kind, vocab_size, lowercase, base, extend)
+    facts = make_tokenizer(texts, out, plan, column, overwrite)
     if json_:
         print_json(facts)
         return

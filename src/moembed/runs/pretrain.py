@@ -1,10 +1,10 @@
-"""What comes before pairs: tokenizers, and pretraining, which `pretrain` carries out."""
+"""A pretraining run: which base, which texts, how to hide words. `pretrain` carries it out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from moembed.config import Strict, config_hash, dump, load, resolve
 from moembed.console import progress_bar, say
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
-from moembed.files import locked, replacing, require_free
+from moembed.files import locked, require_free
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.folder.write import write_folder
 from moembed.machine import choose_precision
 from moembed.report.card import write_card
 from moembed.tokenizer import Tokenizer
@@ -32,11 +31,8 @@ from moembed.training.masked_lm.settings import MaskedLMConfig
 from moembed.training.masked_lm.train import train_masked_lm
 from moembed.training.parallel import World, joined
 from moembed.types import UserError
-from moembed.weights.pieces import extend, learn, tokenizer_files
 from moembed.weights.positions import to_rope
-from moembed.weights.vocabulary import pad, with_tokenizer
-
-_LONGEST = 512  # tokens per text that a tokenizer without a model is said to be for
+from moembed.weights.vocabulary import pad
 
 
 class RopeConfig(Strict):
@@ -204,45 +200,3 @@ def _looks(run: Path) -> dict[str, Any]:
     """The held-out figures before the run and the newest ones, from the metrics."""
     lines = read_metrics(run / "metrics.jsonl")
     return {key: value for line in lines for key, value in line.items() if key.startswith("held_out")}
-
-
-def make_tokenizer(
-    paths: Sequence[str], out: Path, kind: str = "unigram", vocab_size: int = 32000, lowercase: bool = False,
-    base: str | None = None, extend_by: int | None = None, column: str = "text", overwrite: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Learn a tokenizer on texts, or more pieces for that of ``base``; with ``base``, write a model folder.
-
-    Returns the number of pieces, and with ``base`` where their rows came from.
-
-    Raises:
-        UserError: anything wrong with the texts or the base, ``extend_by`` without ``base``, a folder in the
-            way.
-    """
-    if extend_by is not None and base is None:
-        raise UserError("--extend adds pieces to the tokenizer of a model: name the model with --base")
-    require_free(out, overwrite)
-    configs = [TextConfig(path=path, text=column) for path in paths]
-
-    def texts() -> Iterator[str]:
-        with progress_bar("reading texts", None) as advance:
-            for block in read_texts(configs):
-                yield from (text.text for text in block)
-                advance(len(block))
-
-    if base is None:
-        backend = learn(kind, texts, vocab_size, lowercase)
-        with replacing(out) as folder:
-            for name, content in tokenizer_files(backend, _LONGEST).items():
-                (folder / name).write_bytes(content)
-        return {"pieces": backend.get_vocab_size()}
-    parts = read_folder(locate_base(base))
-    if extend_by is None:
-        backend = learn(kind, texts, vocab_size, lowercase)
-        files = tokenizer_files(backend, parts.tokenizer.max_length)
-    else:
-        backend = extend(parts.tokenizer.backend, texts, extend_by)
-        files = tokenizer_files(backend, parts.tokenizer.max_length, parts.files)
-    parts, origins = with_tokenizer(parts, backend, files)
-    write_folder(out, parts)
-    write_card(out, str(out), base_name(base))
-    return {"pieces": backend.get_vocab_size(), **asdict(origins)}
