@@ -56,6 +56,7 @@ class Embedder(nn.Module):
         self.tokenizer = parts.tokenizer
         self.pooling = parts.pooling
         self.files, self.source, self.dims = parts.files, parts.source, parts.dims
+        self.similarity_fn_name = parts.similarity_fn_name
         self.digest: str | None = None
 
     @classmethod
@@ -100,7 +101,7 @@ class Embedder(nn.Module):
     def parts(self) -> Parts:
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
         state = dict(serving.values(self.encoder))
-        settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims)
+        settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims, self.similarity_fn_name)
         return Parts(self.encoder.config, state, *settings)
 
     @property
