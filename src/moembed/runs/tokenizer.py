@@ -23,7 +23,7 @@ LONGEST = 512  # tokens per text that a tokenizer without a model is said to be 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerPlan:
-    """What to learn: a vocabulary of ``kind`` and ``vocab_size``, or ``extend_by`` more pieces of ``base``."""
+    """What to learn: a vocabulary of ``kind`` and ``vocab_size``, or ``extend_by`` more for ``base``."""
 
     kind: str = "unigram"
     vocab_size: int = 32000
