@@ -195,8 +195,9 @@ def test_a_base_without_a_mask_token_is_refused_at_once(
     run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
 ) -> None:
     folder = hf_folder("bert")[0]
-    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    (folder / "tokenizer.json").write_text(tokenizer.replace("[MASK]", "[HIDE]"), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        content = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(content.replace("[MASK]", "[HIDE]"), encoding="utf-8")
     code, _, err = run("pretrain", recipe(tmp_path, folder, texts_file))
     assert code == 2
     assert "the tokenizer has no mask token ([MASK] or <mask>) to pretrain with" in err
