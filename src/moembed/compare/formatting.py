@@ -1,16 +1,26 @@
-"""Names of metrics and figures as a page writes them."""
+"""How numbers, names of metrics and lists are written: on pages, in sentences and on the command line."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-METRICS = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "v_measure": "V-measure", "hole": "Holes"}
+from moembed.compare.estimates import Difference, Estimate
+
+METRICS = {"ap": "AP", "ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "v_measure": "V-measure", "hole": "Holes"}
 
 
 def metric_name(key: str) -> str:
+    """``ndcg@10`` -> nDCG@10; a mean over tasks of several kinds is just a score."""
+    if key == "score":
+        return key
     name, at, cutoff = key.partition("@")
     return METRICS.get(name, name.capitalize().replace("_", " ")) + at + cutoff
+
+
+def kind_name(kind: str) -> str:
+    """``pair_classification`` -> pair classification."""
+    return kind.replace("_", " ")
 
 
 def decimal(value: float, sign: str = "") -> str:
@@ -21,8 +31,14 @@ def interval(low: float, high: float) -> str:
     return "" if math.isnan(low) or math.isnan(high) else f"[{decimal(low)}, {decimal(high)}]"
 
 
-def estimate(value: float, low: float, high: float, sign: str = "") -> str:
-    return f"{decimal(value, sign)} {interval(low, high)}".rstrip()
+def estimate(cell: Estimate) -> str:
+    """``0.610 [0.600, 0.620]``."""
+    return f"{decimal(cell.value)} {interval(cell.low, cell.high)}".rstrip()
+
+
+def difference(cell: Difference, sign: str = "+") -> str:
+    """``+0.030 [0.020, 0.040]``."""
+    return f"{decimal(cell.mean, sign)} {interval(cell.low, cell.high)}".rstrip()
 
 
 def p_value(value: float) -> str:
