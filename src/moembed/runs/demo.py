@@ -185,7 +185,7 @@ def _train_twin(plan: TrainConfig, trained: Trained, source: Source, out: Path) 
     return out / "twin" / "model"
 
 
-def _report(result: EvaluationResult, plan: Recipe, trained: Trained) -> dict[str, Any]:
+def _report(result: EvaluationResult, plan: TrainConfig, trained: Trained) -> dict[str, Any]:
     """What ``report.json`` tells of the evaluation and the training."""
     (task,) = result.tasks.values()
     cells = as_json(task)
