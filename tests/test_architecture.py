@@ -16,10 +16,6 @@ ROOMS = [
     "training", "export", "interop", "runs", "cli",
 ]  # fmt: skip
 FOR_NOW = {
-    ("model.attention", "inference.packed"),
-    ("model.encoder", "inference.packed"),
-    ("model.encoder", "inference.engine"),
-    ("moe.layer", "inference.packed"),
     ("compare.verdict", "report.words"),
 }
 TORCH_FREE = (
