@@ -53,7 +53,16 @@ def validate(kind: type[Config], values: dict[str, Any], where: str = "") -> Con
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_sentence(kind, problem) for problem in error.errors())
+        found = error.errors()
+        places = {problem["loc"] for problem in found}
+        # a list that lost its wrong entries is "too short" as well: that is no mistake of its own
+        first = [
+            problem
+            for problem in found
+            if problem["type"] != "too_short"
+            or not any(place[: len(problem["loc"])] == problem["loc"] != place for place in places)
+        ]
+        problems = "; ".join(_sentence(kind, problem) for problem in first)
         raise UserError(f"{where}: {problems}" if where else problems) from None
 
 

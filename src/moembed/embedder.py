@@ -36,6 +36,7 @@ ROLES = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
     "sts": ("sts", "STS"),
+    "pair_classification": ("pair_classification", "PairClassification"),
     "bitext": ("bitext", "BitextMining"),
     "classification": ("classification", "Classification"),
     "clustering": ("clustering", "Clustering"),

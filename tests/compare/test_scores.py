@@ -78,7 +78,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.pq, "write_table", full)
-    with pytest.raises(UserError, match=r"cannot write .*s\.parquet: No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*s\.parquet: the disk is full"):
         save_scores(path, [retrieval()], ABOUT)
     assert os.listdir(tmp_path) == ["s.parquet"]
     assert load_scores(path)[0][0].task == "moles"

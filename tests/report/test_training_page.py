@@ -321,8 +321,8 @@ def test_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moembed.report.html.os.replace", full)
-    with pytest.raises(UserError, match=r"cannot write .*report\.html: No space left on device"):
+    monkeypatch.setattr("moembed.files.os.replace", full)
+    with pytest.raises(UserError, match=r"cannot write .*report\.html: the disk is full"):
         write_report(tmp_path, "Another title")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html"]

@@ -22,7 +22,7 @@ from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask, load_task
 from moembed.evaluation.metrics import evaluate_ranking
 from moembed.report.training.page import write_report
-from moembed.search.index import top_k
+from moembed.search.exact import top_k
 from moembed.training import budget, loop
 from moembed.training.budget import Deadline, Overrun, fair_shares
 from moembed.training.distributed import ALONE

@@ -81,6 +81,19 @@ def test_hard_negatives_that_are_their_positive_are_counted_and_masked(make_mode
     assert sorted(places.tolist()) == [[0, 2], [1, 3], [1, 4]]
 
 
+def test_the_mask_has_the_one_equality_of_texts(make_model: MakeModel) -> None:
+    """Other spellings of an answer are no negatives, and a negative spelt like its positive is counted."""
+    pairs = [
+        Pair("who digs?", "Moles dig.", ("moles  DIG.", "owls")),
+        Pair("Who  Digs?", "a mole"),
+        Pair("who hunts?", "an owl"),
+    ]
+    batch = batch_of(make_model(), pairs)
+    assert batch.same == 1
+    places = torch.stack(masked_places(batch.known, torch.arange(3), torch.arange(3)), dim=1)
+    assert sorted(places.tolist()) == [[0, 1], [0, 3], [1, 0], [1, 3]]
+
+
 # ---- the loss ------------------------------------------------------------------------------------
 
 

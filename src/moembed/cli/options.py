@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moembed.console import say
+from moembed.console import Interrupted, say
+from moembed.files import write_json
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows without usable texts.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the hardware has it.")]
@@ -33,6 +34,15 @@ Page = Annotated[
     Path | None, typer.Option("--html", help="Also write a page (and its figures beside it, as .json).")
 ]
 MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), or minilm."
+
+
+@contextmanager
+def when_interrupted(kept: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, say what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(kept()) from None
 
 
 def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
@@ -60,10 +70,7 @@ def leave(result: Mapping[str, Any], out: Path | None, page: Path | None) -> Non
     """Write the result of an evaluation to the files that were asked for, each whole or not at all."""
     for path in (out, page and page.with_suffix(".json")):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(part, path)
+            write_json(path, result)
     if page:
         from moembed.report.comparison import write_page
 

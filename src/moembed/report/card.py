@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from moembed.files import write_text
 from moembed.folder.read import Settings, read_config, read_settings
 from moembed.model.encoder import EncoderConfig, num_parameters
 
@@ -32,9 +32,7 @@ def write_card(
     """
     config = read_config(folder)
     text = card(config, read_settings(folder, config), name, base, data, results, license)
-    unfinished = folder / ".README.md.new"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, folder / "README.md")
+    write_text(folder / "README.md", text)
 
 
 def card(

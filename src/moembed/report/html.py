@@ -5,13 +5,12 @@ A page holds everything it shows: no network, no script, light and dark.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from moembed.types import UserError
+from moembed.files import write_text
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # the page can load nothing
 
@@ -107,10 +106,4 @@ def write(path: Path, page: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_text(path, page)

@@ -32,7 +32,7 @@ from moembed.model.encoder import num_parameters
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.runs.train import Recipe, TrainSource, build
-from moembed.search.index import write_index
+from moembed.search.index_writer import write_index
 from moembed.training.loop import Trained, train
 from moembed.training.optim import OptimConfig
 from moembed.training.settings import LossConfig

@@ -113,6 +113,8 @@ def _run(recipe: Recipe, resume: bool, overwrite: bool, world: World) -> dict[st
     validation = [open_source(config) for config in recipe.validation]
     for source in [*sources, *validation]:
         tell(source.describe())
+        for note in source.notes:
+            tell(f"note: {source.name}: {note}")
     tasks = load_tasks(recipe.evaluate)
     model = build(read_base(recipe.base, recipe.revision, recipe.allow_pickle), recipe)
     positions, limit = model.encoder.config.max_length, model.tokenizer.max_length
@@ -169,7 +171,7 @@ def open_sources(recipe: Recipe) -> tuple[list[Source], list[float]]:
 def open_source(config: SourceConfig) -> Source:
     """The pairs of a file, or the built-in ones of the installed packages (the demo's training side)."""
     if config.path != "docstrings" or Path(config.path).exists():
-        with progress_bar(f"reading {config.title}", None) as advance:
+        with progress_bar(f"reading {config.called}", None) as advance:
             return load_source(config, advance)
     return Source.from_pairs("docstrings", (Pair(pair.query, pair.document) for pair in collect().train))
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from moembed.embedder import Embedder
-from moembed.evaluation.beir import RetrievalTask, load_task
+from moembed.evaluation.beir import RetrievalTask, load_task, without_own
 from moembed.evaluation.metrics import evaluate_ranking, parse_metric
 from moembed.evaluation.sample import subset
 from moembed.machine import choose_precision
@@ -173,13 +173,16 @@ class Evaluation:
         query_QM = self._vectors(task.queries, "query", deadline)
         document_NM = self._vectors(task.documents, "document", deadline)
         metric = self.options.metric
-        k = min(parse_metric(metric)[1] or TOP_K, len(document_NM))
+        own_Q = task.own_Q
+        wanted = parse_metric(metric)[1] or TOP_K
+        k = min(wanted + (own_Q is not None), len(document_NM))
         mine = list(self.world.share(len(query_QM)))
         ranked_QK = np.zeros((len(query_QM), k), dtype=np.int64)
         ranked_QK[mine] = self._in_time(
             lambda: search_parts(query_QM[mine], deadline.parts(document_NM), len(document_NM), k).index
         )
         self.world.sum(torch.from_numpy(ranked_QK))
+        ranked_QK = without_own(ranked_QK, own_Q, wanted)
         return float(evaluate_ranking(ranked_QK, task.qrels, [metric])[metric].mean())
 
     def _vectors(self, texts: Sequence[str], role: str, deadline: Deadline) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from moembed.files import unfinished
 from moembed.folder.tensors import weight_files
 from moembed.model.encoder import Block, EncoderConfig
 from moembed.model.rope import rotation
@@ -134,9 +134,5 @@ def _put(tensor: Tensor, name: str, parameter: nn.Parameter, file: Path) -> None
 def write_heads(run: Path, heads: Heads) -> None:
     """Store ``heads`` beside the model of a run, for the next one; whole or not at all."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
-    fresh = run / f"{HEAD_FILE}.new"
-    try:
+    with unfinished(run / HEAD_FILE) as fresh:
         save_file(state, fresh)
-        os.replace(fresh, run / HEAD_FILE)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"could not write {run / HEAD_FILE} ({error})") from None

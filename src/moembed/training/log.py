@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from moembed.files import write_text
+
 _PLAIN_EVERY_SECONDS = 10.0
 _SHADES = " ▁▂▃▄▅▆▇█"
 
@@ -63,9 +65,7 @@ class Log:
     @staticmethod
     def _drop_lines_after(path: Path, step: int) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        fresh = path.with_name("metrics.jsonl.new")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        fresh.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def say(self, sentence: str) -> None:
         """A line for the eye, above the bar."""

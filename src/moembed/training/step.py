@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import threading
 from array import array
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from moembed.data.sampler import Sampler
 from moembed.data.sources import Source
+from moembed.data.text_key import text_number
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
 from moembed.losses.negatives import Duplicates
@@ -117,7 +117,7 @@ def prepare(
     groups = [(role, language) for role in ("document", "query") for language in sorted(set(spoken))]
     number = {group: i for i, group in enumerate(groups)}
     chunks = token_budget([len(row) for row in rows], config.chunk_tokens)
-    own_Q, hash_N = torch.arange(len(pairs)), _hashes(documents)
+    own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
     return Prepared(
         pairs=pairs,
         source=source,
@@ -127,11 +127,11 @@ def prepare(
             row_CB=[torch.tensor([place_B[i] for i in chunk]) for chunk in chunks],
             rows=len(owner_B),
         ),
-        known=Duplicates.of(_hashes(queries), hash_N, own_Q),
+        known=Duplicates.of(_numbers(queries), number_N, own_Q),
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
         tokens=sum(map(len, rows)),
         truncated=truncated,
-        same=sum(text == pairs[i].document for i, text in negatives),
+        same=int((number_N[len(pairs) :] == number_N[[i for i, _ in negatives]]).sum()),
         groups=groups,
         group_CB=[torch.tensor([number[group_B[i]] for i in chunk]) for chunk in chunks],
     )
@@ -152,9 +152,9 @@ def _tokens(
     return rows, truncated
 
 
-def _hashes(texts: Sequence[str]) -> Tensor:
-    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
+def _numbers(texts: Sequence[str]) -> Tensor:
+    """A number for every text, the same for texts that are equal by `moembed.data.text_key`."""
+    return torch.tensor(list(map(text_number, texts)))
 
 
 class Objective(nn.Module):

@@ -18,11 +18,16 @@ NOUNS = {
     "retrieval": "queries",
     "reranking": "queries",
     "sts": "pairs",
+    "pair_classification": "pairs",
     "bitext": "pairs",
     "classification": "texts",
     "clustering": "texts",
 }
-HEADINGS = {"sts": "Semantic similarity", "bitext": "Bitext mining"}  # of kinds; others are their own name
+HEADINGS = {  # of kinds; others are their own name
+    "sts": "Semantic similarity",
+    "pair_classification": "Pair classification",
+    "bitext": "Bitext mining",
+}
 
 
 class Score(NamedTuple):
