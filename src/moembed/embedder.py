@@ -104,8 +104,8 @@ class Embedder(Sentences, nn.Module):
 
         def load() -> Embedder:
             target = device or ("cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu")
-            check_device(target)
             check_dtype(dtype, target)
+            check_device(target)
             folder = locate_base(str(path_or_hub_id), revision, allow_pickle)
             return cls._of(member(read_folder(folder, allow_pickle), view), dtype, target, dim)
 
