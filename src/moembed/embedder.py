@@ -67,6 +67,7 @@ class Embedder(Sentences, nn.Module):
         self.tokenizer = source.tokenizer
         self.pooling = source.pooling
         self.files, self.source, self.dims = source.files, source.source, source.dims
+        self.similarity_fn_name = source.similarity_fn_name
         self.dim = source.config.width
         self.engine = Engine()
         self.digest = Digest()
@@ -141,7 +142,7 @@ class Embedder(Sentences, nn.Module):
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
         tensors = chain(self.encoder.named_parameters(), self.encoder.named_buffers())
         state = {name: tensor.detach() for name, tensor in tensors}
-        settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims)
+        settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims, self.similarity_fn_name)
         return Parts(self.encoder.config, state, *settings)
 
     @property

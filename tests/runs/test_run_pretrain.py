@@ -173,10 +173,10 @@ def test_resuming_a_finished_run_changes_nothing(
     [
         ("sequence_length=41", "sequence_length 41 is more than the 40 tokens the model reads"),
         ("batch_size=500", "fewer than the batch size 500"),
-        ("data=[]", "data: "),
+        ("data=[]", "data must have"),
         ("data=nowhere.jsonl", "no such file or folder: nowhere.jsonl"),
-        ("objective=clm", "objective: "),
-        ("mask=1.5", "mask: "),
+        ("objective=clm", "objective must be"),
+        ("mask=1.5", "mask must be"),
         ("sequence_lenght=9", "did you mean 'sequence_length'?"),
     ],
 )

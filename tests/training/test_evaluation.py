@@ -273,12 +273,12 @@ def test_the_report_shows_the_scores(make_model: MakeModel, tmp_path: Path) -> N
         ({"metric": "bleu@10"}, "unknown metric 'bleu@10'"),
         ({"metric": "ndcg@0"}, "must be a whole number above zero"),
         ({"metric": "hole@10"}, "no merit of a model"),
-        ({"budget_seconds": 0}, "evaluate.budget_seconds: Input should be greater than 0"),
-        ({"budget_seconds": -5}, "evaluate.budget_seconds: Input should be greater than 0"),
+        ({"budget_seconds": 0}, "evaluate.budget_seconds must be above 0"),
+        ({"budget_seconds": -5}, "evaluate.budget_seconds must be above 0"),
         ({"budget_seconds": float("nan")}, "evaluate.budget_seconds"),
         ({"tasks": []}, "evaluate.tasks"),
         ({"queries": 0}, "evaluate.queries"),
-        ({"every_step": 5}, "unknown key 'evaluate.every_step', did you mean 'every_steps'"),
+        ({"every_step": 5}, "unknown key 'evaluate.every_step', did you mean 'evaluate.every_steps'"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], complaint: str) -> None:

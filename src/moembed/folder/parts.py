@@ -13,8 +13,8 @@ from moembed.tokenizer import Tokenizer
 MODULES = ["Transformer", "Pooling", "Normalize"]
 LEGACY_POOLING = {
     "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
@@ -23,9 +23,13 @@ LEGACY_POOLING = {
 
 @dataclass
 class Parts:
-    """What a model folder holds: ``files`` of the tokenizer, bytes as they are, ``source``: config.json.
+    """What a model folder holds.
 
-    ``dims`` are the prefixes of the vector that were trained to stand alone (Matryoshka).
+    Attributes:
+        files: those of the tokenizer, bytes as they are.
+        source: ``config.json`` as it was read.
+        dims: prefixes of the vector that were trained to stand alone (Matryoshka).
+        similarity_fn_name: how the vectors were meant to be compared; None: nothing is said.
     """
 
     config: EncoderConfig
@@ -35,3 +39,4 @@ class Parts:
     files: dict[str, bytes] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     dims: tuple[int, ...] = ()
+    similarity_fn_name: str | None = None

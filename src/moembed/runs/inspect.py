@@ -11,6 +11,7 @@ import torch
 
 from moembed.data.sources import iter_rows
 from moembed.embedder import Embedder
+from moembed.folder.modules import encoder_folder
 from moembed.folder.read import read_config, read_settings
 from moembed.folder.tensors import stored_dtypes, weight_files
 from moembed.model.encoder import Encoder, EncoderConfig, num_parameters
@@ -27,6 +28,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there."""
     config = read_config(folder)
     settings = read_settings(folder, config)
+    inside = encoder_folder(folder)
     moe = config.moe
     return {
         "family": config.family,
@@ -46,8 +48,8 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "prompts": settings.prompts,
         "max_length": settings.max_length,
         **_count(config),
-        "dtype_on_disk": ", ".join(stored_dtypes(folder, allow_pickle)) or None,
-        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(folder, allow_pickle)),
+        "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
+        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
     }
 
 
