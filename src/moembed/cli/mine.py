@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Dtype, Json, load_model
+from moembed.cli.options import Dtype, Json, Seed, load_model
 from moembed.console import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def filter(
     by: Annotated[
         Literal["language", "source"] | None, typer.Option(help="Blocks that do not mix these.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
     query_column: QueryColumn = "query",
@@ -113,7 +113,7 @@ def mine(
     sample: Annotated[
         Literal["first", "random"], typer.Option(help="Which of those that qualify.")
     ] = "first",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     engine: Annotated[str, typer.Option(help="exact, or faiss:FACTORY[:PARAMETERS].")] = "exact",
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,

@@ -29,6 +29,7 @@ AllowPickle = Annotated[
         help="Where a model has no safetensors, read pytorch_model.bin: its tensors, never its code.",
     ),
 ]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed, other random choices.")]
 ResultFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON result to this file.")]
 Page = Annotated[
     Path | None, typer.Option("--html", help="Also write a page (and its figures beside it, as .json).")
