@@ -62,7 +62,7 @@ def test_the_columns_of_the_file(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_task_has_a_main_metric_that_can_be_summed_up() -> None:
-    assert set(STATISTICS) == {"spearman", "pearson", "v_measure"}
+    assert set(STATISTICS) == {"ap", "spearman", "pearson", "v_measure"}
     pairs = np.array([[1.0, 0.0], [2.0, 1.0]])
     for metric in MAIN.values():
         value = pairs if metric in STATISTICS else pairs[:, 0]

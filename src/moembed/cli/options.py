@@ -1,17 +1,14 @@
-"""Options that several commands share, how they load a model, and how they leave a result."""
+"""Options that several commands share, how they load a model, and what they say on Ctrl-C."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moembed.console import Interrupted, say
-from moembed.files import write_json
-from moembed.types import UserError
+from moembed.console import Interrupted
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
@@ -30,10 +27,6 @@ AllowPickle = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed, other random choices.")]
-ResultFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON result to this file.")]
-Page = Annotated[
-    Path | None, typer.Option("--html", help="Also write a page (and its figures beside it, as .json).")
-]
 MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), or minilm."
 
 
@@ -54,26 +47,3 @@ def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
     folder = locate_base(name, allow_pickle=allow_pickle)
     chosen = best_dtype() if dtype == "auto" else dtype
     return Embedder.from_pretrained(folder, dtype=chosen, allow_pickle=allow_pickle)
-
-
-def require_page(path: Path) -> None:
-    """Refuse now what would fail when everything has been computed."""
-    from moembed.report.plots import require_matplotlib
-
-    if path.suffix != ".html":
-        raise UserError(f"--html {path} does not end in .html: the figures go beside the page as .json")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} to write {path.name} into: make it first")
-    require_matplotlib()
-
-
-def leave(result: Mapping[str, Any], out: Path | None, page: Path | None) -> None:
-    """Write the result of an evaluation to the files that were asked for, each whole or not at all."""
-    for path in (out, page and page.with_suffix(".json")):
-        if path:
-            write_json(path, result)
-    if page:
-        from moembed.report.comparison import write_page
-
-        write_page(page, result)
-        say(f"The page is {page}")
