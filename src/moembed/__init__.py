@@ -13,16 +13,30 @@ from moembed.interop.hook import install
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
+    from moembed.evaluation.result import EvaluationResult
+    from moembed.runs.evaluate import evaluate
+    from moembed.runs.system import EvaluationOptions
     from moembed.types import TruncationWarning, UserError
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Embedder": "moembed.embedder",
+    "EvaluationOptions": "moembed.runs.system",
+    "EvaluationResult": "moembed.evaluation.result",
     "TruncationWarning": "moembed.types",
     "UserError": "moembed.types",
+    "evaluate": "moembed.runs.evaluate",
 }
-__all__ = ["Embedder", "TruncationWarning", "UserError", "__version__"]
+__all__ = [
+    "Embedder",
+    "EvaluationOptions",
+    "EvaluationResult",
+    "TruncationWarning",
+    "UserError",
+    "__version__",
+    "evaluate",
+]
 
 
 def __getattr__(name: str) -> Any:
