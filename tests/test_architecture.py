@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,10 +31,7 @@ CIRCLES_FOR_NOW: list[set[str]] = [
     {"interop.config", "interop.model"},
 ]
 LARGE_FOR_NOW = {
-    "training.pretrain:pretrain",
-    "training.loop:train",
     "moe.triton_kernels:linear",
-    "runs.pretrain:make_tokenizer",
 }
 MAX_LINES, MAX_PARAMETERS = 80, 8
 TORCH_FREE = (
@@ -208,3 +208,16 @@ def test_the_way_of_a_batch_is_short() -> None:
     assert 0 < len(files) <= 12
     assert all(file.is_file() for file in files)
     assert sum(file.read_text("utf-8").count("\n") for file in files) <= 3000
+
+
+def test_the_loop_knows_no_task() -> None:
+    """A fresh interpreter that imports the training loop loads few of our modules, and none that embeds."""
+    code = "import sys, moembed.training.loop; print(*(m for m in sys.modules if m.startswith('moembed')))"
+    environment = os.environ | {"PYTHONPATH": str(SOURCE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert len(loaded) <= 40
+    assert not {"moembed.embedder", "moembed.data", "moembed.training.contrastive.task"} & set(loaded)
+    assert (SOURCE / "training" / "loop.py").read_text("utf-8").count("\n") <= 150

@@ -20,11 +20,12 @@ from moembed.model.attention import padded, varlen
 from moembed.moe import backends as choose
 from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
-from moembed.training import gradcache
-from moembed.training.loop import _embed
-from moembed.training.routing import Balance
-from moembed.training.settings import LossConfig, TrainConfig
-from moembed.training.step import Manner, Objective, prepare
+from moembed.training.contrastive import gradcache
+from moembed.training.contrastive.balance import Balance
+from moembed.training.contrastive.batch import SourceFormat, prepare
+from moembed.training.contrastive.objective import Objective
+from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig
+from moembed.training.contrastive.task import embedding
 from moembed.types import Pair
 
 DEVICE = "cuda"
@@ -61,7 +62,7 @@ def test_vectors_equal_those_of_the_cpu(moe_model: Embedder, texts: list[str]) -
 
 
 def test_gradients_equal_those_of_the_cpu(moe_model: Embedder, pairs: list[Pair]) -> None:
-    config = TrainConfig(steps=1, chunk_tokens=40, loss=LossConfig(balance=0.1, z=0.01))
+    config = ContrastiveConfig(steps=1, chunk_tokens=40, loss=LossConfig(balance=0.1, z=0.01))
 
     def gradients(device: str) -> dict[str, torch.Tensor]:
         moe_model.zero_grad()
@@ -75,12 +76,15 @@ def test_gradients_equal_those_of_the_cpu(moe_model: Embedder, pairs: list[Pair]
         torch.testing.assert_close(found[name], gradient, **FP32)
 
 
-def step(model: Embedder, pairs: list[Pair], config: TrainConfig, precision: torch.dtype) -> gradcache.Terms:
+def step(
+    model: Embedder, pairs: list[Pair], config: ContrastiveConfig, precision: torch.dtype
+) -> gradcache.Costs:
     """Add the gradients of one training step."""
-    batch = prepare(pairs, Manner("query", "document", "info_nce"), model.tokenizer, config)
+    batch = prepare(pairs, SourceFormat("query", "document", "info_nce"), model.tokenizer, config)
     assert len(batch.chunks.batches) > 1
+    config = config.model_copy(update={"precision": str(precision).removeprefix("torch.")})
     return gradcache.backward(
-        partial(_embed, model=model, precision=precision, depths=[model.encoder.config.num_layers]),
+        embedding(model, config, [model.encoder.config.num_layers]),
         batch.chunks,
         partial(Objective(config.loss, model), batch=batch),
         Balance(config.loss, model).loss,
@@ -89,7 +93,7 @@ def step(model: Embedder, pairs: list[Pair], config: TrainConfig, precision: tor
 
 @every_dtype
 def test_training_lowers_the_loss(dtype: torch.dtype, moe_model: Embedder, pairs: list[Pair]) -> None:
-    model, config = moe_model.to(DEVICE).train(), TrainConfig(steps=1, chunk_tokens=40)
+    model, config = moe_model.to(DEVICE).train(), ContrastiveConfig(steps=1, chunk_tokens=40)
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
     losses = []
     for _ in range(10):

@@ -9,11 +9,12 @@ nearest known one. ``dump`` writes the resolved config that is saved with every 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -46,6 +47,37 @@ def load(kind: type[Config], path: str | Path | None = None, overrides: Sequence
             raise UserError(f"override {override!r} is not of the form key=value")
         _set(values, key.split("."), _parse(text, override), override)
     return validate(kind, _expanded(values))
+
+
+def resolve(kind: type[Config], given: Any, overrides: Mapping[str, Any]) -> Config:
+    """What Python callers pass as a config: one of ``kind``, a mapping, or a YAML file; then ``overrides``.
+
+    Keys of ``overrides`` may be dotted, ``{"optim.learning_rate": 1e-4}``.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    if isinstance(given, kind):
+        values = _given(given)
+    elif isinstance(given, Mapping):
+        values = copy.deepcopy(dict(given))
+    elif isinstance(given, (str, os.PathLike)):
+        values = _read(Path(given))
+    else:
+        raise UserError(f"a config is a {kind.__name__}, a dict or a YAML file, not a {type(given).__name__}")
+    for key, value in overrides.items():
+        keys, inner = key.split("."), values
+        for part in keys[:-1]:
+            if isinstance(inner.get(part), BaseModel):
+                inner[part] = _given(inner[part])
+            inner = inner[part] if isinstance(inner.get(part), dict) else {}
+        _set(values, keys, value, key)
+    return validate(kind, _expanded(values))
+
+
+def _given(config: BaseModel) -> dict[str, Any]:
+    """The values that were given to a config; what it was not told stays a default."""
+    return {name: getattr(config, name) for name in config.model_fields_set}
 
 
 def validate(kind: type[Config], values: dict[str, Any], where: str = "") -> Config:
@@ -114,8 +146,10 @@ def _expanded(value: Any) -> Any:
     """Every ``${NAME}`` and ``${NAME:-default}`` replaced, in texts at any depth."""
     if isinstance(value, dict):
         return {key: _expanded(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_expanded(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
     return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _variable, value) if isinstance(value, str) else value
 
 

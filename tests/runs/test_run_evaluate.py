@@ -34,9 +34,8 @@ def world(tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
     queries = ["moles", "owls at night", "worms", "the meadow"]
     grades = Qrels.from_judgements(np.arange(4), np.array([0, 1, 2, 6]), np.ones(4), 4)
     ids = [str(i) for i in range(len(documents))]
-    save_task(
-        RetrievalTask("moles", queries, documents, grades, ids[:4], ids, []), tmp_path / "data" / "moles"
-    )
+    task = RetrievalTask("moles", queries, documents, grades, ids[:4], ids, [])
+    save_task(task, tmp_path / "data" / "moles")
     (tmp_path / "sts-de.csv").write_text(
         "sentence1,sentence2,score\nmoles dig,a mole digs,5\nan owl,worms,1\nowls,an owl hunts,4\n"
     )
@@ -111,7 +110,7 @@ def test_the_examples_of_the_docs_run(world: Path, capsys: pytest.CaptureFixture
     ]  # fmt: skip
 
 
-# ---- nothing that was computed is lost -----------------------------------------------------------------------
+# ---- no finished work is lost ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

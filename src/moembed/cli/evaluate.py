@@ -101,6 +101,8 @@ def evaluate(
         allow_pickle=allow_pickle,
     )  # fmt: skip
     result = evaluate(models, tasks or [], options, progress_bar)
+    for name, task in result.tasks.items():
+        say(f"{name}: read as {task.kind.replace('_', ' ')}, {task.items:,} items")
     for note in _notes(result):
         say(f"note: {note}")
     if json_:

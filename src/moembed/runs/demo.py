@@ -31,11 +31,13 @@ from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.runs.evaluate import summarise
 from moembed.runs.system import EvaluationOptions, evaluate_encoder, evaluate_system
-from moembed.runs.train import Recipe, TrainSource, build
+from moembed.runs.train import TrainConfig, TrainSource, build
 from moembed.search.index_writer import write_index
-from moembed.training.loop import Trained, train
+from moembed.training.contrastive.settings import LossConfig
+from moembed.training.contrastive.task import Mixture
+from moembed.training.contrastive.train import train_contrastive
+from moembed.training.loop import Trained
 from moembed.training.optim import OptimConfig
-from moembed.training.settings import LossConfig
 from moembed.types import Pair, UserError
 from moembed.weights.upcycle import UpcycleConfig
 
@@ -49,9 +51,9 @@ NAMES = {
 }
 
 
-def recipe(base: str, out: Path, minutes: float, seed: int) -> Recipe:
+def recipe(base: str, out: Path, minutes: float, seed: int) -> TrainConfig:
     """What the demo trains; also saved as ``recipe.yaml`` in the run folder."""
-    return Recipe(
+    return TrainConfig(
         base=base,
         out=str(out),
         data=(TrainSource(path="docstrings"),),
@@ -91,7 +93,7 @@ def run_demo(minutes: float, base: str, out: Path, twin: bool, seed: int, overwr
         f"active per token (dense: {dense_parameters:,})"
     )
     say(f"3/6  training for {minutes:g} minutes; Ctrl-C ends it early and goes on")
-    trained = train(plan, model, [source], [1.0], out, record=plan)
+    trained = train_contrastive(plan, model, Mixture([source]), out, record=plan)
     say(f"     {trained.steps} steps, {trained.pairs:,} pairs in {trained.seconds:.0f} s")
 
     say("4/6  evaluating on packages the model never saw")
@@ -174,16 +176,16 @@ def _evaluate(folders: Mapping[str, Path], task: RetrievalTask) -> tuple[Evaluat
     return summarise(outcomes, [task], reference="base"), documents[name]
 
 
-def _train_twin(plan: Recipe, trained: Trained, source: Source, out: Path) -> Path:
+def _train_twin(plan: TrainConfig, trained: Trained, source: Source, out: Path) -> Path:
     """The dense base on the same batches in the same order, for as many steps as the MoE had time for."""
     say(f"     training the dense twin for the same {trained.steps} steps")
     alike = plan.model_copy(update={"upcycle": None, "minutes": None, "steps": max(trained.steps, 1)})
     twin = build(read_folder(locate_base(plan.base)), alike)
-    train(alike, twin, [source], [1.0], out / "twin", record=alike)
+    train_contrastive(alike, twin, Mixture([source]), out / "twin", record=alike)
     return out / "twin" / "model"
 
 
-def _report(result: EvaluationResult, plan: Recipe, trained: Trained) -> dict[str, Any]:
+def _report(result: EvaluationResult, plan: TrainConfig, trained: Trained) -> dict[str, Any]:
     """What ``report.json`` tells of the evaluation and the training."""
     (task,) = result.tasks.values()
     cells = as_json(task)

@@ -7,7 +7,7 @@ sums the expert counts of the whole batch, pass two adds each chunk's share (see
 Source: Gao et al., arXiv 2101.06983.
 
 Several processes share a batch: vectors, their gradients and the counts are summed between the passes (see
-`moembed.training.distributed`). The gradients of the parameters are the caller's to sum.
+`moembed.training.parallel`); those of the parameters are summed by ``embed``'s module.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moembed.training.distributed import ALONE, World
-from moembed.training.memory import give_back
+from moembed.training.memory import trim_heap
+from moembed.training.monitors.routing import Observe, unobserved
+from moembed.training.parallel import ALONE, World
 from moembed.types import Batch, Encoded, RouterStats
 
 Embed = Callable[[Batch], Encoded]
 Loss = Callable[[dict[int, Tensor]], Tensor]
 RouterLoss = Callable[[Sequence[RouterStats], Sequence[RouterStats]], Tensor]
-Observe = Callable[[int], AbstractContextManager[object]]
-
-
-def unobserved(chunk: int) -> AbstractContextManager[object]:
-    return nullcontext()
+Hold = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(slots=True)
@@ -46,8 +43,8 @@ class Chunks:
 
 
 @dataclass(slots=True)
-class Terms:
-    """What one step cost, before the optimiser moves: loss terms and router statistics of the whole batch."""
+class Costs:
+    """What one step costs: the loss terms and the router statistics of the whole batch."""
 
     contrastive: float
     router: float
@@ -61,15 +58,19 @@ def backward(
     router_loss: RouterLoss | None,
     world: World = ALONE,
     observe: Observe = unobserved,
-) -> Terms:
-    """Accumulate in the parameters the gradient of ``loss(all vectors) + router_loss(all tokens)``.
+    hold: Hold = nullcontext,
+) -> Costs:
+    """Add to the parameters' gradients the gradient of ``loss(all vectors) + router_loss(all tokens)``.
 
     Args:
         embed: the model; called twice per chunk unless there is only one.
         loss: of ``{depth: vector_BM}``, rows as in ``chunks``; with several processes, this one's share.
         router_loss: of the statistics of some tokens and of all tokens; None for dense models.
         observe: entered around the first embedding of each chunk.
+        hold: entered around the second pass over every chunk but the last: with several processes, only the
+            last one sums the gradients of the parameters.
     """
+    # ---- pass one: all vectors, without a graph
     alone = len(chunks.batches) == 1
     vectors: dict[int, Tensor] = {}
     states, kept, parts = [], [], []
@@ -84,24 +85,27 @@ def backward(
                 vectors[depth][row_B] = vector_BM.detach()
             parts.append([part.detach() for part in encoded.router])
             kept += [encoded] if alone else []
-            give_back(encoded.vector_BM.device.type, number)
+            trim_heap(encoded.vector_BM.device.type, number)
     after = _random_state()
     total = world.sum_stats([_sum(layer) for layer in zip(*parts, strict=True)])
 
+    # ---- the loss on all vectors, and its gradients at them
     contrastive, cached = _loss_and_gradients(vectors, loss, world)
     vectors.clear()  # from here on, their gradients are enough
 
+    # ---- pass two: back through each chunk, under the random state of its first pass
     for number, (batch, row_B) in enumerate(zip(chunks.batches, chunks.row_CB, strict=True)):
         if not alone:
             _set_random_state(states[number])
-        encoded = kept[0] if alone else embed(batch)
-        surrogate = _router(router_loss, encoded.router, total)
-        for depth, gradient_BM in cached.items():
-            surrogate = surrogate + (encoded.by_depth[depth] * gradient_BM[row_B]).sum()
-        torch.autograd.backward(surrogate)
-        give_back(encoded.vector_BM.device.type, number)
+        with nullcontext() if number == len(chunks.batches) - 1 else hold():
+            encoded = kept[0] if alone else embed(batch)
+            surrogate = _router(router_loss, encoded.router, total)
+            for depth, gradient_BM in cached.items():
+                surrogate = surrogate + (encoded.by_depth[depth] * gradient_BM[row_B]).sum()
+            torch.autograd.backward(surrogate)
+        trim_heap(encoded.vector_BM.device.type, number)
     _set_random_state(after)
-    return Terms(contrastive, _router(router_loss, total, total).item(), total)
+    return Costs(contrastive, _router(router_loss, total, total).item(), total)
 
 
 def _loss_and_gradients(

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 
 from moembed.data.text import Text
-from moembed.training.corpus import Frame, Language, open_corpus
+from moembed.training.masked_lm.corpus import Frame, Language, open_corpus
 from moembed.types import UserError
 
 CLS, SEP = 2, 3

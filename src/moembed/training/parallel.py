@@ -2,22 +2,25 @@
 
 Every process draws the same global batch and embeds the pairs of its share. Vectors lie in the order of the
 global batch everywhere, so sums are all that travels: each process fills in its own rows of a matrix of
-zeros, and the sum over processes is the gathered matrix. The same holds for the gradients of these vectors,
-for the expert counts and for the gradients of the parameters. Nothing is averaged: every loss is already the
-process's share of the global one, so its scale does not depend on the number of processes.
+zeros, and the sum over processes is the gathered matrix. The same holds for the gradients of these vectors
+and for the expert counts (`World`), and for the gradients of the parameters (DistributedDataParallel, see
+``summed``). Nothing is averaged: every loss is already the process's share of the global one, so its scale
+does not depend on the number of processes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from moembed.types import RouterStats, UserError
 
@@ -57,22 +60,7 @@ class World:
         total_LS = self.sum(torch.cat([torch.stack(rows).double(), tokens], dim=1))
         return [_unpacked(part, row_S) for part, row_S in zip(stats, total_LS, strict=True)]
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum every gradient; one that no process has stays None, as it would be in one process."""
-        if self.size == 1:
-            return
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        has_P = self.sum(torch.tensor([float(p.grad is not None) for p in trained]).to(trained[0].device))
-        pending = []
-        for parameter, has in zip(trained, has_P.tolist(), strict=True):
-            if has:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                pending.append(dist.all_reduce(parameter.grad, async_op=True))
-        for work in pending:
-            work.wait()
-
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process says."""
         if self.size == 1:
             return value
@@ -88,6 +76,15 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    @contextmanager
+    def first_ahead(self) -> Iterator[None]:
+        """The first process does what is inside before the others do: it makes files that they then read."""
+        if not self.first:
+            self.broadcast(None)
+        yield
+        if self.first:
+            self.broadcast(None)
+
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
         return bool(self.sum(torch.tensor(float(flag))))
@@ -101,6 +98,34 @@ def current() -> World:
     return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
 
 
+def summed(module: nn.Module, world: World) -> nn.Module:
+    """``module``, whose gradients are summed over all processes when a backward pass ends.
+
+    A gradient that some processes lack is the sum of the others', one that no process has stays None. The
+    sums travel while the backward pass still runs.
+    """
+    if world.size == 1:
+        return module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name, in newer torch
+        parallel = DistributedDataParallel(
+            module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
+    parallel.register_comm_hook(None, lambda state, bucket: _sum_bucket(bucket))
+    return parallel
+
+
+def unsummed(module: nn.Module) -> AbstractContextManager[object]:
+    """Inside, forward and backward of ``summed(...)`` add to this process's own gradients only."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def _sum_bucket(bucket: Any) -> torch.futures.Future[Tensor]:
+    """In place of DistributedDataParallel's mean."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
 @contextmanager
 def joined() -> Iterator[World]:
     """Join the processes that `torchrun` started, over NCCL on GPUs and Gloo on CPUs; alone without it."""
@@ -109,13 +134,13 @@ def joined() -> Iterator[World]:
         return
     cuda = torch.cuda.is_available()
     if cuda:
-        place = int(os.environ["LOCAL_RANK"])
-        if place >= torch.cuda.device_count():
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
             raise UserError(
                 f"this machine has {torch.cuda.device_count()} GPUs, too few for one per process; "
                 "lower --nproc-per-node"
             )
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield current()

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from training_runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, save_animals, settings
 
 from conftest import MakeModel
+from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
-from moembed.training.budget import Deadline
-from moembed.training.distributed import ALONE, World, current, joined
-from moembed.training.evaluation import Evaluation, load_tasks
-from moembed.training.gradcache import Terms, backward
-from moembed.training.loop import _embed
-from moembed.training.routing import Balance, Watch
-from moembed.training.settings import TrainConfig
-from moembed.training.step import Manner, Objective, prepare
+from moembed.training.contrastive.batch import SourceFormat, prepare
+from moembed.training.contrastive.settings import ContrastiveConfig
+from moembed.training.contrastive.task import ContrastiveTask, Mixture
+from moembed.training.monitors.budget import Deadline
+from moembed.training.monitors.retrieval import RetrievalMonitor, load_tasks
+from moembed.training.parallel import ALONE, World, current, joined, summed, unsummed
+from moembed.training.task import Terms
 from moembed.types import Pair, UserError
+from training_runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, save_animals, settings
 
 SIZE = 2
 PAIRS = [  # an odd number of them, so that the shares differ
@@ -59,17 +59,13 @@ Result = tuple[Terms, dict[str, torch.Tensor], dict[str, Any]]
 def one_step(folder: Path, changes: dict[str, Any], world: World) -> Result:
     """Loss terms and statistics, every gradient, and the routing by role."""
     model = Embedder.from_pretrained(folder / "model", device="cpu").train()
-    config = TrainConfig.model_validate({"steps": 1} | changes)
-    batch = prepare(PAIRS, Manner("query", "document", config.loss.kind), model.tokenizer, config, world)
-    objective = Objective(config.loss, model)
-    embed = partial(_embed, model=model, precision=torch.float32, depths=list(objective.depths))
-    watch = Watch(model, batch.groups, batch.chunks.batches, batch.group_CB)
-    contrastive, router_loss = partial(objective, batch=batch), Balance(config.loss, model).loss
-    terms = backward(embed, batch.chunks, contrastive, router_loss, world, watch)
-    parameters = dict([*model.named_parameters(), *objective.named_parameters()])
-    world.sum_gradients(parameters.values())
-    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    return terms, gradients, watch.summary(world)
+    config = ContrastiveConfig.model_validate({"steps": 1, "batch_size": 5, "precision": "float32"} | changes)
+    form = SourceFormat("query", "document", config.loss.kind)
+    batch = prepare(PAIRS, form, model.tokenizer, config, world)
+    task = ContrastiveTask(config, model, Mixture([Source.from_pairs("some", PAIRS)]), world)
+    terms = task.backward(0, batch)
+    gradients = {name: p.grad for name, p in task.module.named_parameters() if p.grad is not None}
+    return terms, gradients, task.probe.summary()
 
 
 def whole_runs(folder: Path, out: Path) -> None:
@@ -84,6 +80,38 @@ def whole_runs(folder: Path, out: Path) -> None:
     run(settings(steps=4), model("chance"), out / "cut", resume=True)
 
 
+class Switched(torch.nn.Module):
+    """Some of its layers are used at a time, as experts are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(4)])
+
+    def forward(self, hidden_TD: torch.Tensor, chosen: tuple[int, ...]) -> torch.Tensor:
+        for layer in chosen:
+            hidden_TD = self.layers[layer](hidden_TD)
+        return hidden_TD
+
+
+USED = [[(0, 1), (0,)], [(0, 2)]]  # by process, in each of its chunks; the last layer is used by nobody
+
+
+def switched_gradients(rank: int, world: World) -> list[torch.Tensor | None]:
+    """Gradients of two chunks of one process and one of the other; of all of them where there is one."""
+    torch.manual_seed(1)
+    module = Switched()
+    parallel = summed(module, world)
+    for step in range(2):
+        module.zero_grad()
+        mine = [USED[rank]] if world.size > 1 else USED
+        chunks = [chosen for some in mine for chosen in some]
+        for number, chosen in enumerate(chunks):
+            last = number == len(chunks) - 1
+            with contextlib.nullcontext() if last else unsummed(parallel):
+                parallel(torch.full((1, 2), float(step)), chosen).sum().backward()
+    return [parameter.grad for parameter in module.parameters()]
+
+
 def looked_at(folder: Path) -> dict[str, Any]:
     """An odd number of queries, so that the shares differ."""
     return {"evaluate": {"tasks": str(folder / "animals"), "every_steps": 2, "queries": 23}}
@@ -91,18 +119,19 @@ def looked_at(folder: Path) -> dict[str, Any]:
 
 def scores(folder: Path, world: World) -> dict[str, float]:
     """What a model that is not trained scores."""
-    config = TrainConfig.model_validate({"steps": 1} | looked_at(folder))
+    config = ContrastiveConfig.model_validate({"steps": 1} | looked_at(folder))
     model = Embedder.from_pretrained(folder / "model", device="cpu").train()
-    evaluation = Evaluation(config, load_tasks(config.evaluate), model, world)
+    assert config.evaluate
+    evaluation = RetrievalMonitor(config.evaluate, config, load_tasks(config.evaluate), model, world)
     evaluation.plan()
-    found: dict[str, float] = evaluation.look(0.0)["evaluation"]
+    found: dict[str, float] = evaluation.scores()["evaluation"]
     return found
 
 
 def late_in_one_process(rank: int, folder: Path) -> None:
     """The budget of the second process is spent at once, the first has all the time there is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Evaluation, "_speed", lambda self, task: 1e9)
+        patch.setattr(RetrievalMonitor, "_speed", lambda self, task: 1e9)
         patch.setattr(Deadline, "passed", 1e9 * rank)
         config = settings(steps=3, evaluate=looked_at(folder)["evaluate"])
         run(config, Embedder.from_pretrained(folder / "model", device="cpu"), folder / "two" / "late")
@@ -115,13 +144,8 @@ def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     world = current()
     found = {name: one_step(folder, changes, world) for name, changes in STEPS.items()}
-    unused = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
-    if rank == 1:
-        unused[0].grad = torch.ones(1)
-    world.sum_gradients(unused)
-    torch.save(
-        [found, [p.grad for p in unused], world.collect(rank), world.agree(rank)], folder / f"{rank}.pt"
-    )
+    said = [world.collect(rank), world.broadcast(rank)]
+    torch.save([found, switched_gradients(rank, world), *said], folder / f"{rank}.pt")
     (folder / f"scores-{rank}.json").write_text(json.dumps(scores(folder, world)))
     whole_runs(folder, folder / "two")
     late_in_one_process(rank, folder)
@@ -153,9 +177,9 @@ def test_a_step_of_two_processes_is_that_of_one(name: str, folder: Path, results
     terms, gradients, roles = one_step(folder, STEPS[name], ALONE)
     for found, *_ in results:
         its_terms, its_gradients, its_roles = found[name]
-        assert its_terms.contrastive == pytest.approx(terms.contrastive, rel=1e-5)
-        assert its_terms.router == pytest.approx(terms.router, rel=1e-5)
-        for one, other in zip(terms.stats, its_terms.stats, strict=True):
+        assert its_terms.log["info_nce"] == pytest.approx(terms.log["info_nce"], rel=1e-5)
+        assert its_terms.log["router_loss"] == pytest.approx(terms.log["router_loss"], rel=1e-5)
+        for one, other in zip(terms.router, its_terms.router, strict=True):
             assert (one.layer, one.tokens) == (other.layer, other.tokens)
             assert torch.equal(one.count_E, other.count_E)
         assert its_gradients.keys() == gradients.keys()
@@ -167,7 +191,13 @@ def test_a_step_of_two_processes_is_that_of_one(name: str, folder: Path, results
 def test_a_gradient_that_one_process_lacks_is_the_others_and_one_that_none_has_stays_none(
     results: list[Any],
 ) -> None:
-    assert [unused for _, unused, *_ in results] == [[torch.ones(1), None]] * SIZE
+    alone = switched_gradients(0, ALONE)
+    assert [gradient is None for gradient in alone] == [False] * 6 + [True] * 2
+    for _, found, *_ in results:
+        for one, other in zip(alone, found, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(other, one)
     assert [said for _, _, *said in results] == [[[0, 1], 0]] * SIZE
 
 
@@ -229,6 +259,6 @@ def test_without_torchrun_there_is_one_process() -> None:
 def test_more_processes_than_pairs_is_refused(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moembed.training.loop.current", lambda: World(0, 9))
+    monkeypatch.setattr("moembed.training.contrastive.train.current", lambda: World(0, 9))
     with pytest.raises(UserError, match="batch_size 8 is less than one pair for each of 9 processes"):
         run(settings(), make_model(), tmp_path)

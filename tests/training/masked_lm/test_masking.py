@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from moembed.training.masking import MASKING, MEAN_SPAN, NOT_CHOSEN, Vocabulary, mask, spans
-from moembed.training.objective import OBJECTIVES
+from moembed.training.masked_lm.masking import MASKING, MEAN_SPAN, NOT_CHOSEN, Vocabulary, mask, spans
+from moembed.training.masked_lm.objective import OBJECTIVES
 from moembed.types import UserError
 
 MASK, WORDS = 4, 200

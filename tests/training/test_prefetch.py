@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from training_runs import assert_same_weights, metrics, run, settings
 
 from conftest import NewModel
-from moembed.training.ahead import ahead
+from moembed.training.prefetch import prefetch
+from training_runs import assert_same_weights, metrics, run, settings
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -19,13 +19,13 @@ def test_every_step_gets_its_own(workers: int) -> None:
         time.sleep(0.01 * (step % 3))  # later steps may be ready first
         return step * step
 
-    with ahead(make, workers, last=9) as get:
+    with prefetch(make, workers, last=9) as get:
         assert [get(step) for step in range(4, 9)] == [step * step for step in range(4, 9)]
 
 
 def test_the_next_step_is_made_while_the_caller_works() -> None:
     made = {step: threading.Event() for step in range(6)}
-    with ahead(lambda step: made[step].set(), workers=1, last=2) as get:
+    with prefetch(lambda step: made[step].set(), workers=1, last=2) as get:
         get(0)
         assert made[1].wait(5)
         get(1)
@@ -34,7 +34,7 @@ def test_the_next_step_is_made_while_the_caller_works() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_is_raised_at_its_step(workers: int) -> None:
-    with ahead(lambda step: 1 // (3 - step), workers) as get:
+    with prefetch(lambda step: 1 // (3 - step), workers) as get:
         assert [get(1), get(2)] == [0, 1]
         with pytest.raises(ZeroDivisionError):
             get(3)

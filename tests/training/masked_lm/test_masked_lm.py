@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer as Backend
-from training_runs import assert_same_weights, checkpoints, metrics
 
 from conftest import MakeModel
 from moembed.data.text import Text
@@ -22,13 +21,17 @@ from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
-from moembed.training import pretrain as module
-from moembed.training.corpus import Language, open_corpus
-from moembed.training.heads import HEAD_FILE, Heads
-from moembed.training.masking import Vocabulary
-from moembed.training.objective import OBJECTIVES, ObjectiveConfig, backward, evaluate, prepare
-from moembed.training.pretrain import PretrainConfig, Pretraining, pretrain
+from moembed.training.loop import Trained
+from moembed.training.masked_lm import task as module
+from moembed.training.masked_lm.corpus import Language, open_corpus
+from moembed.training.masked_lm.heads import HEAD_FILE, Heads
+from moembed.training.masked_lm.held_out import HeldOutGuesses
+from moembed.training.masked_lm.masking import Vocabulary
+from moembed.training.masked_lm.objective import OBJECTIVES, Guesses, MaskingPlan, backward, measure, prepare
+from moembed.training.masked_lm.settings import MaskedLMConfig, RouterLossConfig
+from moembed.training.masked_lm.train import train_masked_lm
 from moembed.types import UserError
+from training_runs import assert_same_weights, checkpoints, metrics
 
 ENGLISH = [
     "the mole digs under an owl",
@@ -49,27 +52,27 @@ def corpus(backend: Backend) -> Corpus:
     return make
 
 
-def settings(**changes: Any) -> PretrainConfig:
+def settings(**changes: Any) -> MaskedLMConfig:
     optim = {"learning_rate": 5e-3, "warmup_steps": 2.0}
     held_out = {"share": 0.1, "every": 4}
     values = {"steps": 6, "batch_size": 6, "sequence_length": 12, "chunk_tokens": 40, "precision": "float32"}
-    return PretrainConfig.model_validate(
+    return MaskedLMConfig.model_validate(
         values | {"optim": optim, "held_out": held_out, "save_every": 2} | changes
     )
 
 
-def fresh(make_model: MakeModel, config: PretrainConfig, **changes: Any) -> tuple[Embedder, Heads]:
+def fresh(make_model: MakeModel, config: MaskedLMConfig, **changes: Any) -> tuple[Embedder, Heads]:
     model = make_model(num_layers=2, **changes)
     decoder = OBJECTIVES[config.objective].decoder
     return model, Heads(model.encoder.config, model.tokenizer.backend.get_vocab_size(), decoder)
 
 
 def run(
-    config: PretrainConfig, make_model: MakeModel, corpus: Corpus, folder: Path, resume: bool = False,
+    config: MaskedLMConfig, make_model: MakeModel, corpus: Corpus, folder: Path, resume: bool = False,
     **changes: Any,
-) -> Pretraining:  # fmt: skip
+) -> Trained:  # fmt: skip
     model, heads = fresh(make_model, config, **changes)
-    return pretrain(config, model, heads, corpus(folder), folder, resume)
+    return train_masked_lm(config, model, heads, corpus(folder), folder, resume)
 
 
 # ---- learning ------------------------------------------------------------------------------------
@@ -82,7 +85,7 @@ def test_every_objective_learns_the_held_out_texts(
 ) -> None:
     config = settings(steps=60, save_every=100, objective=objective)
     trained = run(config, make_model, corpus, tmp_path, position=position)
-    assert (trained.steps, trained.sequences, trained.stopped_by_user) == (60, 360, False)
+    assert (trained.steps, trained.pairs, trained.stopped_by_user) == (60, 360, False)
     lines = metrics(tmp_path)
     first, last = lines[0], lines[-1]
     for language in ("en", "xx"):
@@ -133,7 +136,7 @@ def test_held_out_sequences_are_the_last_and_never_learnt(
         return sequence(self, number)
 
     monkeypatch.setattr(Language, "sequence", watched)
-    monkeypatch.setattr(module, "look_at_held_out", lambda *arguments: {})
+    monkeypatch.setattr(HeldOutGuesses, "found", lambda self: {})
     run(settings(steps=60, save_every=100), make_model, corpus, tmp_path)
     held_out = round(0.1 * len(english))
     assert drawn == set(range(len(english) - held_out))
@@ -143,10 +146,11 @@ def test_how_a_batch_is_split_does_not_matter(make_model: MakeModel, corpus: Cor
     rows = dict(enumerate(corpus(tmp_path)[0].sequence(i) for i in range(7)))
     gradients, terms = [], []
     for chunk_tokens in (12, 30, 1000):
-        config = ObjectiveConfig(objective="retromae", chunk_tokens=chunk_tokens)
         model, heads = fresh(make_model, settings(objective="retromae"))
-        chunks = prepare(rows, Vocabulary.of(model.tokenizer.backend), config, [0, 1])
-        terms.append(backward(model, heads, chunks, config, torch.float32).loss)
+        plan = OBJECTIVES["retromae"].plan(0.3, 0.5)
+        chunks = prepare(rows, Vocabulary.of(model.tokenizer.backend), plan, chunk_tokens, [0, 1])
+        guesses = Guesses(model, heads)
+        terms.append(backward(guesses, chunks, RouterLossConfig(), "cpu", torch.float32).loss)
         gradients.append([p.grad for p in (*model.parameters(), *heads.parameters())])
     assert terms[1:] == pytest.approx(terms[:1] * 2, rel=1e-5)
     for other in gradients[1:]:
@@ -156,12 +160,12 @@ def test_how_a_batch_is_split_does_not_matter(make_model: MakeModel, corpus: Cor
 
 
 def test_looking_changes_nothing(make_model: MakeModel, corpus: Corpus, tmp_path: Path) -> None:
-    config = ObjectiveConfig()
     model, heads = fresh(make_model, settings(), dropout=0.5)
     model.train()
     rows = {0: corpus(tmp_path)[0].sequence(0)}
-    chunks = prepare(rows, Vocabulary.of(model.tokenizer.backend), config, [0])
-    looks = {evaluate(model, heads, chunks, torch.float32) for _ in range(3)}
+    plan = MaskingPlan("single_tokens", 0.3)
+    chunks = prepare(rows, Vocabulary.of(model.tokenizer.backend), plan, 100, [0])
+    looks = {measure(Guesses(model, heads).train(), chunks, torch.float32) for _ in range(3)}
     assert len(looks) == 1
     assert model.training
 
@@ -224,7 +228,7 @@ def two_steps(folder: Path, out: Path) -> None:
     # some gradients are rounding errors alone, which a smaller eps would blow up to full steps
     config = settings(steps=2, batch_size=5, objective="retromae", optim={"eps": 1e-3, "warmup_steps": 1.0})
     heads = Heads(model.encoder.config, words.get_vocab_size(), decoder=True)
-    pretrain(config, model, heads, corpus, out)
+    train_masked_lm(config, model, heads, corpus, out)
 
 
 def test_two_processes_do_what_one_does(make_model: MakeModel, corpus: Corpus, tmp_path: Path) -> None:
@@ -277,7 +281,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_shows_the_batch(
     model, heads = fresh(make_model, config)
     at_call(4, monkeypatch, lambda: torch.nn.init.constant_(heads.mlm.dense.weight, float("nan")))
     with pytest.raises(UserError, match=r"not finite at step 4; .*the last good checkpoint is .*step-000002"):
-        pretrain(config, model, heads, corpus(tmp_path), tmp_path)
+        train_masked_lm(config, model, heads, corpus(tmp_path), tmp_path)
     lines = (tmp_path / "offending-batch.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 6
     assert json.loads(lines[0]).keys() == {"text", "language"}
@@ -294,5 +298,5 @@ def test_another_run_in_the_way_is_refused(make_model: MakeModel, corpus: Corpus
 
 
 def test_configs_and_objectives_name_the_same() -> None:
-    annotation = ObjectiveConfig.model_fields["objective"].annotation
+    annotation = MaskedLMConfig.model_fields["objective"].annotation
     assert set(annotation.__args__) == set(OBJECTIVES)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Work for the next steps, done in threads while this one trains."""
+"""Batches of the next steps, made in threads while this one trains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def ahead(make: Callable[[int], T], workers: int, last: int | None = None) -> Iterator[Callable[[int], T]]:
+def prefetch(make: Callable[[int], T], workers: int, last: int | None = None) -> Iterator[Callable[[int], T]]:
     """``get(step)``, which is ``make(step)``; while the caller is at one step, the next ones are being made.
 
     Args:
@@ -23,7 +23,7 @@ def ahead(make: Callable[[int], T], workers: int, last: int | None = None) -> It
         yield make
         return
     pending: dict[int, Future[T]] = {}
-    with ThreadPoolExecutor(workers, thread_name_prefix="prepare") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="prefetch") as pool:
 
         def get(step: int) -> T:
             for coming in range(step, step + workers + 1):

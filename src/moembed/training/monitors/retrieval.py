@@ -24,9 +24,10 @@ from moembed.evaluation.metrics import evaluate_ranking, parse_metric
 from moembed.evaluation.sample import subset
 from moembed.machine import choose_precision
 from moembed.search.exact import search_parts
-from moembed.training.budget import Deadline, Overrun, fair_shares, fit, texts_per_second
-from moembed.training.distributed import World
-from moembed.training.settings import EvaluateConfig, TrainConfig
+from moembed.training.monitors.budget import Deadline, Overrun, fair_shares, fit, texts_per_second
+from moembed.training.parallel import World
+from moembed.training.settings import EvaluateConfig, LoopConfig
+from moembed.training.task import Look, Moment
 from moembed.types import UserError
 
 PLANNED = 0.5  # share of the budget for embedding, as planned; the rest is for ranking and for slower moments
@@ -50,27 +51,37 @@ def load_tasks(config: EvaluateConfig | None) -> list[RetrievalTask]:
     return tasks
 
 
-class Evaluation:
+class RetrievalMonitor:
     """The tasks of a run, when they are looked at, and the best mean score so far.
 
     Every method is for all processes together, and gives every process the same.
+
+    Args:
+        batch_tokens: most tokens embedded at a time; None: as many as suit the device.
     """
 
+    name = "evaluation"
+
     def __init__(
-        self, config: TrainConfig, tasks: Sequence[RetrievalTask], model: Embedder, world: World
-    ) -> None:
-        assert config.evaluate
-        self.options, self.seed = config.evaluate, config.seed
+        self, options: EvaluateConfig, config: LoopConfig, tasks: Sequence[RetrievalTask], model: Embedder,
+        world: World, batch_tokens: int | None = None,
+    ) -> None:  # fmt: skip
+        self.options, self.seed = options, config.seed
         self.full = self.tasks = list(tasks)
         self.model, self.world = model, world
         self.precision = choose_precision(config.precision, model.device)
-        # a GPU has room for as much as training takes at a time; None: the budget that suits a CPU
-        self.batch_tokens = None if model.device == "cpu" else config.chunk_tokens
+        self.batch_tokens = batch_tokens
         self.best, self.looked = -math.inf, 0.0
         self.rows: list[tuple[np.ndarray, np.ndarray]] = []  # of queries and documents, by task
         self.digests: list[str] = []
 
     # ---- what is looked at ---------------------------------------------------------------------------
+
+    def begin(self, step: int) -> Look:
+        """Choose what is looked at, unless a checkpoint said so."""
+        if not self.rows:
+            self.plan()
+        return Look(sentences=[self.describe()])
 
     def plan(self) -> None:
         """Choose the queries and documents of the run, so that embedding them fits the budget.
@@ -89,7 +100,7 @@ class Evaluation:
             shares = fair_shares(needs, PLANNED * self.options.budget_seconds)
             texts = [round(share * speed) for share, speed in zip(shares, speeds, strict=True)]
             rows = [fit(task, number, most, self.seed) for task, number in zip(full, texts, strict=True)]
-        self._keep(self.world.agree(rows))
+        self._keep(self.world.broadcast(rows))
 
     def _speed(self, task: RetrievalTask) -> float:
         """Documents of a task embedded in a second, by all processes together."""
@@ -129,15 +140,23 @@ class Evaluation:
 
     # ---- looking -------------------------------------------------------------------------------------
 
-    def due(self, step: int, seconds: float, last: bool) -> bool:
-        """Whether to look after ``step``; ``seconds`` into the run, as the first process counts them."""
+    def due(self, moment: Moment) -> bool:
         if self.options.every_steps:
-            return last or step % self.options.every_steps == 0
-        return last or seconds - self.looked >= 60 * (self.options.every_minutes or 0)
+            return moment.last or moment.step % self.options.every_steps == 0
+        return moment.last or moment.seconds - self.looked >= 60 * (self.options.every_minutes or 0)
 
-    def look(self, seconds: float) -> dict[str, Any]:
+    def look(self, moment: Moment) -> Look:
+        self.looked = moment.seconds
+        found = self.scores()
+        mean = found["evaluation_mean"]
+        better = mean is not None and mean > self.best
+        if better:
+            self.best = mean
+        best = (self.options.metric, mean) if better else None
+        return Look(found, [self._sentence(moment.step, found, better)], best)
+
+    def scores(self) -> dict[str, Any]:
         """Entries of the log: the score of every task and their mean, None where the time did not suffice."""
-        self.looked = seconds
         deadline = Deadline(self.options.budget_seconds)
         scores: dict[str, float] | None = None
         with suppress(Overrun):
@@ -149,15 +168,8 @@ class Evaluation:
             "evaluation_seconds": round(deadline.passed, 3),
         }
 
-    def improves(self, mean: float | None) -> bool:
-        """Whether ``mean`` is the highest so far; then it is remembered."""
-        if mean is None or mean <= self.best:
-            return False
-        self.best = mean
-        return True
-
-    def sentence(self, step: int, found: dict[str, Any], better: bool) -> str:
-        """What ``look`` found, for the eye."""
+    def _sentence(self, step: int, found: dict[str, Any], better: bool) -> str:
+        """What ``scores`` found, for the eye."""
         seconds = found["evaluation_seconds"]
         if found["evaluation"] is None:
             return (

@@ -1,4 +1,4 @@
-"""What a step is told by its recipe: sources with manners of their own, the loss over prefixes and depths."""
+"""What a step is told by its recipe: sources with ways of their own, the loss over prefixes and depths."""
 
 from __future__ import annotations
 
@@ -8,57 +8,58 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import PAIRS, assert_same_weights, metrics, run, settings
 
 from conftest import MakeModel, NewModel
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.losses.negatives import masked_places
-from moembed.training.gradcache import backward
-from moembed.training.loop import train
-from moembed.training.settings import LossConfig, SourceOptions, TrainConfig
-from moembed.training.step import Manner, Objective, Prepared, prepare
+from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
+from moembed.training.contrastive.gradcache import backward
+from moembed.training.contrastive.objective import Objective
+from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
+from moembed.training.contrastive.task import Mixture
+from moembed.training.contrastive.train import train_contrastive
 from moembed.types import Pair, UserError
+from training_runs import PAIRS, assert_same_weights, metrics, run, settings
 
-ROLES = Manner("query", "document", "info_nce")
-
-
-def batch_of(model: Embedder, pairs: list[Pair], manner: Manner = ROLES) -> Prepared:
-    return prepare(pairs, manner, model.tokenizer, TrainConfig(steps=1))
+ROLES = SourceFormat("query", "document", "info_nce")
 
 
-def vectors(model: Embedder, batch: Prepared, depth: int = 4) -> dict[int, torch.Tensor]:
+def batch_of(model: Embedder, pairs: list[Pair], form: SourceFormat = ROLES) -> PairBatch:
+    return prepare(pairs, form, model.tokenizer, ContrastiveConfig(steps=1))
+
+
+def vectors(model: Embedder, batch: PairBatch, depth: int = 4) -> dict[int, torch.Tensor]:
     (chunk,), (row_B,) = batch.chunks.batches, batch.chunks.row_CB
     with torch.no_grad():
         by_depth = model(chunk, range(1, depth + 1)).by_depth
     return {depth: vector_BM[row_B.argsort()] for depth, vector_BM in by_depth.items()}
 
 
-# ---- sources with manners of their own -----------------------------------------------------------
+# ---- sources with ways of their own -----------------------------------------------------------
 
 
 def test_a_source_may_name_its_prompts(make_model: MakeModel) -> None:
     model = make_model(prompts={"query": "query: ", "document": "document: ", "label": "label, "})
     options = SourceOptions(query_prompt="label", document_prompt="")
-    manner = Manner.of(model, options, LossConfig())
-    assert manner == Manner("label", None, "info_nce")
-    (chunk,) = batch_of(model, PAIRS[:1], manner).chunks.batches
+    form = SourceFormat.of(model, options, LossConfig())
+    assert form == SourceFormat("label", None, "info_nce")
+    (chunk,) = batch_of(model, PAIRS[:1], form).chunks.batches
     query, document = PAIRS[0].query, PAIRS[0].document
     rows = [model.tokenizer.rows([query], "label")[0][0], model.tokenizer.rows([document])[0][0]]
     assert sorted(chunk.token_T.tolist()) == sorted(rows[0] + rows[1])
-    assert Manner.of(model, SourceOptions(), LossConfig()) == ROLES
+    assert SourceFormat.of(model, SourceOptions(), LossConfig()) == ROLES
     with pytest.raises(UserError, match=r"no prompt named 'lable'.*did you mean 'label'"):
-        Manner.of(model, SourceOptions(query_prompt="lable"), LossConfig())
+        SourceFormat.of(model, SourceOptions(query_prompt="lable"), LossConfig())
 
 
 def test_a_source_may_have_its_own_loss(make_model: MakeModel, tmp_path: Path) -> None:
     """Each step's loss is that of its source: the same batch in the two directions."""
     sources = [Source.from_pairs(name, PAIRS) for name in ("one", "other")]
     options = [SourceOptions(), SourceOptions(loss="symmetric_info_nce")]
-    both = tmp_path / "both"
-    train(settings(steps=4), make_model(), sources, [1.0, 1.0], both, options=options)
-    plain = tmp_path / "plain"
-    train(settings(steps=4), make_model(), sources, [1.0, 1.0], plain)
+    both, plain = tmp_path / "both", tmp_path / "plain"
+    train_contrastive(settings(steps=4), make_model(), Mixture(sources, options=options), both)
+    train_contrastive(settings(steps=4), make_model(), Mixture(sources, [1.0, 1.0]), plain)
     for one, other in zip(metrics(both), metrics(plain), strict=True):
         assert one["source"] == other["source"]
         if one["source"] == "other":

@@ -16,9 +16,9 @@ from moembed.losses.contrastive import info_nce
 from moembed.losses.negatives import masked_places
 from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
-from moembed.training.gradcache import backward
-from moembed.training.settings import TrainConfig
-from moembed.training.step import Manner, Prepared, prepare
+from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
+from moembed.training.contrastive.gradcache import backward
+from moembed.training.contrastive.settings import ContrastiveConfig
 from moembed.types import Batch, Encoded, Pair, RouterStats
 
 DEPTHS = [1, 3, 4]
@@ -44,14 +44,14 @@ def make(make_model: MakeModel, kind: str = "token_choice", chance: float = 0.2)
     return make_model(dropout=chance, moe=moe).train()
 
 
-ROLES = Manner("query", "document", "info_nce")
+ROLES = SourceFormat("query", "document", "info_nce")
 
 
-def prepared(model: Embedder, chunk_tokens: int) -> Prepared:
-    return prepare(PAIRS, ROLES, model.tokenizer, TrainConfig(steps=1, chunk_tokens=chunk_tokens))
+def prepared(model: Embedder, chunk_tokens: int) -> PairBatch:
+    return prepare(PAIRS, ROLES, model.tokenizer, ContrastiveConfig(steps=1, chunk_tokens=chunk_tokens))
 
 
-def mask(batch: Prepared) -> Tensor:
+def mask(batch: PairBatch) -> Tensor:
     """What must not count as a negative, as a matrix."""
     row_Q = torch.arange(len(batch.pairs))
     mask_QN = torch.zeros(len(row_Q), batch.chunks.rows - len(row_Q), dtype=torch.bool)
@@ -59,7 +59,7 @@ def mask(batch: Prepared) -> Tensor:
     return mask_QN
 
 
-def contrastive(batch: Prepared) -> Callable[[dict[int, Tensor]], Tensor]:
+def contrastive(batch: PairBatch) -> Callable[[dict[int, Tensor]], Tensor]:
     """InfoNCE at three depths, each with its weight, on hard negatives and without known duplicates."""
     mask_QN = mask(batch)
     assert mask_QN.any()
@@ -81,7 +81,7 @@ def router_loss(stats: Sequence[RouterStats], total: Sequence[RouterStats]) -> T
     return 0.7 * balance_loss(stats, total) + 0.1 * z_loss(stats, total)
 
 
-def plain(model: Embedder, batch: Prepared, seed: int) -> tuple[Tensor, Tensor]:
+def plain(model: Embedder, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor]:
     """The definition: all chunks with their graphs, one loss, one backward."""
     torch.manual_seed(seed)
     encoded = [model(chunk, DEPTHS) for chunk in batch.chunks.batches]
@@ -200,7 +200,7 @@ def test_a_depth_the_loss_ignores_costs_nothing(make_model: MakeModel) -> None:
 def test_prepare_lays_out_queries_documents_and_negatives(make_model: MakeModel) -> None:
     model = make_model()
     for chunk_tokens, limit, negatives in ((20, None, 3), (100_000, 1, 2), (40, 0, 0)):
-        config = TrainConfig(steps=1, chunk_tokens=chunk_tokens, negatives=limit)
+        config = ContrastiveConfig(steps=1, chunk_tokens=chunk_tokens, negatives=limit)
         batch = prepare(PAIRS, ROLES, model.tokenizer, config)
         documents = [pair.document for pair in PAIRS]
         mined = [text for pair in PAIRS for text in pair.negatives[:limit]]
@@ -224,7 +224,9 @@ def test_prepare_lays_out_queries_documents_and_negatives(make_model: MakeModel)
 
 def test_prepare_cuts_and_counts_by_role(make_model: MakeModel) -> None:
     model = make_model()
-    batch = prepare(PAIRS, ROLES, model.tokenizer, TrainConfig(steps=1, query_length=4, document_length=9))
+    batch = prepare(
+        PAIRS, ROLES, model.tokenizer, ContrastiveConfig(steps=1, query_length=4, document_length=9)
+    )
     rows, cut = model.tokenizer.rows([pair.query for pair in PAIRS], "query", 4)
     documents = [pair.document for pair in PAIRS] + [text for pair in PAIRS for text in pair.negatives]
     more, also = model.tokenizer.rows(documents, "document", 9)

@@ -1,4 +1,4 @@
-"""Small training runs and what they leave behind, shared by the tests of this folder."""
+"""Small training runs and what they leave behind."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask, save_task
 from moembed.evaluation.metrics import Qrels
 from moembed.folder.read import read_folder
-from moembed.training import gradcache
-from moembed.training.loop import Trained, train
+from moembed.training.contrastive import gradcache
+from moembed.training.contrastive.settings import ContrastiveConfig
+from moembed.training.contrastive.task import Mixture
+from moembed.training.contrastive.train import train_contrastive
+from moembed.training.loop import Trained
 from moembed.training.optim import OptimConfig
-from moembed.training.settings import TrainConfig
 from moembed.types import Pair
 
 WORDS = ["mole", "owl", "worms", "voles", "night", "long", "wide", "where"]
@@ -29,13 +31,13 @@ OPTIM = OptimConfig(learning_rate=5e-3, warmup_steps=2.0)
 TIMES = ("elapsed", "pairs_per_second", "evaluation_seconds")
 
 
-def settings(**changes: Any) -> TrainConfig:
+def settings(**changes: Any) -> ContrastiveConfig:
     values = {"steps": 6, "batch_size": 8, "chunk_tokens": 60, "precision": "float32", "save_every": 2}
-    return TrainConfig.model_validate(values | {"optim": OPTIM} | changes)
+    return ContrastiveConfig.model_validate(values | {"optim": OPTIM} | changes)
 
 
-def run(config: TrainConfig, model: Embedder, folder: Path, resume: bool = False) -> Trained:
-    return train(config, model, [Source.from_pairs("tiny", PAIRS)], [1.0], folder, resume)
+def run(config: ContrastiveConfig, model: Embedder, folder: Path, resume: bool = False) -> Trained:
+    return train_contrastive(config, model, Mixture([Source.from_pairs("tiny", PAIRS)]), folder, resume)
 
 
 def save_animals(folder: Path) -> str:

@@ -13,7 +13,7 @@ from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.losses.mlm import masked_lm_loss
 from moembed.packing import offsets
-from moembed.training.heads import HEAD_FILE, UNREACHABLE, Heads, read_heads, write_heads
+from moembed.training.masked_lm.heads import HEAD_FILE, UNREACHABLE, Heads, read_heads, write_heads
 from moembed.types import UserError
 
 

@@ -9,19 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_runs import metrics, run, settings
 
 from conftest import MakeModel
 from moembed.embedder import Embedder
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
-from moembed.training.distributed import ALONE
-from moembed.training.routing import STARVED_STEPS, Balance, Starving, Watch, routers
-from moembed.training.settings import LossConfig, TrainConfig
-from moembed.training.step import Manner, prepare
+from moembed.training.contrastive.balance import Balance
+from moembed.training.contrastive.batch import SourceFormat, prepare
+from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig
+from moembed.training.monitors.dead_experts import STARVED_STEPS, DeadExpertAlarm
+from moembed.training.monitors.routing import RoutingProbe, routers
+from moembed.training.parallel import ALONE
+from moembed.training.task import Moment, Terms
 from moembed.types import Pair, RouterStats, UserError
 from moembed.weights.selection_bias import add_selection_bias
+from training_runs import metrics, run, settings
 
 EXPERTS = 4
 
@@ -73,10 +76,10 @@ def test_running_counts_and_hunger_continue_from_a_state(model: Embedder) -> Non
     total = stats([2, 2, 2, 4], [0, 5, 5, 0])
     assert torch.equal(one.loss(total, total), other.loss(total, total))
 
-    first, second = Starving(), Starving()
-    first.update(stats([0, 5, 5, 5]))
+    first, second = DeadExpertAlarm(""), DeadExpertAlarm("")
+    said(first, stats([0, 5, 5, 5]))
     second.load_state_dict(first.state_dict())
-    assert second.hungry == {(1, 0): 1, (1, 1): 0, (1, 2): 0, (1, 3): 0}
+    assert second.steps == {(1, 0): 1, (1, 1): 0, (1, 2): 0, (1, 3): 0}
 
 
 # ---- balance without a loss ----------------------------------------------------------------------
@@ -126,15 +129,22 @@ def test_a_rate_without_biases_is_refused(model: Embedder) -> None:
 
 
 def test_an_expert_that_starves_is_told_of_once() -> None:
-    starving = Starving()
+    alarm = DeadExpertAlarm("raise loss.balance")
     starved, fed = stats([1, 50, 50, 50]), stats([5, 50, 50, 50])
-    found = [starving.update(starved) for _ in range(STARVED_STEPS - 1)]
+    found = [said(alarm, starved) for _ in range(STARVED_STEPS - 1)]
     assert found == [[]] * (STARVED_STEPS - 1)
-    assert starving.update(fed) == []  # a meal in time
-    found = [starving.update(starved) for _ in range(2 * STARVED_STEPS)]
+    assert said(alarm, fed) == []  # a meal in time
+    found = [said(alarm, starved) for _ in range(2 * STARVED_STEPS)]
     assert [len(sentences) for sentences in found].index(1) == STARVED_STEPS - 1
     assert sum(map(len, found)) == 1
     assert "expert 0 of layer 1 is dying" in found[STARVED_STEPS - 1][0]
+    assert "raise loss.balance" in found[STARVED_STEPS - 1][0]
+
+
+def said(alarm: DeadExpertAlarm, total: list[RouterStats]) -> list[str]:
+    moment = Moment(1, 0.0, False, Terms(0.0, 8, router=total))
+    assert alarm.due(moment)
+    return list(alarm.look(moment).sentences)
 
 
 # ---- by role and language ------------------------------------------------------------------------
@@ -149,14 +159,15 @@ PAIRS = [
 @pytest.mark.parametrize("chunk_tokens", [10, 10_000])
 def test_groups_are_counted_apart(chunk_tokens: int, model: Embedder) -> None:
     """The statistics of a group are those of its texts embedded alone."""
-    config = TrainConfig(steps=1, chunk_tokens=chunk_tokens)
-    roles = Manner("query", "document", "info_nce")
+    config = ContrastiveConfig(steps=1, chunk_tokens=chunk_tokens)
+    roles = SourceFormat("query", "document", "info_nce")
     batch = prepare(PAIRS, roles, model.tokenizer, config, languages=["en", "de", "en"])
-    watch = Watch(model, batch.groups, batch.chunks.batches, batch.group_CB)
+    probe = RoutingProbe(model, 1, ALONE)
+    observe = probe.watch(0, batch.groups, batch.chunks.batches, batch.group_CB)
     for number, chunk in enumerate(batch.chunks.batches):
-        with watch(number), torch.no_grad():
+        with observe(number), torch.no_grad():
             model(chunk)
-    found = watch.summary(ALONE)
+    found = probe.summary()
     queries, documents = ["query"], ["document"]
     german = [(PAIRS[1].query, "query"), (PAIRS[1].document, "document")]
     english = [(PAIRS[i].query, "query") for i in (0, 2)] + [(PAIRS[i].document, "document") for i in (0, 2)]

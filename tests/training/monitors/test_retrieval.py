@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, save_animals, settings
 
 from conftest import MakeModel, NewModel
 from conftest import Run as Command
@@ -23,12 +22,15 @@ from moembed.evaluation.beir import RetrievalTask, load_task
 from moembed.evaluation.metrics import evaluate_ranking
 from moembed.report.training.page import write_report
 from moembed.search.exact import top_k
-from moembed.training import budget, loop
-from moembed.training.budget import Deadline, Overrun, fair_shares
-from moembed.training.distributed import ALONE
-from moembed.training.evaluation import Evaluation, load_tasks
-from moembed.training.settings import EvaluateConfig, TrainConfig
+from moembed.training import loop
+from moembed.training.contrastive.settings import ContrastiveConfig
+from moembed.training.monitors import budget
+from moembed.training.monitors.budget import Deadline, Overrun, fair_shares
+from moembed.training.monitors.retrieval import RetrievalMonitor, load_tasks
+from moembed.training.parallel import ALONE
+from moembed.training.settings import EvaluateConfig
 from moembed.types import UserError
+from training_runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, save_animals, settings
 
 
 def looks(folder: Path) -> dict[int, dict[str, Any]]:
@@ -42,7 +44,7 @@ def by_hand(task: RetrievalTask, model: Embedder, metric: str) -> float:
 
 
 def at_speed(monkeypatch: pytest.MonkeyPatch, texts_per_second: float) -> None:
-    monkeypatch.setattr(Evaluation, "_speed", lambda self, task: texts_per_second)
+    monkeypatch.setattr(RetrievalMonitor, "_speed", lambda self, task: texts_per_second)
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, place: Any) -> None:
@@ -115,9 +117,10 @@ def test_minutes_are_those_of_the_run(
 # ---- the budget ----------------------------------------------------------------------------------
 
 
-def planned(tasks: list[str], model: Embedder, **options: Any) -> Evaluation:
-    config = TrainConfig(steps=1, evaluate=EvaluateConfig(tasks=tuple(tasks), every_steps=1, **options))
-    evaluation = Evaluation(config, load_tasks(config.evaluate), model.train(), ALONE)
+def planned(tasks: list[str], model: Embedder, **options: Any) -> RetrievalMonitor:
+    config = ContrastiveConfig(steps=1, evaluate=EvaluateConfig(tasks=tuple(tasks), every_steps=1, **options))
+    assert config.evaluate
+    evaluation = RetrievalMonitor(config.evaluate, config, load_tasks(config.evaluate), model.train(), ALONE)
     evaluation.plan()
     return evaluation
 
@@ -149,11 +152,11 @@ def test_the_speed_is_that_of_large_batches_and_costs_a_tenth_of_the_budget(
     now = [3.0]
     batches: list[int] = []
 
-    def encode(self: Evaluation, texts: list[str], role: str) -> None:
+    def encode(self: RetrievalMonitor, texts: list[str], role: str) -> None:
         now[0] += len(texts) / 100 + (0 if batches else 3)
         batches.append(len(texts))
 
-    monkeypatch.setattr(Evaluation, "_encode", encode)
+    monkeypatch.setattr(RetrievalMonitor, "_encode", encode)
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: now[0]))
     folder = save_animals(tmp_path / "animals")
     evaluation = planned([folder], make_model(num_layers=2), budget_seconds=200)
@@ -219,7 +222,9 @@ def test_resumed_equals_uninterrupted_on_a_cut_task(
         interrupt_at(6, patch, lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(config, new_model(), tmp_path / "cut")
-    monkeypatch.setattr(Evaluation, "plan", lambda self: pytest.fail("the texts are those of the checkpoint"))
+    monkeypatch.setattr(
+        RetrievalMonitor, "plan", lambda self: pytest.fail("the texts are those of the checkpoint")
+    )
     run(config, new_model(), tmp_path / "cut", resume=True)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     for place in ("model", "checkpoints/best"):
@@ -284,7 +289,7 @@ def test_the_report_shows_the_scores(make_model: MakeModel, tmp_path: Path) -> N
 def test_what_cannot_be_is_refused(changes: dict[str, Any], complaint: str) -> None:
     evaluate = {"tasks": ["a"], "every_steps": 2} | changes
     with pytest.raises(UserError, match=complaint):
-        validate(TrainConfig, {"steps": 1, "evaluate": evaluate})
+        validate(ContrastiveConfig, {"steps": 1, "evaluate": evaluate})
 
 
 def test_a_missing_folder_and_two_of_one_name_are_refused(

@@ -6,17 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from training_runs import PAIRS, assert_same_weights, checkpoints, metrics, run, settings
 
 from conftest import MakeModel
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
-from moembed.training import gradcache
-from moembed.training.distributed import ALONE
-from moembed.training.held_out import HeldOut
-from moembed.training.loop import train
-from moembed.training.settings import LossConfig
-from moembed.training.step import Manner, Objective, prepare
+from moembed.training.contrastive import gradcache
+from moembed.training.contrastive.batch import SourceFormat, prepare
+from moembed.training.contrastive.held_out import HeldOutLoss
+from moembed.training.contrastive.task import ContrastiveTask, Mixture
+from moembed.training.contrastive.train import train_contrastive
+from moembed.training.parallel import ALONE
+from moembed.training.task import Moment, Terms
+from training_runs import PAIRS, assert_same_weights, checkpoints, metrics, run, settings
 
 
 def test_the_last_rows_are_looked_at_and_never_trained_on(
@@ -40,20 +41,13 @@ def test_the_last_rows_are_looked_at_and_never_trained_on(
 def test_the_held_out_loss_is_that_of_the_saved_model(make_model: MakeModel, tmp_path: Path) -> None:
     config = settings(steps=4, save_every=2, evaluate_every=2)
     other = Source.from_pairs("other", PAIRS[:9])
-    train(
-        config,
-        make_model(dropout=0.1),
-        [Source.from_pairs("tiny", PAIRS)],
-        [1.0],
-        tmp_path,
-        validation=[other],
-    )
+    mixture = Mixture([Source.from_pairs("tiny", PAIRS)], validation=[other])
+    train_contrastive(config, make_model(dropout=0.1), mixture, tmp_path)
     for step in (2, 4):
         model = Embedder.from_pretrained(tmp_path / "checkpoints" / f"step-{step:06d}", device="cpu")
-        batch = prepare(PAIRS[:9], Manner("query", "document", "info_nce"), model.tokenizer, config)
-        held_out = HeldOut(config)
-        held_out.names, held_out.batches = ["other"], [batch]
-        expected = held_out.losses(model, model, Objective(LossConfig(), model), ALONE)
+        task = ContrastiveTask(config, model, mixture, ALONE)
+        batch = prepare(PAIRS[:9], SourceFormat("query", "document", "info_nce"), model.tokenizer, config)
+        expected = {"other": task.loss(batch)}
         line = metrics(tmp_path)[step - 1]
         assert line["held_out"] == pytest.approx(expected, rel=1e-5)
         assert line["held_out_loss"] == pytest.approx(expected["other"], rel=1e-5)
@@ -74,20 +68,34 @@ def test_the_best_model_is_kept(make_model: MakeModel, tmp_path: Path) -> None:
 def test_looking_changes_nothing(make_model: MakeModel, tmp_path: Path) -> None:
     for every in (1, 99):
         other = Source.from_pairs("other", PAIRS[:9])
-        model = make_model(dropout=0.2)
-        sources = [Source.from_pairs("tiny", PAIRS)]
+        mixture = Mixture([Source.from_pairs("tiny", PAIRS)], validation=[other])
         config = settings(steps=3, evaluate_every=every)
-        train(config, model, sources, [1.0], tmp_path / str(every), validation=[other])
+        train_contrastive(config, make_model(dropout=0.2), mixture, tmp_path / str(every))
     assert_same_weights(tmp_path / "1" / "model", tmp_path / "99" / "model")
     assert checkpoints(tmp_path / "1") == ["best", "step-000002", "step-000003"]
 
 
 def test_large_sources_are_looked_at_evenly(make_model: MakeModel) -> None:
     pairs = [PAIRS[i % len(PAIRS)] for i in range(1000)]
-    held_out, model = HeldOut(settings()), make_model()
-    held_out.add(Source.from_pairs("many", pairs), range(500, 1000), Manner(None, None, "info_nce"), model)
-    held_out.add(Source.from_pairs("none", pairs), range(1000, 1000), Manner(None, None, "info_nce"), model)
+    task = ContrastiveTask(
+        settings(held_out=0.5), make_model(), Mixture([Source.from_pairs("many", pairs)]), ALONE
+    )
+    held_out = HeldOutLoss(task, chooses=True)
     assert held_out.names == ["many"]
     assert len(held_out.batches[0].pairs) == 256
     assert (held_out.batches[0].pairs[0], held_out.batches[0].pairs[-1]) == (pairs[500], pairs[999])
-    assert [held_out.improves(loss) for loss in (3.0, 3.0, 2.0, 4.0)] == [True, False, True, False]
+
+
+def test_the_lowest_loss_is_the_best_where_it_decides(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = ContrastiveTask(settings(), make_model(), Mixture([Source.from_pairs("tiny", PAIRS)]), ALONE)
+    moment = Moment(1, 0.0, False, Terms(0.0, 8))
+    for chooses in (True, False):
+        held_out, found = HeldOutLoss(task, chooses), []
+        for loss in (3.0, 3.0, 2.0, 4.0):
+            monkeypatch.setattr(held_out, "losses", lambda loss=loss: {"a": loss - 1, "b": loss + 1})
+            found.append(held_out.look(moment).best)
+        assert found == (
+            [("held_out_loss", 3.0), None, ("held_out_loss", 2.0), None] if chooses else [None] * 4
+        )
