@@ -24,6 +24,7 @@ from moembed.cli import main
 from moembed.embedder import Embedder
 from moembed.folder.parts import Parts
 from moembed.model.encoder import Encoder, EncoderConfig
+from moembed.model.pooling import Pooling
 from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
@@ -98,7 +99,7 @@ def make_model(backend: Backend) -> MakeModel:
         randomise(encoder, seed)
         copy = Backend.from_str(backend.to_str())
         tokenizer = Tokenizer(copy, config.max_length, PROMPTS if prompts is None else prompts)
-        return Embedder(Parts(config, encoder.state_dict(), tokenizer, pooling)).eval()
+        return Embedder(Parts(config, encoder.state_dict(), tokenizer, Pooling(pooling))).eval()
 
     return make
 

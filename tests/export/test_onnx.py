@@ -26,7 +26,8 @@ from moembed.export.onnx.encoder import build
 from moembed.export.onnx.export import export_onnx, run_rows
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.model.pooling import POOLING
+from moembed.model.head import ACTIVATIONS, Dense, HeadConfig, Normalize
+from moembed.model.pooling import POOLING, Pooling
 from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
@@ -156,6 +157,21 @@ def test_a_text_without_tokens_spoils_nothing(make_model: MakeModel, pooling: st
     (found,) = session(build(model.parts())).run(["sentence_embedding"], inputs)
     np.testing.assert_allclose(found[0], expected(model, [[5, 6]])[0], atol=1e-5)
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_dense_layers_behind_pooling(make_model: MakeModel, tmp_path: Path, activation: str) -> None:
+    steps = (Dense(32, 12, activation=activation), Normalize(), Dense(12, 12, False, "tanh", residual=True))
+    config = HeadConfig((*steps, Dense(12, 8, activation="identity", residual=True), Normalize()))
+    generator = torch.Generator().manual_seed(3)
+    state = {name: torch.randn(shape, generator=generator) for name, shape in config.shapes().items()}
+    parts = replace(make_model(pooling="mean_sqrt_len_tokens+max").parts(), head=config, head_state=state)
+    assert export_onnx(parts, tmp_path / "out")["max_error"] < 1e-5
+    rows = [[2, 7, 3], [2, 9, 8, 7, 6, 3]]
+    running = onnxruntime.InferenceSession(str(tmp_path / "out" / "onnx" / "model.onnx"))
+    found = vectors(running, rows)
+    assert found.shape == (2, 8)
+    assert np.abs(found - expected(Embedder(parts).eval(), rows)).max() < 1e-5
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -366,7 +382,9 @@ def test_a_full_disk_leaves_what_was_there(
 def test_a_graph_that_is_wrong_is_not_written(
     moe_model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_folder, "build", lambda parts, int8: build(replace(parts, pooling="cls"), int8))
+    monkeypatch.setattr(
+        onnx_folder, "build", lambda parts, int8: build(replace(parts, pooling=Pooling("cls")), int8)
+    )
     with pytest.raises(RuntimeError, match="nothing was written"):
         export_onnx(moe_model.parts(), tmp_path / "out")
     assert not list(tmp_path.iterdir())

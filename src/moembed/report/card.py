@@ -15,6 +15,7 @@ from moembed.compare.formatting import difference, estimate, p_value
 from moembed.compare.verdict import is_real
 from moembed.evaluation.result import EvaluatedTask, EvaluationResult
 from moembed.files import write_text
+from moembed.folder.modules import PooledHead
 from moembed.folder.read import Settings, read_config, read_settings
 from moembed.model.encoder import EncoderConfig, num_parameters
 
@@ -59,7 +60,7 @@ def card(
     parts = [
         f"---\n{yaml.safe_dump(_metadata(config, base, license), sort_keys=False)}---",
         f"# {_title(name)}",
-        _what(config),
+        _what(config, settings),
         _facts(config, settings),
         _training(base, data),
         *(_results(results) if results else ()),
@@ -96,30 +97,42 @@ def _title(name: str) -> str:
     return _last(str(path.parent)) if path.name == "model" else _last(name)  # the model of a run folder
 
 
-def _what(config: EncoderConfig) -> str:
+def _what(config: EncoderConfig, settings: Settings) -> str:
     kind = "sparse Mixture-of-Experts" if config.moe else "dense"
     return (
         f"A {kind} text embedding model, made with moembed: it turns a text into a vector of length 1 with "
-        f"{config.width} coordinates. The cosine (or dot product) of two vectors says how near the texts are "
-        "in meaning."
+        f"{_dim(config, settings)} coordinates. The cosine (or dot product) of two vectors says how near the "
+        "texts are in meaning."
     )
 
 
+def _dim(config: EncoderConfig, settings: Settings) -> int:
+    modules = settings.modules
+    return modules.head.dim(modules.pooling.dim(config.width))
+
+
+def _pooling(modules: PooledHead) -> str:
+    """Pooling and what follows it, in words."""
+    steps = [f"a dense layer ({step.activation})" for step in modules.head.dense]
+    return ", then ".join([modules.pooling.name, *steps, "L2 normalisation"])
+
+
 def _facts(config: EncoderConfig, settings: Settings) -> str:
-    rows = [("Parameters", f"{num_parameters(config):,}")]
+    head = settings.modules.head.num_parameters()
+    rows = [("Parameters", f"{num_parameters(config) + head:,}")]
     if moe := config.moe:
         shared = f", {moe.num_shared_experts} shared" if moe.num_shared_experts else ""
         rows += [
-            ("Active per token", f"{num_parameters(config, active=True):,}"),
+            ("Active per token", f"{num_parameters(config, active=True) + head:,}"),
             ("Experts", f"{moe.num_experts} in each of {len(moe.layers)} layers{shared}"),
             ("Experts per token", f"{moe.router.top_k}"),
         ]
     rows += [
         ("Layers", f"{config.num_layers}"),
-        ("Dimensions", f"{config.width}"),
+        ("Dimensions", f"{_dim(config, settings)}"),
         *([("Trained to be cut to", ", ".join(map(str, settings.dims)))] if settings.dims else []),
         ("Longest text", f"{settings.max_length} tokens"),
-        ("Pooling", f"{settings.pooling}, then L2 normalisation"),
+        ("Pooling", _pooling(settings.modules)),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
 

@@ -28,7 +28,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there."""
     config = read_config(folder)
     settings = read_settings(folder, config)
-    inside = encoder_folder(folder)
+    inside, head = encoder_folder(folder), settings.modules.head
     moe = config.moe
     return {
         "family": config.family,
@@ -44,24 +44,29 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "router": moe.router.model_dump() if moe else {},
         "expert_bias": moe.bias if moe else None,
         "shared_experts": moe.num_shared_experts if moe else 0,
-        "pooling": settings.pooling,
+        "pooling": settings.modules.pooling.name,
         "prompts": settings.prompts,
         "max_length": settings.max_length,
-        **_count(config),
+        **(
+            {"dense": [f"{d.in_dim} -> {d.out_dim} ({d.activation})" for d in head.dense]}
+            if head.dense
+            else {}
+        ),
+        **_count(config, head.num_parameters()),
         "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
         "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
     }
 
 
-def _count(config: EncoderConfig) -> dict[str, Any]:
+def _count(config: EncoderConfig, head: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
     with torch.device("meta"):
         blocks = [block for block in Encoder(config).modules() if isinstance(block, MoE)]
-    total = num_parameters(config)
+    total = num_parameters(config) + head
     routers = sum(block.router.weight_ED.numel() for block in blocks)
     return {
         "parameters": total,
-        "active_parameters": num_parameters(config, active=True),
+        "active_parameters": num_parameters(config, active=True) + head,
         "embedding_parameters": config.vocab_size * config.width,
         "expert_parameters": sum(block.routed_parameters() for block in blocks),
         "bytes_in_memory": {"float32": 4 * total, "bfloat16": 2 * total + 2 * routers},

@@ -10,6 +10,7 @@ from torch import Tensor
 from moembed.export.nomic import to_nomic
 from moembed.folder.parts import Parts
 from moembed.model.encoder import EncoderConfig
+from moembed.model.head import HeadConfig
 from moembed.types import UserError
 
 POOLING = ("mean", "cls")
@@ -31,7 +32,9 @@ def as_graph(parts: Parts, fold_expert_bias: bool) -> tuple[str, Parts]:
     config = parts.config
     rotary = "nomic-bert" if config.gated else "nomic-bert-moe"
     architecture = rotary if config.position == "rope" else "bert"
-    _require(config, parts.pooling, architecture)
+    _require(config, parts.pooling.name, architecture)
+    if parts.head != HeadConfig():
+        raise UserError("llama.cpp reads no dense layers behind pooling, and this model has some")
     state = dict(parts.state)
     for layer in config.moe.layers if config.moe else ():
         bias_D = state.pop(f"layers.{layer}.ffn.bias_D")

@@ -59,7 +59,11 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
         raise UserError("ONNX export needs onnx and onnxruntime: pip install 'moembed[onnx]'") from None
 
     parts = without_selection_bias(parts, "ONNX")
-    parts = replace(parts, state={name: tensor.cpu().float() for name, tensor in parts.state.items()})
+    fp32 = (
+        {name: tensor.cpu().float() for name, tensor in state.items()}
+        for state in (parts.state, parts.head_state)
+    )
+    parts = replace(parts, state=next(fp32), head_state=next(fp32))
     model = build(parts, int8)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE
     with replacing(out) as folder:
