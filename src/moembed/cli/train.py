@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import MODEL, AllowPickle, Json, Overrides, Overwrite, Resume, load_model
+from moembed.cli.options import MODEL, AllowPickle, Json, Overrides, Overwrite, Resume, Seed, load_model
 from moembed.console import print_json, print_table
 
 
@@ -20,7 +21,7 @@ def demo(
     twin: Annotated[
         bool, typer.Option("--twin", help="Also train the dense base on the same batches.")
     ] = False,
-    seed: int = 0,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -48,6 +49,8 @@ def train(
 
     Example: `moembed train recipes/finetune.yaml data=pairs.jsonl base=minilm out=runs/mine steps=200`
     """
+    # several processes: torch would tell each of them that no parameter was unused, which is as it should be
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from dataclasses import asdict
 
     from moembed.runs.train import load_recipe
@@ -68,7 +71,7 @@ def upcycle(
         bool,
         typer.Option("--published", help="As Nomic Embed v2 did: raw router weights, dense biases dropped."),
     ] = False,
-    seed: int = 0,
+    seed: Seed = 0,
     allow_pickle: AllowPickle = False,
     overwrite: Overwrite = False,
     json_: Json = False,
