@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Dtype, Json, SkipBadRows, load_model
+from moembed.cli.options import Dtype, Json, Seed, SkipBadRows, load_model
 from moembed.console import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def filter(
     by: Annotated[
         Literal["language", "source"] | None, typer.Option(help="Blocks that do not mix these.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
     query_column: QueryColumn = "query",
@@ -129,7 +129,7 @@ def mine(
     sample: Annotated[
         Literal["first", "random"], typer.Option(help="Which of those that qualify.")
     ] = "first",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     engine: Annotated[str, typer.Option(help="exact, or faiss:FACTORY[:PARAMETERS].")] = "exact",
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,

@@ -13,7 +13,7 @@ from moembed.console import print_json, print_table
 
 
 def demo(
-    minutes: Annotated[float, typer.Option(help="Time budget of the training.", min=0.01)] = 5.0,
+    minutes: Annotated[float, typer.Option(help="Time budget of the training.", min=0.01, max=100_000)] = 5.0,
     base: Annotated[
         str, typer.Option(help="Dense model to start from: a folder, a hub id, or minilm.")
     ] = "minilm",
@@ -64,7 +64,7 @@ def train(
 def upcycle(
     model: Annotated[str, typer.Argument(help=f"A dense model. {MODEL}")],
     out: Annotated[Path, typer.Argument(help="Folder of the new model.")],
-    experts: Annotated[int, typer.Option(min=1)] = 8,
+    experts: Annotated[int, typer.Option(min=1, max=4096, help="Experts of a layer that has them.")] = 8,
     top_k: Annotated[int, typer.Option(min=1, help="Experts per token.")] = 2,
     every: Annotated[int, typer.Option(min=1, help="Every how many layers one gets experts.")] = 2,
     published: Annotated[
@@ -82,21 +82,19 @@ def upcycle(
     """
     from dataclasses import replace
 
+    from moembed.config import validate
     from moembed.embedder import Embedder
-    from moembed.files import require_free
+    from moembed.files import require_replaceable
     from moembed.folder.bases import base_name, read_base
-    from moembed.moe.router import RouterConfig
     from moembed.report.card import write_card
     from moembed.weights.upcycle import UpcycleConfig
     from moembed.weights.upcycle import upcycle as convert
 
-    require_free(out, overwrite)
-    options = UpcycleConfig(
-        num_experts=experts,
-        every=every,
-        bias="shared" if published else "each",
-        router=RouterConfig(top_k=top_k, normalize=None if published else 1.0),
-        seed=seed,
+    require_replaceable(out, overwrite)
+    router = {"top_k": top_k, "normalize": None if published else 1.0}
+    bias = "shared" if published else "each"
+    options = validate(
+        UpcycleConfig, {"num_experts": experts, "every": every, "bias": bias, "router": router, "seed": seed}
     )
     parts = read_base(model, allow_pickle=allow_pickle)
     config, state = convert(parts.config, parts.state, options)
