@@ -17,7 +17,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows without usable texts.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random numbers.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the hardware has it.")]
 AllowPickle = Annotated[
