@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from safetensors import SafetensorError
 
@@ -71,6 +74,68 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"could not write {path} ({error})") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """``path`` is this process's alone inside the block; the lock lies beside it, so that it may be replaced.
+
+    The system gives the lock of a process that died back, so no lock outlives its owner.
+
+    Raises:
+        UserError: another process (or thread) holds it.
+    """
+    file = path.with_name(f".{path.name}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = _lock(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}, which keeps other processes out of {path} ({error})") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # elsewhere a file that is open cannot be removed: it stays, and is harmless
+            file.unlink()
+        handle.close()
+
+
+def _lock(file: Path) -> TextIO:
+    while True:
+        handle = file.open("a+", encoding="utf-8")
+        try:
+            _lock_whole(handle)
+        except (BlockingIOError, PermissionError):
+            handle.seek(0)
+            owner = handle.read().strip()
+            handle.close()
+            path = file.with_name(file.name.removeprefix(".").removesuffix(".lock"))
+            raise UserError(
+                f"{path} is in use by another process{f' ({owner})' if owner else ''}: "
+                "wait until it ends, or choose another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+            note = f"{file.parent} is on a disk without locks: run one command on a folder at a time"
+            warnings.warn(note, stacklevel=4)
+        if file.exists() and os.path.samestat(os.fstat(handle.fileno()), file.stat()):
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            return handle
+        handle.close()  # its owner removed it in between: this lock is of a file that nobody will find
+
+
+def _lock_whole(handle: TextIO) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        handle.seek(1 << 20)  # a byte that nobody writes: the number of the process stays readable
+        msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def require_free(path: Path, overwrite: bool) -> None:

@@ -40,6 +40,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def memory_bytes() -> int:
+    """Of the whole machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _cpu_info() -> dict[str, str]:
     """Facts on the first CPU; none where the system does not list them."""
     file = Path("/proc/cpuinfo")

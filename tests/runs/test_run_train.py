@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conftest import MakeModel, Run
 from moembed.embedder import Embedder
+from moembed.files import locked
 from moembed.training import gradcache
 
 
@@ -137,4 +139,45 @@ def test_what_does_not_fit_is_one_sentence(override: str, complaint: str, run: R
     code, _, err = run("train", recipe, override)
     assert code == 2
     assert complaint in err
+    assert "Traceback" not in err
+
+
+def test_a_length_asked_for_is_used_and_kept_and_a_default_is_lowered(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base has 32 positions and says that it cuts texts at 20 tokens."""
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    (tmp_path / "dense" / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    lengths = {}
+    for asked in ([], ["document_length=30"], ["document_length=10"]):
+        code, _, err = run("train", recipe, "steps=1", "--overwrite", *asked)
+        assert code == 0, err
+        saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+        model = Embedder.from_pretrained(tmp_path / "run", device="cpu")
+        limit = model.tokenizer.max_length
+        lengths["".join(asked)] = saved["query_length"], saved["document_length"], limit, "from now" in err
+        assert ("document_length is 20, not 256: the model cuts texts there" in err) == (not asked)
+        assert f"query_length is {limit}, not 64" in err
+    assert lengths == {
+        "": (20, 20, 20, False),
+        "document_length=30": (30, 30, 30, True),
+        "document_length=10": (20, 10, 20, False),
+    }
+    code, _, err = run("train", recipe, "query_length=33", "--overwrite")
+    assert code == 2
+    assert "query_length is 33, but the model has 32 positions" in err
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_two_processes_do_not_train_into_one_folder(run: Run, recipe: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        code, _, err = run("train", recipe, "--overwrite")
+    assert code == 2
+    assert f"{tmp_path / 'run'} is in use by another process" in err
+
+
+def test_more_experts_than_the_machine_can_hold_are_one_sentence(run: Run, recipe: Path) -> None:
+    code, _, err = run("train", recipe, "upcycle.num_experts=100000000000")
+    assert code == 2
+    assert "this machine has" in err
     assert "Traceback" not in err

@@ -17,14 +17,16 @@ import pytest
 import torch
 import yaml
 from safetensors import SafetensorError
-from training_runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
+from training_runs import PAIRS, assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
 
 from conftest import NewModel
+from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.folder import write as folder_module
 from moembed.folder.read import read_folder
 from moembed.training import checkpoint
-from moembed.types import UserError
+from moembed.training.loop import train
+from moembed.types import Pair, UserError
 from moembed.weights.selection_bias import add_selection_bias
 
 SCRIPT = """
@@ -310,3 +312,39 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     assert checkpoints(tmp_path / "cut") == ["step-000004", "step-000006", "step-000006.damaged"]
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     assert_same_weights(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
+
+
+# ---- other data ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pairs", "now"),
+    [
+        ([Pair("another question", "another answer"), *PAIRS[1:]], "28 rows"),
+        ([*PAIRS, Pair("a new question", "a new answer")], "29 rows"),
+        ([*PAIRS[1:], PAIRS[0]], "28 rows"),
+    ],
+)
+def test_other_data_is_refused(pairs: list[Pair], now: str, new_model: NewModel, tmp_path: Path) -> None:
+    run(settings(), new_model(), tmp_path)
+    lines = metrics(tmp_path)
+    sources = [Source.from_pairs("tiny", pairs)]
+    complaint = rf"the data changed since step 6: tiny had 28 rows of .* and now has {now} of .*; put"
+    with pytest.raises(UserError, match=complaint):
+        train(settings(), new_model(), sources, [1.0], tmp_path, resume=True)
+    assert metrics(tmp_path) == lines
+
+
+def test_a_checkpoint_that_does_not_say_its_data_goes_on_with_a_note(
+    new_model: NewModel, tmp_path: Path
+) -> None:
+    run(settings(), new_model(), tmp_path)
+    saved = tmp_path / "checkpoints" / "step-000006" / "train"
+    state = json.loads((saved / "state.json").read_text())
+    assert state.pop("data")
+    (saved / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["train/state.json"] = checkpoint._digest(saved / "state.json")
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.warns(UserWarning, match="does not say what data it was trained on"):
+        assert run(settings(), new_model(), tmp_path, resume=True).steps == 6

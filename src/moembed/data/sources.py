@@ -21,6 +21,7 @@ from pydantic import Field
 from moembed.config import Strict
 from moembed.data.cache import Cache
 from moembed.data.files import File, is_pattern
+from moembed.data.fingerprint import fingerprint
 from moembed.data.layouts import HF, Shard, plain_rows, shards
 from moembed.data.readers import BLOCK, Numbered, Row, text_problem
 from moembed.types import Pair, UserError
@@ -158,6 +159,10 @@ class Source:
         counts = pc.value_counts(self._table[label]).to_pylist()
         counts.sort(key=lambda entry: (-entry["counts"], entry["values"] or ""))
         return {entry["values"]: entry["counts"] for entry in counts}
+
+    def fingerprint(self) -> str:
+        """What the pairs are, without their labels: equal texts, equal fingerprints."""
+        return fingerprint(self._table.drop_columns(["language", "group"]))
 
     def describe(self) -> str:
         """``squad: 87,395 pairs, 3 bad rows skipped``."""

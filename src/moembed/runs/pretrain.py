@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from moembed.config import Strict, config_hash, dump, load
 from moembed.console import progress_bar, say
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
-from moembed.files import replacing, require_free
+from moembed.files import locked, replacing, require_free
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
@@ -82,7 +83,7 @@ def run_pretraining(recipe: PretrainRecipe, resume: bool = False, overwrite: boo
     Raises:
         UserError: anything wrong with the base or the texts, or a run folder that already exists.
     """
-    with joined() as world:
+    with joined() as world, locked(Path(recipe.out)) if world.first else nullcontext():
         return _run(recipe, resume, overwrite, world)
 
 

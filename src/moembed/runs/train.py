@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from moembed.data.docstrings import collect
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
-from moembed.files import require_free
+from moembed.files import locked, require_free
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.machine import choose_precision
@@ -25,7 +26,7 @@ from moembed.training.distributed import World, joined
 from moembed.training.evaluation import load_tasks
 from moembed.training.held_out import learnt
 from moembed.training.loop import Trained, train
-from moembed.training.settings import SourceOptions, TrainConfig
+from moembed.training.settings import SourceOptions, TrainConfig, fit_lengths
 from moembed.types import Pair, UserError
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
@@ -93,7 +94,7 @@ def run_recipe(recipe: Recipe, resume: bool = False, overwrite: bool = False) ->
     Raises:
         UserError: anything wrong with the base or the data, or a run folder that already exists.
     """
-    with joined() as world:
+    with joined() as world, locked(Path(recipe.out)) if world.first else nullcontext():
         return _run(recipe, resume, overwrite, world)
 
 
@@ -114,6 +115,10 @@ def _run(recipe: Recipe, resume: bool, overwrite: bool, world: World) -> dict[st
         tell(source.describe())
     tasks = load_tasks(recipe.evaluate)
     model = build(read_base(recipe.base, recipe.revision, recipe.allow_pickle), recipe)
+    positions, limit = model.encoder.config.max_length, model.tokenizer.max_length
+    recipe, model.tokenizer.max_length, notes = fit_lengths(recipe, positions, limit)
+    for note in notes:
+        tell(note)
     if world.first and not resume:
         require_free(run, overwrite)
         run.mkdir(parents=True, exist_ok=True)

@@ -20,13 +20,14 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
 import yaml
+from torch import nn
 
 from moembed.config import Strict, dump
 from moembed.embedder import Embedder
@@ -43,12 +44,16 @@ RandomState = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a run stands; the data position follows from ``step`` alone."""
+    """Where a run stands; the data position follows from ``step`` alone.
+
+    ``data`` says of every source by name what it held, so that another one is not taken for it.
+    """
 
     step: int
     seconds: float
     pairs: int
     truncated: int
+    data: dict[str, str] = field(default_factory=dict)
 
 
 class Stateful(Protocol):
@@ -103,6 +108,27 @@ def save_best(run: Path, model: Embedder, step: int, measure: str, value: float)
         (fresh / "best.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
+def require_finite(run: Path, step: int, *modules: nn.Module) -> None:
+    """Refuse to keep weights that an update has broken: the loss would say so at the next step, if at all.
+
+    Raises:
+        UserError: a parameter that is not finite, by name.
+    """
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise UserError(
+                    f"the weights are no longer finite after step {step} ({name}), so they were not saved; "
+                    f"{last_good(run)}; try a lower optim.learning_rate or precision=float32"
+                )
+
+
+def last_good(run: Path) -> str:
+    """What a complaint says about where to go on."""
+    kept = latest(run)
+    return f"the last good checkpoint is {kept}" if kept else "no checkpoint had been written yet"
+
+
 def latest(run: Path) -> Path | None:
     found = _all(run)
     return found[-1] if found else None
@@ -110,17 +136,22 @@ def latest(run: Path) -> Path | None:
 
 def restore(
     run: Path, model: Embedder, optimiser: torch.optim.Optimizer, recipe: Strict,
-    extras: Mapping[str, Stateful] | None = None, world: World = ALONE,
+    extras: Mapping[str, Stateful] | None = None, world: World = ALONE, data: Mapping[str, str] | None = None,
 ) -> State:  # fmt: skip
     """Load the newest sound checkpoint of ``run`` into all it is given and set the random state.
 
+    Args:
+        data: what every source holds now, to compare with what it held.
+
     Raises:
-        UserError: there is none, all are damaged, or it was made with another recipe.
+        UserError: there is none, all are damaged, or it was made with another recipe or on other data.
     """
     folder = world.agree(_newest_sound(run) if world.first else None)
     assert folder is not None
     _same_recipe(folder, yaml.safe_load((folder / "train" / "recipe.yaml").read_text("utf-8")), recipe)
     state = State(**json.loads((folder / "train" / "state.json").read_text(encoding="utf-8")))
+    if world.first:
+        _same_data(folder, state, data or {})
     try:
         saved = torch.load(folder / "train" / "optimiser.pt", weights_only=True, map_location=model.device)
     except (RuntimeError, EOFError, UnpicklingError) as error:
@@ -210,6 +241,31 @@ def _same_recipe(folder: Path, made_with: dict[str, Any], recipe: Strict) -> Non
             f"{folder} was made with another recipe; resume with that one, or train into another folder:\n"
             f"{shown}"
         )
+
+
+def _same_data(folder: Path, state: State, data: Mapping[str, str]) -> None:
+    if not state.data:
+        if data:
+            warnings.warn(
+                f"{folder} does not say what data it was trained on (an older version wrote it): that the "
+                "data is the same was not checked",
+                stacklevel=3,
+            )
+        return
+    changes = [
+        f"{name} had {_rows(state.data, name)} and now has {_rows(data, name)}"
+        for name in sorted({*state.data, *data})
+        if state.data.get(name) != data.get(name)
+    ]
+    if changes:
+        raise UserError(
+            f"the data changed since step {state.step}: {'; '.join(changes)}; "
+            "put the data back as it was, or train into another folder"
+        )
+
+
+def _rows(data: Mapping[str, str], name: str) -> str:
+    return data[name].replace(", ", " of content ") if name in data else "none"
 
 
 def _lines(value: Any, key: str = "") -> list[str]:

@@ -25,6 +25,8 @@ from moembed.data.text import Text
 from moembed.files import read_json, replacing
 from moembed.types import UserError
 
+_PART = 1 << 20  # tokens
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -59,6 +61,14 @@ class Language:
 
     def __len__(self) -> int:
         return -(-len(self._tokens) // self.room) if self.packed else len(self._ends)
+
+    def fingerprint(self) -> str:
+        """The number of texts and a hash of their tokens, of 16 evenly spaced parts where there are many."""
+        digest = hashlib.blake2b(self._ends[-1:].tobytes(), digest_size=8)
+        starts = np.linspace(0, max(0, len(self._tokens) - _PART), 16).astype(np.int64)
+        for start in np.unique(starts):
+            digest.update(self._tokens[start : start + _PART].tobytes())
+        return f"{len(self._ends):,} rows, {digest.hexdigest()}"
 
     def sequence(self, number: int) -> np.ndarray:
         """Token ids, special tokens included, int64."""

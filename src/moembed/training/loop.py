@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from moembed.config import Strict
+from moembed.console import say
 from moembed.data.sampler import Sampler
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
@@ -38,6 +39,8 @@ from moembed.training.routing import Balance, Starving, Watch
 from moembed.training.settings import SourceOptions, TrainConfig
 from moembed.training.step import Feed, Manner, Objective
 from moembed.types import Batch, Encoded, Pair, UserError
+
+NAMED = 3  # sources whose leftovers are said one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,9 @@ def train(
     }  # fmt: skip
     if evaluation:
         extras["evaluation"] = evaluation
+    data = contents(sources, validation) if world.first else {}
     if resume:
-        state = checkpoint.restore(run, model, optimiser, record or config, extras, world)
+        state = checkpoint.restore(run, model, optimiser, record or config, extras, world, data)
         step, before, seen, truncated = state.step, state.seconds, state.pairs, state.truncated
     elif found := checkpoint.latest(run):
         raise UserError(f"{found} is there already; resume that run, or train into another folder")
@@ -113,15 +117,20 @@ def train(
     seconds = before
 
     def save() -> None:
+        checkpoint.require_finite(run, step, model, objective)
         random = world.collect(checkpoint.random_state())
         if world.first:
-            state, keep = checkpoint.State(step, seconds, seen, truncated), config.keep_checkpoints
+            state, keep = checkpoint.State(step, seconds, seen, truncated, data), config.keep_checkpoints
             checkpoint.save(run, model, optimiser, state, record or config, keep, extras, random)
 
     def keep_best(measure: str, value: float) -> None:
+        checkpoint.require_finite(run, step, model, objective)
         if world.first:
             checkpoint.save_best(run, model, step, measure, value)
 
+    if world.first:
+        for sentence in leftovers(sizes, names, config.batch_size):
+            say(sentence)
     feed = Feed(sampler, sources, manners, model.tokenizer, config, world)
     with (
         interruptible(patient=world.size > 1) as interrupt,
@@ -198,6 +207,32 @@ def _embed(chunk: Batch, model: Embedder, precision: torch.dtype, depths: Sequen
         return model(chunk.to(model.device), depths)
 
 
+def contents(sources: Sequence[Source], validation: Sequence[Source] = ()) -> dict[str, str]:
+    """What every source holds, for a resumed run to compare with."""
+    found: dict[str, str] = {}
+    for where, some in (("", sources), ("validation ", validation)):
+        for source in some:
+            name, number = f"{where}{source.name}", 2
+            while name in found:  # two sources may be called the same
+                name, number = f"{where}{source.name} ({number})", number + 1
+            found[name] = source.fingerprint()
+    return found
+
+
+def leftovers(sizes: Sequence[int], names: Sequence[str], batch_size: int) -> list[str]:
+    """What every epoch leaves out of each source, because batches are full."""
+    tails = [(size % batch_size, size, name) for size, name in zip(sizes, names, strict=True)]
+    tails = sorted((tail for tail in tails if tail[0]), reverse=True)
+    said = [
+        f"{tail:,} of the {size:,} pairs of {name} are left over in every epoch, other ones each time: every "
+        f"batch has {batch_size} pairs of one source"
+        for tail, size, name in tails[:NAMED]
+    ]
+    if rest := tails[NAMED:]:
+        said.append(f"so are {sum(tail for tail, *_ in rest):,} pairs of {len(rest)} other sources")
+    return said
+
+
 def _last_step(config: TrainConfig, sampler: Sampler) -> int | None:
     if config.epochs is not None:
         return max(1, round(config.epochs * sampler.total_steps))
@@ -211,9 +246,7 @@ def _refuse_non_finite(
         return
     file = run / "offending-batch.jsonl"
     file.write_text("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs), "utf-8")
-    kept = checkpoint.latest(run)
     raise UserError(
         f"the loss or its gradient is not finite at step {step + 1}; the batch is in {file}, "
-        + (f"the last good checkpoint is {kept}" if kept else "no checkpoint had been written yet")
-        + "; try a lower optim.learning_rate or precision=float32"
+        f"{checkpoint.last_good(run)}; try a lower optim.learning_rate or precision=float32"
     )

@@ -72,7 +72,7 @@ class PretrainConfig(ObjectiveConfig):
     activation_checkpointing: bool = False  # less memory per token for a third more computing
     save_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +141,19 @@ def pretrain(
     torch.manual_seed(config.seed + world.rank)
     extras = {"heads": heads}
     step, before, seen = 0, 0.0, 0
+    data = {part.language.name: part.language.fingerprint() for part in parts} if world.first else {}
     if resume:
-        state = checkpoint.restore(run, model, optimiser, record or config, extras, world)
+        state = checkpoint.restore(run, model, optimiser, record or config, extras, world, data)
         step, before, seen = state.step, state.seconds, state.pairs
     elif found := checkpoint.latest(run):
         raise UserError(f"{found} is there already; resume that run, or train into another folder")
     started, seconds = time.monotonic(), before
 
     def save() -> None:
+        checkpoint.require_finite(run, step, both)
         random = world.collect(checkpoint.random_state())
         if world.first:
-            state, keep = checkpoint.State(step, seconds, seen, 0), config.keep_checkpoints
+            state, keep = checkpoint.State(step, seconds, seen, 0, data), config.keep_checkpoints
             checkpoint.save(run, model, optimiser, state, record or config, keep, extras, random)
 
     def look() -> dict[str, dict[str, float]]:
@@ -226,9 +228,7 @@ def _refuse_non_finite(
     texts = model.tokenizer.backend.decode_batch([row.tolist() for row in batch.values()])
     lines = (json.dumps({"text": text, "language": language}, ensure_ascii=False) for text in texts)
     file.write_text("".join(line + "\n" for line in lines), "utf-8")
-    kept = checkpoint.latest(run)
     raise UserError(
         f"the loss or its gradient is not finite at step {step + 1}; the batch is in {file}, "
-        + (f"the last good checkpoint is {kept}" if kept else "no checkpoint had been written yet")
-        + "; try a lower optim.learning_rate or precision=float32"
+        f"{checkpoint.last_good(run)}; try a lower optim.learning_rate or precision=float32"
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from moembed.config import Strict
 from moembed.evaluation.metrics import parse_metric
 from moembed.training.optim import OptimConfig
+from moembed.types import UserError
 
 Kind = Literal["info_nce", "symmetric_info_nce"]
 LARGEST_SCALE = 100.0  # 1 / temperature, where it is learned: as in CLIP (Radford et al., arXiv 2103.00020)
@@ -123,10 +124,44 @@ class TrainConfig(Strict):
     diagnose_every: int = Field(default=10, ge=1)  # steps between two looks at the routing by role
     save_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _one_end(self) -> TrainConfig:
         if sum(end is not None for end in (self.steps, self.epochs, self.minutes)) != 1:
             raise ValueError("give exactly one of steps, epochs and minutes")
         return self
+
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+def fit_lengths(config: Config, positions: int, max_length: int) -> tuple[Config, int, list[str]]:
+    """Bring ``query_length`` and ``document_length`` together with what the model reads.
+
+    A length that was asked for is used, up to the positions there are. A default is lowered to what the model
+    reads.
+
+    Args:
+        positions: the longest text the weights have positions for, in tokens.
+        max_length: where the model cuts a text so far.
+
+    Returns:
+        The config as it will run, where the model cuts a text from now on, and sentences about what changed.
+
+    Raises:
+        UserError: a length that was asked for is more than there are positions.
+    """
+    keys = ("query_length", "document_length")
+    asked = {key: getattr(config, key) for key in keys if key in config.model_fields_set}
+    for key, length in asked.items():
+        if length > positions:
+            raise UserError(f"{key} is {length}, but the model has {positions} positions; lower {key}")
+    longest = max([max_length, *asked.values()])
+    notes = []
+    if longest > max_length:
+        notes.append(f"the model cut texts at {max_length} tokens; from now on it reads {longest}")
+    lowered = {key: longest for key in keys if getattr(config, key) > longest}
+    for key in lowered:
+        notes.append(f"{key} is {longest}, not {getattr(config, key)}: the model cuts texts there")
+    return config.model_copy(update=lowered), longest, notes

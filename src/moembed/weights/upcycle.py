@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from moembed.config import Strict, validate
-from moembed.model.encoder import EncoderConfig
+from moembed.machine import memory_bytes
+from moembed.model.encoder import EncoderConfig, num_parameters
 from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
@@ -30,7 +31,7 @@ class UpcycleConfig(Strict):
     num_shared_experts: int = Field(default=0, ge=0)
     router: RouterConfig = RouterConfig()
     router_std: float = Field(default=0.02, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @classmethod
     def published(cls) -> UpcycleConfig:
@@ -61,6 +62,14 @@ def upcycle(
         "router": options.router,
     }
     moe = validate(MoEConfig, values, where="upcycle")
+    made = config.model_copy(update={"moe": moe, "family": "moembed"})
+    parameters = num_parameters(made)
+    if parameters * 4 > memory_bytes():
+        raise UserError(
+            f"{moe.num_experts:,} experts make {parameters:,} parameters, which need "
+            f"{parameters * 4 / 2**30:,.0f} GiB; this machine has {memory_bytes() / 2**30:,.0f} GiB: "
+            "lower num_experts, or raise every"
+        )
     generator = torch.Generator().manual_seed(options.seed)
     result = dict(state)
     for layer in layers:
@@ -85,4 +94,4 @@ def upcycle(
             result[f"{prefix}.bias_D"] = torch.zeros(config.width)
         router_ED = torch.empty(moe.num_experts, config.width)
         result[f"{prefix}.router.weight_ED"] = router_ED.normal_(0, options.router_std, generator=generator)
-    return config.model_copy(update={"moe": moe, "family": "moembed"}), result
+    return made, result
