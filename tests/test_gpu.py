@@ -16,9 +16,9 @@ import torch
 from conftest import MakeModel
 from experts import assert_one_value, convert, make_moe, results, send_to_one, tokens
 from moembed.embedder import Embedder
+from moembed.families.flat import FlatMoE
 from moembed.model.attention import padded, varlen
 from moembed.moe import backends as choose
-from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.training import gradcache
 from moembed.training.loop import _embed
@@ -80,7 +80,7 @@ def step(model: Embedder, pairs: list[Pair], config: TrainConfig, precision: tor
     batch = prepare(pairs, Manner("query", "document", "info_nce"), model.tokenizer, config)
     assert len(batch.chunks.batches) > 1
     return gradcache.backward(
-        partial(_embed, model=model, precision=precision, depths=[model.encoder.config.num_layers]),
+        partial(_embed, model=model, precision=precision, depths=[model.encoder.spec.num_layers]),
         batch.chunks,
         partial(Objective(config.loss, model), batch=batch),
         Balance(config.loss, model).loss,
@@ -198,10 +198,10 @@ def test_experts_forward_and_backward(road: str, kind: str, gated: bool) -> None
 @without_waiting
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken", "weightedmean"])
 def test_the_whole_model(road: str, pooling: str, make_model: MakeModel, texts: list[str]) -> None:
-    model = make_model(pooling=pooling, moe=MoEConfig(layers=(1,), num_experts=4), position="rope")
+    model = make_model(pooling=pooling, moe=FlatMoE(layers=(1,), num_experts=4), position="rope")
     for name, parameter in model.named_parameters():
         parameter.data = parameter.to(DEVICE, torch.float32 if ".router." in name else torch.bfloat16)
-    model.encoder.moe_road = road
+    model.encoder.moe_backend = road
     batch = model.tokenizer.batch(texts).to(DEVICE)
     model(batch)
     with no_waiting():

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moembed.families.own import encoder_json
+from moembed.families.registry import family_to_write
 from moembed.folder.hub import locate
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
@@ -49,7 +51,7 @@ class Embedder(nn.Module):
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         with torch.device("meta"):
-            self.encoder = Encoder(parts.config)
+            self.encoder = Encoder(parts.spec)
         self.encoder.load_state_dict(parts.state, assign=True)
         self.encoder.requires_grad_(True)
         self.tokenizer = parts.tokenizer
@@ -84,7 +86,7 @@ class Embedder(nn.Module):
         if dtype == "int8":
             model.digest = model._digest()  # of what it was before rounding
             serving.pack(model.encoder, int8=True)
-        packed = {id(parameter) for parameter, _ in model.encoder.held}
+        packed = {id(parameter) for parameter, _ in getattr(model.encoder, "held", [])}
         for name, parameter in model.named_parameters():
             if id(parameter) not in packed:
                 kept = torch.float32 if ".router." in name else DTYPES.get(dtype, torch.float32)
@@ -100,11 +102,11 @@ class Embedder(nn.Module):
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
         state = dict(serving.values(self.encoder))
         settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims)
-        return Parts(self.encoder.config, state, *settings)
+        return Parts(self.encoder.spec, state, *settings)
 
     @property
     def dim(self) -> int:
-        return self.encoder.config.width
+        return self.encoder.spec.width
 
     @property
     def device(self) -> str:
@@ -112,7 +114,7 @@ class Embedder(nn.Module):
 
     def num_parameters(self, active: bool = False) -> int:
         """All parameters, or those one token can touch (the whole vocabulary table counted)."""
-        return num_parameters(self.encoder.config, active)
+        return num_parameters(self.encoder.spec, active)
 
     # ---- tensors: training and everything below ----------------------------------------------------------
 
@@ -228,10 +230,11 @@ class Embedder(nn.Module):
         one model's queries may be searched against its own documents, whatever their prompts.
         """
         self._check_dim(dim)
+        spec = self.encoder.spec
         codec = "int8 weights" if self.digest else "float32"
         facts = [
             self.digest or self._digest(),
-            self.encoder.config.model_dump_json(),
+            encoder_json(spec, family_to_write(spec, self.source).name),
             self.pooling,
             self.tokenizer.prompt(prompt_name),
             dim or self.dim,

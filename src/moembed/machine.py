@@ -118,8 +118,3 @@ def supported_backend(setting: str, name: str, unsupported_reason: str | None, i
         return name
     warnings.warn(f"{setting} {name!r} {unsupported_reason}; {instead!r} runs instead", stacklevel=2)
     return instead
-
-
-def memory_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

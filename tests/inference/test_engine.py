@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moembed.embedder import Embedder
+from moembed.families.flat import FlatMoE
 from moembed.inference import engine as serving
 from moembed.inference.packed import TILE, tiles
-from moembed.moe.layer import ROADS, MoE, MoEConfig
+from moembed.moe.layer import MoE
 from moembed.moe.router import RouterConfig, Routing
 from moembed.types import RouterStats, UserError
 
@@ -25,13 +26,13 @@ KINDS = {
     "dense": {},
     "dense, gated": {"gated": True, "activation": "silu"},
     "tanh": {"activation": "gelu_tanh"},
-    "experts": {"moe": MoEConfig(layers=(1, 3), num_experts=4)},
-    "gated experts": {"gated": True, "activation": "relu", "moe": MoEConfig(layers=(1,), num_experts=4)},
-    "shared bias": {"moe": MoEConfig(layers=(1,), num_experts=4, bias="shared")},
-    "no bias": {"moe": MoEConfig(layers=(0, 1), num_experts=4, bias="none"), "ffn_bias": False},
-    "shared expert": {"moe": MoEConfig(layers=(1,), num_experts=4, num_shared_experts=1)},
-    "raw top-1": {"moe": MoEConfig(layers=(1,), router=RouterConfig(top_k=1, normalize=None))},
-    "expert choice": {"moe": MoEConfig(layers=(1,), router=RouterConfig(kind="expert_choice"))},
+    "experts": {"moe": FlatMoE(layers=(1, 3), num_experts=4)},
+    "gated experts": {"gated": True, "activation": "relu", "moe": FlatMoE(layers=(1,), num_experts=4)},
+    "shared bias": {"moe": FlatMoE(layers=(1,), num_experts=4, bias="shared")},
+    "no bias": {"moe": FlatMoE(layers=(0, 1), num_experts=4, bias="none"), "ffn_bias": False},
+    "shared expert": {"moe": FlatMoE(layers=(1,), num_experts=4, num_shared_experts=1)},
+    "raw top-1": {"moe": FlatMoE(layers=(1,), router=RouterConfig(top_k=1, normalize=None))},
+    "expert choice": {"moe": FlatMoE(layers=(1,), router=RouterConfig(kind="expert_choice"))},
     "rope, pre-norm": {"position": "rope", "norm": "pre"},
 }
 
@@ -44,10 +45,10 @@ def model(request: pytest.FixtureRequest, make_model) -> Embedder:
 def slow(model: Embedder, texts: Sequence[str]) -> np.ndarray:
     """By definition: unpacked, padded attention, one expert after the other."""
     serving.unpack(model.encoder)
-    model.encoder.attention_road, model.encoder.moe_road = "padded", "loop"
+    model.encoder.attention_backend, model.encoder.moe_backend = "padded", "loop"
     with torch.no_grad():
         vectors = model(model.tokenizer.batch(texts)).vector_BM.float().numpy()
-    del model.encoder.attention_road, model.encoder.moe_road
+    del model.encoder.attention_backend, model.encoder.moe_backend
     return vectors
 
 

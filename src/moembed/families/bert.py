@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moembed.config import validate
-from moembed.families.flat import FlatConfig, flatten
+from moembed.families.flat import flatten, read_flat
 from moembed.families.mapping import Names, Stored, activation, activation_name, require_same
 from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
@@ -35,7 +34,7 @@ def read_config(values: dict[str, Any]) -> EncoderSpec:
         "position_offset": 0 if values["model_type"] == "bert" else values["pad_token_id"] + 1,
         "num_token_types": values.get("type_vocab_size", 2),
     }
-    return validate(FlatConfig, flat).spec()
+    return read_flat(flat)
 
 
 def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:

@@ -5,11 +5,11 @@ It is also what our own ``config.json`` has held from the start, under ``encoder
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from moembed.config import Strict
+from moembed.config import Strict, validate
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec, PositionTable
@@ -103,6 +103,20 @@ class FlatConfig(Strict):
             last_state="without_residual" if self.norm == "pre" else "full",
             dropout=self.dropout,
         )
+
+
+def read_flat(values: dict[str, Any]) -> EncoderSpec:
+    """The spec that flat keys stand for.
+
+    Raises:
+        UserError: an unknown or missing key, a wrong value, values that do not fit together.
+    """
+    flat = validate(FlatConfig, values)
+    try:
+        return flat.spec()
+    except ValidationError as error:
+        told = (str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
+        raise UserError("; ".join(told)) from None
 
 
 def flatten(spec: EncoderSpec, target: str) -> FlatConfig:

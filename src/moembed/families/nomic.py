@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from moembed.config import validate
-from moembed.families.flat import FlatConfig, FlatMoE, flatten
+from moembed.families.flat import FlatConfig, FlatMoE, flatten, read_flat
 from moembed.families.mapping import Names, Stored, activation, require_same
 from moembed.model.spec import EncoderSpec
 from moembed.moe.ffn import Activation
@@ -38,7 +37,7 @@ _FIXED = {  # what we compute; absent, null, false and 0 mean the same
 
 def read_config(values: dict[str, Any]) -> EncoderSpec:
     read = _read_published if "n_embd" in values else _read_native
-    return validate(FlatConfig, {"position": "rope"} | read(values)).spec()
+    return read_flat({"position": "rope"} | read(values))
 
 
 def _read_published(values: dict[str, Any]) -> dict[str, Any]:

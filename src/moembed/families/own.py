@@ -1,4 +1,4 @@
-"""Our own ``config.json``: the flat keys of `moembed.families.flat`, or where they cannot say it, the spec."""
+"""Our own ``config.json``: the keys of `moembed.families.flat`, or, if they cannot say it, the spec."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from moembed.config import validate
-from moembed.families.flat import FlatConfig, flatten
+from moembed.families.flat import flatten, read_flat
 from moembed.families.mapping import Names, Stored
 from moembed.model.encoder import tensor_shapes
 from moembed.model.spec import EncoderSpec
@@ -29,7 +29,7 @@ def read_encoder(encoder: dict[str, Any]) -> EncoderSpec:
         raise UserError("encoder holds no keys")
     if "layers" in encoder:
         return validate(EncoderSpec, encoder)
-    return validate(FlatConfig, {key: value for key, value in encoder.items() if key != "family"}).spec()
+    return read_flat({key: value for key, value in encoder.items() if key != "family"})
 
 
 def write_config(spec: EncoderSpec) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moembed.model.encoder import EncoderConfig
+from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 
 MODULES = ["Transformer", "Pooling", "Normalize"]
@@ -25,10 +25,13 @@ LEGACY_POOLING = {
 class Parts:
     """What a model folder holds: ``files`` of the tokenizer, bytes as they are, ``source``: config.json.
 
+    The model is written in the layout of ``source`` while that can say its spec, else in our own; a source
+    that holds no more than a ``model_type`` asks for that layout.
+
     ``dims`` are the prefixes of the vector that were trained to stand alone (Matryoshka).
     """
 
-    config: EncoderConfig
+    spec: EncoderSpec
     state: dict[str, Tensor]
     tokenizer: Tokenizer
     pooling: str

@@ -24,8 +24,8 @@ from moembed.families.registry import family_of
 from moembed.files import read_json
 from moembed.folder.parts import LEGACY_POOLING, MODULES, Parts
 from moembed.folder.tensors import read_state
-from moembed.model.encoder import EncoderConfig
 from moembed.model.pooling import POOLING
+from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 
@@ -56,16 +56,16 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         what = "has no config.json, so it is not a model folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}")
     values = read_json(path / "config.json")
-    config = read_config(path)
-    state = read_state(path, config, family_of(values), allow_pickle)
-    settings = read_settings(path, config)
+    spec = read_config(path)
+    state = read_state(path, spec, family_of(values), allow_pickle)
+    settings = read_settings(path, spec)
     tokenizer = Tokenizer(
-        _read_tokenizer(path, config), settings.max_length, settings.prompts, settings.default_prompt
+        _read_tokenizer(path, spec), settings.max_length, settings.prompts, settings.default_prompt
     )
-    return Parts(config, state, tokenizer, settings.pooling, _tokenizer_files(path), values, settings.dims)
+    return Parts(spec, state, tokenizer, settings.pooling, _tokenizer_files(path), values, settings.dims)
 
 
-def read_config(path: Path) -> EncoderConfig:
+def read_config(path: Path) -> EncoderSpec:
     """The architecture alone, from ``config.json``."""
     values = read_json(path / "config.json")
     try:
@@ -76,7 +76,7 @@ def read_config(path: Path) -> EncoderConfig:
         raise UserError(f"{path / 'config.json'}: {' '.join(str(error).split())}") from None
 
 
-def _read_tokenizer(path: Path, config: EncoderConfig) -> Backend:
+def _read_tokenizer(path: Path, spec: EncoderSpec) -> Backend:
     file = path / "tokenizer.json"
     if file.is_file():
         try:
@@ -86,23 +86,23 @@ def _read_tokenizer(path: Path, config: EncoderConfig) -> Backend:
     else:
         backend = _slow_tokenizer(path)
     largest = max(backend.get_vocab().values(), default=-1)
-    if largest >= config.vocab_size:
+    if largest >= spec.vocab_size:
         raise UserError(
-            f"{path}: the tokenizer's ids go up to {largest}, the model has {config.vocab_size} rows"
+            f"{path}: the tokenizer's ids go up to {largest}, the model has {spec.vocab_size} rows"
         )
     return backend
 
 
-def read_settings(path: Path, config: EncoderConfig) -> Settings:
+def read_settings(path: Path, spec: EncoderSpec) -> Settings:
     """What the small files of a folder say about texts: length limit, prompts, pooling."""
     transformer = _optional(path / "sentence_bert_config.json")
     if transformer.get("do_lower_case"):
         raise UserError(f"{path}: do_lower_case in sentence_bert_config.json is not supported")
     tokenizer = _optional(path / "tokenizer_config.json")
-    limit = int(transformer.get("max_seq_length") or tokenizer.get("model_max_length") or config.max_length)
+    limit = int(transformer.get("max_seq_length") or tokenizer.get("model_max_length") or spec.max_length)
     prompts = _optional(path / "config_sentence_transformers.json")
     return Settings(
-        max_length=min(limit, config.max_length),
+        max_length=min(limit, spec.max_length),
         prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text},
         default_prompt=prompts.get("default_prompt_name"),
         pooling=_read_pooling(path),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from moembed.families.own import encoder_json, read_encoder
+from moembed.model.spec import EncoderSpec
+
 
 class MoembedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """``encoder`` holds the keys of `moembed.model.encoder.EncoderConfig`.
+    """``encoder`` holds what `moembed.families.own` reads: flat keys, or those of an ``EncoderSpec``.
 
     ``router_balance`` and ``router_z`` are the coefficients of the router losses that a trainer which knows
     only vectors cannot add itself; see `moembed.interop.model.MoembedModel`. 0 leaves them out.
@@ -30,26 +34,35 @@ class MoembedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.router_balance, self.router_z = router_balance, router_z
         super().__init__(**rest)
 
+    def _spec(self) -> EncoderSpec | None:
+        """None where transformers asks a config without values."""
+        return read_encoder(self.encoder) if self.encoder else None
+
     @property
     def hidden_size(self) -> int | None:
-        return self.encoder.get("width")
+        spec = self._spec()
+        return spec.width if spec else None
 
     @property
     def num_hidden_layers(self) -> int | None:
-        return self.encoder.get("num_layers")
+        spec = self._spec()
+        return spec.num_layers if spec else None
 
     @property
     def num_attention_heads(self) -> int | None:
-        return self.encoder.get("num_heads")
+        spec = self._spec()
+        return spec.layers[0].attention.num_heads if spec else None
 
     @property
     def intermediate_size(self) -> int | None:
-        return self.encoder.get("ffn_width")
+        spec = self._spec()
+        return spec.layers[0].ffn.width if spec else None
 
     @property
     def vocab_size(self) -> int | None:
-        return self.encoder.get("vocab_size")
+        spec = self._spec()
+        return spec.vocab_size if spec else None
 
     @vocab_size.setter
     def vocab_size(self, rows: int) -> None:
-        self.encoder["vocab_size"] = rows
+        self.encoder = json.loads(encoder_json(read_encoder(self.encoder).with_vocabulary(rows)))

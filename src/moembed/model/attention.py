@@ -135,7 +135,8 @@ def packed(states: States, length_B: Sequence[int], mask: Mask, dropout: float) 
 
 def varlen(states: States, length_B: Sequence[int], mask: Mask, dropout: float) -> Tensor:
     """One call of FlashAttention (Dao, arXiv 2307.08691), which reads where each text starts."""
-    assert dropout == 0 and mask == Mask()
+    assert dropout == 0
+    assert mask == Mask()
     start_B = on_device(offsets(length_B), states[0].device, torch.int32)
     longest = max(length_B)
     return _varlen_attn()(*states, start_B, start_B, longest, longest)

@@ -1,7 +1,7 @@
 """One layer of the encoder: attention and feed-forward, each with its norm and its residual.
 
-    post-norm:  h = norm1(x + attention(x));  y = norm2(h + ffn(h))
-    pre-norm:   h = x + attention(norm1(x));  y = h + ffn(norm2(h))
+post-norm:  h = norm1(x + attention(x));  y = norm2(h + ffn(h))
+pre-norm:   h = x + attention(norm1(x));  y = h + ffn(norm2(h))
 """
 
 from __future__ import annotations

@@ -11,7 +11,10 @@ from moembed.config import Strict
 
 
 class NormSpec(Strict):
-    """``layer``: ``(x - mean) / sqrt(var + eps) * weight + bias``; ``rms``: ``x / sqrt(mean(x²) + eps) * weight``."""
+    """``layer``: ``(x - mean) / sqrt(var + eps) * weight + bias``.
+
+    ``rms``: ``x / sqrt(mean(x²) + eps) * weight``.
+    """
 
     kind: Literal["layer", "rms"] = "layer"
     eps: float = Field(default=1e-12, ge=0)

@@ -95,7 +95,7 @@ def _run(recipe: PretrainRecipe, resume: bool, overwrite: bool, world: World) ->
     folder = locate_base(recipe.base)
     parts = build(read_folder(folder), recipe)
     words = parts.tokenizer.backend.get_vocab_size()
-    heads = Heads(parts.config, words, OBJECTIVES[recipe.objective].decoder, recipe.seed)
+    heads = Heads(parts.spec, words, OBJECTIVES[recipe.objective].decoder, recipe.seed)
     head = "the base's head" if read_heads(folder, heads) else "a fresh head"
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     model, heads = Embedder(parts).to(device), heads.to(device)
@@ -131,19 +131,19 @@ def build(parts: Parts, recipe: PretrainRecipe) -> Parts:
         UserError: sequences longer than it reads, a tokenizer without a mask token.
     """
     Vocabulary.of(parts.tokenizer.backend)
-    config, state, tokenizer = parts.config, parts.state, parts.tokenizer
+    spec, state, tokenizer = parts.spec, parts.state, parts.tokenizer
     if recipe.rope:
-        config, state = to_rope(config, state, recipe.rope.base, recipe.rope.max_positions)
+        spec, state = to_rope(spec, state, recipe.rope.base, recipe.rope.max_positions)
         prompts, default = tokenizer.prompts, tokenizer.default_prompt
-        tokenizer = Tokenizer(tokenizer.backend, config.max_length, prompts, default)
+        tokenizer = Tokenizer(tokenizer.backend, spec.max_length, prompts, default)
     if recipe.pad_vocabulary:
-        config, state = pad(config, state, recipe.pad_vocabulary)
-    if recipe.sequence_length > config.max_length:
+        spec, state = pad(spec, state, recipe.pad_vocabulary)
+    if recipe.sequence_length > spec.max_length:
         raise UserError(
-            f"sequence_length {recipe.sequence_length} is more than the {config.max_length} tokens the model "
+            f"sequence_length {recipe.sequence_length} is more than the {spec.max_length} tokens the model "
             "reads; shorten it, or give the model rotary positions with rope.max_positions"
         )
-    return replace(parts, config=config, state=state, tokenizer=tokenizer)
+    return replace(parts, spec=spec, state=state, tokenizer=tokenizer)
 
 
 def _corpus(recipe: PretrainRecipe, tokenizer: Tokenizer, run: Path, resume: bool) -> list[Language]:

@@ -115,7 +115,7 @@ def _run(recipe: Recipe, resume: bool, overwrite: bool, world: World) -> dict[st
         tell(source.describe())
     tasks = load_tasks(recipe.evaluate)
     model = build(read_base(recipe.base, recipe.revision, recipe.allow_pickle), recipe)
-    positions, limit = model.encoder.config.max_length, model.tokenizer.max_length
+    positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
     recipe, model.tokenizer.max_length, notes = fit_lengths(recipe, positions, limit)
     for note in notes:
         tell(note)
@@ -177,11 +177,11 @@ def open_source(config: SourceConfig) -> Source:
 def build(parts: Parts, recipe: Recipe) -> Embedder:
     """The model a recipe starts from."""
     if recipe.upcycle:
-        config, state = upcycle(parts.config, parts.state, recipe.upcycle)
-        parts = replace(parts, config=config, state=state)
+        spec, state = upcycle(parts.spec, parts.state, recipe.upcycle)
+        parts = replace(parts, spec=spec, state=state)
     if recipe.loss.bias_rate:
-        config, state = add_selection_bias(parts.config, parts.state)
-        parts = replace(parts, config=config, state=state)
+        spec, state = add_selection_bias(parts.spec, parts.state)
+        parts = replace(parts, spec=spec, state=state)
     if recipe.prompts is not None:
         parts.tokenizer.prompts = dict(recipe.prompts)
     model = Embedder(parts)

@@ -25,11 +25,11 @@ from moembed.export.onnx.encoder import build
 from moembed.files import replacing
 from moembed.folder.parts import Parts
 from moembed.folder.write import write_small_files
-from moembed.model.encoder import EncoderConfig
+from moembed.model.spec import EncoderSpec
 from moembed.packing import pack
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
-from moembed.weights.selection_bias import without_selection_bias
+from moembed.weights.selection_bias import remove_selection_bias
 
 ONE_FILE = 2**31 - 2**24  # bytes of weights; a protobuf message ends at 2 GiB, and the graph needs a little
 TOLERANCE = 1e-3  # ten times what is promised: a close call between two experts may fall the other way
@@ -56,8 +56,9 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
     except ImportError:
         raise UserError("ONNX export needs onnx and onnxruntime: pip install 'moembed[onnx]'") from None
 
-    parts = without_selection_bias(parts, "ONNX")
-    parts = replace(parts, state={name: tensor.cpu().float() for name, tensor in parts.state.items()})
+    spec, state = remove_selection_bias(parts.spec.without_noise(), parts.state, "ONNX")
+    state = {name: tensor.cpu().float() for name, tensor in state.items()}
+    parts = replace(parts, spec=spec, state=state)
     model = build(parts, int8)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE
     with replacing(out) as folder:
@@ -97,7 +98,7 @@ def _write_tokenizer_config(folder: Path, tokenizer: Tokenizer) -> None:
 
 def compare(file: Path, model: Embedder) -> tuple[float, float]:
     """Largest difference and lowest cosine between the vectors of file and model, on random token rows."""
-    rows = _random_rows(model.encoder.config)
+    rows = _random_rows(model.encoder.spec)
     found_BD = run_rows(file, rows)
     with torch.inference_mode():
         expected_BD = model(pack(rows)).vector_BM.numpy()
@@ -116,9 +117,9 @@ def run_rows(file: Path, rows: Sequence[Sequence[int]]) -> np.ndarray:
     return np.asarray(session.run(["sentence_embedding"], inputs)[0])
 
 
-def _random_rows(config: EncoderConfig, count: int = 32) -> list[list[int]]:
+def _random_rows(spec: EncoderSpec, count: int = 32) -> list[list[int]]:
     """Of one token up to 64: enough of them that every expert has work, and some have none in the short."""
     random = np.random.default_rng(0)
-    longest = min(64, config.max_length)
+    longest = min(64, spec.max_length)
     lengths = [1, *random.integers(1, longest, count, endpoint=True)]
-    return [random.integers(config.vocab_size, size=length).tolist() for length in lengths]
+    return [random.integers(spec.vocab_size, size=length).tolist() for length in lengths]
