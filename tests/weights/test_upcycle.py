@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import HfFolder, MakeModel
+from conftest import HfFolder, MakeModel, Run
 from moembed.embedder import Embedder
 from moembed.families.registry import family_to_write
 from moembed.folder.parts import Parts
@@ -98,6 +98,18 @@ def test_the_input_is_left_alone_and_nothing_converted_is_shared(make_model: Mak
             tensor.add_(1)
     assert all(torch.equal(parts.state[name], tensor) for name, tensor in before.items())
     assert family_to_write(spec, {"model_type": "bert"}).name == "moembed"
+
+
+@pytest.mark.parametrize("experts", [100_000, 10**12])
+def test_experts_that_no_memory_holds_are_refused_with_their_bytes(
+    experts: int, minilm: Path, tmp_path: Path, run: Run
+) -> None:
+    code, _, error = run("upcycle", minilm, tmp_path / "out", "--experts", experts)
+    assert code == 2
+    assert f"{experts:,} experts in 3 layers make a model of " in error
+    assert "but this machine has a memory of" in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_router_alone_depends_on_the_seed(make_model: MakeModel) -> None:

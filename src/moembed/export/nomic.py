@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from moembed.families.nomic import write_config
+from moembed.families.registry import family_to_write
 from moembed.folder.parts import Parts
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoESpec
@@ -31,7 +32,8 @@ def to_nomic(parts: Parts) -> Parts:
 
     spec = spec.with_experts(in_their_words)
     write_config(spec)  # refuses what cannot be said before anything is written
-    source = parts.source if parts.source.get("model_type") == "nomic_bert" else {"model_type": "nomic_bert"}
+    stored = family_to_write(parts.spec, parts.source).name == "nomic_bert"
+    source = parts.source if stored else {"model_type": "nomic_bert"}
     return replace(parts, spec=spec, state=state, source=source)
 
 

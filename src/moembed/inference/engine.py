@@ -48,7 +48,8 @@ def pack(encoder: Encoder, int8: bool = False) -> None:
 
     Where this machine cannot, or it was done before, nothing happens.
     """
-    return
+    if encoder.held or not _can_pack(encoder):
+        return
     make: type[Matrix] = Int8Matrix if int8 else FloatMatrix
     for module in encoder.modules():
         if isinstance(module, Linear):
@@ -64,6 +65,7 @@ def pack(encoder: Encoder, int8: bool = False) -> None:
             continue
         for parameter, _ in new:
             parameter.data = torch.full((1,), torch.nan, dtype=parameter.dtype).expand(parameter.shape)
+        encoder.held += new
 
 
 @torch.no_grad()
@@ -73,8 +75,9 @@ def unpack(encoder: Encoder) -> None:
     Raises:
         UserError: the matrices were rounded to int8.
     """
-    for parameter, matrices in getattr(encoder, "held", []):
+    for parameter, matrices in encoder.held:
         parameter.data = _value(parameter, matrices)
+    encoder.held = []
     for module in encoder.modules():
         if isinstance(module, (Linear, FeedForward, MoE)):
             module.packed = None
@@ -83,7 +86,7 @@ def unpack(encoder: Encoder) -> None:
 @torch.no_grad()
 def values(encoder: Encoder) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every tensor of ``encoder``, packed or not, one at a time."""
-    packed = {id(parameter): matrices for parameter, matrices in getattr(encoder, "held", [])}
+    packed = {id(parameter): matrices for parameter, matrices in encoder.held}
     for name, tensor in chain(encoder.named_parameters(), encoder.named_buffers()):
         matrices = packed.get(id(tensor))
         yield name, tensor.detach() if matrices is None else _value(tensor, matrices)

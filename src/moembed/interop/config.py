@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
 from moembed.families.own import encoder_json, read_encoder
 from moembed.model.spec import EncoderSpec
+from moembed.types import UserError
 
 
 class MoembedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -35,33 +37,35 @@ class MoembedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         super().__init__(**rest)
 
     def _spec(self) -> EncoderSpec | None:
-        """None where transformers asks a config without values."""
-        return read_encoder(self.encoder) if self.encoder else None
+        """None where there are no values, or wrong ones: the model says which, in one sentence."""
+        try:
+            return read_encoder(self.encoder) if self.encoder else None
+        except UserError:
+            return None
+
+    def _of_spec(self, read: Callable[[EncoderSpec], int]) -> int | None:
+        spec = self._spec()
+        return None if spec is None else read(spec)
 
     @property
     def hidden_size(self) -> int | None:
-        spec = self._spec()
-        return spec.width if spec else None
+        return self._of_spec(lambda spec: spec.width)
 
     @property
     def num_hidden_layers(self) -> int | None:
-        spec = self._spec()
-        return spec.num_layers if spec else None
+        return self._of_spec(lambda spec: spec.num_layers)
 
     @property
     def num_attention_heads(self) -> int | None:
-        spec = self._spec()
-        return spec.layers[0].attention.num_heads if spec else None
+        return self._of_spec(lambda spec: spec.layers[0].attention.num_heads)
 
     @property
     def intermediate_size(self) -> int | None:
-        spec = self._spec()
-        return spec.layers[0].ffn.width if spec else None
+        return self._of_spec(lambda spec: spec.layers[0].ffn.width)
 
     @property
     def vocab_size(self) -> int | None:
-        spec = self._spec()
-        return spec.vocab_size if spec else None
+        return self._of_spec(lambda spec: spec.vocab_size)
 
     @vocab_size.setter
     def vocab_size(self, rows: int) -> None:

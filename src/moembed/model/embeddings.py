@@ -11,7 +11,7 @@ from moembed.model.norm import NormSpec
 
 
 class PositionTable(Strict):
-    """Learned positions: the first token of a text reads row ``offset`` (RoBERTa starts above 0)."""
+    """Learned positions: the first token of a text reads row ``offset`` (some models start above 0)."""
 
     rows: int = Field(ge=1)
     offset: int = Field(default=0, ge=0)

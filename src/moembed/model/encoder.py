@@ -114,7 +114,7 @@ def num_parameters(spec: EncoderSpec, active: bool = False) -> int:
     """Parameters of the encoder; ``active`` counts what one token can touch.
 
     Active = everything but the ``E - k`` routed experts a token does not visit in each MoE layer. The whole
-    vocabulary table counts, as in the published "305M active" of Nomic Embed v2.
+    vocabulary table counts, as in the "305M active" of arXiv 2502.07972.
     """
     with torch.device("meta"):
         encoder = Encoder(spec)

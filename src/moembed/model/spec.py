@@ -26,7 +26,7 @@ class EncoderSpec(Strict):
         max_length: longest text, in tokens.
         final_norm: of the states after the last layer that runs; None: there is none.
         last_state: what is shown after a layer: its ``full`` state, or only what its feed-forward part added,
-            ``without_residual``: so does the published code of NomicBERT with pre-norm.
+            ``without_residual``: so does the published code of one pre-norm model.
         dropout: of embeddings, attention and both parts of a layer, while training.
     """
 

@@ -19,7 +19,7 @@ from moembed.machine import AUTO
 from moembed.moe.backends import choose
 from moembed.moe.experts import Experts
 from moembed.moe.ffn import FeedForward, FeedForwardSpec
-from moembed.moe.router import Router, RouterConfig
+from moembed.moe.router import Router, RouterConfig, Routing
 from moembed.types import RouterStats
 
 
@@ -27,7 +27,7 @@ class MoESpec(Strict):
     """The experts of one layer; `FeedForwardSpec` says what each of them is.
 
     ``bias``: ``each`` expert keeps the two biases of the dense block it came from; ``shared`` is one output
-    bias per layer, added once (the published Nomic Embed v2); ``none`` has none.
+    bias per layer, added once (arXiv 2502.07972); ``none`` has none.
 
     ``num_shared_experts`` always see every token; together they are one block of that many times the hidden
     width. ``shared_weight`` says how their output meets that of the k routed ones: their ``sum``, or as in
@@ -83,8 +83,8 @@ class MoE(nn.Module):
     def forward(
         self, hidden_TD: Tensor, length_B: Sequence[int], backend: str = AUTO
     ) -> tuple[Tensor, RouterStats]:
-        experts, routing = self.experts, self.router(hidden_TD, length_B)
-        output_TD = choose(self.router, experts, hidden_TD, backend).run(experts, hidden_TD, routing)
+        routing = self.router(hidden_TD, length_B)
+        output_TD = self.routed(hidden_TD, routing, backend)
         if self.bias_D is not None:
             output_TD = output_TD + self.bias_D
         if self.shared is not None:
@@ -95,6 +95,11 @@ class MoE(nn.Module):
             else:
                 output_TD = output_TD + shared_TD
         return output_TD, routing.stats
+
+    def routed(self, hidden_TD: Tensor, routing: Routing, backend: str) -> Tensor:
+        """The weighted sum of the outputs of every token's experts."""
+        experts = self.experts
+        return choose(self.router, experts, hidden_TD, backend).run(experts, hidden_TD, routing)
 
     def routed_parameters(self) -> int:
         """Parameters of all routed experts; the router, the shared bias and shared experts are none."""
