@@ -21,7 +21,7 @@ from moembed.losses.balance import balance_loss
 from moembed.losses.contrastive import info_nce
 from moembed.packing import pack
 from moembed.runs.bench import Options, Row, Timing, interleave, ratio, speed_row, time_row
-from moembed.training import gradcache
+from moembed.training.contrastive import gradcache
 from moembed.training.optim import OptimConfig, adamw
 from moembed.types import Batch, Encoded
 

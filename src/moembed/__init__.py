@@ -13,16 +13,27 @@ from moembed.interop.hook import install
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
+    from moembed.runs.pretrain import PretrainConfig, PretrainResult, pretrain
+    from moembed.runs.train import TrainConfig, TrainResult, train
     from moembed.types import TruncationWarning, UserError
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Embedder": "moembed.embedder",
+    "PretrainConfig": "moembed.runs.pretrain",
+    "PretrainResult": "moembed.runs.pretrain",
+    "TrainConfig": "moembed.runs.train",
+    "TrainResult": "moembed.runs.train",
     "TruncationWarning": "moembed.types",
     "UserError": "moembed.types",
+    "pretrain": "moembed.runs.pretrain",
+    "train": "moembed.runs.train",
 }
-__all__ = ["Embedder", "TruncationWarning", "UserError", "__version__"]
+__all__ = [
+    "Embedder", "PretrainConfig", "PretrainResult", "TrainConfig", "TrainResult", "TruncationWarning",
+    "UserError", "__version__", "pretrain", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

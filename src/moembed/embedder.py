@@ -31,6 +31,7 @@ ROLES = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
     "sts": ("sts", "STS"),
+    "pair_classification": ("pair_classification", "PairClassification"),
     "bitext": ("bitext", "BitextMining"),
     "classification": ("classification", "Classification"),
     "clustering": ("clustering", "Clustering"),
@@ -57,6 +58,7 @@ class Embedder(nn.Module):
         self.tokenizer = parts.tokenizer
         self.pooling = parts.pooling
         self.files, self.source, self.dims = parts.files, parts.source, parts.dims
+        self.similarity_fn_name = parts.similarity_fn_name
         self.digest: str | None = None
 
     @classmethod
@@ -86,7 +88,7 @@ class Embedder(nn.Module):
         if dtype == "int8":
             model.digest = model._digest()  # of what it was before rounding
             serving.pack(model.encoder, int8=True)
-        packed = {id(parameter) for parameter, _ in getattr(model.encoder, "held", [])}
+        packed = {id(parameter) for parameter, _ in model.encoder.held}
         for name, parameter in model.named_parameters():
             if id(parameter) not in packed:
                 kept = torch.float32 if ".router." in name else DTYPES.get(dtype, torch.float32)
@@ -101,7 +103,7 @@ class Embedder(nn.Module):
     def parts(self) -> Parts:
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
         state = dict(serving.values(self.encoder))
-        settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims)
+        settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims, self.similarity_fn_name)
         return Parts(self.encoder.spec, state, *settings)
 
     @property

@@ -142,7 +142,7 @@ def test_unknown_metrics_are_refused_before_anything_is_embedded(task: Task) -> 
         raise AssertionError
 
     with pytest.raises(
-        UserError, match=r"unknown metric 'ndgc@10'; known are ndcg, .* and accuracy, f1, pearson"
+        UserError, match=r"unknown metric 'ndgc@10'; known are ndcg, .* and accuracy, ap, f1, pearson"
     ):
         evaluate(task, never, ["spearman", "ndgc@10"])
     with pytest.raises(UserError, match="cut-off"):
@@ -371,3 +371,27 @@ def test_a_missing_library_names_the_extra(task: Task, monkeypatch: pytest.Monke
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"pip install 'moembed\[eval\]'"):
         evaluate(task, letters)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=2, max_size=40))
+def test_average_precision_is_that_of_sklearn(rows: list[tuple[int, bool, int]]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    score_Q, label_Q, weight_Q = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    if not label_Q.any():
+        return
+    pair_Q2 = np.stack([score_Q, label_Q], axis=1)
+    assert np.isclose(statistic("ap")(pair_Q2), metrics.average_precision_score(label_Q, score_Q))
+    if (label_Q * weight_Q).any():  # a draw that holds items several times is a set with repeated items
+        drawn = np.repeat(np.arange(len(rows)), weight_Q.astype(int))
+        found = statistic("ap").resampled(score_Q[None], label_Q, weight_Q[:, None])[0, 0]
+        assert np.isclose(found, metrics.average_precision_score(label_Q[drawn], score_Q[drawn]))
+
+
+def test_pair_classification_ranks_pairs_by_cosine() -> None:
+    texts = ["a", "b", "c", "d"]
+    vectors = dict(zip(texts, np.array([[1, 0], [1, 0.1], [0, 1], [1, 1]]), strict=True))
+    task = PairTask(
+        "some", "pair_classification", ["a", "a", "a"], ["b", "c", "d"], np.array([0.0, 0, 1]), [""] * 3, []
+    )
+    scores = evaluate(task, lambda some, role: np.array([vectors[text] for text in some]))
+    assert statistic("ap")(scores.values["ap"]) == 0.5

@@ -365,7 +365,7 @@ def test_q8_0_needs_whole_blocks(make_model: MakeModel, tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(make_model: MakeModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"could not write .*file/a\.gguf"):
+    with pytest.raises(UserError, match=r"cannot write .*file/a\.gguf"):
         export_gguf(make_model().parts(), tmp_path / "file" / "a.gguf", "f32")
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from conftest import TEXTS, HfFolder, MakeModel
 from moembed.embedder import Embedder
@@ -29,6 +30,7 @@ from moembed.folder.read import read_folder
 from moembed.model.pooling import POOLING
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
+from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
@@ -257,6 +259,43 @@ def test_the_folder_is_whole_for_others(moe_model: Embedder, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(find_spec("fastembed") is None, reason="fastembed is not installed")
+@pytest.mark.parametrize("stored", ["short and padded", "without a limit"])
+def test_the_folders_own_tokenizer_reads_what_the_model_reads(
+    stored: str, hf_folder: HfFolder, tmp_path: Path, texts: list[str]
+) -> None:
+    folder, _ = hf_folder("roberta")
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    if stored == "short and padded":
+        backend.enable_truncation(9)
+        backend.enable_padding(length=9)
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    export_onnx(read_folder(folder), tmp_path / "out")
+
+    written = Backend.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    running = onnxruntime.InferenceSession(str(tmp_path / "out" / "onnx" / "model.onnx"))
+    model = Embedder.from_pretrained(folder, device="cpu")
+    for text in [*texts, "the mole digs under the meadow " * 9, "an owl hunts voles at night"]:
+        tokens = written.encode(text)
+        row = model.tokenizer.rows([text])[0][0]
+        assert (tokens.ids, len(row)) == (row, sum(tokens.attention_mask))
+        inputs = {"input_ids": [tokens.ids], "attention_mask": [tokens.attention_mask]}
+        found = running.run(["sentence_embedding"], inputs)[0]
+        assert np.abs(found - expected(model, [row])).max() < 1e-5
+
+
+def test_a_tokenizer_that_was_written_wrong_is_not_left_behind(
+    moe_model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_limit(folder: Path, tokenizer: Tokenizer) -> None:
+        tokenizer.backend.save(str(folder / "tokenizer.json"))
+
+    monkeypatch.setattr(onnx_folder, "write_tokenizer", without_limit)
+    with pytest.raises(RuntimeError, match="other tokens than the model's tokenizer"):
+        export_onnx(moe_model.parts(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_fastembed_reads_the_folder(moe_model: Embedder, tmp_path: Path) -> None:
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType

@@ -52,13 +52,13 @@ def slow(model: Embedder, texts: Sequence[str]) -> np.ndarray:
     return vectors
 
 
-def test_packed_is_the_slow_road(model: Embedder, texts: list[str]) -> None:
+def test_packed_is_the_slow_backend(model: Embedder, texts: list[str]) -> None:
     packed = model.encode(texts)
     assert model.encoder.held
     np.testing.assert_allclose(packed, slow(model, texts), atol=2e-6)  # sums in another order
 
 
-def test_packed_bfloat16_is_the_slow_road(model: Embedder, texts: list[str], tmp_path: Path) -> None:
+def test_packed_bfloat16_is_the_slow_backend(model: Embedder, texts: list[str], tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "m")
     exact = slow(model, texts)
     rounded = Embedder.from_pretrained(tmp_path / "m", dtype="bfloat16", device="cpu")

@@ -18,8 +18,8 @@ from moembed.losses.contrastive import LOSSES, info_nce, symmetric_info_nce
 from moembed.losses.negatives import Duplicates, Mask, masked_places
 from moembed.moe.ffn import ACTIVATIONS, FeedForwardSpec
 from moembed.moe.router import ROUTERS, RouterConfig
+from moembed.training.contrastive.settings import LossConfig
 from moembed.training.optim import SCHEDULES, OptimConfig
-from moembed.training.settings import LossConfig
 from moembed.types import RouterStats
 
 ROUNDING = 1e-5  # fp32 sums of a few dozen terms of size up to 1 / temperature

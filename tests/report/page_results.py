@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moembed.compare.scores import MAIN
+from moembed.evaluation.result import EvaluationResult
 
 SYSTEMS = ("bm25", "static", "minilm", "runs/demo")
 TASKS = {
@@ -24,6 +25,10 @@ TASKS = {
 MORE = {"retrieval": ("recall@10", "mrr@10", "hole@10"), "sts": ("pearson",)}  # metrics beside the main one
 LANGUAGES = ("ar", "de", "en", "hi", "ja", "th")
 LENGTHS = ("0-31", "32-63", "64-127", "128-255", "256-511")
+
+
+def made(values: dict[str, Any]) -> EvaluationResult:
+    return EvaluationResult.from_json(values)
 
 
 def result(

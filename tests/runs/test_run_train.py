@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ import pytest
 import yaml
 
 from conftest import MakeModel, Run
+from moembed import TrainConfig, UserError, train
+from moembed.config import resolve
 from moembed.embedder import Embedder
 from moembed.files import locked
-from moembed.training import gradcache
+from moembed.training.contrastive import gradcache
+from training_runs import assert_same_weights
 
 
 @pytest.fixture
@@ -181,3 +186,49 @@ def test_more_experts_than_the_machine_can_hold_are_one_sentence(run: Run, recip
     assert code == 2
     assert "this machine has" in err
     assert "Traceback" not in err
+
+
+# ---- from Python ---------------------------------------------------------------------------------
+
+
+def test_python_trains_as_the_command_does(run: Run, recipe: Path, tmp_path: Path) -> None:
+    """From a file, a dict and a config: the same run, to the bit."""
+    assert run("train", recipe, "steps=3", "optim.learning_rate=1e-3")[0] == 0
+    expected = metrics(tmp_path)
+    shutil.copytree(tmp_path / "run", tmp_path / "command")
+    changes: dict[str, Any] = {"steps": 3, "optim.learning_rate": 1e-3}
+    values = json.loads(recipe.read_text())
+    for config in (recipe, values, TrainConfig.model_validate(values)):
+        result = train(config, overwrite=True, **changes)
+        assert metrics(tmp_path) == expected
+        assert_same_weights(Path(result.model), tmp_path / "command" / "model")
+        assert (result.run, result.steps, result.stopped_by_user) == (str(tmp_path / "run"), 3, False)
+    assert values == json.loads(recipe.read_text())  # the caller's dict is as it was
+    assert train(recipe, resume=True, **changes).steps == 3
+    with pytest.raises(UserError, match="already exists"):
+        train(recipe, **changes)
+    with pytest.raises(UserError, match=r"did you mean 'optim\.learning_rate'"):
+        train(recipe, **{"optim.learning_rat": 1.0})
+    with pytest.raises(UserError, match="a config is a TrainConfig, a dict or a YAML file, not a list"):
+        train([])  # type: ignore[arg-type]
+
+
+def test_minutes_replace_the_end_of_the_file(recipe: Path) -> None:
+    given = resolve(TrainConfig, recipe, {"steps": None, "minutes": 0.01})
+    assert (given.steps, given.minutes) == (None, 0.01)
+    assert train(recipe, minutes=1e-9).steps == 1
+
+
+def test_the_example_of_the_docs_runs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    (tmp_path / "recipes").mkdir()
+    recipe.rename(tmp_path / "recipes" / "finetune.yaml")
+    (tmp_path / "moles.jsonl").rename(tmp_path / "pairs.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    exec(example.replace("steps=200", "steps=2"), {})
+    assert capsys.readouterr().out.startswith("runs/mine/model 2 ")
+    assert Embedder.from_pretrained("runs/mine", device="cpu").encode(["mole"]).shape == (1, 16)

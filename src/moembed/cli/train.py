@@ -48,11 +48,14 @@ def train(
 
     Example: `moembed train recipes/finetune.yaml data=pairs.jsonl base=minilm out=runs/mine steps=200`
     """
-    from moembed.runs.train import load_recipe, run_recipe
+    from dataclasses import asdict
 
-    result = run_recipe(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite)
+    from moembed.runs.train import load_recipe
+    from moembed.runs.train import train as run
+
+    result = run(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite)
     if json_:
-        print_json(result)
+        print_json(asdict(result))
 
 
 def upcycle(

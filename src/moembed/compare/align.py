@@ -41,6 +41,25 @@ def by_task(systems: Systems) -> dict[str, Aligned]:
     return tasks
 
 
+def require_common_tasks(systems: Systems, reference: str) -> None:
+    """Refuse a system whose tasks are all others than those of the reference: there is nothing to compare.
+
+    A system without any score is let through: BM25 has none on pairs of sentences, and stands beside.
+    """
+    known = {name: set().union(*seeds) for name, seeds in systems.items()}
+    for name, own in known.items():
+        if own and known[reference] and not own & known[reference]:
+            raise UserError(
+                f"{name} and {reference} have no task in common ({_few(own)} and {_few(known[reference])}): "
+                "evaluate both on the same tasks"
+            )
+
+
+def _few(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def by_language(aligned: Aligned) -> Iterator[tuple[str, Aligned]]:
     """The items of every known language that has ``LEAST_ITEMS``."""
     yield from _grouped(aligned, np.array(any_of(aligned).language), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor
 from moembed.families.registry import family_to_write
 from moembed.files import replacing, write_json
 from moembed.folder.parts import LEGACY_POOLING, MODULES, Parts
+from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
+from moembed.folder.tokenizer import pad_token
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
-
-_PADDING = ("[PAD]", "<pad>")
 
 
 def write_folder(path: Path, parts: Parts) -> None:
@@ -39,7 +40,8 @@ def write_folder(path: Path, parts: Parts) -> None:
 def write_small_files(folder: Path, parts: Parts) -> None:
     """Every file of a model folder but its weights: config, tokenizer, pooling, prompts."""
     dtype = str(next(iter(parts.state.values())).dtype).removeprefix("torch.")
-    tokenizer = parts.tokenizer
+    tokenizer, files = parts.tokenizer, dict(parts.files)
+    kept = json.loads(files.pop(TRANSFORMER_FILES[0], b"{}"))
     transformer = "sentence_transformers.models."
     modules = [
         {"idx": i, "name": str(i), "path": place, "type": transformer + kind}
@@ -56,7 +58,7 @@ def write_small_files(folder: Path, parts: Parts) -> None:
         "model_type": "SentenceTransformer",
         "prompts": tokenizer.prompts,
         "default_prompt_name": tokenizer.default_prompt,
-        "similarity_fn_name": "cosine",
+        "similarity_fn_name": parts.similarity_fn_name or "cosine",
     }
     settings |= {"matryoshka_dims": list(parts.dims)} if parts.dims else {}
     write_json(folder / "config.json", _config_values(parts, dtype))
@@ -64,22 +66,22 @@ def write_small_files(folder: Path, parts: Parts) -> None:
     (folder / "1_Pooling").mkdir()
     (folder / "2_Normalize").mkdir()
     write_json(folder / "1_Pooling" / "config.json", pooling)
-    write_json(folder / "config_sentence_transformers.json", settings)
+    write_json(folder / SENTENCE_TRANSFORMERS, settings)
     write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": tokenizer.max_length, "do_lower_case": False},
+        folder / TRANSFORMER_FILES[0],
+        {"do_lower_case": False} | kept | {"max_seq_length": tokenizer.max_length},
     )
-    for name, content in parts.files.items():
+    for name, content in files.items():
         (folder / name).write_bytes(content)
-    if "tokenizer.json" not in parts.files:
+    if "tokenizer.json" not in files:
         tokenizer.backend.save(str(folder / "tokenizer.json"))
-    if "tokenizer_config.json" not in parts.files:
+    if "tokenizer_config.json" not in files:
         write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
 
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """What transformers needs beside a bare tokenizer.json to batch texts: a name for padding."""
-    pad = next((token for token in _PADDING if tokenizer.backend.token_to_id(token) is not None), None)
+    pad = pad_token(tokenizer.backend)
     named = {"pad_token": pad} if pad else {}
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokenizer.max_length} | named
 

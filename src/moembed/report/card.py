@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from moembed.files import read_json
+from moembed.compare.estimates import Difference
+from moembed.compare.formatting import difference, estimate, p_value
+from moembed.compare.verdict import is_real
+from moembed.evaluation.result import EvaluatedTask, EvaluationResult
+from moembed.files import read_json, write_text
+from moembed.folder.modules import encoder_folder
 from moembed.folder.read import Settings, read_config, read_settings
 from moembed.model.encoder import num_parameters
 from moembed.model.spec import EncoderSpec
-
-Results = Mapping[str, Mapping[str, Any]]
 
 
 def write_card(
@@ -24,7 +26,7 @@ def write_card(
     name: str,
     base: str | None = None,
     data: Sequence[str] = (),
-    results: Results | None = None,
+    results: EvaluationResult | None = None,
     license: str | None = None,
 ) -> None:
     """Write ``README.md`` into a model folder. The arguments are those of ``card``.
@@ -32,11 +34,10 @@ def write_card(
     Raises:
         UserError: not a model folder.
     """
-    spec, family = read_config(folder), read_json(folder / "config.json")["model_type"]
+    spec = read_config(folder)
+    family = read_json(encoder_folder(folder) / "config.json")["model_type"]
     text = card(spec, read_settings(folder, spec), name, family, base, data, results, license)
-    unfinished = folder / ".README.md.new"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, folder / "README.md")
+    write_text(folder / "README.md", text)
 
 
 def card(
@@ -46,7 +47,7 @@ def card(
     family: str = "moembed",
     base: str | None = None,
     data: Sequence[str] = (),
-    results: Results | None = None,
+    results: EvaluationResult | None = None,
     license: str | None = None,
 ) -> str:
     """The card as Markdown. What is not known is left out, never guessed.
@@ -57,7 +58,7 @@ def card(
         base: the model it was made from. A hub id also goes into the metadata; of a path only the last part
             is told.
         data: what it was trained on; of paths only the last part is told.
-        results: by task, counts of queries and documents, and ``metrics`` and ``differences`` as in a report.
+        results: of an evaluation of this model and others.
         license: of this model.
     """
     parts = [
@@ -66,7 +67,7 @@ def card(
         _what(spec),
         _facts(spec, settings),
         _training(base, data),
-        *(_results(task, result) for task, result in (results or {}).items()),
+        *(_results(results) if results else ()),
         _prompts(settings),
         _usage(spec, settings, name, family),
     ]
@@ -134,28 +135,35 @@ def _training(base: str | None, data: Sequence[str]) -> str:
     return "## Training\n\n" + "\n".join(lines) if lines else ""
 
 
-def _results(task: str, result: Mapping[str, Any]) -> str:
-    metrics, differences = result["metrics"], result.get("differences", {})
-    columns = list(next(iter(metrics.values())))
+def _results(results: EvaluationResult) -> list[str]:
+    return [_task(name, task, results.reference) for name, task in results.tasks.items()]
+
+
+def _task(name: str, task: EvaluatedTask, reference: str) -> str:
+    columns = list(next(iter(task.metrics.values())))
+    amounts = f"{task.items:,} items"
+    if task.documents is not None:
+        amounts = f"{task.items:,} queries, {task.documents:,} documents"
     lines = [
-        f"## Results: {task}",
+        f"## Results: {name}",
         "",
-        f"{result['queries']:,} queries, {result['documents']:,} documents; 95 % bootstrap intervals.",
+        f"{amounts}; 95 % bootstrap intervals.",
         "",
         f"| | {' | '.join(columns)} |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for system, cells in metrics.items():
-        lines.append(f"| {_last(system)} | {' | '.join(_interval(cells[c], 'value') for c in columns)} |")
-    for systems, cells in differences.items():
+    for system, cells in task.metrics.items():
+        lines.append(f"| {_last(system)} | {' | '.join(estimate(cells[c]) for c in columns)} |")
+    for system, gaps in task.differences.items():
         lines += [""] if not lines[-1].startswith("- ") else []
-        told = (f"{c} {_interval(cells[c], 'mean', '+')} (p = {cells[c]['p_value']:.2g})" for c in columns)
-        lines.append(f"- {systems}: {', '.join(told)}")
-    return "\n".join([*lines, *(f"\n{note}" for note in result.get("notes", []))])
+        told = (f"{c} {_gap(gaps[c])}" for c in columns)
+        lines.append(f"- {_last(system)} − {_last(reference)}: {', '.join(told)}")
+    return "\n".join([*lines, *(f"\n{note}" for note in task.notes)])
 
 
-def _interval(cell: Mapping[str, float], middle: str, sign: str = "") -> str:
-    return f"{cell[middle]:{sign}.3f} [{cell['low']:{sign}.3f}, {cell['high']:{sign}.3f}]"
+def _gap(gap: Difference) -> str:
+    doubt = "" if is_real(gap) else ", no clear difference"
+    return f"{difference(gap)} ({p_value(gap.p_holm)}{doubt})"
 
 
 def _prompts(settings: Settings) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from moembed.files import write_text
 from moembed.machine import ROOT, version
 from moembed.types import UserError
 
@@ -308,9 +309,7 @@ class Record:
         parts = ["# Performance", _table(("", ""), self.facts())]
         for suite in self.suites:
             parts += [f"## {suite.name}", suite.question, _table(HEAD, self.table(suite))]
-        fresh = path.with_name(f".{path.name}.new")
-        fresh.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
+        write_text(path, "\n\n".join(parts) + "\n")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

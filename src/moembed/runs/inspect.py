@@ -12,6 +12,7 @@ import torch
 from moembed.data.sources import iter_rows
 from moembed.embedder import Embedder
 from moembed.files import read_json
+from moembed.folder.modules import encoder_folder
 from moembed.folder.read import read_config, read_settings
 from moembed.folder.tensors import stored_dtypes, weight_files
 from moembed.model.encoder import Encoder, num_parameters
@@ -27,11 +28,11 @@ BATCH_TOKENS = 16384
 
 def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there."""
-    spec = read_config(folder)
+    spec, inside = read_config(folder), encoder_folder(folder)
     settings = read_settings(folder, spec)
     layer, moe = spec.layers[0], spec.moe
     return {
-        "family": read_json(folder / "config.json")["model_type"],
+        "family": read_json(inside / "config.json")["model_type"],
         "layers": spec.num_layers,
         "width": spec.width,
         "heads": layer.attention.num_heads,
@@ -48,8 +49,8 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "prompts": settings.prompts,
         "max_length": settings.max_length,
         **_count(spec),
-        "dtype_on_disk": ", ".join(stored_dtypes(folder, allow_pickle)) or None,
-        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(folder, allow_pickle)),
+        "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
+        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
     }
 
 

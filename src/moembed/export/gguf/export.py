@@ -9,7 +9,6 @@ llama.cpp fixes the graph of an architecture in its own code, so a file can only
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from moembed.embedder import Embedder
 from moembed.export.gguf.graph import as_graph
 from moembed.export.gguf.vocabulary import add_vocabulary
 from moembed.families import bert, nomic
+from moembed.files import unfinished
 from moembed.folder.parts import Parts
 from moembed.types import UserError
 
@@ -75,8 +75,7 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
             f"q8_0 needs widths that are multiples of {_BLOCK}, this model has {widths[0]} and {widths[1]}; "
             "choose f16 or bf16"
         )
-    fresh = out.with_name(f".{out.name}.new")
-    writer = gguf.GGUFWriter(fresh, architecture)
+    writer = gguf.GGUFWriter(None, architecture)
     _add_config(writer, graph, kind)
     add_vocabulary(writer, graph.tokenizer.backend, graph.spec.vocab_size)
     for name, array, exact in _tensors(graph, architecture):
@@ -84,18 +83,11 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
         rounded = "F16" if kind == "q8_0" and ".attn_" in name else kind.upper()
         dtype = gguf.GGMLQuantizationType["F32" if exact else rounded]
         writer.add_tensor(name, gguf.quantize(array, dtype), raw_dtype=dtype)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        writer.write_header_to_file()
+    with unfinished(out) as fresh:
+        writer.write_header_to_file(fresh)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(fresh, out)
-    except OSError as error:
-        raise UserError(f"could not write {out} ({error})") from None
-    finally:
-        if fresh.exists():
-            fresh.unlink()
     cosine_B = (_vectors(parts) * _vectors(graph)).sum(1)
     biased = any(name.endswith(".ffn.bias_D") and tensor.any() for name, tensor in parts.state.items())
     return {
