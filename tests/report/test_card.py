@@ -159,7 +159,10 @@ def test_the_published_layout_is_not_offered_to_a_library_that_would_misread_it(
     moe = FlatMoE(layers=(1, 3), num_experts=4, bias="shared")
     config = make_model(moe=moe, position="rope").encoder.spec
     text = card(
-        config, Settings(32, {}, None, None, "mean", (), TransformerSettings(32, False, {}, {})), "me/moles"
+        config,
+        Settings(32, {}, None, None, "mean", (), TransformerSettings(32, False, {}, {})),
+        "me/moles",
+        "nomic_bert",
     )
     assert "SentenceTransformer" not in text
     assert metadata(text)["library_name"] == "moembed"
