@@ -29,9 +29,6 @@ class MoembedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         router_z: float = 0.0,
         **rest: Any,
     ) -> None:
-        # transformers' registry of models cannot be filled while it is being imported; by now it can
-        from moembed.interop import model  # noqa: F401
-
         self.encoder = dict(encoder or {})
         self.router_balance, self.router_z = router_balance, router_z
         super().__init__(**rest)

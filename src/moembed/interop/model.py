@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
@@ -143,6 +142,3 @@ def _real_tokens(real_BS: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     order_B = length_B.argsort(stable=True)
     place_T, column_T = real_BS[order_B].nonzero(as_tuple=True)
     return order_B[place_T], column_T, [length for length in length_B[order_B].tolist() if length]
-
-
-AutoModel.register(MoembedConfig, MoembedModel, exist_ok=True)
