@@ -222,10 +222,16 @@ def require_free(path: Path, overwrite: bool) -> None:
 
     Only what moembed wrote (a run or a model folder) is ever removed.
     """
+    require_replaceable(path, overwrite)
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def require_replaceable(path: Path, overwrite: bool) -> None:
+    """``require_free`` for what ``replacing`` writes: the old folder stays until the new one is whole."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
         raise UserError(f"{path} already exists: choose another folder, or replace it with --overwrite")
     if not any((path / name).exists() for name in _OURS):
         raise UserError(f"{path} is not a run or model folder, so --overwrite leaves it alone")
-    shutil.rmtree(path)

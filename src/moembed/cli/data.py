@@ -62,7 +62,8 @@ def dedup(
     out: Annotated[Path, typer.Option(help="The clean file: .jsonl, .jsonl.gz or .jsonl.zst.")],
     by: Annotated[Literal["pair", "query", "document"], typer.Option(help="What must not repeat.")] = "pair",
     near: Annotated[
-        float | None, typer.Option(help="Also drop texts of at least this Jaccard similarity, as 0.8.")
+        float | None,
+        typer.Option(min=0, max=1, help="Also drop texts this similar (Jaccard), as 0.8."),
     ] = None,
     query: Annotated[str, typer.Option(help="Column of the query.")] = "query",
     document: Annotated[str, typer.Option(help="Column of the document.")] = "document",
@@ -106,9 +107,9 @@ def overlap(
     recipe: Recipe,
     tasks: Annotated[list[Path], typer.Option("--tasks", help="BEIR-layout folders (JSONL/TSV or Parquet).")],
     overrides: Overrides = None,
-    ngram: Annotated[int, typer.Option(help="Words in a run.")] = 13,
+    ngram: Annotated[int, typer.Option(min=1, help="Words in a run.")] = 13,
     containment: Annotated[
-        float, typer.Option(help="Share of a task text's runs that make it contained.")
+        float, typer.Option(min=0, max=1, help="Share of a task text's runs that make it contained.")
     ] = 0.5,
     json_: Json = False,
 ) -> None:

@@ -78,7 +78,13 @@ def evaluate(
     if mteb is not None:
         from moembed.cli.mteb import run_mteb
 
-        dim = next(iter(_dims(dims)), None)
+        _refuse_with_mteb(
+            metrics=metrics, sample=sample, codecs=codecs, processes=processes > 1, keep=keep, html=html
+        )
+        require_outputs(out, None)
+        dim, *rest = _dims(dims) or (None,)
+        if rest:
+            say(f"note: mteb evaluates one size of vectors at a time: of --dims the first, {dim}")
         run_mteb(
             models, mteb, dim=dim, dtype=dtype, allow_pickle=allow_pickle, cache=cache, out=out, json_=json_
         )
@@ -95,6 +101,8 @@ def evaluate(
         allow_pickle=allow_pickle,
     )  # fmt: skip
     result = evaluate(models, tasks or [], options, progress_bar)
+    for name, task in result.tasks.items():
+        say(f"{name}: read as {task.kind.replace('_', ' ')}, {task.items:,} items")
     for note in _notes(result):
         say(f"note: {note}")
     if json_:
@@ -104,6 +112,12 @@ def evaluate(
     write_result(result, out, html)
     if result.unkept:
         raise UserError(f"the scores of {', '.join(result.unkept)} could not be written into {keep}")
+
+
+def _refuse_with_mteb(**options: object) -> None:
+    """What mteb's own runner has no answer to."""
+    if asked := [f"--{name}" for name, value in options.items() if value]:
+        raise UserError(f"mteb runs its tasks itself: leave out {' and '.join(asked)}, or use --tasks")
 
 
 def _listed(option: str) -> tuple[str, ...]:

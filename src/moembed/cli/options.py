@@ -26,6 +26,7 @@ AllowPickle = Annotated[
         help="Where a model has no safetensors, read pytorch_model.bin: its tensors, never its code.",
     ),
 ]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed, other random choices.")]
 MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), or minilm."
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moembed.cli.options import AllowPickle, Dtype, Json, load_model, when_interrupted
+from moembed.cli.options import AllowPickle, Dtype, Json, Seed, load_model, when_interrupted
 from moembed.console import interval, print_json, print_table, progress_bar, say
 from moembed.files import require_writable, write_json
 from moembed.types import UserError
@@ -28,8 +28,8 @@ def stress(
     only: Annotated[
         str | None, typer.Option(help="Some of limit, capacity, long, invariance, noise; default: all.")
     ] = None,
-    people: Annotated[int, typer.Option(help="limit: documents of the fresh instance.")] = 46,
-    queries: Annotated[int, typer.Option(help="limit: most queries of the fresh instance.")] = 1000,
+    people: Annotated[int, typer.Option(min=3, help="limit: documents of the fresh instance.")] = 46,
+    queries: Annotated[int, typer.Option(min=1, help="limit: most queries of the fresh instance.")] = 1000,
     save: Annotated[
         Path | None, typer.Option(help="limit: write the fresh instance to this folder, in BEIR layout.")
     ] = None,
@@ -41,7 +41,7 @@ def stress(
         Path | None,
         typer.Option(help="noise: a BEIR-layout folder; default: docstrings of Python's library."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other texts.")] = 0,
+    seed: Seed = 0,
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,

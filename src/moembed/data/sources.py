@@ -107,6 +107,11 @@ class Source:
         counts.sort(key=lambda entry: (-entry["counts"], entry["values"] or ""))
         return {entry["values"]: entry["counts"] for entry in counts}
 
+    def count_negatives(self) -> tuple[int, int]:
+        """The pairs that have hard negatives, and how many these are."""
+        lengths = pc.list_value_length(self._table["negatives"])
+        return pc.sum(pc.greater(lengths, 0)).as_py() or 0, pc.sum(lengths).as_py() or 0
+
     def remarks(self) -> list[str]:
         """``notes``, and what was left out, a sentence each: for a reader who is not shown ``describe``."""
         rows = [f"{self.skipped:,} bad rows were skipped"] if self.skipped else []

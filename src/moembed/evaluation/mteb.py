@@ -132,8 +132,7 @@ def model_meta(model: Embedder, name: str, revision: str | None = None, dim: int
     """
     spec, tokenizer = model.encoder.spec, model.tokenizer
     table = spec.vocab_size * spec.width
-    dtype = "int8" if model.digest else str(model.encoder.word.weight.dtype).removeprefix("torch.")
-    varied = {"embed_dim": dim, "dtype": None if dtype == "float32" else dtype}
+    varied = {"embed_dim": dim, "dtype": None if model.dtype == "float32" else model.dtype}
     return ModelMeta(
         loader=None,
         name=name,

@@ -72,7 +72,7 @@ def evaluate(
     try:
         for name, source in sources.items():
             outcomes[name] = evaluate_system(name, source, loaded, options, bar)
-            if options.keep and not _keep(options.keep, name, outcomes[name]):
+            if options.keep and not _keep(Path(options.keep), name, outcomes[name]):
                 unkept.append(name)
     except KeyboardInterrupt:
         finished = [name for name in outcomes if name not in unkept]

@@ -51,8 +51,8 @@ class EvaluationOptions:
     baselines: bool = True
     dtype: str = "auto"
     processes: int = 1
-    cache: Path | None = None
-    keep: Path | None = None
+    cache: str | Path | None = None
+    keep: str | Path | None = None
     allow_pickle: bool = False
 
 
@@ -87,8 +87,9 @@ def evaluate_system(
         model = Embedder.from_pretrained(model, dtype=dtype, allow_pickle=options.allow_pickle)
     if name == "static":
         return evaluate_encoder(StaticEncoder(model), name, tasks, replace(options, dims=(), codecs=()), bar)
+    cache = Path(options.cache) if options.cache else None
     with _computing(model, source, dtype, options) as encode:
-        outcome = evaluate_encoder(ModelEncoder(model, encode, options.cache), name, tasks, options, bar)
+        outcome = evaluate_encoder(ModelEncoder(model, encode, cache), name, tasks, options, bar)
     outcome.cost = replace(
         outcome.cost,
         parameters=model.num_parameters(),

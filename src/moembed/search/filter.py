@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +49,7 @@ class FilterSummary:
     """What became of the pairs; ``sources`` and ``languages`` map a label to (kept, all).
 
     ``kept_at`` is the share of pairs that a rule of that ``k`` would have kept. ``whole_blocks`` counts the
-    blocks of no more than ``k`` pairs, where nothing can be dropped.
+    blocks of no more than ``k`` pairs, where nothing can be dropped. ``notes`` says what was not used.
     """
 
     path: Path
@@ -60,6 +60,7 @@ class FilterSummary:
     kept_at: dict[int, float]
     sources: dict[str, tuple[int, int]]
     languages: dict[str, tuple[int, int]]
+    notes: list[str] = field(default_factory=list)
 
 
 def filter_pairs(
@@ -90,7 +91,7 @@ def filter_pairs(
     largest = max(map(len, blocks))
     if config.k >= largest:
         raise UserError(f"k {config.k} keeps every pair: no block has more than {largest}")
-    options = {"inputs": stamps([pairs]), "teacher": teacher.identity()} | config.model_dump(exclude={"k"})
+    options = {"inputs": stamps(pairs), "teacher": teacher.identity()} | config.model_dump(exclude={"k"})
     partial = Partial(Path(out), options, overwrite)
     rank_N = np.empty(len(source), dtype=np.int64)
     for number, row_P in enumerate(blocks):
@@ -102,7 +103,8 @@ def filter_pairs(
                 shutil.rmtree(folder, ignore_errors=True)
         rank_N[row_P] = np.load(file)
     kept = np.flatnonzero(rank_N <= config.k)
-    partial.finish(pair_rows(source, kept[i : i + _PAIRS]) for i in range(0, len(kept), _PAIRS))
+    rows = (pair_rows(source, kept[i : i + _PAIRS]) for i in range(0, len(kept), _PAIRS))
+    partial.finish(rows, f"no pair stays: no document is among the {config.k} best of its query; raise k")
     return FilterSummary(
         path=Path(out),
         pairs=len(source),
@@ -112,6 +114,7 @@ def filter_pairs(
         kept_at={k: float((rank_N <= k).mean()) for k in KEPT_AT},
         sources=_shares(source, "group", kept),
         languages=_shares(source, "language", kept),
+        notes=source.remarks(),
     )
 
 

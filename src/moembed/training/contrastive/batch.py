@@ -116,7 +116,8 @@ def _tokens(
     rows: list[array[int]] = []
     truncated = 0
     for start in range(0, len(texts), _SLICE):
-        some, cut = tokenizer.rows(texts[start : start + _SLICE], prompt, length)
+        window = texts[start : start + _SLICE]
+        some, cut = tokenizer.rows(window, prompt=tokenizer.prompt(prompt), max_length=length)
         rows += [array("i", row) for row in some]
         truncated += cut
     return rows, truncated
