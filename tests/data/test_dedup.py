@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moembed.data.dedup import Seen, dedup_file
+from moembed.data.dedup import SeenTexts, dedup_file
 from moembed.data.layouts import plain_rows
 from moembed.data.pairs import SourceConfig
 from moembed.data.text_key import normalize, text_key
@@ -50,7 +50,7 @@ def test_the_first_of_equal_rows_stays_with_all_its_columns(tmp_path, by, kept):
 
 
 def test_near_duplicates_are_found_and_others_stay():
-    seen = Seen(near=0.8)
+    seen = SeenTexts(near=0.8)
     assert seen.add("q", LONG)
     assert not seen.add("q", LONG.replace("dog", "cat"))
     assert not seen.add("Q", LONG.upper())
@@ -61,7 +61,7 @@ def test_near_duplicates_are_found_and_others_stay():
 
 
 def test_near_duplicates_are_found_without_blanks_between_words():
-    seen = Seen(near=0.7)
+    seen = SeenTexts(near=0.7)
     text = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"
     text += "何でも薄暗いじめじめした所で泣いていた事だけは記憶している。"
     assert seen.add(text)
@@ -71,7 +71,7 @@ def test_near_duplicates_are_found_without_blanks_between_words():
 @pytest.mark.parametrize("near", [0, 1, -0.5, 80])
 def test_a_similarity_lies_between_0_and_1(near):
     with pytest.raises(UserError, match="is not between 0 and 1"):
-        Seen(near)
+        SeenTexts(near)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,12 @@ def folders_of_parquet(folder: Path) -> None:
     parquet(folder / "qrels" / "dev-00000-of-00001.parquet", QRELS[:1])
 
 
+def default_table_of_the_hub(folder: Path) -> None:
+    """As push_to_hub leaves it: the judgements are the default table, whose folder is called data."""
+    folders_of_parquet(folder)
+    (folder / "qrels").rename(folder / "data")
+
+
 def numbers_of_pandas(folder: Path) -> None:
     parquet(folder / "corpus.parquet", CORPUS)
     parquet(folder / "queries.parquet", QUERIES)
@@ -89,8 +95,14 @@ def numbers_written_as_text(folder: Path) -> None:
 
 
 LAYOUTS = (
-    plain, compressed, jsonl_judgements, folders_of_parquet, numbers_of_pandas, numbers_written_as_text,
-)  # fmt: skip
+    plain,
+    compressed,
+    jsonl_judgements,
+    folders_of_parquet,
+    default_table_of_the_hub,
+    numbers_of_pandas,
+    numbers_written_as_text,
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -132,6 +144,17 @@ def test_columns_that_are_not_used_are_noted_but_for_empty_ones(tmp_path: Path) 
     rows = [row | {"metadata": {}, "url": "u"} for row in CORPUS]
     (tmp_path / "corpus.jsonl").write_bytes(jsonl(rows))
     assert load_task(tmp_path).notes == ["columns not used: url of corpus"]
+
+
+def test_tables_of_several_splits_need_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    folders_of_parquet(tmp_path)
+    part = tmp_path / "queries" / "queries-00000-of-00001.parquet"
+    part.rename(part.with_name("dev-00000-of-00001.parquet"))
+    assert len(load_task(tmp_path).queries) == 2
+    parquet(tmp_path / "queries" / "train.parquet", renamed(QUERIES))
+    with pytest.raises(UserError, match=r"queries has several splits \(dev, train\) and none is called test"):
+        load_task(tmp_path)
+    assert len(load_source(SourceConfig(path=str(tmp_path), split="dev"))) == 1
 
 
 # ---- identical ids ----

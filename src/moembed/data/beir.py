@@ -24,6 +24,7 @@ from moembed.data.records import Record, records
 from moembed.types import UserError
 
 _PART = re.compile(r"-\d+-of-\d+$")  # of the name of a file that holds a part of a split
+_DEFAULT_TABLE = "data"  # the hub's folder of a data set's default table: of mteb's sets the judgements
 _FORMATS = ("parquet", "jsonl", "tsv", "csv")  # of a table that lies there twice, the first is read
 
 
@@ -126,9 +127,13 @@ def is_beir(folder: File | None, files: Sequence[File]) -> bool:
     """Whether a folder, which holds ``files``, is in BEIR layout: it has judgements."""
     if folder is None:
         return False
-    return any(file.stem == "qrels" and file.format for file in files) or folder.system.isdir(
-        f"{folder.path}/qrels"
-    )
+    if any(file.stem == "qrels" and file.format for file in files) or _has(folder, "qrels"):
+        return True
+    return all(_has(folder, name) for name in ("corpus", "queries", _DEFAULT_TABLE))
+
+
+def _has(folder: File, name: str) -> bool:
+    return bool(folder.system.isdir(f"{folder.path}/{name}"))
 
 
 def open_beir(path: str | Path, split: str | None = None, default: str = "test") -> BeirFolder:
@@ -153,7 +158,7 @@ def open_beir(path: str | Path, split: str | None = None, default: str = "test")
 def open_corpus(path: str | Path, split: str | None = None) -> CorpusShard | None:
     """The table ``corpus`` of a folder that has one; None of any other path."""
     folder, files = find(path)
-    if folder is None or not (_alone(files, "corpus") or folder.system.isdir(f"{folder.path}/corpus")):
+    if folder is None or not (_alone(files, "corpus") or _has(folder, "corpus")):
         return None
     return CorpusShard(_table(folder, files, "corpus", split or "test"))
 
@@ -169,15 +174,13 @@ def document_text(row: Record) -> str:
 
 def known_id(name: str, known: Collection[str]) -> str | None:
     """``name`` as ``known`` spells it: exports write ``1.0`` for the id ``1``; None if it is not there."""
-    return next((spelling for spelling in (name, _whole(name)) if spelling in known), None)
+    return next((spelling for spelling in _spellings(name) if spelling in known), None)
 
 
-def _whole(name: str) -> str:
-    return name.rstrip("0").removesuffix(".") if re.fullmatch(r"\d+\.0+", name) else name
-
-
-def _spellings(key: str) -> tuple[str, ...]:
-    return (key, f"{key}.0", f"{key}.00") if key.isdecimal() else (key,)
+def _spellings(name: str) -> tuple[str, ...]:
+    """An id as it stands, and if it is a whole number, as exports write that."""
+    whole = name.removesuffix(".0")
+    return (name, whole, f"{whole}.0") if whole.isdecimal() else (name,)
 
 
 def _text_or_problem(row: Record, role: str) -> dict[str, str] | str:
@@ -220,12 +223,15 @@ def _table(folder: File, files: Sequence[File], name: str, split: str) -> tuple[
             f"{name} is needed"
         )
     if split not in splits and len(splits) > 1:
-        raise UserError(f"{folder}/{name} has several splits ({', '.join(splits)}); choose one with split")
+        raise UserError(
+            f"{folder}/{name} has several splits ({', '.join(splits)}) and none is called {split}"
+        )
     return splits[split] if split in splits else next(iter(splits.values()))
 
 
 def _qrels(folder: File, files: Sequence[File], split: str | None, default: str) -> tuple[File, ...]:
-    alone, splits = _alone(files, "qrels"), _splits(folder, "qrels")
+    alone = _alone(files, "qrels")
+    splits = _splits(folder, "qrels") or _splits(folder, _DEFAULT_TABLE)
     if split is None and alone:
         return alone
     if not splits and not alone:

@@ -17,11 +17,11 @@ from moembed.types import UserError
 
 By = Literal["pair", "query", "document"]
 
-_SHINGLE = 5  # characters: words would not do for scripts that do not write blanks
+_SHINGLE = 5  # characters: not words, for not all scripts put blanks between them
 _PERMUTATIONS = 128
 
 
-class Seen:
+class SeenTexts:
     """Texts met so far; about 100 bytes each, with ``near`` about two kilobytes.
 
     With ``near``, texts whose sets of 5-character shingles have an estimated Jaccard similarity of at least
@@ -88,7 +88,7 @@ def dedup_file(
         UserError: as `moembed.data.layouts.shards`; a row without a text in a column that is compared, unless
             ``source.bad_rows`` skips it; no rows.
     """
-    seen, use, done = Seen(near), ColumnUse(), Deduplicated()
+    seen, use, done = SeenTexts(near), ColumnUse(), Deduplicated()
     with jsonl_writer(out) as write:
         for shard in shards(source.path, source.split, source.subset):
             for number, row in shard.rows():
@@ -124,7 +124,9 @@ class Deduplicated:
     notes: list[str] = field(default_factory=list)
 
 
-def _without_seen(row: Row, source: SourceConfig, by: By, seen: Seen, use: ColumnUse) -> Row | str | None:
+def _without_seen(
+    row: Row, source: SourceConfig, by: By, seen: SeenTexts, use: ColumnUse
+) -> Row | str | None:
     """The row without the positives that were there before, None if nothing is left, or why it is bad."""
     use.see(row)
     query, document = source.query, source.document

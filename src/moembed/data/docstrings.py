@@ -34,15 +34,8 @@ MAX_CODE_CHARACTERS = 4000
 UNSEEN_SALT = 24160  # sets aside well-known packages of many kinds: data frames, graphs, images, terminals
 
 _TEST_FOLDERS = {"test", "tests", "testing"}
-_VENDOR_FOLDERS = {
-    "vendor",
-    "_vendor",
-    "vendored",
-    "_vendored",
-    "extern",
-    "_extern",
-    "externals",
-    "third_party",
+_VENDOR_FOLDERS = {"externals", "third_party"} | {
+    mark + name for mark in ("", "_") for name in ("vendor", "vendored", "extern")
 }
 _TEST_FILE = re.compile(r"test_.*|.*_test|conftest")
 # Where a docstring turns from prose to reference: a section, a field, a table, a directive, a doctest.

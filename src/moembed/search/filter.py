@@ -25,7 +25,7 @@ from moembed.search.vectors import parts, save_array
 from moembed.types import UserError
 
 KEPT_AT = (1, 2, 3, 5, 10, 20, 50, 100)
-_QUERIES = 16384  # queries whose vectors are held at a time
+_QUERIES = 16384  # queries whose vectors are in memory at a time
 _PAIRS = 8192  # pairs that are Python objects at a time
 
 
