@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moembed.inference import engine as serving
+from moembed.inference.engine import freeze
 from moembed.machine import choose_precision
 from moembed.model.encoder import Encoder, EncoderConfig, initialise
 from moembed.moe.layer import MoE, MoEConfig
@@ -56,7 +56,7 @@ def one_layer(dtype: torch.dtype, device: str, served: bool, **changes: Any) -> 
     for name, parameter in encoder.named_parameters():
         parameter.data = parameter.to(device, torch.float32 if ".router." in name else dtype)
     if served:
-        serving.pack(encoder)
+        encoder = freeze(encoder)
     return encoder.layers[0].get_submodule("ffn")
 
 

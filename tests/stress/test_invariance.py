@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moembed.embedder import DTYPES
+from moembed.inference.options import DTYPES
 from moembed.stress.invariance import TEXTS, TOLERANCE, measure
 from moembed.stress.subject import Subject
 

@@ -132,8 +132,7 @@ def model_meta(model: Embedder, name: str, revision: str | None = None, dim: int
     """
     config, tokenizer = model.encoder.config, model.tokenizer
     table = config.vocab_size * config.width
-    dtype = "int8" if model.digest else str(model.encoder.word.weight.dtype).removeprefix("torch.")
-    varied = {"embed_dim": dim, "dtype": None if dtype == "float32" else dtype}
+    varied = {"embed_dim": dim, "dtype": None if model.dtype == "float32" else model.dtype}
     return ModelMeta(
         loader=None,
         name=name,

@@ -63,7 +63,7 @@ class ModelEncoder:
         known = VectorCache(self.cache, self._space(prompt), self.model.dim)
         before = self.texts
         vectors = known.get_or_encode(texts, lambda some: self._compute(some, prompt)[0])
-        self.truncated += self.model.tokenizer.rows(texts, prompt)[1]
+        self.truncated += self.model.tokenizer.rows(texts, prompt=self.model.tokenizer.prompt(prompt))[1]
         if self.progress:
             self.progress(len(texts) - (self.texts - before))
         return vectors

@@ -109,7 +109,7 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         assert isinstance(value, nn.Embedding)
-        self.encoder.word = value  # type: ignore[assignment]
+        self.encoder.word = value
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

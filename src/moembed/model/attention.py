@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moembed.inference.packed import Linear
 from moembed.model.rope import rotate
 from moembed.moe.backends import AUTO, named, possible
 from moembed.packing import offsets, on_device
@@ -29,8 +28,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(width, 3 * width, bias=bias)
-        self.out = Linear(width, width, bias=bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
 
     def forward(
         self,

@@ -11,7 +11,7 @@ deepest: sub-networks, early exits and probes are an argument, never a fork of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moembed.config import Strict
-from moembed.inference.engine import Held, unpack
-from moembed.inference.packed import Embedding
 from moembed.model.attention import Attention
 from moembed.model.rope import rotation
 from moembed.moe.backends import AUTO
@@ -124,24 +122,12 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.held: list[Held] = []  # what is packed, see `moembed.inference.engine`
-        self.register_state_dict_pre_hook(_unpack)  # type: ignore[no-untyped-call]
         self.word = _table(config.vocab_size, config.width)
         absolute = config.position == "absolute"
         self.position = _table(config.max_positions, config.width) if absolute else None
         self.token_type = _table(config.num_token_types, config.width) if config.num_token_types else None
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied or pickled."""
-        unpack(self)
-        return self.__dict__
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Encoder:
-        """What ``to``, ``float`` and the like do to every parameter: not before each has its values back."""
-        unpack(self)
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def forward(
         self, token_T: Tensor, length_B: Sequence[int], depths: Sequence[int] | None = None
@@ -157,8 +143,6 @@ class Encoder(nn.Module):
             ``{depth: hidden_TD}`` and the router statistics of every MoE layer that ran.
         """
         config = self.config
-        if self.held and torch.is_grad_enabled():
-            unpack(self)
         depths = depths if depths is not None else [config.num_layers]
         if not set(depths) <= set(range(config.num_layers + 1)) or not depths:
             raise UserError(f"depths {list(depths)} are not within 0..{config.num_layers}")
@@ -192,13 +176,9 @@ class Encoder(nn.Module):
         return hidden, router
 
 
-def _unpack(encoder: Encoder, *_: object) -> None:
-    unpack(encoder)
-
-
-def _table(rows: int, width: int) -> Embedding:
+def _table(rows: int, width: int) -> nn.Embedding:
     """An embedding without values; drawing them, only to read others, would load torch's compiler."""
-    return Embedding(rows, width, _weight=torch.empty(rows, width))
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 def num_parameters(config: EncoderConfig, active: bool = False) -> int:

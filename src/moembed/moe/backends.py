@@ -33,7 +33,6 @@ _TOKENS, _REPEATS = 8192, 5  # of a measurement
 _OBSTACLES = {
     "grouped_mm": grouped.obstacle,
     "fused": fused.obstacle,
-    "packed": lambda moe, *_: None if moe.packed else "needs packed matrices",
 }
 _remembered: dict[str, str] = {}
 
@@ -63,8 +62,6 @@ def possible(setting: str, name: str, obstacle: str | None, instead: str) -> str
 
 def moe_road(moe: MoE, hidden_TD: Tensor, wanted: str, roads: Mapping[str, Road]) -> str:
     """The road these experts take."""
-    if moe.packed:
-        return "packed"
     dtype, device = grouped.precision(hidden_TD), hidden_TD.device
 
     def obstacle(road: str) -> str | None:

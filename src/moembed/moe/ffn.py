@@ -21,8 +21,6 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """``down(act(up(x)))``, or gated ``down(act(gate(x)) * up(x))`` (Shazeer, arXiv 2002.05202)."""
 
-    packed: Callable[[Tensor], Tensor] | None = None  # set while serving, see `moembed.inference.engine`
-
     def __init__(self, width: int, hidden: int, activation: Activation, gated: bool, bias: bool) -> None:
         super().__init__()
         self.activation, self.activation_name = ACTIVATIONS[activation], activation
@@ -31,8 +29,6 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        if self.packed is not None:
-            return self.packed(hidden_TD)
         up_TF = self.up(hidden_TD)
         if self.gate is None:
             return self.down(self.activation(up_TF))

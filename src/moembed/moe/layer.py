@@ -7,8 +7,6 @@
   slice, one weighted scatter back. Trains.
 - ``grouped_mm``: the same with one product for all experts, see `moembed.moe.grouped`. For GPUs.
 - ``fused``: gather, products, activation and sum in Triton kernels, see `moembed.moe.fused`. For GPUs.
-- ``packed``: on packed matrices, tile by tile, and one weighted sum of the rows of each token. Serves on a
-  CPU.
 
 `moembed.moe.backends` takes one of them.
 """
@@ -24,7 +22,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from moembed.config import Strict
-from moembed.inference.packed import Tiled, tiles
 from moembed.moe.backends import AUTO, Road, moe_road
 from moembed.moe.ffn import ACTIVATIONS, Activation, FeedForward
 from moembed.moe.fused import fused
@@ -61,8 +58,6 @@ class MoEConfig(Strict):
 class MoE(nn.Module):
     """Experts as 3-D parameters, one slice each; every slice is laid out as ``nn.Linear`` (out, in)."""
 
-    packed: list[Tiled] | None = None  # one per expert while serving, see `moembed.inference.engine`
-
     def __init__(
         self, width: int, hidden: int, activation: Activation, gated: bool, config: MoEConfig, layer: int
     ) -> None:
@@ -86,7 +81,7 @@ class MoE(nn.Module):
         self, hidden_TD: Tensor, length_B: Sequence[int], road: str = AUTO
     ) -> tuple[Tensor, RouterStats]:
         routing = self.router(hidden_TD, length_B)
-        output_TD = ROADS[moe_road(self, hidden_TD, road, ROADS)](self, hidden_TD, routing)
+        output_TD = self.routed(hidden_TD, routing, road)
         if self.bias_D is not None:
             output_TD = output_TD + self.bias_D
         if self.shared is not None:
@@ -97,6 +92,10 @@ class MoE(nn.Module):
             else:
                 output_TD = output_TD + shared_TD
         return output_TD, routing.stats
+
+    def routed(self, hidden_TD: Tensor, routing: Routing, road: str) -> Tensor:
+        """The weighted sum of the outputs of every token's experts."""
+        return ROADS[moe_road(self, hidden_TD, road, ROADS)](self, hidden_TD, routing)
 
     def routed_parameters(self) -> int:
         """Parameters of all routed experts; the router, the shared bias and shared experts are none."""
@@ -158,36 +157,9 @@ def grouped(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
     return add_up(output_PD, token_P, routing.weight_P[order_P], hidden_TD)
 
 
-def packed(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
-    assert moe.packed is not None
-    order_P = routing.expert_P.argsort(stable=True)
-    token_P = routing.token_P[order_P]
-    output_PD = hidden_TD.new_empty(len(token_P), hidden_TD.shape[1])
-    counts = routing.stats.count_E.tolist()
-    slices = zip(moe.packed, torch.split(token_P, counts), torch.split(output_PD, counts), strict=True)
-    for expert, token_N, output_ND in slices:
-        for rows, computed in tiles(len(token_N)):
-            output_ND[rows] = expert.tile(hidden_TD[token_N[rows]], computed)
-    return _combine(output_PD, order_P, routing)
-
-
-def _combine(output_PD: Tensor, order_P: Tensor, routing: Routing) -> Tensor:
-    """``y_t = sum of weight_p * output_p`` over the pairs p of token t; ``order_P`` sorted them by expert."""
-    place_P = torch.empty_like(order_P)
-    place_P[order_P] = torch.arange(len(order_P), device=order_P.device)
-    return F.embedding_bag(
-        place_P,
-        output_PD,
-        torch.searchsorted(routing.token_P, torch.arange(routing.stats.tokens, device=order_P.device)),
-        per_sample_weights=routing.weight_P.to(output_PD.dtype),
-        mode="sum",
-    )
-
-
 ROADS: dict[str, Road] = {
     "loop": loop,
     "grouped": grouped,
     "grouped_mm": grouped_mm,
     "fused": fused,
-    "packed": packed,
 }

@@ -97,7 +97,7 @@ def expert_load(
 
 
 def _route(model: Embedder, texts: list[str], prompt_name: str | None) -> Iterable[RouterStats]:
-    token_rows, _ = model.tokenizer.rows(texts, prompt_name)
+    token_rows, _ = model.tokenizer.rows(texts, prompt=model.tokenizer.prompt(prompt_name))
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
     batches = (pack([token_rows[i] for i in group]).to(model.device) for group in groups)
     return chain.from_iterable(model(batch).router for batch in batches)

@@ -18,6 +18,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from moembed.encoding import truncate
 from moembed.types import UserError
 
 _LEVELS = 255  # steps between the smallest and the largest value of a dimension
@@ -165,18 +166,3 @@ def view(
     if fitted.symmetric:
         query_QM = fitted.decode(fitted.encode(query_QM))
     return View(query_QM, fitted.decode(fitted.encode(document_NM)), fitted.bytes_per_vector)
-
-
-def truncate(vector_NM: np.ndarray, dim: int | None) -> np.ndarray:
-    """The first ``dim`` coordinates, made unit vectors again (zeros stay); None: the vectors themselves.
-
-    Raises:
-        UserError: ``dim`` is not within the vectors.
-    """
-    if dim is None:
-        return vector_NM
-    if not 1 <= dim <= vector_NM.shape[1]:
-        raise UserError(f"dim {dim} is not within 1..{vector_NM.shape[1]}")
-    cut_NM = vector_NM[:, :dim].astype(np.float32)
-    norm_N1 = np.linalg.norm(cut_NM, axis=1, keepdims=True)
-    return cut_NM / np.where(norm_N1 > 0, norm_N1, 1)

@@ -46,7 +46,10 @@ def test_a_source_may_name_its_prompts(make_model: MakeModel) -> None:
     assert form == SourceFormat("label", None, "info_nce")
     (chunk,) = batch_of(model, PAIRS[:1], form).chunks.batches
     query, document = PAIRS[0].query, PAIRS[0].document
-    rows = [model.tokenizer.rows([query], "label")[0][0], model.tokenizer.rows([document])[0][0]]
+    rows = [
+        model.tokenizer.rows([query], prompt=model.tokenizer.prompt("label"))[0][0],
+        model.tokenizer.rows([document])[0][0],
+    ]
     assert sorted(chunk.token_T.tolist()) == sorted(rows[0] + rows[1])
     assert SourceFormat.of(model, SourceOptions(), LossConfig()) == ROLES
     with pytest.raises(UserError, match=r"no prompt named 'lable'.*did you mean 'label'"):

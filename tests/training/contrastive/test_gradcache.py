@@ -227,9 +227,9 @@ def test_prepare_cuts_and_counts_by_role(make_model: MakeModel) -> None:
     batch = prepare(
         PAIRS, ROLES, model.tokenizer, ContrastiveConfig(steps=1, query_length=4, document_length=9)
     )
-    rows, cut = model.tokenizer.rows([pair.query for pair in PAIRS], "query", 4)
+    rows, cut = model.tokenizer.rows([pair.query for pair in PAIRS], prompt="query: ", max_length=4)
     documents = [pair.document for pair in PAIRS] + [text for pair in PAIRS for text in pair.negatives]
-    more, also = model.tokenizer.rows(documents, "document", 9)
+    more, also = model.tokenizer.rows(documents, prompt=model.tokenizer.prompt("document"), max_length=9)
     assert batch.truncated == cut + also
     assert 0 < also < len(documents)
     assert batch.tokens == sum(map(len, rows + more))

@@ -189,7 +189,7 @@ def alone(model: Embedder, texts: list[tuple[str, str]]) -> list[Any]:
     total: list[RouterStats] = []
     for text, role in texts:
         with torch.no_grad():
-            parts = model(model.tokenizer.batch([text], role)).router
+            parts = model(model.tokenizer.batch([text], prompt=model.tokenizer.prompt(role))).router
         total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
     close = partial(pytest.approx, abs=2e-4)
     return [

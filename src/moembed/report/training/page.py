@@ -14,6 +14,7 @@ import numpy as np
 
 from moembed.compare import formatting
 from moembed.compare.estimates import Difference, Estimate
+from moembed.compare.verdict import REAL
 from moembed.report import plots
 from moembed.report.page import write_page
 from moembed.report.pieces import Card, Entry, Row, Table, Tile, ends, figure_cell
@@ -88,7 +89,10 @@ def _quality(report: RunReport) -> Iterator[Card]:
     if report.metrics:
         yield from _intervals("Metrics by system", report.metrics, brackets)
     if report.differences:
-        about = f"First minus second on the same queries: above zero, the first is better. {brackets}"
+        about = (
+            "First minus second on the same queries: above zero, the first is better. "
+            f"▲ really better, ▼ really worse: p < {REAL} after Holm's correction. {brackets}"
+        )
         yield from _intervals("Paired differences", report.differences, about, zero=True)
 
 
@@ -111,7 +115,11 @@ def _intervals(
     looks = [KNOWN.get(key) or next(free) for key in columns]
     points = [[ends(column.get(metric)) for metric in metrics] for column in columns.values()]
     drawing = plots.dots(heading, labels, points, looks, zero=zero)
-    yield Card("Values and intervals", legend=list(map(Entry, looks, names)), drawing=drawing)
+    yield Card(
+        "Intervals of the differences" if zero else "Values and intervals",
+        legend=list(map(Entry, looks, names)),
+        drawing=drawing,
+    )
 
 
 def _curves(log: Log) -> Iterator[Card]:
