@@ -78,7 +78,7 @@ def test_gradients_equal_those_of_the_cpu(moe_model: Embedder, pairs: list[Pair]
 
 def step(
     model: Embedder, pairs: list[Pair], config: ContrastiveConfig, precision: torch.dtype
-) -> gradcache.Costs:
+) -> gradcache.BatchLoss:
     """Add the gradients of one training step."""
     batch = prepare(pairs, SourceFormat("query", "document", "info_nce"), model.tokenizer, config)
     assert len(batch.chunks.batches) > 1

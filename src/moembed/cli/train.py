@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +49,8 @@ def train(
 
     Example: `moembed train recipes/finetune.yaml data=pairs.jsonl base=minilm out=runs/mine steps=200`
     """
+    # several processes: torch would tell each of them that no parameter was unused, which is as it should be
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from dataclasses import asdict
 
     from moembed.runs.train import load_recipe

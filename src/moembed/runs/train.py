@@ -155,6 +155,9 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
             for note in source.notes:
                 tell(f"note: {source.name}: {note}")
         tasks = load_tasks(config.evaluate)
+        for task in tasks:
+            for note in task.notes:
+                tell(f"note: {task.name}: {note}")
 
         # ---- the model, and the lengths that suit both
         model = build(read_base(config.base, config.revision, config.allow_pickle), config)

@@ -135,7 +135,15 @@ class ContrastiveTask:
         self.model.save_pretrained(folder)
 
     def read(self, folder: Path) -> None:
-        self.model.encoder.load_state_dict(read_folder(folder).state)
+        """Raises UserError: the checkpoint's model cuts texts elsewhere, so its run was another one."""
+        parts = read_folder(folder)
+        before, now = parts.tokenizer.max_length, self.model.tokenizer.max_length
+        if before != now:
+            raise UserError(
+                f"{folder} cut texts at {before} tokens where this run would read {now}, as an older version "
+                "did without a word: train into another folder"
+            )
+        self.model.encoder.load_state_dict(parts.state)
 
     @torch.no_grad()
     def loss(self, batch: PairBatch) -> float:
