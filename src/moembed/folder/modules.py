@@ -155,7 +155,7 @@ def write_modules(folder: Path, parts: Parts) -> None:
     write_json(folder / "modules.json", entries)
     for path in paths[1:]:
         (folder / path).mkdir()
-    write_json(folder / paths[1] / "config.json", _pooling_values(parts.pooling, parts.config.width))
+    write_json(folder / paths[1] / "config.json", _pooling_values(parts.pooling, parts.spec.width))
     for i, (step, path) in enumerate(zip(parts.head.steps, paths[2:], strict=True)):
         if isinstance(step, Dense):
             write_json(folder / path / "config.json", _dense_values(step))
