@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,9 @@ def encoder_folder(folder: Path) -> Path:
 class PooledHead:
     """What follows the encoder: pooling, the steps behind it, and whether the folder itself normalises."""
 
-    pooling: Pooling
-    head: HeadConfig
-    normalised: bool
+    pooling: Pooling = field(default_factory=Pooling)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    normalised: bool = True
 
 
 def read_pooled_head(folder: Path, width: int) -> PooledHead:
@@ -105,7 +105,7 @@ def read_pooled_head(folder: Path, width: int) -> PooledHead:
     modules = read_modules(folder)
     if not modules:
         warnings.warn(f"{folder} has no modules.json: mean pooling is assumed", stacklevel=2)
-        return PooledHead(Pooling(), HeadConfig(), True)
+        return PooledHead()
     kinds = [module.kind for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "Normalize"}:
         found = " + ".join(kinds)

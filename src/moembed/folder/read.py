@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moembed.families.registry import family_of
@@ -40,12 +40,12 @@ class Settings:
     """What the small files of a folder say, in one."""
 
     max_length: int
-    prompts: dict[str, str]
-    default_prompt: str | None
-    similarity: str | None
-    dims: tuple[int, ...]
-    modules: PooledHead
-    transformer: TransformerSettings
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    similarity: str | None = None
+    dims: tuple[int, ...] = ()
+    modules: PooledHead = field(default_factory=PooledHead)
+    transformer: TransformerSettings = field(default_factory=TransformerSettings)
 
 
 def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
