@@ -17,7 +17,7 @@ from moembed.compare.scores import load_scores
 from moembed.console import Interrupted
 from moembed.evaluation.beir import RetrievalTask, save_task
 from moembed.evaluation.metrics import Qrels
-from moembed.moe.layer import MoEConfig
+from moembed.families.flat import FlatMoE
 from moembed.runs import evaluate as run_evaluate
 from moembed.runs import system
 
@@ -27,7 +27,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "evaluating.md"
 @pytest.fixture
 def world(tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two runs and two tasks, where the docs have them; the working folder."""
-    moe = MoEConfig(layers=(1,), num_experts=4)
+    moe = FlatMoE(layers=(1,), num_experts=4)
     make_model(num_layers=2, moe=moe).save_pretrained(tmp_path / "runs" / "new" / "model")
     make_model(seed=1, num_layers=2).save_pretrained(tmp_path / "runs" / "old" / "model")
     documents = [text for text in TEXTS if text]
