@@ -22,7 +22,7 @@ from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task, load_any
 from moembed.evaluation.systems import ModelEncoder
 from moembed.evaluation.tasks import evaluate
-from moembed.moe.layer import MoEConfig
+from moembed.families.flat import FlatMoE
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 
@@ -283,7 +283,7 @@ def test_vectors_are_shortened(moe_model: Embedder) -> None:
 
 def test_parameters_are_counted_as_mteb_counts_them(make_model: MakeModel) -> None:
     dense = make_model()
-    sparse = make_model(moe=MoEConfig(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2)))
+    sparse = make_model(moe=FlatMoE(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2)))
     for model in (dense, sparse):
         meta = runner.MtebEncoder(model, NAME).mteb_model_meta
         table = model.encoder.word.weight.numel()

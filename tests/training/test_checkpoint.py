@@ -129,7 +129,7 @@ EVERYTHING = {  # that outlives a step: a schedule, a temperature, running count
 
 def test_a_run_killed_at_a_random_step_goes_on_bit_for_bit(new_model: NewModel, tmp_path: Path) -> None:
     parts = new_model().parts()
-    parts.config, parts.state = add_selection_bias(parts.config, parts.state)
+    parts.spec, parts.state = add_selection_bias(parts.spec, parts.state)
     Embedder(parts).save_pretrained(tmp_path / "base")
     model = lambda: Embedder.from_pretrained(tmp_path / "base", device="cpu")  # noqa: E731
     run(settings(**EVERYTHING), model(), tmp_path / "whole")

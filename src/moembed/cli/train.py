@@ -97,8 +97,8 @@ def upcycle(
         UpcycleConfig, {"num_experts": experts, "every": every, "bias": bias, "router": router, "seed": seed}
     )
     parts = read_base(model, allow_pickle=allow_pickle)
-    config, state = convert(parts.config, parts.state, options)
-    made = Embedder(replace(parts, config=config, state=state))
+    spec, state = convert(parts.spec, parts.state, options)
+    made = Embedder(replace(parts, spec=spec, state=state))
     made.save_pretrained(out)
     write_card(out, str(out), base_name(model))
     facts = {"out": str(out), "parameters": made.num_parameters(), "active": made.num_parameters(active=True)}
