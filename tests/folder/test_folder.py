@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from conftest import HfFolder, MakeModel, Run
@@ -231,6 +232,27 @@ def test_the_length_is_found_under_every_name_of_its_file(
         ours = load(place)
         assert ours.tokenizer.max_length == theirs.max_seq_length == 7
         assert distance(ours.encode_counted(texts)[0], theirs.encode(texts)) <= EQUAL
+
+
+@pytest.mark.parametrize("where", ["config", "tokenizer"])
+def test_long_texts_are_cut_on_the_side_the_folder_says(
+    where: str, hf_folder: HfFolder, tmp_path: Path
+) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / TRANSFORMER).write_text('{"max_seq_length": 7}')
+    if where == "config":
+        change_json(folder / "tokenizer_config.json", truncation_side="left")
+    else:
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        backend.enable_truncation(9, direction="left")
+        backend.save(str(folder / "tokenizer.json"))
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    texts = ["the mole digs tunnels under the meadow and owls hunt"]
+    load(folder).save_pretrained(tmp_path / "again")
+    for place in (folder, tmp_path / "again"):
+        rows, _ = load(place).tokenizer.rows(texts)
+        assert rows == theirs.tokenizer(texts, truncation=True, max_length=7)["input_ids"]
+        assert distance(load(place).encode_counted(texts)[0], theirs.encode(texts)) <= EQUAL
 
 
 @pytest.mark.parametrize("key", ["processor_kwargs", "tokenizer_args"])
