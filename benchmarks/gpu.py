@@ -106,7 +106,7 @@ def training(options: Options) -> Iterator[Row]:
 
     one = torch.randn(PRODUCT, PRODUCT, dtype=torch.bfloat16, device=options.device)
     timings = timed({"training step": step, "product": lambda: one @ one}, options)
-    work = 3 * models.flops(model.encoder.config, lengths)
+    work = 3 * models.flops(model.encoder.spec, lengths)
     question = "training step, share of the peak"
     yield speed_row("peak", timings, "product", 2 * PRODUCT**3 / 1e12, "TFLOP/s")
     share = 100 * work / (2 * PRODUCT**3) * ratio(timings, "product", "training step")

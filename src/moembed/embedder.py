@@ -15,13 +15,15 @@ import torch
 from torch import nn
 
 from moembed.encoding import FULL, Progress, Vectors, View, as_texts, truncate
+from moembed.families.own import encoder_json
+from moembed.families.registry import family_to_write
 from moembed.folder.bases import locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
 from moembed.inference.digest import Digest
 from moembed.inference.engine import Engine
-from moembed.inference.member import check_view, member, shallow_config
+from moembed.inference.member import check_view, first_layers, member
 from moembed.inference.options import DTYPES, check_device, check_dtype
 from moembed.inference.residency import release_pages
 from moembed.inference.sentences import Sentences
@@ -61,14 +63,14 @@ class Embedder(Sentences, nn.Module):
             self.__dict__.update(type(self).from_pretrained(source, **options).__dict__)
             return
         with torch.device("meta"):
-            self.encoder = Encoder(source.config)
+            self.encoder = Encoder(source.spec)
         self.encoder.load_state_dict(source.state, assign=True)
         self.encoder.requires_grad_(True)
         self.tokenizer = source.tokenizer
         self.pooling = source.pooling
         self.files, self.source, self.dims = source.files, source.source, source.dims
         self.similarity_fn_name = source.similarity_fn_name
-        self.dim = source.config.width
+        self.dim = source.spec.width
         self.engine = Engine()
         self.digest = Digest()
 
@@ -131,9 +133,9 @@ class Embedder(Sentences, nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a sentence-transformers folder; an existing one gives way only when the new one is whole."""
-        if self.dim != self.encoder.config.width:
+        if self.dim != self.encoder.spec.width:
             warnings.warn(
-                f"{path} keeps all {self.encoder.config.width} coordinates: load it with dim={self.dim}",
+                f"{path} keeps all {self.encoder.spec.width} coordinates: load it with dim={self.dim}",
                 stacklevel=2,
             )
         write_folder(Path(path), self.parts())
@@ -143,7 +145,7 @@ class Embedder(Sentences, nn.Module):
         tensors = chain(self.encoder.named_parameters(), self.encoder.named_buffers())
         state = {name: tensor.detach() for name, tensor in tensors}
         settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims, self.similarity_fn_name)
-        return Parts(self.encoder.config, state, *settings)
+        return Parts(self.encoder.spec, state, *settings)
 
     @property
     def device(self) -> str:
@@ -166,14 +168,14 @@ class Embedder(Sentences, nn.Module):
 
     @max_seq_length.setter
     def max_seq_length(self, tokens: int) -> None:
-        longest = self.encoder.config.max_length
+        longest = self.encoder.spec.max_length
         if not 1 <= tokens <= longest:
             raise UserError(f"max_seq_length {tokens} is not within 1..{longest}, what the model can read")
         self.tokenizer.max_length = tokens
 
     def num_parameters(self, active: bool = False) -> int:
         """All parameters, or those one token can touch (the whole vocabulary table counted)."""
-        return num_parameters(self.encoder.config, active)
+        return num_parameters(self.encoder.spec, active)
 
     def train(self, mode: bool = True) -> Embedder:
         if mode:
@@ -237,9 +239,9 @@ class Embedder(Sentences, nn.Module):
         for name, most in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
             if most is not None and most < 1:
                 raise UserError(f"{name} must be at least 1, not {most}")
-        check_view(self.encoder.config, view, self.dim)
+        check_view(self.encoder.spec, view, self.dim)
         encoder, device = self.engine.encoder(self.encoder), self.device
-        depths = [view.layers or self.encoder.config.num_layers]
+        depths = [view.layers or self.encoder.spec.num_layers]
         dim = view.dim or self.dim
         vectors = np.zeros((len(rows), dim), dtype=np.float32)
         budget = batch_tokens or (4096 if device == "cpu" else 65536)
@@ -259,7 +261,7 @@ class Embedder(Sentences, nn.Module):
         progress: Progress | None = None,
         **limits: int | None,
     ) -> tuple[np.ndarray, int]:
-        check_view(self.encoder.config, view, self.dim)
+        check_view(self.encoder.spec, view, self.dim)
         parts, truncated = [np.zeros((0, view.dim or self.dim), dtype=np.float32)], 0
         for rows, cut in windows(self.tokenizer, texts, prefix):
             parts.append(self.embed(rows, view, progress=progress, **limits))
@@ -276,10 +278,11 @@ class Embedder(Sentences, nn.Module):
         relation is that one model's queries may be searched against its own documents, whatever their
         prompts. The first layers of a model have the name of the small model that holds nothing else.
         """
-        check_view(self.encoder.config, view, self.dim)
+        check_view(self.encoder.spec, view, self.dim)
+        spec = first_layers(self.encoder.spec, view)
         facts = [
             self.digest.of(self.encoder, view.layers),
-            shallow_config(self.encoder.config, view.layers).model_dump_json(),
+            encoder_json(spec, family_to_write(spec, self.source).name),
             self.pooling,
             self.role_prefix(role) if prompt is None else prompt,
             view.dim or self.dim,

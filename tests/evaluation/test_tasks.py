@@ -69,6 +69,7 @@ ALL: list[Task] = [
     retrieval(),
     retrieval(kind="reranking"),
     sts(PAIRS),
+    PairTask("some", "pair_classification", ["mole", "owl"], ["moles", "x"], np.arange(2.0), [""] * 2, []),
     bitext(
         [
             ("Maulwurf", "moles", "de-en"),
@@ -365,7 +366,7 @@ def test_v_measure_is_that_of_sklearn() -> None:
     assert value(scores, "v_measure") == pytest.approx(sklearn.v_measure_score(gold, found), abs=1e-12)
 
 
-@pytest.mark.parametrize("task", ALL[4:], ids=lambda task: task.kind)
+@pytest.mark.parametrize("task", ALL[5:], ids=lambda task: task.kind)
 def test_a_missing_library_names_the_extra(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("sklearn", "sklearn.cluster", "sklearn.linear_model"):
         monkeypatch.setitem(sys.modules, module, None)

@@ -26,19 +26,20 @@ from moembed.embedder import Embedder
 from moembed.export.gguf.export import export_gguf
 from moembed.export.gguf.graph import as_graph, fold
 from moembed.export.gguf.vocabulary import add_vocabulary
+from moembed.families.flat import FlatMoE
 from moembed.folder.parts import Parts
-from moembed.moe.layer import MoEConfig
+from moembed.model.block import LayerSpec
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 
 RAW = RouterConfig(top_k=2, normalize=None)
-EXPERTS = {"position": "rope", "moe": MoEConfig(layers=(1, 3), num_experts=4, bias="shared", router=RAW)}
+EXPERTS = {"position": "rope", "moe": FlatMoE(layers=(1, 3), num_experts=4, bias="shared", router=RAW)}
 GATED = {"position": "rope", "gated": True, "activation": "silu", "ffn_bias": False}
 
 
 def moe_with(**changes: Any) -> dict[str, Any]:
     moe = EXPERTS["moe"]
-    assert isinstance(moe, MoEConfig)
+    assert isinstance(moe, FlatMoE)
     return EXPERTS | {"moe": moe.model_copy(update=changes)}
 
 
@@ -166,9 +167,11 @@ def test_a_bfloat16_model_is_written_too(make_model: MakeModel, tmp_path: Path) 
 # ---- the expert bias --------------------------------------------------------------------------------------
 
 
-def in_double(parts: Parts, **changes: Any) -> Embedder:
-    model = Embedder(replace(parts, config=parts.config.model_copy(update=changes)))
-    return model.double().eval()
+def in_double(parts: Parts, activation: str = "gelu") -> Embedder:
+    def change(_: int, layer: LayerSpec) -> LayerSpec:
+        return layer.model_copy(update={"ffn": layer.ffn.model_copy(update={"activation": activation})})
+
+    return Embedder(replace(parts, spec=parts.spec.with_layers(change))).double().eval()
 
 
 def test_a_folded_bias_gives_the_same_vectors(make_model: MakeModel) -> None:
@@ -176,9 +179,9 @@ def test_a_folded_bias_gives_the_same_vectors(make_model: MakeModel) -> None:
     vectors = in_double(parts).encode(TEXTS)
     for fold_bias, close in ((True, True), (False, False)):
         graph = as_graph(parts, fold_bias)[1]
-        assert graph.config.moe is not None
-        assert graph.config.moe.bias == "none"
-        found = in_double(graph, activation="gelu").encode(TEXTS)
+        assert graph.spec.moe is not None
+        assert graph.spec.moe.bias == "none"
+        found = in_double(graph).encode(TEXTS)
         assert (np.abs(found - vectors).max() < 1e-5) == close  # weights are rounded to fp32 after folding
 
 
@@ -332,7 +335,7 @@ def test_tokenizers_that_llamacpp_lacks_are_refused(backend: Backend, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"moe": MoEConfig(layers=(1,), num_experts=2)}, "absolute positions.*biases inside its experts"),
+        ({"moe": FlatMoE(layers=(1,), num_experts=2)}, "absolute positions.*biases inside its experts"),
         (moe_with(layers=(0, 2)), "Nomic layout"),
         (moe_with(router=RouterConfig()), "router.normalize null"),
         (moe_with(num_shared_experts=1, shared_weight="mean"), "shared experts"),

@@ -24,10 +24,10 @@ from moembed.embedder import Embedder
 from moembed.export.onnx import export as onnx_folder
 from moembed.export.onnx.encoder import build
 from moembed.export.onnx.export import export_onnx, run_rows
+from moembed.families.flat import FlatMoE
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.model.pooling import POOLING
-from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
 from moembed.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ routers = st.builds(
     RouterConfig, top_k=st.integers(1, 3), normalize=st.sampled_from([None, 1.0, 2.0]), jitter=st.just(0.1)
 )
 moes = st.builds(
-    MoEConfig,
+    FlatMoE,
     layers=st.sampled_from([(1,), (0, 1)]),
     num_experts=st.integers(3, 6),
     num_shared_experts=st.integers(0, 2),
@@ -170,12 +170,12 @@ def test_only_standard_operators(moe_model: Embedder, int8: bool) -> None:
 def upcycled(minilm: Path) -> Parts:
     """MiniLM with experts that differ."""
     parts = read_folder(minilm)
-    config, state = upcycle(parts.config, parts.state, UpcycleConfig(num_experts=4, every=3))
+    spec, state = upcycle(parts.spec, parts.state, UpcycleConfig(num_experts=4, every=3))
     generator = torch.Generator().manual_seed(0)
     for name, tensor in state.items():
         if name.endswith(("up_EFD", "down_EDF")):
             state[name] = tensor + 0.1 * tensor.std() * torch.randn(tensor.shape, generator=generator)
-    return replace(parts, config=config, state=state)
+    return replace(parts, spec=spec, state=state)
 
 
 def test_int8_of_a_real_model_stays_close(upcycled: Parts) -> None:
@@ -334,8 +334,8 @@ def test_bfloat16_weights_are_exported_in_fp32(moe_model: Embedder, tmp_path: Pa
 
 
 def test_expert_choice_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
-    model = make_model(moe=MoEConfig(layers=(1,), num_experts=4, router=RouterConfig(kind="expert_choice")))
-    with pytest.raises(UserError, match="'expert_choice' cannot be exported to ONNX"):
+    model = make_model(moe=FlatMoE(layers=(1,), num_experts=4, router=RouterConfig(kind="expert_choice")))
+    with pytest.raises(UserError, match=r"moe.router.kind = 'expert_choice' in the layers \[1\]"):
         export_onnx(model.parts(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

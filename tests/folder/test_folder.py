@@ -57,7 +57,7 @@ def test_a_folder_reads_back_as_it_was_written(
     moe_model.tokenizer.default_prompt = "document"
     moe_model.save_pretrained(tmp_path / "model")
     again = load(tmp_path / "model")
-    assert again.encoder.config == moe_model.encoder.config
+    assert again.encoder.spec == moe_model.encoder.spec
     assert again.pooling == pooling
     assert (again.tokenizer.max_length, again.tokenizer.default_prompt) == (30, "document")
     assert again.tokenizer.prompts == moe_model.tokenizer.prompts
@@ -177,14 +177,14 @@ def test_a_folder_sentence_transformers_wrote_gives_its_vectors(
 
 def test_the_length_limit_is_the_smallest_one_stated(hf_folder: HfFolder) -> None:
     folder, _ = hf_folder("roberta")
-    config = read_folder(folder).config
-    assert read_settings(folder, config).max_length == 38  # 40 positions, the first two unused
+    spec = read_folder(folder).spec
+    assert read_settings(folder, spec).max_length == 38  # 40 positions, the first two unused
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
-    assert read_settings(folder, config).max_length == 38
+    assert read_settings(folder, spec).max_length == 38
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 30}')
-    assert read_settings(folder, config).max_length == 30
+    assert read_settings(folder, spec).max_length == 30
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
-    assert read_settings(folder, config).max_length == 20
+    assert read_settings(folder, spec).max_length == 20
 
 
 def test_a_length_beyond_the_positions_is_said(hf_folder: HfFolder) -> None:

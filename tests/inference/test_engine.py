@@ -21,10 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moembed.embedder import Embedder
+from moembed.families.flat import FlatMoE
 from moembed.inference.engine import Packed, PackedMoE, can_round, freeze
 from moembed.inference.fingerprint import Fingerprint
 from moembed.inference.packed import TILE, tiles
-from moembed.moe.layer import ROADS, MoE, MoEConfig
+from moembed.moe.layer import MoE
+from moembed.moe.loop import loop
 from moembed.moe.router import RouterConfig, Routing
 from moembed.types import RouterStats, UserError
 
@@ -34,13 +36,13 @@ KINDS = {
     "dense": {},
     "dense, gated": {"gated": True, "activation": "silu"},
     "tanh": {"activation": "gelu_tanh"},
-    "experts": {"moe": MoEConfig(layers=(1, 3), num_experts=4)},
-    "gated experts": {"gated": True, "activation": "relu", "moe": MoEConfig(layers=(1,), num_experts=4)},
-    "shared bias": {"moe": MoEConfig(layers=(1,), num_experts=4, bias="shared")},
-    "no bias": {"moe": MoEConfig(layers=(0, 1), num_experts=4, bias="none"), "ffn_bias": False},
-    "shared expert": {"moe": MoEConfig(layers=(1,), num_experts=4, num_shared_experts=1)},
-    "raw top-1": {"moe": MoEConfig(layers=(1,), router=RouterConfig(top_k=1, normalize=None))},
-    "expert choice": {"moe": MoEConfig(layers=(1,), router=RouterConfig(kind="expert_choice"))},
+    "experts": {"moe": FlatMoE(layers=(1, 3), num_experts=4)},
+    "gated experts": {"gated": True, "activation": "relu", "moe": FlatMoE(layers=(1,), num_experts=4)},
+    "shared bias": {"moe": FlatMoE(layers=(1,), num_experts=4, bias="shared")},
+    "no bias": {"moe": FlatMoE(layers=(0, 1), num_experts=4, bias="none"), "ffn_bias": False},
+    "shared expert": {"moe": FlatMoE(layers=(1,), num_experts=4, num_shared_experts=1)},
+    "raw top-1": {"moe": FlatMoE(layers=(1,), router=RouterConfig(top_k=1, normalize=None))},
+    "expert choice": {"moe": FlatMoE(layers=(1,), router=RouterConfig(kind="expert_choice"))},
     "rope, pre-norm": {"position": "rope", "norm": "pre"},
 }
 
@@ -52,20 +54,20 @@ def model(request: pytest.FixtureRequest, make_model) -> Embedder:
 
 def slow(model: Embedder, texts: Sequence[str]) -> np.ndarray:
     """By definition: the encoder itself, padded attention, one expert after the other."""
-    model.encoder.attention_road, model.encoder.moe_road = "padded", "loop"
+    model.encoder.attention_backend, model.encoder.moe_backend = "padded", "loop"
     with torch.no_grad():
         vectors = model(model.tokenizer.batch(texts)).vector_BM.float().numpy()
-    del model.encoder.attention_road, model.encoder.moe_road
+    del model.encoder.attention_backend, model.encoder.moe_backend
     return vectors
 
 
-def test_packed_is_the_slow_road(model: Embedder, texts: list[str]) -> None:
+def test_packed_is_the_slow_backend(model: Embedder, texts: list[str]) -> None:
     packed = model.encode(texts)
     assert any(isinstance(part, Packed) for part in model.engine.encoder(model.encoder).modules())
     np.testing.assert_allclose(packed, slow(model, texts), atol=2e-6)  # sums in another order
 
 
-def test_packed_bfloat16_is_the_slow_road(model: Embedder, texts: list[str], tmp_path: Path) -> None:
+def test_packed_bfloat16_is_the_slow_backend(model: Embedder, texts: list[str], tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "m")
     exact = slow(model, texts)
     rounded = Embedder.from_pretrained(tmp_path / "m", dtype="bfloat16", device="cpu")
@@ -301,7 +303,7 @@ def test_lopsided_routing(moe_model: Embedder, experts: list[int]) -> None:
     )
     routing = Routing(torch.arange(len(experts)), expert_P, torch.rand(len(experts)), stats, nothing, nothing)
     with torch.inference_mode():
-        wanted = ROADS["loop"](block, hidden_TD, routing)
+        wanted = loop(block.experts, hidden_TD, routing)
         packed = freeze(moe_model.encoder).layers[1].ffn
         assert isinstance(packed, PackedMoE)
         torch.testing.assert_close(packed.routed(hidden_TD, routing), wanted, atol=1e-5, rtol=1e-5)

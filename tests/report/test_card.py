@@ -19,9 +19,9 @@ from moembed.compare import formatting
 from moembed.compare.comparison import compare
 from moembed.compare.scores import Scores
 from moembed.evaluation.result import EvaluationResult
+from moembed.families.flat import FlatMoE
 from moembed.folder.read import Settings
 from moembed.folder.settings import TransformerSettings
-from moembed.moe.layer import MoEConfig
 from moembed.report.card import card, write_card
 from moembed.types import UserError
 
@@ -156,10 +156,13 @@ def test_a_dense_model_needs_no_import_of_ours(hf_folder: HfFolder) -> None:
 def test_the_published_layout_is_not_offered_to_a_library_that_would_misread_it(
     make_model: MakeModel,
 ) -> None:
-    moe = MoEConfig(layers=(1, 3), num_experts=4, bias="shared")
-    config = make_model(moe=moe, position="rope").encoder.config.model_copy(update={"family": "nomic_bert"})
+    moe = FlatMoE(layers=(1, 3), num_experts=4, bias="shared")
+    config = make_model(moe=moe, position="rope").encoder.spec
     text = card(
-        config, Settings(32, {}, None, None, "mean", (), TransformerSettings(32, False, {}, {})), "me/moles"
+        config,
+        Settings(32, {}, None, None, "mean", (), TransformerSettings(32, False, {}, {})),
+        "me/moles",
+        "nomic_bert",
     )
     assert "SentenceTransformer" not in text
     assert metadata(text)["library_name"] == "moembed"

@@ -17,7 +17,7 @@ from moembed.compare.scores import load_scores
 from moembed.console import Interrupted
 from moembed.evaluation.beir import RetrievalTask, save_task
 from moembed.evaluation.metrics import Qrels
-from moembed.moe.layer import MoEConfig
+from moembed.families.flat import FlatMoE
 from moembed.runs import evaluate as run_evaluate
 from moembed.runs import system
 
@@ -27,7 +27,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "evaluating.md"
 @pytest.fixture
 def world(tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two runs and two tasks, where the docs have them; the working folder."""
-    moe = MoEConfig(layers=(1,), num_experts=4)
+    moe = FlatMoE(layers=(1,), num_experts=4)
     make_model(num_layers=2, moe=moe).save_pretrained(tmp_path / "runs" / "new" / "model")
     make_model(seed=1, num_layers=2).save_pretrained(tmp_path / "runs" / "old" / "model")
     documents = [text for text in TEXTS if text]
@@ -121,6 +121,7 @@ def test_the_examples_of_the_docs_run(world: Path, capsys: pytest.CaptureFixture
         ("--html", "nowhere/page.html", "there is no folder"),
         ("--html", "page.json", "does not end in .html"),
         ("--keep", "sts-de.csv", "cannot write"),
+        ("--cache", "sts-de.csv", "cannot write"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(
@@ -225,3 +226,38 @@ def test_dims_beyond_the_model_are_refused_before_it_embeds(
         options = EvaluationOptions(baselines=False, dims=(8, dim))
         with pytest.raises(UserError, match=f"dim {dim} is not between 1 and the 16 coordinates of runs/old"):
             evaluate(["runs/old"], ["data/moles"], options)
+
+
+def test_one_model_and_one_task_need_no_list(world: Path) -> None:
+    options = EvaluationOptions(baselines=False, dtype="float32")
+    assert evaluate("runs/old", "sts-de.csv", options).tasks.keys() == {"sts-de"}
+    for wrong in ({"metrics": "ndcg@10"}, {"dims": 8}, {"codecs": "int8"}, {"processes": 0}, {"sample": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            EvaluationOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_two_systems_never_share_a_file_of_scores(world: Path, make_model: MakeModel) -> None:
+    model = make_model(num_layers=2)
+    with pytest.raises(UserError, match=r"the scores of a/b and a-b would both be a-b\.parquet"):
+        evaluate({"a/b": model, "a-b": model}, "data/moles", EvaluationOptions(keep="scores"))
+
+
+def test_a_model_that_fails_tells_what_is_kept_of_those_before(
+    world: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "routing", full)
+    code, _, err = run("evaluate", "runs/old", "--tasks", "data/moles", "--keep", "scores")
+    assert code == 2
+    assert "the disk is full; the scores of bm25, static are kept in scores" in err
+
+
+def test_mteb_takes_the_first_of_several_sizes_and_says_so(
+    world: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("moembed.cli.mteb.run_mteb", lambda *_, dim, **__: asked.append(dim))
+    for dims in ("64,32", "64", ""):
+        code, _, err = run("evaluate", "runs/old", "--mteb", "STS12", "--dims", dims)
+        assert code == 0, err
+        assert ("of --dims the first, 64" in err) == ("," in dims)
+    assert asked == [64, 64, None]

@@ -124,7 +124,7 @@ def test_pretrain_then_train_on_it(run: Run, texts_file: Path, tmp_path: Path, h
     for key in ("held_out", "held_out_before", "held_out_accuracy", "held_out_accuracy_before"):
         assert result[key].keys() == {"en", "de"}
     made = Embedder.from_pretrained(tmp_path / "run", device="cpu")
-    config = made.encoder.config
+    config = made.encoder.spec
     assert (config.position, config.max_length, made.tokenizer.max_length) == ("rope", 64, 64)
     assert config.vocab_size % 64 == 0
 

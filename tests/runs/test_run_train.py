@@ -103,7 +103,7 @@ def test_the_model_has_what_the_recipe_asked_for(run: Run, recipe: Path, tmp_pat
     assert code == 0, err
     model = Embedder.from_pretrained(tmp_path / "run", device="cpu")
     assert model.dims == (16, 8)
-    router = model.encoder.config.moe
+    router = model.encoder.spec.moe
     assert router is not None
     assert router.router.selection_bias
     assert "| Trained to be cut to | 16, 8 |" in (tmp_path / "run" / "model" / "README.md").read_text()

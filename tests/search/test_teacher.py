@@ -54,8 +54,8 @@ def letters(model: Embedder) -> Embedder:
     backend = Backend(models.WordLevel(vocabulary, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     parts = model.parts()
-    tokenizer = Tokenizer(backend, parts.config.max_length, {"query": "q ", "document": "d "})
-    return Embedder(Parts(parts.config, parts.state, tokenizer, parts.pooling)).eval()
+    tokenizer = Tokenizer(backend, parts.spec.max_length, {"query": "q ", "document": "d "})
+    return Embedder(Parts(parts.spec, parts.state, tokenizer, parts.pooling)).eval()
 
 
 def test_any_tokenizer_will_do(pairs, tmp_path, make_model: MakeModel):

@@ -129,7 +129,7 @@ EVERYTHING = {  # that outlives a step: a schedule, a temperature, running count
 
 def test_a_run_killed_at_a_random_step_goes_on_bit_for_bit(new_model: NewModel, tmp_path: Path) -> None:
     parts = new_model().parts()
-    parts.config, parts.state = add_selection_bias(parts.config, parts.state)
+    parts.spec, parts.state = add_selection_bias(parts.spec, parts.state)
     Embedder(parts).save_pretrained(tmp_path / "base")
     model = lambda: Embedder.from_pretrained(tmp_path / "base", device="cpu")  # noqa: E731
     run(settings(**EVERYTHING), model(), tmp_path / "whole")
@@ -336,16 +336,39 @@ def test_other_data_is_refused(pairs: list[Pair], now: str, new_model: NewModel,
     assert metrics(tmp_path) == lines
 
 
-def test_a_checkpoint_that_does_not_say_its_data_goes_on_with_a_note(
-    new_model: NewModel, tmp_path: Path
-) -> None:
-    run(settings(), new_model(), tmp_path)
-    saved = tmp_path / "checkpoints" / "step-000006" / "train"
-    state = json.loads((saved / "state.json").read_text())
+def as_before_this_version(saved: Path) -> None:
+    """Write a checkpoint again as earlier versions did: no word of the data, another name for an alarm."""
+    state = json.loads((saved / "train" / "state.json").read_text())
     assert state.pop("data")
-    (saved / "state.json").write_text(json.dumps(state))
-    manifest = json.loads((saved / "manifest.json").read_text())
-    manifest["train/state.json"] = checkpoint._digest(saved / "state.json")
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    (saved / "train" / "state.json").write_text(json.dumps(state))
+    tensors = torch.load(saved / "train" / "optimiser.pt", weights_only=True)
+    tensors["extras"]["starving"] = tensors["extras"].pop("dead_experts")
+    del tensors["extras"]["routing"]
+    torch.save(tensors, saved / "train" / "optimiser.pt")
+    manifest = json.loads((saved / "train" / "manifest.json").read_text())
+    for name in ("train/state.json", "train/optimiser.pt"):
+        manifest[name] = checkpoint._digest(saved / name)
+    (saved / "train" / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_of_an_older_version_goes_on_bit_for_bit_with_a_note(
+    new_model: NewModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(settings(), new_model(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch, crash)
+        with pytest.raises(Crash):
+            run(settings(), new_model(), tmp_path / "cut")
+    as_before_this_version(tmp_path / "cut" / "checkpoints" / "step-000004")
     with pytest.warns(UserWarning, match="does not say what data it was trained on"):
-        assert run(settings(), new_model(), tmp_path, resume=True).steps == 6
+        assert run(settings(), new_model(), tmp_path / "cut", resume=True).steps == 6
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert_same_weights(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
+
+
+def test_a_run_that_cut_texts_elsewhere_is_refused(new_model: NewModel, tmp_path: Path) -> None:
+    run(settings(), new_model(), tmp_path)
+    model = new_model()
+    model.tokenizer.max_length = 20
+    with pytest.raises(UserError, match="cut texts at 32 tokens where this run would read 20"):
+        run(settings(), model, tmp_path, resume=True)

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from conftest import MakeModel
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
+from moembed.families.flat import FlatMoE
 from moembed.folder.read import read_folder
-from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.training.contrastive.batch import SourceFormat, prepare
 from moembed.training.contrastive.settings import ContrastiveConfig
@@ -159,7 +159,7 @@ def folder(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("distributed")
     for name, jitter in (("model", 0.0), ("chance", 0.2)):
         router = RouterConfig(jitter=jitter, selection_bias=name == "model")
-        moe = MoEConfig(layers=(1, 3), num_experts=4, router=router)
+        moe = FlatMoE(layers=(1, 3), num_experts=4, router=router)
         make_model(moe=moe, dropout=jitter).save_pretrained(folder / name)
     save_animals(folder / "animals")
     torch.multiprocessing.spawn(work, (folder,), nprocs=SIZE)

@@ -14,7 +14,6 @@ from moembed.compare.formatting import estimate, kind_name, metric_name
 from moembed.compare.results import SCORE, Cells
 from moembed.compare.verdict import lacking, sentences
 from moembed.console import print_json, print_table, progress_bar, say
-from moembed.files import require_writable
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -93,8 +92,6 @@ def evaluate(
     from moembed.runs.system import EvaluationOptions
 
     require_outputs(out, html)
-    if keep:
-        require_writable(keep / "scores.parquet")
     options = EvaluationOptions(
         metrics=_listed(metrics or "") or None, sample=sample, dims=_dims(dims), codecs=_listed(codecs),
         baselines=baselines, dtype=dtype, processes=processes, cache=cache, keep=keep,

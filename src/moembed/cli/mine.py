@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Dtype, Json, Seed, SkipBadRows, load_model
+from moembed.cli.options import Dtype, Json, Seed, SkipBadRows, load_model, when_interrupted
 from moembed.console import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
@@ -79,9 +79,10 @@ def filter(
     }  # fmt: skip
     source = _source(pairs, split, skip_bad_rows, columns)
     teacher = _teacher(model, dtype, query_prompt, document_prompt)
-    summary = filter_pairs(
-        source, out, teacher, config, cache=cache, overwrite=overwrite, progress=progress_bar
-    )
+    with when_interrupted(_kept(out)):
+        summary = filter_pairs(
+            source, out, teacher, config, cache=cache, overwrite=overwrite, progress=progress_bar
+        )
     _say_truncated(teacher)
     _say(summary.notes)
     if summary.whole_blocks:
@@ -168,11 +169,12 @@ def mine(
     }  # fmt: skip
     source = _source(pairs, split, skip_bad_rows, columns)
     opened = _teacher(teacher, dtype, query_prompt, document_prompt)
-    summary = mine_negatives(
-        source, out, opened, config,
-        corpus=_source(corpus, None, skip_bad_rows, {"document": corpus_column}) if corpus else None,
-        cache=cache, overwrite=overwrite, progress=progress_bar,
-    )  # fmt: skip
+    documents = _source(corpus, None, skip_bad_rows, {"document": corpus_column}) if corpus else None
+    with when_interrupted(_kept(out)):
+        summary = mine_negatives(
+            source, out, opened, config,
+            corpus=documents, cache=cache, overwrite=overwrite, progress=progress_bar,
+        )  # fmt: skip
     _say_truncated(opened)
     _say(summary.notes)
     if json_:
@@ -207,6 +209,10 @@ def _teacher(name: str, dtype: str, query: str | None, document: str | None) -> 
     from moembed.search.teacher import open_teacher
 
     return open_teacher(name, lambda model: load_model(model, dtype), {"query": query, "document": document})
+
+
+def _kept(out: Path) -> Callable[[], str]:
+    return lambda: f"what is finished is kept in {out}.partial; run the same command again to go on"
 
 
 def _say_truncated(teacher: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,6 +56,8 @@ def pretrain(
 
     Example: `moembed pretrain recipes/mini/pretrain.yaml data=texts.parquet out=runs/base steps=200`
     """
+    # several processes: torch would tell each of them that no parameter was unused, which is as it should be
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from dataclasses import asdict
 
     from moembed.runs.pretrain import load_pretraining

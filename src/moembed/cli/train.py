@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +49,8 @@ def train(
 
     Example: `moembed train recipes/finetune.yaml data=pairs.jsonl base=minilm out=runs/mine steps=200`
     """
+    # several processes: torch would tell each of them that no parameter was unused, which is as it should be
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from dataclasses import asdict
 
     from moembed.runs.train import load_recipe
@@ -94,8 +97,8 @@ def upcycle(
         UpcycleConfig, {"num_experts": experts, "every": every, "bias": bias, "router": router, "seed": seed}
     )
     parts = read_base(model, allow_pickle=allow_pickle)
-    config, state = convert(parts.config, parts.state, options)
-    made = Embedder(replace(parts, config=config, state=state))
+    spec, state = convert(parts.spec, parts.state, options)
+    made = Embedder(replace(parts, spec=spec, state=state))
     made.save_pretrained(out)
     write_card(out, str(out), base_name(model))
     facts = {"out": str(out), "parameters": made.num_parameters(), "active": made.num_parameters(active=True)}

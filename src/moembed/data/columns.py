@@ -9,6 +9,7 @@ import re
 import tokenize
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from moembed.data.readers import text_problem
@@ -29,6 +30,7 @@ _NOT_A_TEXT = {tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER}
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
+@lru_cache(maxsize=1024)
 def negative_column(column: str, prefix: str) -> Literal["texts", "texts or numbers"] | None:
     """Whether a column holds hard negatives, by its name.
 
@@ -117,7 +119,8 @@ class ColumnUse:
         self._lists: Counter[str] = Counter()
 
     def see(self, columns: Iterable[str]) -> None:
-        self.seen.update(dict.fromkeys(columns))
+        if not self.seen.keys() >= set(columns):
+            self.seen.update(dict.fromkeys(columns))
 
     def use(self, column: str, value: Any, quotes: bool = False) -> None:
         """``value`` of ``column`` is used as a text; ``quotes``: its format knows no quoting."""

@@ -76,7 +76,8 @@ def load_task(path: str | Path) -> RetrievalTask:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"no such task folder: {folder}")
+        what = "is a file, and a task here is a folder in BEIR layout" if folder.exists() else ""
+        raise UserError(f"{folder} {what}" if what else f"no such task folder: {folder}")
     name = folder.resolve().name
     tables = open_beir(folder)
     columns = {"corpus": ColumnUse(), "queries": ColumnUse()}

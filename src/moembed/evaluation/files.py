@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ COLUMNS = {
     "reranking": ("query", "positive", "negative"),
     "retrieval": ("query", "document"),
 }
+_NAMES = {"sent1": "sentence1", "sent2": "sentence2"}  # in some data sets of MTEB
 SCORES, LABELS = ("score", "similarity_score"), ("labels", "label")  # of sentence pairs, in this order
 
 
@@ -111,6 +112,10 @@ def load_any(path: str | Path) -> Task:
 
 def _spread(rows: list[Record]) -> list[Record]:
     """Rows whose ``sentence1`` is a list, as in older data sets of MTEB, as a row for each sentence."""
+    rows = [
+        replace(row, cells={_NAMES.get(name, name): value for name, value in row.cells.items()})
+        for row in rows
+    ]
     if not rows or not isinstance(rows[0].cells.get("sentence1"), list):
         return rows
     spread = []

@@ -132,8 +132,8 @@ def model_meta(model: Embedder, name: str, revision: str | None = None, dim: int
     ``num_parameters(active=True)`` less the table. A shorter ``dim`` and another dtype than float32 are
     experiments: mteb keeps their results apart.
     """
-    config, tokenizer = model.encoder.config, model.tokenizer
-    table = config.vocab_size * config.width
+    spec, tokenizer = model.encoder.spec, model.tokenizer
+    table = spec.vocab_size * spec.width
     varied = {"embed_dim": dim, "dtype": None if model.dtype == "float32" else model.dtype}
     return ModelMeta(
         loader=None,
@@ -143,7 +143,7 @@ def model_meta(model: Embedder, name: str, revision: str | None = None, dim: int
         languages=None,
         n_parameters=model.num_parameters(),
         n_embedding_parameters=table,
-        n_active_parameters_override=model.num_parameters(active=True) - table if config.moe else None,
+        n_active_parameters_override=model.num_parameters(active=True) - table if spec.moe else None,
         memory_usage_mb=None,
         max_tokens=tokenizer.max_length,
         embed_dim=dim or model.dim,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moembed.model.encoder import EncoderConfig
+from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 
 MODULES = ["Transformer", "Pooling", "Normalize"]
@@ -27,12 +27,13 @@ class Parts:
 
     Attributes:
         files: those of the tokenizer, bytes as they are.
-        source: ``config.json`` as it was read.
+        source: ``config.json`` as it was read. The model is written in its layout while that can say the
+            spec, else in our own; one that holds no more than a ``model_type`` asks for that layout.
         dims: prefixes of the vector that were trained to stand alone (Matryoshka).
         similarity_fn_name: how the vectors were meant to be compared; None: nothing is said.
     """
 
-    config: EncoderConfig
+    spec: EncoderSpec
     state: dict[str, Tensor]
     tokenizer: Tokenizer
     pooling: str

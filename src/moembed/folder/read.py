@@ -30,7 +30,7 @@ from moembed.folder.settings import (
 )
 from moembed.folder.tensors import read_state
 from moembed.folder.tokenizer import read_tokenizer, tokenizer_files
-from moembed.model.encoder import EncoderConfig
+from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 
@@ -59,25 +59,23 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         UserError: not a model folder, unknown model type or module, missing, extra, misshapen or non-finite
             tensors, a damaged file, a tokenizer that is not the model's.
     """
-    config = read_config(path)
+    spec = read_config(path)
     inside = encoder_folder(path)
     values = read_json(inside / "config.json")
-    settings = read_settings(path, config)
+    settings = read_settings(path, spec)
     transformer = settings.transformer
-    state = read_state(inside, config, family_of(values), allow_pickle)
-    backend, side = read_tokenizer(inside, config.vocab_size, transformer.options, transformer.lowercase)
+    state = read_state(inside, spec, family_of(values), allow_pickle)
+    backend, side = read_tokenizer(inside, spec.vocab_size, transformer.options, transformer.lowercase)
     if side == "left":
         raise UserError(f"{path}: truncation_side left is not supported: long texts lose their end here")
     tokenizer = Tokenizer(backend, settings.max_length, settings.prompts, settings.default_prompt)
     files = tokenizer_files(inside)
     if kept := {key: value for key, value in transformer.file.items() if key in TOKENIZER_KEYS and value}:
         files[TRANSFORMER_FILES[0]] = json.dumps(kept).encode()
-    return Parts(
-        config, state, tokenizer, settings.pooling, files, values, settings.dims, settings.similarity
-    )
+    return Parts(spec, state, tokenizer, settings.pooling, files, values, settings.dims, settings.similarity)
 
 
-def read_config(path: Path) -> EncoderConfig:
+def read_config(path: Path) -> EncoderSpec:
     """The architecture alone, from ``config.json``."""
     file = encoder_folder(path) / "config.json"
     if not file.is_file():
@@ -92,20 +90,20 @@ def read_config(path: Path) -> EncoderConfig:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from None
 
 
-def read_settings(path: Path, config: EncoderConfig) -> Settings:
+def read_settings(path: Path, spec: EncoderSpec) -> Settings:
     """What the small files of a folder say about texts: length limit, prompts, pooling."""
     transformer = read_transformer_settings(encoder_folder(path))
-    pooling, normalised = read_pooling(path, config.width)
+    pooling, normalised = read_pooling(path, spec.width)
     model = read_model_settings(path, normalised)
-    limit = transformer.max_length or config.max_length
-    if "max_seq_length" in transformer.file and limit > config.max_length:
+    limit = transformer.max_length or spec.max_length
+    if "max_seq_length" in transformer.file and limit > spec.max_length:
         warnings.warn(
-            f"{path}: max_seq_length says {limit} tokens, the model has positions for {config.max_length}: "
+            f"{path}: max_seq_length says {limit} tokens, the model has positions for {spec.max_length}: "
             "longer texts are cut there",
             stacklevel=2,
         )
     return Settings(
-        min(limit, config.max_length),
+        min(limit, spec.max_length),
         model.prompts,
         model.default_prompt,
         model.similarity,

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moembed.families.registry import family_of
+from moembed.families.registry import family_to_write
 from moembed.files import replacing, write_json
 from moembed.folder.parts import LEGACY_POOLING, MODULES, Parts
 from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
@@ -23,12 +23,12 @@ def write_folder(path: Path, parts: Parts) -> None:
 
     The folder appears whole or not at all: it is written under another name and then takes its place.
     """
-    family = family_of({"model_type": parts.config.family})
+    family = family_to_write(parts.spec, parts.source)
     theirs: dict[str, Tensor] = {}
-    table = family.names(parts.config)
+    table = family.names(parts.spec)
     for ours, tensor in parts.state.items():
         if ours not in table:
-            raise UserError(f"the {parts.config.family} layout has no place for {ours!r}")
+            raise UserError(f"the {family.name} layout has no place for {ours!r}")
         pieces = table[ours].write(tensor.detach().cpu())
         names = (family.prefixes[0] + name for name in table[ours].names)
         theirs |= {name: piece.contiguous() for name, piece in zip(names, pieces, strict=True)}
@@ -48,8 +48,8 @@ def write_small_files(folder: Path, parts: Parts) -> None:
         for i, (kind, place) in enumerate(zip(MODULES, ["", "1_Pooling", "2_Normalize"], strict=True))
     ]
     pooling = {
-        "word_embedding_dimension": parts.config.width,
-        "embedding_dimension": parts.config.width,
+        "word_embedding_dimension": parts.spec.width,
+        "embedding_dimension": parts.spec.width,
         "pooling_mode": parts.pooling,
         **{key: mode == parts.pooling for key, mode in LEGACY_POOLING.items()},
         "include_prompt": True,
@@ -88,9 +88,9 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _config_values(parts: Parts, dtype: str) -> dict[str, Any]:
     """The config as it was read, with what no longer is true written over it; else a new one."""
-    family, source = family_of({"model_type": parts.config.family}), parts.source
-    written = family.write_config(parts.config)
-    if source.get("model_type") != written["model_type"]:
+    family, source = family_to_write(parts.spec, parts.source), parts.source
+    written = family.write_config(parts.spec)
+    if source.get("model_type") != family.name or source.keys() == {"model_type"}:
         return written | {"dtype": dtype}
-    values = source if family.read_config(source) == parts.config else source | written
+    values = source if family.read_config(source) == parts.spec else source | written
     return values | {key: dtype for key in ("dtype", "torch_dtype") if key in source}

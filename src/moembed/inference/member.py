@@ -6,36 +6,30 @@ from dataclasses import replace
 
 from moembed.encoding import FULL, View
 from moembed.folder.parts import Parts
-from moembed.model.encoder import EncoderConfig
+from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
 
 
-def check_view(config: EncoderConfig, view: View, dim: int | None = None) -> None:
-    """Raise UserError unless a model of ``config``, with vectors of ``dim`` coordinates, has this view."""
-    widest = dim or config.width
+def check_view(spec: EncoderSpec, view: View, dim: int | None = None) -> None:
+    """Raise UserError unless a model of ``spec``, with vectors of ``dim`` coordinates, has this view."""
+    widest = dim or spec.width
     if view.dim is not None and not 1 <= view.dim <= widest:
         raise UserError(f"dim {view.dim} is not within 1..{widest}")
-    if view.layers is not None and not 1 <= view.layers <= config.num_layers:
-        raise UserError(f"layers {view.layers} is not within 1..{config.num_layers}")
+    if view.layers is not None and not 1 <= view.layers <= spec.num_layers:
+        raise UserError(f"layers {view.layers} is not within 1..{spec.num_layers}")
     if view.experts is not None:
-        if config.moe is None:
+        if spec.moe is None:
             raise UserError(f"experts {view.experts}: this model has no experts")
-        if view.experts != config.moe.num_experts:
+        if view.experts != spec.moe.num_experts:
             raise UserError(
-                f"experts {view.experts}: this model has {config.moe.num_experts} experts, and a part "
+                f"experts {view.experts}: this model has {spec.moe.num_experts} experts, and a part "
                 "of them is not a model; leave experts out"
             )
 
 
-def shallow_config(config: EncoderConfig, layers: int | None) -> EncoderConfig:
-    """The architecture of the first ``layers`` layers; None: of all."""
-    if layers is None or layers == config.num_layers:
-        return config
-    moe = config.moe
-    if moe is not None:
-        kept = tuple(layer for layer in moe.layers if layer < layers)
-        moe = moe.model_copy(update={"layers": kept}) if kept else None
-    return config.model_copy(update={"num_layers": layers, "moe": moe})
+def first_layers(spec: EncoderSpec, view: View) -> EncoderSpec:
+    """The spec of the layers that ``view`` sees."""
+    return spec if view.layers is None else spec.first_layers(view.layers)
 
 
 def belongs(name: str, layers: int | None) -> bool:
@@ -50,9 +44,9 @@ def member(parts: Parts, view: View = FULL) -> Parts:
     Raises:
         UserError: the view goes beyond the model.
     """
-    check_view(parts.config, view)
-    config = shallow_config(parts.config, view.layers)
-    if config is parts.config:
+    check_view(parts.spec, view)
+    if view.layers in (None, parts.spec.num_layers):
         return parts
+    spec = first_layers(parts.spec, view)
     state = {name: tensor for name, tensor in parts.state.items() if belongs(name, view.layers)}
-    return replace(parts, config=config, state=state)
+    return replace(parts, spec=spec, state=state)

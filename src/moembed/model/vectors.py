@@ -23,8 +23,8 @@ def unit_vectors(
     empty = batch.length_B.count(0)  # the shortest texts stand first
     length_B = batch.length_B[empty:]
     if batch.length_B and not length_B:
-        zeros_BM = torch.zeros(empty, encoder.config.width, device=batch.token_T.device)
-        return Encoded(dict.fromkeys(depths or [encoder.config.num_layers], zeros_BM))
+        zeros_BM = torch.zeros(empty, encoder.spec.width, device=batch.token_T.device)
+        return Encoded(dict.fromkeys(depths or [encoder.spec.num_layers], zeros_BM))
     hidden, router = encoder(batch.token_T, length_B, depths)
     pool = POOLING[pooling]
 

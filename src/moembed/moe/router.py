@@ -30,7 +30,7 @@ class RouterConfig(Strict):
     """How tokens meet experts.
 
     ``normalize`` divides the chosen weights of a token by their p-norm (1: they sum to 1); None keeps the raw
-    probabilities, as the published Nomic Embed v2 does. ``jitter`` multiplies the router's input by uniform
+    probabilities, as in arXiv 2502.07972. ``jitter`` multiplies the router's input by uniform
     noise in [1 - jitter, 1 + jitter] while training. ``selection_bias`` adds to the probabilities of each
     expert a bias that takes part in the choice and in nothing else; training moves it to balance the load
     (Wang et al., arXiv 2408.15664).

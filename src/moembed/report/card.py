@@ -14,9 +14,11 @@ from moembed.compare.estimates import Difference
 from moembed.compare.formatting import difference, estimate, p_value
 from moembed.compare.verdict import is_real
 from moembed.evaluation.result import EvaluatedTask, EvaluationResult
-from moembed.files import write_text
+from moembed.files import read_json, write_text
+from moembed.folder.modules import encoder_folder
 from moembed.folder.read import Settings, read_config, read_settings
-from moembed.model.encoder import EncoderConfig, num_parameters
+from moembed.model.encoder import num_parameters
+from moembed.model.spec import EncoderSpec
 
 
 def write_card(
@@ -32,15 +34,17 @@ def write_card(
     Raises:
         UserError: not a model folder.
     """
-    config = read_config(folder)
-    text = card(config, read_settings(folder, config), name, base, data, results, license)
+    spec = read_config(folder)
+    family = read_json(encoder_folder(folder) / "config.json")["model_type"]
+    text = card(spec, read_settings(folder, spec), name, family, base, data, results, license)
     write_text(folder / "README.md", text)
 
 
 def card(
-    config: EncoderConfig,
+    spec: EncoderSpec,
     settings: Settings,
     name: str,
+    family: str = "moembed",
     base: str | None = None,
     data: Sequence[str] = (),
     results: EvaluationResult | None = None,
@@ -50,6 +54,7 @@ def card(
 
     Args:
         name: what users will load: a hub id or a folder.
+        family: the ``model_type`` it is stored under.
         base: the model it was made from. A hub id also goes into the metadata; of a path only the last part
             is told.
         data: what it was trained on; of paths only the last part is told.
@@ -57,30 +62,30 @@ def card(
         license: of this model.
     """
     parts = [
-        f"---\n{yaml.safe_dump(_metadata(config, base, license), sort_keys=False)}---",
+        f"---\n{yaml.safe_dump(_metadata(spec, family, base, license), sort_keys=False)}---",
         f"# {_title(name)}",
-        _what(config),
-        _facts(config, settings),
+        _what(spec),
+        _facts(spec, settings),
         _training(base, data),
         *(_results(results) if results else ()),
         _prompts(settings),
-        _usage(config, settings, name),
+        _usage(spec, settings, name, family),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(config: EncoderConfig, base: str | None, license: str | None) -> dict[str, Any]:
-    library = "sentence-transformers" if _known_to_transformers(config) else "moembed"
+def _metadata(spec: EncoderSpec, family: str, base: str | None, license: str | None) -> dict[str, Any]:
+    library = "sentence-transformers" if _known_to_transformers(spec, family) else "moembed"
     tags = [library, "sentence-similarity", "feature-extraction", "moembed"]
     values = {"library_name": library, "pipeline_tag": "sentence-similarity"}
     values |= {"license": license} if license else {}
     values |= {"base_model": base} if base and _is_hub_id(base) else {}
-    return values | {"tags": list(dict.fromkeys(tags)) + (["mixture-of-experts"] if config.moe else [])}
+    return values | {"tags": list(dict.fromkeys(tags)) + (["mixture-of-experts"] if spec.moe else [])}
 
 
-def _known_to_transformers(config: EncoderConfig) -> bool:
+def _known_to_transformers(spec: EncoderSpec, family: str) -> bool:
     """Its NomicBERT has no experts: it would load such a folder as a wrong dense model."""
-    return not (config.family == "nomic_bert" and config.moe)
+    return not (family == "nomic_bert" and spec.moe)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -96,27 +101,27 @@ def _title(name: str) -> str:
     return _last(str(path.parent)) if path.name == "model" else _last(name)  # the model of a run folder
 
 
-def _what(config: EncoderConfig) -> str:
-    kind = "sparse Mixture-of-Experts" if config.moe else "dense"
+def _what(spec: EncoderSpec) -> str:
+    kind = "sparse Mixture-of-Experts" if spec.moe else "dense"
     return (
         f"A {kind} text embedding model, made with moembed: it turns a text into a vector of length 1 with "
-        f"{config.width} coordinates. The cosine (or dot product) of two vectors says how near the texts are "
+        f"{spec.width} coordinates. The cosine (or dot product) of two vectors says how near the texts are "
         "in meaning."
     )
 
 
-def _facts(config: EncoderConfig, settings: Settings) -> str:
-    rows = [("Parameters", f"{num_parameters(config):,}")]
-    if moe := config.moe:
+def _facts(spec: EncoderSpec, settings: Settings) -> str:
+    rows = [("Parameters", f"{num_parameters(spec):,}")]
+    if moe := spec.moe:
         shared = f", {moe.num_shared_experts} shared" if moe.num_shared_experts else ""
         rows += [
-            ("Active per token", f"{num_parameters(config, active=True):,}"),
-            ("Experts", f"{moe.num_experts} in each of {len(moe.layers)} layers{shared}"),
+            ("Active per token", f"{num_parameters(spec, active=True):,}"),
+            ("Experts", f"{moe.num_experts} in each of {len(spec.moe_layers)} layers{shared}"),
             ("Experts per token", f"{moe.router.top_k}"),
         ]
     rows += [
-        ("Layers", f"{config.num_layers}"),
-        ("Dimensions", f"{config.width}"),
+        ("Layers", f"{spec.num_layers}"),
+        ("Dimensions", f"{spec.width}"),
         *([("Trained to be cut to", ", ".join(map(str, settings.dims)))] if settings.dims else []),
         ("Longest text", f"{settings.max_length} tokens"),
         ("Pooling", f"{settings.pooling}, then L2 normalisation"),
@@ -169,7 +174,7 @@ def _prompts(settings: Settings) -> str:
     return f"## Prompts\n\nPut in front of a text, by name.{default}\n\n```json\n{told}\n```"
 
 
-def _usage(config: EncoderConfig, settings: Settings, name: str) -> str:
+def _usage(spec: EncoderSpec, settings: Settings, name: str, family: str) -> str:
     call = "\n".join(
         [
             f"model = {{}}({json.dumps(name)})",
@@ -179,10 +184,10 @@ def _usage(config: EncoderConfig, settings: Settings, name: str) -> str:
         ]
     )
     ours = f"from moembed import Embedder\n\n{call.format('Embedder.from_pretrained')}"
-    imports = "import moembed  # makes the architecture known\n" if config.family == "moembed" else ""
+    imports = "import moembed  # makes the architecture known\n" if family == "moembed" else ""
     theirs = f"{imports}from sentence_transformers import SentenceTransformer\n\n"
     sentence_transformers = f"```python\n{theirs}{call.format('SentenceTransformer')}\n```"
-    if not _known_to_transformers(config):
+    if not _known_to_transformers(spec, family):
         sentence_transformers = "Not without remote code: the NomicBERT of transformers has no experts."
     query = settings.prompts.get("query", "") + "how do moles find worms?"
     client = "\n".join(

@@ -22,7 +22,7 @@ from moembed.evaluation.beir import RetrievalTask, save_task
 from moembed.evaluation.metrics import Qrels
 from moembed.evaluation.result import EvaluatedTask, EvaluationResult
 from moembed.evaluation.systems import MeasuredEncoder
-from moembed.files import require_free, write_json
+from moembed.files import locked, require_free, write_json
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_config, read_folder
 from moembed.machine import best_dtype, machine
@@ -51,8 +51,8 @@ NAMES = {
 }
 
 
-def recipe(base: str, out: Path, minutes: float, seed: int) -> TrainConfig:
-    """What the demo trains; also saved as ``recipe.yaml`` in the run folder."""
+def recipe(base: str, out: Path, minutes: float, seed: int, max_length: int) -> TrainConfig:
+    """What the demo trains, on a base that reads ``max_length`` tokens; also the ``recipe.yaml`` there."""
     return TrainConfig(
         base=base,
         out=str(out),
@@ -61,8 +61,8 @@ def recipe(base: str, out: Path, minutes: float, seed: int) -> TrainConfig:
         minutes=minutes,
         batch_size=128,
         chunk_tokens=8192,
-        query_length=32,
-        document_length=96,
+        query_length=min(32, max_length),
+        document_length=min(96, max_length),
         loss=LossConfig(temperature=0.05, balance=0.01),
         optim=OptimConfig(learning_rate=5e-5, schedule="linear", warmup_steps=0.1),
         save_every=100_000,  # the budget is short: one checkpoint, at the end
@@ -72,11 +72,17 @@ def recipe(base: str, out: Path, minutes: float, seed: int) -> TrainConfig:
 
 def run_demo(minutes: float, base: str, out: Path, twin: bool, seed: int, overwrite: bool) -> dict[str, Any]:
     """Run all six parts and return the content of ``report.json``."""
+    with locked(out):
+        return _run(minutes, base, out, twin, seed, overwrite)
+
+
+def _run(minutes: float, base: str, out: Path, twin: bool, seed: int, overwrite: bool) -> dict[str, Any]:
     for library in ("bm25s", "matplotlib"):  # needed after the training, when it would be too late to say so
         if find_spec(library) is None:
             raise UserError(f"the demo needs {library}; run: pip install 'moembed[demo]'")
-    plan = recipe(base, out, minutes, seed)
     folder = locate_base(base)
+    parts = read_folder(folder)
+    plan = recipe(base, out, minutes, seed, parts.tokenizer.max_length)
     require_free(out, overwrite)
     out.mkdir(parents=True)
     (out / "recipe.yaml").write_text(dump(plan), encoding="utf-8")
@@ -86,7 +92,7 @@ def run_demo(minutes: float, base: str, out: Path, twin: bool, seed: int, overwr
     _say_pairs(pairs)
     source = Source.from_pairs("docstrings", [Pair(p.query, p.document) for p in pairs.train])
 
-    model = build(read_folder(folder), plan)
+    model = build(parts, plan)
     dense_parameters = num_parameters(read_config(folder))
     say(
         f"2/6  upcycled {base}: {model.num_parameters():,} parameters, {model.num_parameters(active=True):,} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,14 +16,16 @@ from moembed.compare.comparison import compare
 from moembed.compare.scores import MAIN, Scores, save_scores
 from moembed.console import Interrupted
 from moembed.embedder import Embedder
+from moembed.encoding import Progress
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task, load_any
 from moembed.evaluation.result import Cost, EvaluatedTask, EvaluationResult, SizeScore
 from moembed.evaluation.sample import agreement, sample
 from moembed.evaluation.static import StaticEncoder
-from moembed.evaluation.systems import Advance
+from moembed.evaluation.systems import MeasuredEncoder
 from moembed.evaluation.tasks import Encode, evaluate_bm25, metrics_of
 from moembed.evaluation.tasks import evaluate as evaluate_task
+from moembed.files import require_writable
 from moembed.folder.bases import locate_base
 from moembed.runs.system import Bar, EvaluationOptions, Outcome, Source, evaluate_system
 from moembed.search.codecs import CODECS
@@ -32,18 +34,20 @@ from moembed.types import UserError
 BASELINES = ("bm25", "static", "base")
 _CURVE_DRAWS = 500  # resamples for the interval of a size
 
-Models = Sequence[str | Path] | Mapping[str, str | Path | Embedder]
+ADVICE = "--keep FOLDER keeps the scores of every finished system, --cache FOLDER all vectors"
+
+Models = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Embedder]
 
 
 @contextmanager
-def no_bar(what: str, total: int) -> Iterator[Advance]:
+def no_bar(what: str, total: int) -> Iterator[Progress]:
     """Progress that nobody sees."""
     yield lambda count: None
 
 
 def evaluate(
     models: Models,
-    tasks: Sequence[str | Path | Task],
+    tasks: str | Path | Task | Sequence[str | Path | Task],
     options: EvaluationOptions | None = None,
     bar: Bar = no_bar,
 ) -> EvaluationResult:
@@ -53,20 +57,28 @@ def evaluate(
     anything is computed.
 
     Args:
-        models: model folders, run folders, hub ids, ``minilm``, or ``bm25``, ``static``, ``base``; or a
-            mapping from names to them and to models in memory.
-        tasks: folders and files as docs/evaluating.md describes them, or tasks.
+        models: one or several model folders, run folders, hub ids, ``minilm``, or ``bm25``, ``static``,
+            ``base``; or a mapping from names to them and to models in memory.
+        tasks: one or several folders and files as docs/evaluating.md describes them, or tasks.
         bar: shows progress: ``bar(what, total)`` is a context that gives ``advance(count)``.
 
     Raises:
         UserError: a model or task that cannot be read, options that do not fit.
         Interrupted: stopped by the user (a KeyboardInterrupt); its message says what is kept.
     """
+    # ---- what cannot be done is refused before anything is computed
     options = options or EvaluationOptions()
-    loaded = load_tasks(tasks, options)
+    for folder in (options.keep, options.cache):
+        if folder:
+            require_writable(Path(folder) / "scores.parquet")
+    loaded = load_tasks(_listed(tasks), options)
     sources = name_systems(models, options.baselines, options.allow_pickle)
+    if options.keep:
+        _require_own_files(sources)
     if options.sample:
         loaded = sample_tasks(loaded, options.sample, sources.get("static"))
+
+    # ---- one system after the other; what is finished is kept at once
     outcomes: dict[str, Outcome] = {}
     unkept: list[str] = []
     try:
@@ -74,10 +86,19 @@ def evaluate(
             outcomes[name] = evaluate_system(name, source, loaded, options, bar)
             if options.keep and not _keep(Path(options.keep), name, outcomes[name]):
                 unkept.append(name)
-    except KeyboardInterrupt:
+        return replace(summarise(outcomes, loaded), unkept=unkept or None)
+    except (KeyboardInterrupt, UserError) as error:
         finished = [name for name in outcomes if name not in unkept]
-        raise Interrupted(_what_is_kept(finished, options)) from None
-    return replace(summarise(outcomes, loaded), unkept=unkept or None)
+        if isinstance(error, KeyboardInterrupt):
+            kept = _what_is_kept(finished, options)
+            raise Interrupted(kept or f"nothing is kept; {ADVICE}") from None
+        kept = _what_is_kept(finished, options) if finished else ""
+        raise UserError(f"{error}; {kept}" if kept else str(error)) from None
+
+
+def _listed(given: str | Path | Task | Sequence[str | Path | Task]) -> Sequence[str | Path | Task]:
+    """One thing is a list of one: a text must not be taken for its letters."""
+    return given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
 # ---- what is evaluated -------------------------------------------------------------------------------------
@@ -112,6 +133,8 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
     Raises:
         UserError: no such model; ``base`` or ``static`` is asked for, and no model tells.
     """
+    if isinstance(models, (str, Path)):
+        models = [models]
     given = models if isinstance(models, Mapping) else {str(name): name for name in models}
     sources: dict[str, Source] = {
         name: model if isinstance(model, Embedder) else locate_base(str(model), allow_pickle=allow_pickle)
@@ -149,7 +172,7 @@ def sample_tasks(tasks: Sequence[Task], queries: int, static: Source) -> list[Ta
     """
     if isinstance(static, Path):
         static = Embedder.from_pretrained(static)
-    encoder = StaticEncoder(static) if static else None
+    encoder = MeasuredEncoder(StaticEncoder(static)) if static else None
     sampled: list[Task] = []
     for task in tasks:
         smaller: Task = task
@@ -171,13 +194,25 @@ def _cheap(task: Task, static: Encode | None) -> dict[str, Scores]:
 # ---- what is kept ------------------------------------------------------------------------------------------
 
 
+def _require_own_files(names: Iterable[str]) -> None:
+    """Refuse two systems whose scores would go to one file, where the second would replace the first."""
+    files: dict[str, str] = {}
+    for name in names:
+        if (other := files.setdefault(_file_name(name), name)) != name:
+            raise UserError(f"the scores of {other} and {name} would both be {_file_name(name)}: rename one")
+
+
+def _file_name(system: str) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', system).strip('-.') or 'model'}.parquet"
+
+
 def _keep(folder: Path, name: str, outcome: Outcome) -> bool:
     """Write the scores of a system; where that fails, warn: the evaluation is worth more than its file."""
     if not outcome.scores:
         return True
-    file = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}.parquet"
+    about = {"system": name, **outcome.about}
     try:
-        save_scores(file, list(outcome.scores.values()), {"system": name, **outcome.about})
+        save_scores(folder / _file_name(name), list(outcome.scores.values()), about)
     except UserError as error:
         warnings.warn(f"the scores of {name} are not kept: {error}; the evaluation goes on", stacklevel=3)
         return False
@@ -190,9 +225,7 @@ def _what_is_kept(finished: Sequence[str], options: EvaluationOptions) -> str:
         parts.append(f"the scores of {', '.join(finished)} are kept in {options.keep}")
     if options.cache:
         parts.append(f"the vectors made so far are kept in {options.cache}, and the same command finds them")
-    return " and ".join(parts) or (
-        "nothing is kept; --keep FOLDER keeps the scores of every finished system, --cache FOLDER all vectors"
-    )
+    return " and ".join(parts)
 
 
 # ---- the result --------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
     folder = locate_base(config.base)
     parts = build(read_folder(folder), config)
     vocabulary = parts.tokenizer.backend.get_vocab_size()
-    heads = Heads(parts.config, vocabulary, OBJECTIVES[config.objective].decoder, config.seed)
+    heads = Heads(parts.spec, vocabulary, OBJECTIVES[config.objective].decoder, config.seed)
     head = "the base's head" if read_heads(folder, heads) else "a fresh head"
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     model, heads = Embedder(parts).to(device), heads.to(device)
@@ -167,19 +167,19 @@ def build(parts: Parts, config: PretrainConfig) -> Parts:
         UserError: sequences longer than it reads, a tokenizer without a mask token.
     """
     Vocabulary.of(parts.tokenizer.backend)
-    encoder, state, tokenizer = parts.config, parts.state, parts.tokenizer
+    spec, state, tokenizer = parts.spec, parts.state, parts.tokenizer
     if config.rope:
-        encoder, state = to_rope(encoder, state, config.rope.base, config.rope.max_positions)
+        spec, state = to_rope(spec, state, config.rope.base, config.rope.max_positions)
         prompts, default = tokenizer.prompts, tokenizer.default_prompt
-        tokenizer = Tokenizer(tokenizer.backend, encoder.max_length, prompts, default)
+        tokenizer = Tokenizer(tokenizer.backend, spec.max_length, prompts, default)
     if config.pad_vocabulary:
-        encoder, state = pad(encoder, state, config.pad_vocabulary)
-    if config.sequence_length > encoder.max_length:
+        spec, state = pad(spec, state, config.pad_vocabulary)
+    if config.sequence_length > spec.max_length:
         raise UserError(
-            f"sequence_length {config.sequence_length} is more than the {encoder.max_length} tokens the model"
+            f"sequence_length {config.sequence_length} is more than the {spec.max_length} tokens the model"
             " reads; shorten it, or give the model rotary positions with rope.max_positions"
         )
-    return replace(parts, config=encoder, state=state, tokenizer=tokenizer)
+    return replace(parts, spec=spec, state=state, tokenizer=tokenizer)
 
 
 def _corpus(config: PretrainConfig, tokenizer: Tokenizer, run: Path, resume: bool) -> list[Language]:

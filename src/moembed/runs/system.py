@@ -56,6 +56,14 @@ class EvaluationOptions:
     keep: str | Path | None = None
     allow_pickle: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("metrics", "dims", "codecs"):
+            value = getattr(self, name)
+            if isinstance(value, (str, int)):
+                raise UserError(f"{name} is a list, as in {name}=({value!r},), also where there is one")
+        if self.processes < 1 or (self.sample is not None and self.sample < 1):
+            raise UserError("processes and sample are at least 1")
+
 
 @dataclass(slots=True)
 class Outcome:

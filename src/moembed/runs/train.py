@@ -155,10 +155,13 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
             for note in source.notes:
                 tell(f"note: {source.name}: {note}")
         tasks = load_tasks(config.evaluate)
+        for task in tasks:
+            for note in task.notes:
+                tell(f"note: {task.name}: {note}")
 
         # ---- the model, and the lengths that suit both
         model = build(read_base(config.base, config.revision, config.allow_pickle), config)
-        positions, limit = model.encoder.config.max_length, model.tokenizer.max_length
+        positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
         config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
         for note in notes:
             tell(note)
@@ -232,11 +235,11 @@ def open_source(source: SourceConfig) -> Source:
 def build(parts: Parts, config: TrainConfig) -> Embedder:
     """The model a run starts from."""
     if config.upcycle:
-        encoder, state = upcycle(parts.config, parts.state, config.upcycle)
-        parts = replace(parts, config=encoder, state=state)
+        spec, state = upcycle(parts.spec, parts.state, config.upcycle)
+        parts = replace(parts, spec=spec, state=state)
     if config.loss.bias_rate:
-        encoder, state = add_selection_bias(parts.config, parts.state)
-        parts = replace(parts, config=encoder, state=state)
+        spec, state = add_selection_bias(parts.spec, parts.state)
+        parts = replace(parts, spec=spec, state=state)
     if config.prompts is not None:
         parts.tokenizer.prompts = dict(config.prompts)
     model = Embedder(parts)

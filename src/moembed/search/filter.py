@@ -17,6 +17,7 @@ from pydantic import Field
 
 from moembed.config import Strict
 from moembed.data.sources import Source, SourceConfig, load_source
+from moembed.files import locked
 from moembed.search.exact import pair_scores, ranks
 from moembed.search.output import Partial, Progress, no_progress, pair_rows, stamps
 from moembed.search.teacher import Teacher
@@ -84,7 +85,7 @@ def filter_pairs(
 
     Raises:
         UserError: unusable pairs, teacher or output; no block of more than ``k`` pairs;
-            blocks in ``out.partial`` of other options.
+            blocks in ``out.partial`` of other options; another process that writes ``out``.
     """
     source = load_source(pairs)
     blocks = _blocks(source, config)
@@ -92,19 +93,20 @@ def filter_pairs(
     if config.k >= largest:
         raise UserError(f"k {config.k} keeps every pair: no block has more than {largest}")
     options = {"inputs": stamps(pairs), "teacher": teacher.identity()} | config.model_dump(exclude={"k"})
-    partial = Partial(Path(out), options, overwrite)
-    rank_N = np.empty(len(source), dtype=np.int64)
-    for number, row_P in enumerate(blocks):
-        file = partial / f"ranks-{number:05d}.npy"
-        if not file.exists():
-            folder, title = cache or partial / "vectors", f"block {number + 1} of {len(blocks)}"
-            save_array(file, _rank_block(source, row_P, teacher, folder, title, progress))
-            if not cache:
-                shutil.rmtree(folder, ignore_errors=True)
-        rank_N[row_P] = np.load(file)
-    kept = np.flatnonzero(rank_N <= config.k)
-    rows = (pair_rows(source, kept[i : i + _PAIRS]) for i in range(0, len(kept), _PAIRS))
-    partial.finish(rows, f"no pair stays: no document is among the {config.k} best of its query; raise k")
+    with locked(Path(out)):
+        partial = Partial(Path(out), options, overwrite)
+        rank_N = np.empty(len(source), dtype=np.int64)
+        for number, row_P in enumerate(blocks):
+            file = partial / f"ranks-{number:05d}.npy"
+            if not file.exists():
+                folder, title = cache or partial / "vectors", f"block {number + 1} of {len(blocks)}"
+                save_array(file, _rank_block(source, row_P, teacher, folder, title, progress))
+                if not cache:
+                    shutil.rmtree(folder, ignore_errors=True)
+            rank_N[row_P] = np.load(file)
+        kept = np.flatnonzero(rank_N <= config.k)
+        rows = (pair_rows(source, kept[i : i + _PAIRS]) for i in range(0, len(kept), _PAIRS))
+        partial.finish(rows, f"no pair stays: no document is among the {config.k} best of its query; raise k")
     return FilterSummary(
         path=Path(out),
         pairs=len(source),

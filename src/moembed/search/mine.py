@@ -13,6 +13,7 @@ from pydantic import Field
 
 from moembed.data.sources import Source, SourceConfig, load_corpus, load_source
 from moembed.data.text_key import text_key
+from moembed.files import locked
 from moembed.search.engines import open_engine
 from moembed.search.exact import pair_scores
 from moembed.search.negatives import Chooser, NegativesConfig, bounds
@@ -80,19 +81,20 @@ def mine(
 
     Raises:
         UserError: unusable pairs, corpus, teacher, engine or output; one distinct document only; blocks in
-            ``out.partial`` of other options.
+            ``out.partial`` of other options; another process that writes ``out``.
     """
     if config.depth < (least := config.negatives + config.skip_top):
         raise UserError(f"depth {config.depth} is too small: {least} documents are needed at least")
     sources = [load_source(pairs)] if corpus is None else [load_corpus(corpus), load_source(pairs)]
     options = {"inputs": stamps(pairs, corpus), "teacher": teacher.identity()}
-    partial = Partial(Path(out), options | {"depth": config.depth, "engine": config.engine}, overwrite)
-    pool = _embed(sources, teacher, cache or partial / "vectors", progress)
-    hits = _search(pool, config, partial, progress)
-    rows = _Rows(sources[-1], pool, hits, config)
-    with progress("writing", pool.pairs) as advance:
-        rules = " and ".join(config.rules) or "least number of negatives"
-        partial.finish(rows.blocks(advance), f"the rule {rules} leaves no pair with enough negatives")
+    with locked(Path(out)):
+        partial = Partial(Path(out), options | {"depth": config.depth, "engine": config.engine}, overwrite)
+        pool = _embed(sources, teacher, cache or partial / "vectors", progress)
+        hits = _search(pool, config, partial, progress)
+        rows = _Rows(sources[-1], pool, hits, config)
+        with progress("writing", pool.pairs) as advance:
+            rules = " and ".join(config.rules) or "least number of negatives"
+            partial.finish(rows.blocks(advance), f"the rule {rules} leaves no pair with enough negatives")
     return rows.summary(Path(out), sources)
 
 

@@ -103,7 +103,7 @@ class Look:
     best: tuple[str, float] | None = None
 
 
-class Monitor(Stateful, Protocol):
+class Monitor:
     """Looks at a model in training and changes nothing about it; all processes call it together.
 
     ``name`` is the key of its state in the checkpoints.
@@ -113,9 +113,19 @@ class Monitor(Stateful, Protocol):
 
     def begin(self, step: int) -> Look:
         """Before the first step of this process, which is ``step`` (above 0 in a resumed run)."""
+        return Look()
 
     def due(self, moment: Moment) -> bool:
         """Whether to look now."""
+        raise NotImplementedError
 
     def look(self, moment: Moment) -> Look:
         """Look."""
+        raise NotImplementedError
+
+    def state_dict(self) -> Any:
+        """What must outlive an interruption."""
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on from such a state."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from conftest import MakeModel
 from moembed.embedder import Embedder
+from moembed.families.flat import FlatMoE
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.losses.contrastive import info_nce
 from moembed.losses.negatives import masked_places
-from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
 from moembed.training.contrastive.gradcache import backward
@@ -40,7 +40,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
 def make(make_model: MakeModel, kind: str = "token_choice", chance: float = 0.2) -> Embedder:
     """Experts in two layers; ``chance`` is the dropout and the jitter."""
     router = RouterConfig.model_validate({"kind": kind, "jitter": chance})
-    moe = MoEConfig(layers=(1, 3), num_experts=4, num_shared_experts=1, router=router)
+    moe = FlatMoE(layers=(1, 3), num_experts=4, num_shared_experts=1, router=router)
     return make_model(dropout=chance, moe=moe).train()
 
 

@@ -21,21 +21,21 @@ from moembed.types import UserError
 def test_the_loss_is_that_of_transformers(kind: str, hf_folder: HfFolder, texts: list[str]) -> None:
     folder, theirs = hf_folder(kind, head="ForMaskedLM")
     model = Embedder(read_folder(folder)).eval()
-    heads = Heads(model.encoder.config, model.tokenizer.backend.get_vocab_size())
+    heads = Heads(model.encoder.spec, model.tokenizer.backend.get_vocab_size())
     assert sorted(read_heads(folder, heads)) == sorted(name for name, _ in heads.named_parameters())
     batch = model.tokenizer.batch([texts[0]])
     with torch.no_grad():
         logits = theirs(input_ids=batch.token_T[None]).logits[0]
         expected = torch.nn.functional.cross_entropy(logits, batch.token_T, reduction="sum")
         hidden, _ = model.encoder(batch.token_T, batch.length_B)
-        state_TD = heads.mlm(hidden[model.encoder.config.num_layers])
+        state_TD = heads.mlm(hidden[model.encoder.spec.num_layers])
         loss, right = masked_lm_loss(state_TD, batch.token_T, model.encoder.word.weight, heads.mlm.bias_V)
     torch.testing.assert_close(loss, expected)
     assert int(right) == int((logits.argmax(-1) == batch.token_T).sum())
 
 
 def test_a_base_without_a_head_gives_none(hf_folder: HfFolder, make_model: MakeModel) -> None:
-    config = make_model(vocab_size=130).encoder.config
+    config = make_model(vocab_size=130).encoder.spec
     heads = Heads(config, words=120)
     assert read_heads(hf_folder("bert")[0], heads) == []
     assert set(heads.mlm.bias_V.tolist()) == {0.0, UNREACHABLE}
@@ -46,25 +46,25 @@ def test_a_base_without_a_head_gives_none(hf_folder: HfFolder, make_model: MakeM
 def test_what_a_run_wrote_beside_its_model_is_read_again(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model()
     model.save_pretrained(tmp_path / "model")
-    size = model.encoder.config.vocab_size
-    heads = Heads(model.encoder.config, size, decoder=True)
+    size = model.encoder.spec.vocab_size
+    heads = Heads(model.encoder.spec, size, decoder=True)
     randomise(heads, seed=3)
     write_heads(tmp_path, heads)
-    again = Heads(model.encoder.config, size, decoder=True)
+    again = Heads(model.encoder.spec, size, decoder=True)
     read_heads(tmp_path / "model", again)
     for name, tensor in heads.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
-    plain = Heads(model.encoder.config, size)  # a run without a decoder takes what it needs
+    plain = Heads(model.encoder.spec, size)  # a run without a decoder takes what it needs
     read_heads(tmp_path / "model", plain)
     assert torch.equal(plain.mlm.bias_V, heads.mlm.bias_V)
-    padded = Heads(model.encoder.config.model_copy(update={"vocab_size": size + 2}), size)
+    padded = Heads(model.encoder.spec.with_vocabulary(size + 2), size)
     read_heads(tmp_path / "model", padded)
     assert padded.mlm.bias_V[-2:].tolist() == [UNREACHABLE] * 2
     assert torch.equal(padded.mlm.bias_V[:-2], heads.mlm.bias_V)
 
 
 def test_a_head_of_another_width_or_damaged_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
-    heads = Heads(make_model().encoder.config, 9)
+    heads = Heads(make_model().encoder.spec, 9)
     save_file({"mlm.dense.weight": torch.zeros(3, 3)}, tmp_path / HEAD_FILE)
     with pytest.raises(UserError, match=r"'mlm.dense.weight' has shape \(3, 3\), expected \(16, 16\)"):
         read_heads(tmp_path, heads)
@@ -75,7 +75,7 @@ def test_a_head_of_another_width_or_damaged_is_refused(make_model: MakeModel, tm
 
 @pytest.mark.parametrize("position", ["absolute", "rope"])
 def test_the_decoder_sees_the_vector_and_its_own_sequence_alone(position: str, make_model: MakeModel) -> None:
-    config = make_model(position=position).encoder.config
+    config = make_model(position=position).encoder.spec
     heads = Heads(config, config.vocab_size, decoder=True)
     randomise(heads, seed=1)
     assert heads.decoder is not None

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer as Backend
 from conftest import MakeModel
 from moembed.data.text import Text
 from moembed.embedder import Embedder
+from moembed.families.flat import FlatMoE
 from moembed.folder.read import read_folder
-from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.training.loop import Trained
 from moembed.training.masked_lm import task as module
@@ -64,7 +64,7 @@ def settings(**changes: Any) -> MaskedLMConfig:
 def fresh(make_model: MakeModel, config: MaskedLMConfig, **changes: Any) -> tuple[Embedder, Heads]:
     model = make_model(num_layers=2, **changes)
     decoder = OBJECTIVES[config.objective].decoder
-    return model, Heads(model.encoder.config, model.tokenizer.backend.get_vocab_size(), decoder)
+    return model, Heads(model.encoder.spec, model.tokenizer.backend.get_vocab_size(), decoder)
 
 
 def run(
@@ -103,7 +103,7 @@ def test_every_objective_learns_the_held_out_texts(
 def test_experts_are_balanced_while_pretraining(
     make_model: MakeModel, corpus: Corpus, tmp_path: Path
 ) -> None:
-    moe = MoEConfig(layers=(1,), num_experts=4, router=RouterConfig(jitter=0.1))
+    moe = FlatMoE(layers=(1,), num_experts=4, router=RouterConfig(jitter=0.1))
     run(settings(router={"balance": 0.1, "z": 0.01}), make_model, corpus, tmp_path, moe=moe)
     for line in metrics(tmp_path):
         assert line["loss"] == pytest.approx(line["mlm"] + line["router_loss"])
@@ -186,7 +186,7 @@ def test_a_killed_run_goes_on_to_the_bit(
     objective: str, make_model: MakeModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(objective=objective)
-    moe = MoEConfig(layers=(1,), num_experts=4, router=RouterConfig(jitter=0.1))
+    moe = FlatMoE(layers=(1,), num_experts=4, router=RouterConfig(jitter=0.1))
     changes = {"dropout": 0.1, "moe": moe}
     run(config, make_model, corpus, tmp_path / "whole", **changes)
     with monkeypatch.context() as patch:
@@ -227,7 +227,7 @@ def two_steps(folder: Path, out: Path) -> None:
     corpus = open_corpus(folder / "tokens", iter([]), words, 12, True, "texts")
     # some gradients are rounding errors alone, which a smaller eps would blow up to full steps
     config = settings(steps=2, batch_size=5, objective="retromae", optim={"eps": 1e-3, "warmup_steps": 1.0})
-    heads = Heads(model.encoder.config, words.get_vocab_size(), decoder=True)
+    heads = Heads(model.encoder.spec, words.get_vocab_size(), decoder=True)
     train_masked_lm(config, model, heads, corpus, out)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from conftest import MakeModel
 from moembed.embedder import Embedder
+from moembed.families.flat import FlatMoE
 from moembed.losses.balance import balance_loss, z_loss
-from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import SourceFormat, prepare
@@ -31,7 +31,7 @@ EXPERTS = 4
 
 @pytest.fixture
 def model(make_model: MakeModel) -> Embedder:
-    return make_model(moe=MoEConfig(layers=(1, 3), num_experts=EXPERTS, router=RouterConfig()))
+    return make_model(moe=FlatMoE(layers=(1, 3), num_experts=EXPERTS, router=RouterConfig()))
 
 
 def stats(*loads: list[float], prob_E: Tensor | None = None) -> list[RouterStats]:
@@ -87,7 +87,7 @@ def test_running_counts_and_hunger_continue_from_a_state(model: Embedder) -> Non
 
 def biased(model: Embedder) -> Embedder:
     parts = model.parts()
-    parts.config, parts.state = add_selection_bias(parts.config, parts.state)
+    parts.spec, parts.state = add_selection_bias(parts.spec, parts.state)
     return Embedder(parts)
 
 
@@ -105,7 +105,7 @@ def test_training_with_a_bias_alone_balances(make_model: MakeModel, tmp_path: Pa
     """The load comes nearer to even than without it, and the biases are saved with the model."""
     spread = []
     for rate in (0.0, 0.05):
-        moe = MoEConfig(layers=(1,), num_experts=EXPERTS, router=RouterConfig(top_k=1))
+        moe = FlatMoE(layers=(1,), num_experts=EXPERTS, router=RouterConfig(top_k=1))
         model = biased(make_model(num_layers=2, moe=moe))
         config = settings(steps=30, save_every=99, loss={"balance": 0, "bias_rate": rate})
         run(config, model, tmp_path / str(rate))
@@ -202,7 +202,7 @@ def alone(model: Embedder, texts: list[tuple[str, str]]) -> list[Any]:
 
 
 def test_the_log_tells_roles_every_few_steps(make_model: MakeModel, tmp_path: Path) -> None:
-    model = make_model(num_layers=2, moe=MoEConfig(layers=(1,), num_experts=EXPERTS, router=RouterConfig()))
+    model = make_model(num_layers=2, moe=FlatMoE(layers=(1,), num_experts=EXPERTS, router=RouterConfig()))
     run(settings(steps=5, diagnose_every=2), model, tmp_path)
     assert [sorted(line.get("roles", {})) for line in metrics(tmp_path)] == [
         ["document", "query"], [], ["document", "query"], [], ["document", "query"]

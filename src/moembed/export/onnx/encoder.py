@@ -15,8 +15,16 @@ import torch
 from moembed.export.onnx.experts import INT64, Experts, feed_forward, moe_block, sparse
 from moembed.export.onnx.graph import Graph, numpy
 from moembed.folder.parts import Parts
-from moembed.model.encoder import EncoderConfig
-from moembed.model.rope import rotation
+from moembed.model.attention import AttentionSpec
+from moembed.model.block import LayerSpec
+from moembed.model.embeddings import EmbeddingSpec, PositionTable
+from moembed.model.norm import NormSpec
+from moembed.model.rope import CosSin, RopeSpec, cos_sin
+from moembed.model.spec import EncoderSpec, differences
+from moembed.moe.ffn import FeedForwardSpec
+from moembed.moe.layer import MoESpec
+from moembed.moe.router import RouterConfig
+from moembed.types import UserError
 
 if TYPE_CHECKING:
     import onnx
@@ -44,13 +52,14 @@ def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.M
     ``(batch, length, D)``, 0 where there is no token.
 
     Raises:
-        UserError: the router is of a kind the graph cannot hold.
+        UserError: the model has something that the graph does not compute; the sentence names it.
     """
     from onnx import helper
 
-    config, graph = parts.config, Graph(parts.state, int8)
+    require_computed(parts.spec)
+    graph = Graph(parts.state, int8)
     layout = read_mask(graph)
-    hidden_TD = encoder(graph, config, layout, experts)
+    hidden_TD = encoder(graph, parts.spec, layout, experts)
     real_BS1 = graph.op("Unsqueeze", layout.real_BS, graph.ints(2))
     hidden_BSD = graph.op("Gather", hidden_TD, layout.slot_BS)
     hidden_BSD = graph.op("Where", real_BS1, hidden_BSD, graph.scalar(0.0), result="last_hidden_state")
@@ -62,8 +71,8 @@ def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.M
     return graph.model(
         [value(name, INT64, [batch, length]) for name in ("input_ids", "attention_mask")],
         [
-            value("sentence_embedding", FLOAT, [batch, config.width]),
-            value("last_hidden_state", FLOAT, [batch, length, config.width]),
+            value("sentence_embedding", FLOAT, [batch, parts.spec.width]),
+            value("last_hidden_state", FLOAT, [batch, length, parts.spec.width]),
         ],
     )
 
@@ -85,65 +94,142 @@ def read_mask(graph: Graph) -> Layout:
     )
 
 
-def encoder(graph: Graph, config: EncoderConfig, layout: Layout, experts: Experts) -> str:
+def require_computed(spec: EncoderSpec) -> None:
+    """Refuse a model of which the graph would compute another.
+
+    The spec is written once more out of the fields that this file reads: a field that is not among them has
+    its default there, and is found by that.
+
+    Raises:
+        UserError: one sentence that names every such field.
+    """
+    spec, table = spec.without_noise(), spec.embeddings.positions
+    computed = EncoderSpec(
+        width=spec.width,
+        max_length=spec.max_length,
+        embeddings=EmbeddingSpec(
+            vocabulary=spec.vocab_size,
+            positions=PositionTable(rows=table.rows, offset=table.offset) if table else None,
+            token_types=spec.embeddings.token_types,
+            norm=NormSpec(eps=spec.embeddings.norm.eps) if spec.embeddings.norm else None,
+        ),
+        layers=tuple(map(_computed, spec.layers)),
+        last_state=spec.last_state,
+    )
+    if found := differences(spec, computed):
+        raise UserError(f"the ONNX graph cannot run this model: it has {'; '.join(found)}")
+
+
+def _computed(layer: LayerSpec) -> LayerSpec:
+    attention, rope, moe = layer.attention, layer.attention.rope, layer.moe
+    router = RouterConfig(top_k=moe.router.top_k, normalize=moe.router.normalize) if moe else None
+    return LayerSpec(
+        attention=AttentionSpec(
+            num_heads=attention.num_heads,
+            num_kv_heads=attention.num_heads,
+            head_size=attention.head_size,
+            bias=attention.bias,
+            out_bias=attention.out_bias,
+            rope=RopeSpec(base=rope.base, scaling=rope.scaling) if rope else None,
+        ),
+        ffn=FeedForwardSpec(
+            width=layer.ffn.width,
+            activation=layer.ffn.activation,
+            gated=layer.ffn.gated,
+            bias=layer.ffn.bias,
+        ),
+        moe=MoESpec(
+            num_experts=moe.num_experts,
+            num_shared_experts=moe.num_shared_experts,
+            shared_weight=moe.shared_weight,
+            bias=moe.bias,
+            router=router,
+        )
+        if moe and router
+        else None,
+        norm=NormSpec(eps=layer.norm.eps),
+        place=layer.place,
+    )
+
+
+def encoder(graph: Graph, spec: EncoderSpec, layout: Layout, experts: Experts) -> str:
     """Embeddings and blocks -> hidden_TD, norms and residuals as in ``moembed.model.encoder``."""
 
     def real(value_BS: str) -> str:
         return graph.op("Gather", graph.op("Reshape", value_BS, graph.ints(-1)), layout.token_T)
 
+    # embeddings
     position_T = real(layout.position_BS)
     states_TD = graph.op("Gather", graph.parameter("word.weight"), real("input_ids"))
-    if config.num_token_types:
+    if spec.embeddings.token_types:
         first_D = graph.constant("token_type.0", numpy(graph.state["token_type.weight"][0]))
         states_TD = graph.op("Add", states_TD, first_D)
-    if config.position == "absolute":
-        table = graph.constant("position", numpy(graph.state["position.weight"][config.position_offset :]))
+    if rows := spec.embeddings.positions:
+        table = graph.constant("position", numpy(graph.state["position.weight"][rows.offset :]))
         states_TD = graph.op("Add", states_TD, graph.op("Gather", table, position_T))
-    states_TD = graph.layer_norm(states_TD, "norm", config.norm_eps)
-    turn = turns(graph, config, position_T) if config.position == "rope" else None
+    if spec.embeddings.norm:
+        states_TD = graph.layer_norm(states_TD, "norm", spec.embeddings.norm.eps)
 
-    pre, output_TD = config.norm == "pre", states_TD
-    for i in range(config.num_layers):
-        name = f"layers.{i}"
+    # layers
+    turned: dict[tuple[RopeSpec, int], tuple[str, str]] = {}
+    for number, layer in enumerate(spec.layers):
+        rope, head_size = layer.attention.rope, layer.attention.head_size
+        if rope and (rope, head_size) not in turned:
+            tables = cos_sin(torch.arange(spec.max_length), head_size, rope)
+            turned[rope, head_size] = _looked_up(graph, f"rope.{len(turned)}", tables, position_T)
+        turn = turned[rope, head_size] if rope else None
+        states_TD, added_TD = block(graph, layer, f"layers.{number}", (states_TD, layout, turn), experts)
+    return states_TD if spec.last_state == "full" else added_TD
 
-        def norm(states_TD: str, which: str, name: str = name) -> str:
-            return graph.layer_norm(states_TD, f"{name}.{which}", config.norm_eps)
 
-        input_TD = norm(states_TD, "attention_norm") if pre else states_TD
-        mixed_TD = attention(graph, config, f"{name}.attention", input_TD, layout, turn)
-        states_TD = graph.op("Add", states_TD, mixed_TD)
-        if not pre:
-            states_TD = norm(states_TD, "attention_norm")
-        input_TD = norm(states_TD, "ffn_norm") if pre else states_TD
-        if config.moe and i in config.moe.layers:
-            output_TD = moe_block(graph, config, f"{name}.ffn", input_TD, experts)
-        else:
-            output_TD = feed_forward(graph, config, f"{name}.ffn", input_TD)
-        states_TD = graph.op("Add", states_TD, output_TD)
-        if not pre:
-            output_TD = states_TD = norm(states_TD, "ffn_norm")
-    return output_TD
+def block(
+    graph: Graph,
+    layer: LayerSpec,
+    name: str,
+    states: tuple[str, Layout, tuple[str, str] | None],
+    experts: Experts,
+) -> tuple[str, str]:
+    """One layer: its states, and what its feed-forward part added to them."""
+    states_TD, layout, turn = states
+    pre = layer.place == "pre"
+
+    def norm(states_TD: str, which: str) -> str:
+        return graph.layer_norm(states_TD, f"{name}.{which}", layer.norm.eps)
+
+    # attention
+    input_TD = norm(states_TD, "attention_norm") if pre else states_TD
+    mixed_TD = attention(graph, layer.attention, f"{name}.attention", input_TD, layout, turn)
+    states_TD = graph.op("Add", states_TD, mixed_TD)
+    states_TD = states_TD if pre else norm(states_TD, "attention_norm")
+    # feed-forward
+    input_TD = norm(states_TD, "ffn_norm") if pre else states_TD
+    if layer.moe:
+        added_TD = moe_block(graph, layer, f"{name}.ffn", input_TD, experts)
+    else:
+        added_TD = feed_forward(graph, layer.ffn, f"{name}.ffn", input_TD)
+    states_TD = graph.op("Add", states_TD, added_TD)
+    return (states_TD if pre else norm(states_TD, "ffn_norm")), added_TD
 
 
 def attention(
     graph: Graph,
-    config: EncoderConfig,
+    spec: AttentionSpec,
     name: str,
     hidden_TD: str,
     layout: Layout,
     turn: tuple[str, str] | None,
 ) -> str:
     """softmax(QK' / sqrt(C) + mask) V over each text; padded here, and here alone."""
-    heads, head_width = config.num_heads, config.width // config.num_heads
+    heads, head_size = spec.num_heads, spec.head_size
     query, key, value = (
-        graph.op("Reshape", states_TD, graph.ints(-1, heads, head_width))
+        graph.op("Reshape", states_TD, graph.ints(-1, heads, head_size))
         for states_TD in graph.ops(
             "Split", graph.linear(hidden_TD, f"{name}.qkv"), results=3, axis=1, num_outputs=3
         )
     )
     if turn:
         query, key = rotated(graph, query, *turn), rotated(graph, key, *turn)
-    query = graph.op("Mul", query, graph.scalar(head_width**-0.5))
+    query = graph.op("Mul", query, graph.scalar(head_size**-0.5))
 
     def padded(states_THC: str, order: tuple[int, ...]) -> str:
         return graph.op("Transpose", graph.op("Gather", states_THC, layout.slot_BS), perm=order)
@@ -152,17 +238,15 @@ def attention(
     score_BHSS = graph.op("Add", score_BHSS, layout.hidden_by_attention_B11S)
     mixed_BHSC = graph.op("MatMul", graph.op("Softmax", score_BHSS, axis=-1), padded(value, (0, 2, 1, 3)))
     mixed_BSHC = graph.op("Transpose", mixed_BHSC, perm=(0, 2, 1, 3))
-    flat = graph.op("Reshape", mixed_BSHC, graph.ints(-1, config.width))
+    flat = graph.op("Reshape", mixed_BSHC, graph.ints(-1, heads * head_size))
     return graph.linear(graph.op("Gather", flat, layout.token_T), f"{name}.out")
 
 
-def turns(graph: Graph, config: EncoderConfig, position_T: str) -> tuple[str, str]:
+def _looked_up(graph: Graph, name: str, tables: CosSin, position_T: str) -> tuple[str, str]:
     """Cosine and sine for every token, ``(T, 1, C / 2)``, out of the encoder's own tables."""
-    head_width = config.width // config.num_heads
-    tables = rotation(torch.arange(config.max_positions), head_width, config.rope_base)
     cosine, sine = (
-        graph.op("Gather", graph.constant(f"rope.{name}", numpy(table)), position_T)
-        for name, table in zip(("cosine", "sine"), tables, strict=True)
+        graph.op("Gather", graph.constant(f"{name}.{part}", numpy(values)), position_T)
+        for part, values in zip(("cosine", "sine"), tables, strict=True)
     )
     return cosine, sine
 

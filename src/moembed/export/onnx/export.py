@@ -25,10 +25,10 @@ from moembed.export.onnx.tokenizer import read_rows, write_tokenizer
 from moembed.files import replacing
 from moembed.folder.parts import Parts
 from moembed.folder.write import write_small_files
-from moembed.model.encoder import EncoderConfig
+from moembed.model.spec import EncoderSpec
 from moembed.packing import pack
 from moembed.types import UserError
-from moembed.weights.selection_bias import without_selection_bias
+from moembed.weights.selection_bias import remove_selection_bias
 
 ONE_FILE = 2**31 - 2**24  # bytes of weights; a protobuf message ends at 2 GiB, and the graph needs a little
 _LONGEST = 1024  # tokens of a row that the check runs
@@ -58,8 +58,9 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
     except ImportError:
         raise UserError("ONNX export needs onnx and onnxruntime: pip install 'moembed[onnx]'") from None
 
-    parts = without_selection_bias(parts, "ONNX")
-    parts = replace(parts, state={name: tensor.cpu().float() for name, tensor in parts.state.items()})
+    spec, state = remove_selection_bias(parts.spec.without_noise(), parts.state, "ONNX")
+    state = {name: tensor.cpu().float() for name, tensor in state.items()}
+    parts = replace(parts, spec=spec, state=state)
     model = build(parts, int8)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE
     with replacing(out) as folder:
@@ -69,7 +70,7 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
         file.parent.mkdir()
         onnx.save_model(model, file, save_as_external_data=external, location=f"{file.name}_data")
         del model
-        rows = [*_random_rows(parts.config), *(_shortened(row) for row in read_rows(folder, parts.tokenizer))]
+        rows = [*_random_rows(parts.spec), *(_shortened(row) for row in read_rows(folder, parts.tokenizer))]
         error, cosine = compare(file, Embedder(parts).eval(), [row for row in rows if row])
         if not int8 and error > TOLERANCE:
             raise RuntimeError(f"the exported graph is off by {error:.2g}; nothing was written to {out}")
@@ -115,9 +116,9 @@ def _shortened(row: list[int]) -> list[int]:
     return row if len(row) <= _LONGEST else [*row[: _LONGEST - 1], row[-1]]
 
 
-def _random_rows(config: EncoderConfig, count: int = 32) -> list[list[int]]:
+def _random_rows(spec: EncoderSpec, count: int = 32) -> list[list[int]]:
     """Of one token up to 64: enough of them that every expert has work, and some have none in the short."""
     random = np.random.default_rng(0)
-    longest = min(64, config.max_length)
+    longest = min(64, spec.max_length)
     lengths = [1, *random.integers(1, longest, count, endpoint=True)]
-    return [random.integers(config.vocab_size, size=length).tolist() for length in lengths]
+    return [random.integers(spec.vocab_size, size=length).tolist() for length in lengths]

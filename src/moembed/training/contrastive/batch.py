@@ -67,25 +67,25 @@ def prepare(
     world: World = ALONE, source: int = 0, languages: Sequence[str] | None = None,
 ) -> PairBatch:  # fmt: skip
     """Tokenise this process's pairs, pack them into chunks of at most ``chunk_tokens``, mask duplicates."""
-    # every text of the step in its place: queries, documents, hard negatives; and which are this process's
+    # every text of the step in its row: queries, documents, hard negatives; and which are this process's
     queries = [pair.query for pair in pairs]
     negatives = [(i, text) for i, pair in enumerate(pairs) for text in pair.negatives[: config.negatives]]
     documents = [pair.document for pair in pairs] + [text for _, text in negatives]
     owner_B = [*range(len(pairs)), *range(len(pairs)), *(i for i, _ in negatives)]
-    mine = set(world.share(len(pairs)))
-    place_B = [place for place, owner in enumerate(owner_B) if owner in mine]
-    asked = sum(place < len(queries) for place in place_B)
+    own = set(world.share(len(pairs)))
+    row_B = [row for row, owner in enumerate(owner_B) if owner in own]
+    num_queries = sum(row < len(queries) for row in row_B)
 
     # those become tokens
-    texts = [(queries + documents)[place] for place in place_B]
-    rows, truncated = _tokens(tokenizer, texts[:asked], form.query_prompt, config.query_length)
-    more, cut = _tokens(tokenizer, texts[asked:], form.document_prompt, config.document_length)
+    texts = [(queries + documents)[row] for row in row_B]
+    rows, truncated = _tokens(tokenizer, texts[:num_queries], form.query_prompt, config.query_length)
+    more, cut = _tokens(tokenizer, texts[num_queries:], form.document_prompt, config.document_length)
     rows, truncated = rows + more, truncated + cut
 
     # what group of texts each is counted in by the routing probe
-    spoken = languages or [""] * len(pairs)
-    group_B = [("query" if place < len(queries) else "document", spoken[owner_B[place]]) for place in place_B]
-    groups = [(role, language) for role in ("document", "query") for language in sorted(set(spoken))]
+    language_Q = languages or [""] * len(pairs)
+    group_B = [("query" if row < len(queries) else "document", language_Q[owner_B[row]]) for row in row_B]
+    groups = [(role, language) for role in ("document", "query") for language in sorted(set(language_Q))]
     number = {group: i for i, group in enumerate(groups)}
     # neighbours in length share a chunk
     chunks = token_budget([len(row) for row in rows], config.chunk_tokens)
@@ -96,7 +96,7 @@ def prepare(
         loss=form.loss,
         chunks=Chunks(
             batches=[pack([rows[i] for i in chunk]) for chunk in chunks],
-            row_CB=[torch.tensor([place_B[i] for i in chunk]) for chunk in chunks],
+            row_CB=[torch.tensor([row_B[i] for i in chunk]) for chunk in chunks],
             rows=len(owner_B),
         ),
         known=Duplicates.of(_numbers(queries), number_N, own_Q),

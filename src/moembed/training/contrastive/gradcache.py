@@ -43,7 +43,7 @@ class Chunks:
 
 
 @dataclass(slots=True)
-class Costs:
+class BatchLoss:
     """What one step costs: the loss terms and the router statistics of the whole batch."""
 
     contrastive: float
@@ -59,7 +59,7 @@ def backward(
     world: World = ALONE,
     observe: Observe = unobserved,
     hold: Hold = nullcontext,
-) -> Costs:
+) -> BatchLoss:
     """Add to the parameters' gradients the gradient of ``loss(all vectors) + router_loss(all tokens)``.
 
     Args:
@@ -105,7 +105,7 @@ def backward(
             torch.autograd.backward(surrogate)
         trim_heap(encoded.vector_BM.device.type, number)
     _set_random_state(after)
-    return Costs(contrastive, _router(router_loss, total, total).item(), total)
+    return BatchLoss(contrastive, _router(router_loss, total, total).item(), total)
 
 
 def _loss_and_gradients(

@@ -12,12 +12,12 @@ from moembed.data.sources import Source
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
 from moembed.training.contrastive.settings import SourceOptions
 from moembed.training.contrastive.task import ContrastiveTask
-from moembed.training.task import Look, Moment
+from moembed.training.task import Look, Moment, Monitor
 
 PAIRS = 256  # of each source, at most
 
 
-class HeldOutLoss:
+class HeldOutLoss(Monitor):
     """One batch of each source, always the same, and the lowest mean loss so far.
 
     What a source holds out are its last rows, not random ones: neighbours may share a document.
@@ -47,9 +47,6 @@ class HeldOutLoss:
         tokenizer, config = self.task.model.tokenizer, self.task.config
         self.names.append(source.name)
         self.batches.append(prepare(source.pairs(chosen.tolist()), form, tokenizer, config))
-
-    def begin(self, step: int) -> Look:
-        return Look()
 
     def due(self, moment: Moment) -> bool:
         return bool(self.batches) and (moment.step % self.every == 0 or moment.last)

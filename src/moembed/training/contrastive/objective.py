@@ -20,7 +20,7 @@ class Objective(nn.Module):
 
     def __init__(self, config: LossConfig, model: Embedder) -> None:
         super().__init__()
-        last = model.encoder.config.num_layers
+        last = model.encoder.spec.num_layers
         self.depths = config.depths or {last: 1.0}
         if max(self.depths) != last or min(self.depths) < 0:
             raise UserError(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from moembed.files import unfinished
 from moembed.folder.tensors import weight_files
-from moembed.model.encoder import Block, EncoderConfig
-from moembed.model.rope import rotation
-from moembed.packing import offsets
+from moembed.model.block import Block
+from moembed.model.rope import cos_sin
+from moembed.model.spec import EncoderSpec
+from moembed.packing import offsets, positions
 from moembed.types import UserError
 
 HEAD_FILE = "mlm_head.safetensors"
@@ -41,11 +42,11 @@ _NAMES = {  # in BERT, RoBERTa and NomicBERT checkpoints -> ours
 class Head(nn.Module):
     """``norm(gelu(dense(h)))``, BERT's transform; the word embeddings and ``bias_V`` turn it into scores."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.bias_V = nn.Parameter(torch.zeros(config.vocab_size))
+        self.dense = nn.Linear(spec.width, spec.width)
+        self.norm = nn.LayerNorm(spec.width, eps=spec.layers[0].norm.eps)
+        self.bias_V = nn.Parameter(torch.zeros(spec.vocab_size))
 
     def forward(self, state_TD: Tensor) -> Tensor:
         return self.norm(F.gelu(self.dense(state_TD)))
@@ -58,18 +59,19 @@ class Decoder(nn.Module):
     with a plain layer in place of its enhanced decoding.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
-        self.config = config
-        self.block = Block(config.model_copy(update={"moe": None, "norm": "post"}), layer=0)
+        layer = spec.layers[0].model_copy(update={"moe": None, "place": "post"})
+        self.attention = layer.attention
+        self.block = Block(spec.width, layer, 0)
 
     def forward(self, embedded_TD: Tensor, vector_BD: Tensor, length_B: Sequence[int]) -> Tensor:
         first_B = torch.tensor(offsets(length_B)[:-1], device=embedded_TD.device)
         states_TD = embedded_TD.index_copy(0, first_B, vector_BD.to(embedded_TD.dtype))
         turn = None
-        if self.config.position == "rope":
-            position_T = torch.cat([torch.arange(length) for length in length_B]).to(states_TD.device)
-            turn = rotation(position_T, self.config.width // self.config.num_heads, self.config.rope_base)
+        if self.attention.rope:
+            position_T = positions(length_B, states_TD.device)
+            turn = cos_sin(position_T, self.attention.head_size, self.attention.rope)
         decoded_TD, _, _ = self.block(states_TD, length_B, turn, 0.0, ("packed", "grouped"))
         return decoded_TD
 
@@ -81,10 +83,10 @@ class Heads(nn.Module):
         words: size of the tokenizer. Rows of the vocabulary beyond it start, and all but stay, unreachable.
     """
 
-    def __init__(self, config: EncoderConfig, words: int, decoder: bool = False, seed: int = 0) -> None:
+    def __init__(self, spec: EncoderSpec, words: int, decoder: bool = False, seed: int = 0) -> None:
         super().__init__()
-        self.mlm = Head(config)
-        self.decoder = Decoder(config) if decoder else None
+        self.mlm = Head(spec)
+        self.decoder = Decoder(spec) if decoder else None
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in self.named_parameters():

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from moembed.training.masked_lm.objective import OBJECTIVES, Guesses, measure, prepare
 from moembed.training.masked_lm.task import MaskedLMTask
-from moembed.training.task import Look, Moment
+from moembed.training.task import Look, Moment, Monitor
 
 _STREAM = 12  # of random numbers, drawn from the seed
 
 
-class HeldOutGuesses:
+class HeldOutGuesses(Monitor):
     """Loss and accuracy by language on the sequences held out, single tokens masked, always the same ones."""
 
     name = "held_out"
@@ -42,9 +40,3 @@ class HeldOutGuesses:
             found = measure(task.module, chunks, task.precision, task.world)
             loss[language.name], accuracy[language.name] = (round(value, 5) for value in found)
         return {"held_out": loss, "held_out_accuracy": accuracy}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass

@@ -74,7 +74,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class GuessLoss:
     """Means over a batch: of guessed tokens for the losses, of chunks for the router's."""
 
     mlm: float
@@ -153,7 +153,7 @@ def _joined(masked: Sequence[tuple[np.ndarray, np.ndarray]]) -> MaskedTokens:
 def backward(
     guesses: nn.Module, chunks: Sequence[Chunk], config: RouterLossConfig, device: str,
     precision: torch.dtype, world: World = ALONE,
-) -> Costs:  # fmt: skip
+) -> GuessLoss:  # fmt: skip
     """Gradients of the batch's loss, chunk by chunk; ``guesses`` sums those of several processes.
 
     ``loss = mean over guessed tokens [+ the same of the decoder] + router losses``. The means are over the
@@ -181,7 +181,7 @@ def backward(
         part = [layer.detach() for layer in stats]
         total = [a + b for a, b in zip(total, part, strict=True)] if total else part
     mlm_mean, decoder_mean, router_mean, accuracy = world.sum(sums).tolist()
-    return Costs(mlm_mean, decoder_mean, router_mean, accuracy, world.sum_stats(total), int(tokens))
+    return GuessLoss(mlm_mean, decoder_mean, router_mean, accuracy, world.sum_stats(total), int(tokens))
 
 
 @torch.no_grad()

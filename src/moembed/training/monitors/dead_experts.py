@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from moembed.training.task import Look, Moment
+from moembed.training.task import Look, Moment, Monitor
 
 STARVED = 0.1  # an expert with less than this share of 1/E ...
 STARVED_STEPS = 100  # ... for so many steps in a row is as good as dead
 
 
-class DeadExpertAlarm:
+class DeadExpertAlarm(Monitor):
     """Finds experts that get next to nothing for many steps; each is told of once."""
 
     name = "dead_experts"
@@ -18,9 +18,6 @@ class DeadExpertAlarm:
     def __init__(self, advice: str) -> None:
         self.advice = advice  # which keys of the recipe help
         self.steps: dict[tuple[int, int], int] = {}  # (layer, expert) -> steps in a row
-
-    def begin(self, step: int) -> Look:
-        return Look()
 
     def due(self, moment: Moment) -> bool:
         return bool(moment.terms.router)

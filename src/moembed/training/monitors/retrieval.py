@@ -27,7 +27,7 @@ from moembed.search.exact import search_parts
 from moembed.training.monitors.budget import Deadline, Overrun, fair_shares, fit, texts_per_second
 from moembed.training.parallel import World
 from moembed.training.settings import EvaluateConfig, LoopConfig
-from moembed.training.task import Look, Moment
+from moembed.training.task import Look, Moment, Monitor
 from moembed.types import UserError
 
 PLANNED = 0.5  # share of the budget for embedding, as planned; the rest is for ranking and for slower moments
@@ -51,7 +51,7 @@ def load_tasks(config: EvaluateConfig | None) -> list[RetrievalTask]:
     return tasks
 
 
-class RetrievalMonitor:
+class RetrievalMonitor(Monitor):
     """The tasks of a run, when they are looked at, and the best mean score so far.
 
     Every method is for all processes together, and gives every process the same.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moembed.moe.router import Router, Routing
 from moembed.training.parallel import World
-from moembed.training.task import Look, Moment
+from moembed.training.task import Look, Moment, Monitor
 from moembed.types import Batch, RouterStats
 
 Group = tuple[str, str]  # role, language ("" where the data does not say)
@@ -22,7 +22,7 @@ def unobserved(chunk: int) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-class RoutingProbe:
+class RoutingProbe(Monitor):
     """Routing statistics by group of texts, every ``every`` steps, gathered by hooks on the routers."""
 
     name = "routing"
@@ -76,9 +76,6 @@ class RoutingProbe:
             (group_P, 3 + expert_P), torch.ones(len(group_P), dtype=torch.float64), accumulate=True
         )
 
-    def begin(self, step: int) -> Look:
-        return Look()
-
     def due(self, moment: Moment) -> bool:
         return bool(self.groups)  # the step was watched
 
@@ -98,12 +95,6 @@ class RoutingProbe:
                     for router, sum_GS in zip(self.routers, self.sum_LGS, strict=True)
                 ]
         return found
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 def _stats(router: Router, sum_S: Tensor) -> RouterStats:
