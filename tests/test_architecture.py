@@ -32,11 +32,16 @@ TORCH_FREE = (
     "data",
     "compare",
     "search",
-    "evaluate",
+    "evaluation",
+    "stress",
     "cli",
     "console",
 )
-BUT_WITH_TORCH = ("stress.capacity", "evaluation.static")  # an optimisation, a sum of rows
+BUT_WITH_TORCH = (  # an optimisation, a sum of rows, a pass through the routers
+    "stress.capacity",
+    "evaluation.static",
+    "evaluation.routing",
+)
 
 
 def modules() -> dict[str, Path]:
