@@ -77,7 +77,7 @@ class Decoder(nn.Module):
 
 
 class Heads(nn.Module):
-    """The head that guesses and, if ``decoder``, the decoder; fresh: normal(0, 0.02) matrices, no bias, unit norms.
+    """The head and, if ``decoder``, the decoder; fresh: normal(0, 0.02) matrices, no bias, unit norms.
 
     Args:
         pieces: of the tokenizer. Rows of the vocabulary beyond them start, and all but stay, unreachable.
