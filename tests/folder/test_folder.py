@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from conftest import HfFolder, MakeModel, Run
@@ -24,7 +25,7 @@ from moembed.folder import write as folder_module
 from moembed.folder.read import read_folder, read_settings
 from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
 from moembed.folder.write import write_folder
-from moembed.model.pooling import POOLING
+from moembed.model.pooling import POOLING, Pooling
 from moembed.types import UserError
 
 EQUAL = 1e-5  # fp32 on two orders of summation; vectors have length 1
@@ -52,13 +53,13 @@ def change_json(path: Path, **changes: Any) -> None:
 def test_a_folder_reads_back_as_it_was_written(
     pooling: str, moe_model: Embedder, tmp_path: Path, texts: list[str]
 ) -> None:
-    moe_model.pooling = pooling
+    moe_model.pooling = Pooling(pooling)
     moe_model.tokenizer.max_length = 30
     moe_model.tokenizer.default_prompt = "document"
     moe_model.save_pretrained(tmp_path / "model")
     again = load(tmp_path / "model")
     assert again.encoder.spec == moe_model.encoder.spec
-    assert again.pooling == pooling
+    assert again.pooling.name == pooling
     assert (again.tokenizer.max_length, again.tokenizer.default_prompt) == (30, "document")
     assert again.tokenizer.prompts == moe_model.tokenizer.prompts
     assert again.tokenizer.backend.to_str() == moe_model.tokenizer.backend.to_str()
@@ -131,7 +132,8 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: Path) -> None
         "Кроты роют тоннели", "يحفر الخلد", "मोल", "🦔 e\u0301 ﬁ\u200bx", "tab\tnew\nline", "mole " * 600,
     ]  # fmt: skip
     theirs = SentenceTransformer(str(minilm), device="cpu").encode(texts)
-    ours, truncated = load(minilm).encode_counted(texts)
+    found = load(minilm).vectors(texts)
+    ours, truncated = found.array, found.truncated
     assert distance(ours, theirs) <= EQUAL
     assert truncated == 1
 
@@ -150,11 +152,11 @@ def test_a_dense_model_we_write_loads_in_sentence_transformers(
     assert distance(model.encode_document(texts), theirs.encode_document(texts)) <= EQUAL
 
 
-@pytest.mark.parametrize("pooling", POOLING)
+@pytest.mark.parametrize("pooling", [*POOLING, "cls+max", "weightedmean+mean_sqrt_len_tokens+mean"])
 def test_every_pooling_means_the_same_in_sentence_transformers(
     pooling: str, hf_folder: HfFolder, tmp_path: Path, texts: list[str]
 ) -> None:
-    model = Embedder(replace(read_folder(hf_folder("bert")[0]), pooling=pooling)).eval()
+    model = Embedder(replace(read_folder(hf_folder("bert")[0]), pooling=Pooling(pooling))).eval()
     model.save_pretrained(tmp_path / "ours")
     theirs = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
     assert distance(model.encode(texts), theirs.encode(texts)) <= EQUAL
@@ -170,7 +172,7 @@ def test_a_folder_sentence_transformers_wrote_gives_its_vectors(
     ours = load(tmp_path / "theirs")
     assert ours.tokenizer.max_length == 9
     assert ours.tokenizer.prompts == {"query": "query: ", "document": ""}
-    vectors, _ = ours.encode_counted(texts, "query")
+    vectors = ours.vectors(texts, role="query").array
     assert distance(vectors, theirs.encode(texts, prompt_name="query")) <= EQUAL
 
 
@@ -230,7 +232,28 @@ def test_the_length_is_found_under_every_name_of_its_file(
     for place in (folder, tmp_path / "again"):
         ours = load(place)
         assert ours.tokenizer.max_length == theirs.max_seq_length == 7
-        assert distance(ours.encode_counted(texts)[0], theirs.encode(texts)) <= EQUAL
+        assert distance(ours.vectors(texts).array, theirs.encode(texts)) <= EQUAL
+
+
+@pytest.mark.parametrize("where", ["config", "tokenizer"])
+def test_long_texts_are_cut_on_the_side_the_folder_says(
+    where: str, hf_folder: HfFolder, tmp_path: Path
+) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / TRANSFORMER).write_text('{"max_seq_length": 7}')
+    if where == "config":
+        change_json(folder / "tokenizer_config.json", truncation_side="left")
+    else:
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        backend.enable_truncation(9, direction="left")
+        backend.save(str(folder / "tokenizer.json"))
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    texts = ["the mole digs tunnels under the meadow and owls hunt"]
+    load(folder).save_pretrained(tmp_path / "again")
+    for place in (folder, tmp_path / "again"):
+        rows, _ = load(place).tokenizer.rows(texts)
+        assert rows == theirs.tokenizer(texts, truncation=True, max_length=7)["input_ids"]
+        assert distance(load(place).encode_counted(texts)[0], theirs.encode(texts)) <= EQUAL
 
 
 @pytest.mark.parametrize("key", ["processor_kwargs", "tokenizer_args"])
@@ -243,7 +266,7 @@ def test_arguments_of_the_tokenizer_are_kept(key: str, hf_folder: HfFolder, tmp_
     load(folder).save_pretrained(tmp_path / "again")
     for place in (folder, tmp_path / "again"):
         assert load(place).tokenizer.max_length == 9
-        assert distance(load(place).encode_counted(texts)[0], theirs.encode(texts)) <= EQUAL
+        assert distance(load(place).vectors(texts).array, theirs.encode(texts)) <= EQUAL
 
 
 def test_the_encoder_may_lie_in_a_folder_of_its_own(
@@ -306,7 +329,7 @@ def test_without_modules_mean_pooling_is_assumed_aloud(hf_folder: HfFolder) -> N
     folder, _ = hf_folder("bert")
     (folder / "modules.json").unlink()
     with pytest.warns(UserWarning, match="mean pooling is assumed"):
-        assert read_folder(folder).pooling == "mean"
+        assert read_folder(folder).pooling.name == "mean"
 
 
 # ---- bad folders ---------------------------------------------------------------------------------
@@ -393,18 +416,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         change("config.json", vocab_size=50),
         r"has shape \(130, 16\), expected \(50, 16\)",
     ),
-    "a Dense module": (
+    "a Dense module without a file": (
         change_modules(["Transformer", "Pooling", "Dense", "Normalize"]),
-        r"made of Transformer \+ Pooling \+ Dense \+ Normalize is not supported",
+        r"2_Dense/config\.json does not exist",
+    ),
+    "another module": (
+        change_modules(["Transformer", "Pooling", "LSTM", "Normalize"]),
+        r"made of Transformer \+ Pooling \+ LSTM \+ Normalize is not supported",
+    ),
+    "pooling before the encoder": (
+        change_modules(["Pooling", "Transformer"]),
+        r"made of Pooling \+ Transformer is not supported",
     ),
     "modules of another sort": (write("modules.json", "{}"), r"modules\.json holds a dict where a list"),
     "unsupported pooling": (
-        write("1_Pooling/config.json", '{"pooling_mode_mean_sqrt_len_tokens": true}'),
-        "pooling 'mean_sqrt_len_tokens' is not supported",
-    ),
-    "two poolings": (
-        write("1_Pooling/config.json", '{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true}'),
-        r"pooling 'cls\+mean' is not supported",
+        write("1_Pooling/config.json", '{"pooling_mode": ["mean", "median"]}'),
+        "pooling 'median' is not supported",
     ),
     "no prompt pooled": (change("1_Pooling/config.json", include_prompt=False), "include_prompt false"),
     "no pooling file": (remove("1_Pooling/config.json"), r"1_Pooling/config\.json does not exist"),
@@ -533,7 +560,7 @@ def test_a_name_out_of_reach_is_neither_a_folder_nor_on_the_hub() -> None:
 
 def test_a_run_folder_stands_for_its_model(moe_model: Embedder, tmp_path: Path) -> None:
     moe_model.save_pretrained(tmp_path / "run" / "model")
-    assert load(tmp_path / "run").space_id() == moe_model.space_id()
+    assert load(tmp_path / "run").space() == moe_model.space()
 
 
 # ---- saving is whole or not at all ---------------------------------------------------------------
@@ -552,10 +579,10 @@ def test_a_failure_in_the_middle_keeps_the_old_folder(
         patch.setattr(folder_module, "save_file", full_disk)
         with pytest.raises(UserError, match=r"cannot write .*model: .*No space left on device"):
             new.save_pretrained(tmp_path / "model")
-    assert load(tmp_path / "model").space_id() == old.space_id()
+    assert load(tmp_path / "model").space() == old.space()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     new.save_pretrained(tmp_path / "model")
-    assert load(tmp_path / "model").space_id() == new.space_id()
+    assert load(tmp_path / "model").space() == new.space()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -581,7 +608,7 @@ def test_what_a_killed_process_left_behind_is_in_nobodys_way(make_model: MakeMod
     model = make_model()
     for _ in range(2):
         model.save_pretrained(tmp_path / "model")
-    assert load(tmp_path / "model").space_id() == model.space_id()
+    assert load(tmp_path / "model").space() == model.space()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

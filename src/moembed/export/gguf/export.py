@@ -104,7 +104,7 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
 
 
 def _vectors(parts: Parts) -> np.ndarray:
-    return Embedder(parts).eval().encode_counted(_PROBE)[0]
+    return Embedder(parts).eval().vectors(_PROBE, prompt="").array
 
 
 def _add_config(writer: GGUFWriter, graph: Parts, kind: Kind) -> None:
@@ -122,7 +122,7 @@ def _add_config(writer: GGUFWriter, graph: Parts, kind: Kind) -> None:
     writer.add_head_count(layer.attention.num_heads)
     writer.add_layer_norm_eps(layer.norm.eps)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType[graph.pooling.upper()])
+    writer.add_pooling_type(gguf.PoolingType[graph.pooling.name.upper()])
     writer.add_token_type_count(
         max(spec.embeddings.token_types, 1)
     )  # a count of 0 is refused, a missing table not
