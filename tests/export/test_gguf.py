@@ -21,7 +21,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from conftest import TEXTS, MakeModel
+from conftest import SPECIAL, TEXTS, MakeModel
 from moembed.embedder import Embedder
 from moembed.export.gguf.export import export_gguf
 from moembed.export.gguf.graph import as_graph, fold
@@ -254,7 +254,9 @@ def test_wordpieces_are_marked_where_a_word_starts(backend: Backend, tmp_path: P
     assert tokens[pieces["##a"]] == "a"
     assert tokens[-1].startswith("[PAD")
     assert kinds[-1] == TokenType.UNUSED
-    assert set(kinds[:-1]) == {TokenType.NORMAL}
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == TokenType.CONTROL]
+    assert special == SPECIAL
+    assert set(kinds[:-1]) == {TokenType.NORMAL, TokenType.CONTROL}
 
 
 def test_added_tokens_stay_as_they_are(minilm: Path, tmp_path: Path) -> None:

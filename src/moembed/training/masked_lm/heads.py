@@ -68,11 +68,11 @@ class Decoder(nn.Module):
     def forward(self, embedded_TD: Tensor, vector_BD: Tensor, length_B: Sequence[int]) -> Tensor:
         first_B = torch.tensor(offsets(length_B)[:-1], device=embedded_TD.device)
         states_TD = embedded_TD.index_copy(0, first_B, vector_BD.to(embedded_TD.dtype))
-        turn = None
+        angles = None
         if self.attention.rope:
             position_T = positions(length_B, states_TD.device)
-            turn = cos_sin(position_T, self.attention.head_size, self.attention.rope)
-        decoded_TD, _, _ = self.block(states_TD, length_B, turn, 0.0, ("packed", "grouped"))
+            angles = cos_sin(position_T, self.attention.head_size, self.attention.rope)
+        decoded_TD, _, _ = self.block(states_TD, length_B, angles, 0.0, ("packed", "grouped"))
         return decoded_TD
 
 
