@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -355,6 +356,7 @@ def test_every_pooling_equals_its_definition(length_B: list[int], seed: int) -> 
         "cls": lambda text: text[0],
         "max": lambda text: torch.stack([coordinate.max() for coordinate in text.T]),
         "lasttoken": lambda text: text[len(text) - 1],
+        "mean_sqrt_len_tokens": lambda text: text.sum(0) / math.sqrt(len(text)),
         "weightedmean": lambda text: (
             sum((i + 1) * state for i, state in enumerate(text)) / sum(range(1, len(text) + 1))
         ),

@@ -29,6 +29,7 @@ from moembed.inference.residency import release_pages
 from moembed.inference.sentences import Sentences
 from moembed.inference.windows import windows
 from moembed.model.encoder import num_parameters, skeleton
+from moembed.model.head import Head
 from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
 from moembed.types import Batch, Encoded, UserError
@@ -46,7 +47,7 @@ ROLES = {
 
 
 class Embedder(Sentences, nn.Module):
-    """Encoder + pooling + L2 normalisation, with the tokenizer and the prompts the model was made with.
+    """Encoder + pooling + head, with the tokenizer and the prompts the model was made with.
 
     Made from ``Parts``, it takes their tensors over without copying: train it, and what shares them moves.
     ``Embedder("org/name")`` is ``Embedder.from_pretrained("org/name")``. Embedding texts changes nothing in
@@ -66,10 +67,10 @@ class Embedder(Sentences, nn.Module):
         self.encoder.load_state_dict(source.state, assign=True)
         self.encoder.requires_grad_(True)
         self.tokenizer = source.tokenizer
-        self.pooling = source.pooling
+        self.pooling, self.head = source.pooling, Head(source.head, source.head_state)
         self.files, self.source, self.dims = source.files, source.source, source.dims
         self.similarity_fn_name = source.similarity_fn_name
-        self.dim = source.spec.width
+        self.dim = self.full_dim
         self.engine = Engine()
         self.digest = Digest()
 
@@ -132,9 +133,9 @@ class Embedder(Sentences, nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a sentence-transformers folder; an existing one gives way only when the new one is whole."""
-        if self.dim != self.encoder.spec.width:
+        if self.dim != self.full_dim:
             warnings.warn(
-                f"{path} keeps all {self.encoder.spec.width} coordinates: load it with dim={self.dim}",
+                f"{path} keeps all {self.full_dim} coordinates: load it with dim={self.dim}",
                 stacklevel=2,
             )
         write_folder(Path(path), self.parts())
@@ -143,8 +144,23 @@ class Embedder(Sentences, nn.Module):
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
         tensors = chain(self.encoder.named_parameters(), self.encoder.named_buffers())
         state = {name: tensor.detach() for name, tensor in tensors}
-        settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims, self.similarity_fn_name)
-        return Parts(self.encoder.spec, state, *settings)
+        return Parts(
+            self.encoder.spec,
+            state,
+            self.tokenizer,
+            self.pooling,
+            self.files,
+            self.source,
+            self.dims,
+            self.similarity_fn_name,
+            self.head.config,
+            self.head.state(),
+        )
+
+    @property
+    def full_dim(self) -> int:
+        """Coordinates of the whole vector; ``dim`` may be fewer, see ``from_pretrained``."""
+        return self.head.dim(self.pooling.dim(self.encoder.spec.width))
 
     @property
     def device(self) -> str:
@@ -174,7 +190,7 @@ class Embedder(Sentences, nn.Module):
 
     def num_parameters(self, active: bool = False) -> int:
         """All parameters, or those one token can touch (the whole vocabulary table counted)."""
-        return num_parameters(self.encoder.spec, active)
+        return num_parameters(self.encoder.spec, active) + self.head.config.num_parameters()
 
     def train(self, mode: bool = True) -> Embedder:
         if mode:
@@ -188,7 +204,7 @@ class Embedder(Sentences, nn.Module):
 
         A text without a single token has the vector of zeros.
         """
-        return unit_vectors(self.encoder, self.pooling, batch, depths)
+        return unit_vectors(self.encoder, self.pooling, self.head, batch, depths)
 
     # ---- texts: everyone else ----------------------------------------------------------------------------
 
@@ -244,7 +260,7 @@ class Embedder(Sentences, nn.Module):
         budget = batch_tokens or (4096 if device == "cpu" else 65536)
         for group in token_budget([len(row) for row in rows], budget, batch_size):
             batch = pack([rows[i] for i in group]).to(device)
-            vector_BM = unit_vectors(encoder, self.pooling, batch, depths).vector_BM.cpu().numpy()
+            vector_BM = unit_vectors(encoder, self.pooling, self.head, batch, depths).vector_BM.cpu().numpy()
             vectors[group] = truncate(vector_BM, dim if dim < vector_BM.shape[1] else None)
             if progress:
                 progress(len(group))
@@ -292,11 +308,12 @@ class Embedder(Sentences, nn.Module):
         facts = [
             self.digest.of(self.encoder, view.layers),
             encoder_json(spec, family_to_write(spec, self.source).name),
-            self.pooling,
+            self.pooling.name,
             self.role_prefix(role) if prompt is None else prompt,
             view.dim or self.dim,
             "int8 weights" if self.engine.int8 else "float32",
             self.tokenizer.backend.to_str(),
+            *self.head.facts(),
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from conftest import Run
-from moembed.compare.align import BUCKETS, LEAST_ITEMS, bucket_name
+from moembed.compare.align import BUCKETS, bucket_name
 from moembed.compare.comparison import compare
 from moembed.compare.estimates import Difference
-from moembed.compare.results import Comparison
+from moembed.compare.results import LEAST_ITEMS, Comparison
 from moembed.compare.scores import Scores, save_scores
 from moembed.compare.significance import paired_difference
 from moembed.compare.statistics import STATISTICS, statistic
-from moembed.compare.verdict import REAL, is_real, lacking, sentences
+from moembed.compare.verdict import REAL, cautions, is_real, sentences
 from moembed.types import UserError
 
 ITEMS = 120
@@ -158,7 +158,13 @@ def test_one_rule_says_what_is_real() -> None:
 
 
 def test_tasks_that_a_system_lacks_are_named(three: dict[str, Any], run: Run, tmp_path: Path) -> None:
-    assert lacking(compare(three, draws=20)) == ["bm25 has no score on sts and no part in means over it."]
+    assert cautions(compare(three, draws=20)) == ["bm25 has no score on sts and no part in means over it."]
+
+
+def test_tasks_of_few_items_are_named() -> None:
+    few = {name: on(retrieval("owls", items=29), retrieval("voles", items=30)) for name in "ab"}
+    told = "Fewer than 30 items, of which intervals and p-values say little: owls."
+    assert cautions(compare(few, draws=20)) == [told]
 
 
 def test_a_system_that_lacks_a_task_is_compared_where_it_has_all(three: dict[str, Any]) -> None:

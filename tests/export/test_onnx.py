@@ -27,7 +27,8 @@ from moembed.export.onnx.export import export_onnx, run_rows
 from moembed.families.flat import FlatMoE
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.model.pooling import POOLING
+from moembed.model.head import ACTIVATIONS, Dense, HeadConfig, Normalize
+from moembed.model.pooling import POOLING, Pooling
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
 from moembed.tokenizer import Tokenizer
@@ -158,6 +159,21 @@ def test_a_text_without_tokens_spoils_nothing(make_model: MakeModel, pooling: st
     assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_dense_layers_behind_pooling(make_model: MakeModel, tmp_path: Path, activation: str) -> None:
+    steps = (Dense(32, 12, activation=activation), Normalize(), Dense(12, 12, False, "tanh", residual=True))
+    config = HeadConfig((*steps, Dense(12, 8, activation="identity", residual=True), Normalize()))
+    generator = torch.Generator().manual_seed(3)
+    state = {name: torch.randn(shape, generator=generator) for name, shape in config.shapes().items()}
+    parts = replace(make_model(pooling="mean_sqrt_len_tokens+max").parts(), head=config, head_state=state)
+    assert export_onnx(parts, tmp_path / "out")["max_error"] < 1e-5
+    rows = [[2, 7, 3], [2, 9, 8, 7, 6, 3]]
+    running = onnxruntime.InferenceSession(str(tmp_path / "out" / "onnx" / "model.onnx"))
+    found = vectors(running, rows)
+    assert found.shape == (2, 8)
+    assert np.abs(found - expected(Embedder(parts).eval(), rows)).max() < 1e-5
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_only_standard_operators(moe_model: Embedder, int8: bool) -> None:
     assert [opset.domain for opset in build(moe_model.parts(), int8).opset_import] == [""]
@@ -258,7 +274,6 @@ def test_the_folder_is_whole_for_others(moe_model: Embedder, tmp_path: Path) -> 
     assert tokenizer(TEXTS)["input_ids"] == moe_model.tokenizer.rows(TEXTS)[0]
 
 
-@pytest.mark.skipif(find_spec("fastembed") is None, reason="fastembed is not installed")
 @pytest.mark.parametrize("stored", ["short and padded", "without a limit"])
 def test_the_folders_own_tokenizer_reads_what_the_model_reads(
     stored: str, hf_folder: HfFolder, tmp_path: Path, texts: list[str]
@@ -296,6 +311,7 @@ def test_a_tokenizer_that_was_written_wrong_is_not_left_behind(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(find_spec("fastembed") is None, reason="fastembed is not installed")
 def test_fastembed_reads_the_folder(moe_model: Embedder, tmp_path: Path) -> None:
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
@@ -366,7 +382,9 @@ def test_a_full_disk_leaves_what_was_there(
 def test_a_graph_that_is_wrong_is_not_written(
     moe_model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_folder, "build", lambda parts, int8: build(replace(parts, pooling="cls"), int8))
+    monkeypatch.setattr(
+        onnx_folder, "build", lambda parts, int8: build(replace(parts, pooling=Pooling("cls")), int8)
+    )
     with pytest.raises(RuntimeError, match="nothing was written"):
         export_onnx(moe_model.parts(), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,6 @@ from moembed.compare.scores import Scores
 from moembed.evaluation.result import EvaluationResult
 from moembed.families.flat import FlatMoE
 from moembed.folder.read import Settings
-from moembed.folder.settings import TransformerSettings
 from moembed.report.card import card, write_card
 from moembed.types import UserError
 
@@ -160,7 +159,7 @@ def test_the_published_layout_is_not_offered_to_a_library_that_would_misread_it(
     config = make_model(moe=moe, position="rope").encoder.spec
     text = card(
         config,
-        Settings(32, {}, None, None, "mean", (), TransformerSettings(32, False, {}, {})),
+        Settings(32),
         "me/moles",
         "nomic_bert",
     )

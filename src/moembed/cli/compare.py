@@ -46,7 +46,7 @@ def compare(
     """
     from moembed.compare import runs as files
     from moembed.compare.comparison import compare
-    from moembed.compare.verdict import lacking, sentences
+    from moembed.compare.verdict import cautions, sentences
 
     require_outputs(out, html)
     with when_interrupted(lambda: "nothing was written"):
@@ -54,7 +54,7 @@ def compare(
         if len(systems) < 2:
             raise UserError("give two runs or more: one has nothing to be compared to")
         result = compare(files.only(systems, metric) if metric else systems, reference)
-    for sentence in lacking(result):
+    for sentence in cautions(result):
         say(f"note: {sentence}")
     if json_:
         print_json(result.to_json())

@@ -145,6 +145,7 @@ def _lengths(plan: Any) -> dict[str, tuple[Lengths, int]]:
     from moembed.embedder import Embedder
     from moembed.folder.bases import locate_base
     from moembed.folder.read import read_folder
+    from moembed.training.contrastive.settings import fit_lengths
 
     model = Embedder(read_folder(locate_base(plan.base)))
     tokenizer = model.tokenizer
@@ -155,8 +156,9 @@ def _lengths(plan: Any) -> dict[str, tuple[Lengths, int]]:
         prefix = tokenizer.prompt(model.role_prompt(role))
         return lambda texts: [len(e.ids) for e in tokenizer.backend.encode_batch([prefix + t for t in texts])]
 
-    limits = {"query": plan.query_length, "document": plan.document_length}
-    return {role: (counter(role), min(limit, tokenizer.max_length)) for role, limit in limits.items()}
+    fitted, _, _ = fit_lengths(plan, model.encoder.spec.max_length, tokenizer.max_length)  # as training does
+    limits = {"query": fitted.query_length, "document": fitted.document_length}
+    return {role: (counter(role), limit) for role, limit in limits.items()}
 
 
 def _relevant(task: RetrievalTask) -> list[str]:

@@ -12,7 +12,7 @@ from moembed.cli.options import AllowPickle, Dtype, Json
 from moembed.cli.results import Page, ResultFile, require_outputs, write_result
 from moembed.compare.formatting import estimate, kind_name, metric_name
 from moembed.compare.results import SCORE, Cells
-from moembed.compare.verdict import lacking, sentences
+from moembed.compare.verdict import cautions, sentences
 from moembed.console import print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
@@ -137,7 +137,7 @@ def _notes(result: EvaluationResult) -> Iterator[str]:
         for system, truncated in task.truncated.items():
             if truncated:
                 yield f"{system} cut {truncated:,} texts of {name}: they are longer than it reads"
-    yield from lacking(result)
+    yield from cautions(result)
 
 
 def _print(result: EvaluationResult) -> None:

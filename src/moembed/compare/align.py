@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from moembed.compare.results import LEAST_ITEMS
 from moembed.compare.scores import Scores
 from moembed.types import UserError
 
-LEAST_ITEMS = 30  # a language or a length with fewer items of a task leaves that task out
 BUCKETS = (0, 32, 64, 128, 256, 512, 1024, 2048)  # characters, where a bucket of lengths begins
 
 Systems = Mapping[str, Sequence[Mapping[str, Scores]]]  # name -> seeds -> task

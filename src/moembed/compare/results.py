@@ -17,6 +17,7 @@ T = TypeVar("T")
 Metrics = dict[str, dict[str, Estimate]]  # system -> metric
 Differences = dict[str, dict[str, Difference]]  # system -> metric, the system less the reference
 
+LEAST_ITEMS = 30  # of fewer, intervals say little: a language or length with fewer of a task leaves it out
 SCORE = "score"  # the metric of a mean over several kinds of tasks: the mean of their main metrics
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from moembed.compare import formatting
 from moembed.compare.estimates import Difference
-from moembed.compare.results import SCORE, Comparison
+from moembed.compare.results import LEAST_ITEMS, SCORE, Comparison
 
 REAL = 0.05
 
@@ -25,9 +25,12 @@ def sentences(result: Comparison) -> list[str]:
     return [sentence for other in result.others for sentence in _about(result, other)] + list(_seeds(result))
 
 
-def lacking(result: Comparison) -> list[str]:
-    """A sentence for every system that has no score on some tasks."""
+def cautions(result: Comparison) -> list[str]:
+    """What a reader must know: tasks of few items, and systems that have no score on some tasks."""
+    few = [name for name, task in result.tasks.items() if task.items < LEAST_ITEMS]
     told = []
+    if few:
+        told = [f"Fewer than {LEAST_ITEMS} items, of which intervals and p-values say little: {named(few)}."]
     for system in result.systems:
         missing = [name for name, task in result.tasks.items() if system not in task.metrics]
         if missing:

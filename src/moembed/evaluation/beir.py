@@ -14,6 +14,7 @@ from moembed.data.columns import ColumnUse
 from moembed.data.text_key import text_number
 from moembed.evaluation.metrics import Qrels
 from moembed.evaluation.rows import language_of
+from moembed.files import write_text
 from moembed.types import UserError
 
 UNKNOWN_SHARE = 0.05  # more judgements than this with unknown ids: the files do not belong together
@@ -122,11 +123,11 @@ def save_task(task: RetrievalTask, path: str | Path) -> None:
     qrels = task.qrels
     judged = zip(qrels.query_R, qrels.document, qrels.grade, strict=True)
     lines = "".join(f"{task.query_ids[q]}\t{task.document_ids[d]}\t{grade:g}\n" for q, d, grade in judged)
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines, encoding="utf-8")
+    write_text(folder / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\n" + lines)
 
 
 def _write_jsonl(file: Path, rows: list[dict[str, str]]) -> None:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _unused_columns(columns: dict[str, ColumnUse]) -> list[str]:

@@ -5,7 +5,7 @@ The files, of which docs/model-folders.md says what wins where two disagree::
     config.json                          the architecture (ours or another family's)
     model.safetensors                    the weights
     tokenizer.json, tokenizer_config.json …
-    modules.json, 1_Pooling, 2_Normalize how token states become one unit vector
+    modules.json, 1_Pooling, 2_Dense …   how token states become one unit vector
     config_sentence_transformers.json    prompts by name, the similarity
     sentence_bert_config.json            max_seq_length, do_lower_case
 """
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moembed.families.registry import family_of
 from moembed.files import read_json
-from moembed.folder.modules import encoder_folder, read_pooling
+from moembed.folder.modules import PooledHead, encoder_folder, read_head_state, read_pooled_head
 from moembed.folder.parts import Parts
 from moembed.folder.settings import (
     TOKENIZER_KEYS,
@@ -40,12 +40,12 @@ class Settings:
     """What the small files of a folder say, in one."""
 
     max_length: int
-    prompts: dict[str, str]
-    default_prompt: str | None
-    similarity: str | None
-    pooling: str
-    dims: tuple[int, ...]
-    transformer: TransformerSettings
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    similarity: str | None = None
+    dims: tuple[int, ...] = ()
+    modules: PooledHead = field(default_factory=PooledHead)
+    transformer: TransformerSettings = field(default_factory=TransformerSettings)
 
 
 def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
@@ -66,13 +66,15 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
     transformer = settings.transformer
     state = read_state(inside, spec, family_of(values), allow_pickle)
     backend, side = read_tokenizer(inside, spec.vocab_size, transformer.options, transformer.lowercase)
-    if side == "left":
-        raise UserError(f"{path}: truncation_side left is not supported: long texts lose their end here")
-    tokenizer = Tokenizer(backend, settings.max_length, settings.prompts, settings.default_prompt)
+    tokenizer = Tokenizer(backend, settings.max_length, settings.prompts, settings.default_prompt, side)
     files = tokenizer_files(inside)
     if kept := {key: value for key, value in transformer.file.items() if key in TOKENIZER_KEYS and value}:
         files[TRANSFORMER_FILES[0]] = json.dumps(kept).encode()
-    return Parts(spec, state, tokenizer, settings.pooling, files, values, settings.dims, settings.similarity)
+    pooling, head = settings.modules.pooling, settings.modules.head
+    head_state = read_head_state(path, head, allow_pickle)
+    return Parts(
+        spec, state, tokenizer, pooling, files, values, settings.dims, settings.similarity, head, head_state
+    )
 
 
 def read_config(path: Path) -> EncoderSpec:
@@ -93,8 +95,8 @@ def read_config(path: Path) -> EncoderSpec:
 def read_settings(path: Path, spec: EncoderSpec) -> Settings:
     """What the small files of a folder say about texts: length limit, prompts, pooling."""
     transformer = read_transformer_settings(encoder_folder(path))
-    pooling, normalised = read_pooling(path, spec.width)
-    model = read_model_settings(path, normalised)
+    modules = read_pooled_head(path, spec.width)
+    model = read_model_settings(path, modules.normalised)
     limit = transformer.max_length or spec.max_length
     if "max_seq_length" in transformer.file and limit > spec.max_length:
         warnings.warn(
@@ -107,7 +109,7 @@ def read_settings(path: Path, spec: EncoderSpec) -> Settings:
         model.prompts,
         model.default_prompt,
         model.similarity,
-        pooling,
         model.dims,
+        modules,
         transformer,
     )

@@ -6,7 +6,7 @@ Every key is read, is known to change no vector, is refused, or is named in a wa
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,10 @@ _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 class TransformerSettings:
     """Of the encoder's texts. ``max_length`` None: nothing is said; ``options`` go to the tokenizer."""
 
-    max_length: int | None
-    lowercase: bool
-    options: dict[str, Any]
-    file: dict[str, Any]
+    max_length: int | None = None
+    lowercase: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    file: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,21 @@ def read_state(
         shown = ", ".join(map(repr, extra[:3])) + (" …" if len(extra) > 3 else "")
         raise UserError(f"{path}: {len(extra)} tensors belong to no part of this model: {shown}")
     return state
+
+
+def read_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], allow_pickle: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of these names and shapes, which are all that a folder holds.
+
+    Raises:
+        UserError: as in ``read_state``.
+    """
+    theirs = _read_tensors(path, allow_pickle)
+    found = {name: _take(theirs, name, shape, path) for name, shape in shapes.items()}
+    if theirs:
+        raise UserError(f"{path}: the tensor {next(iter(theirs))!r} belongs to no part of this module")
+    return found
 
 
 def _read_tensors(path: Path, allow_pickle: bool) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from moembed.families.registry import family_to_write
 from moembed.files import replacing, write_json
-from moembed.folder.parts import LEGACY_POOLING, MODULES, Parts
+from moembed.folder.modules import write_modules
+from moembed.folder.parts import Parts
 from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
 from moembed.folder.tokenizer import pad_token
 from moembed.tokenizer import Tokenizer
@@ -38,22 +39,10 @@ def write_folder(path: Path, parts: Parts) -> None:
 
 
 def write_small_files(folder: Path, parts: Parts) -> None:
-    """Every file of a model folder but its weights: config, tokenizer, pooling, prompts."""
+    """Every file of a model folder but the encoder's weights: config, tokenizer, modules, prompts."""
     dtype = str(next(iter(parts.state.values())).dtype).removeprefix("torch.")
     tokenizer, files = parts.tokenizer, dict(parts.files)
     kept = json.loads(files.pop(TRANSFORMER_FILES[0], b"{}"))
-    transformer = "sentence_transformers.models."
-    modules = [
-        {"idx": i, "name": str(i), "path": place, "type": transformer + kind}
-        for i, (kind, place) in enumerate(zip(MODULES, ["", "1_Pooling", "2_Normalize"], strict=True))
-    ]
-    pooling = {
-        "word_embedding_dimension": parts.spec.width,
-        "embedding_dimension": parts.spec.width,
-        "pooling_mode": parts.pooling,
-        **{key: mode == parts.pooling for key, mode in LEGACY_POOLING.items()},
-        "include_prompt": True,
-    }
     settings: dict[str, Any] = {
         "model_type": "SentenceTransformer",
         "prompts": tokenizer.prompts,
@@ -62,10 +51,7 @@ def write_small_files(folder: Path, parts: Parts) -> None:
     }
     settings |= {"matryoshka_dims": list(parts.dims)} if parts.dims else {}
     write_json(folder / "config.json", _config_values(parts, dtype))
-    write_json(folder / "modules.json", modules)
-    (folder / "1_Pooling").mkdir()
-    (folder / "2_Normalize").mkdir()
-    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_modules(folder, parts)
     write_json(folder / SENTENCE_TRANSFORMERS, settings)
     write_json(
         folder / TRANSFORMER_FILES[0],

@@ -15,7 +15,7 @@ from moembed.compare.formatting import difference, estimate, p_value
 from moembed.compare.verdict import is_real
 from moembed.evaluation.result import EvaluatedTask, EvaluationResult
 from moembed.files import read_json, write_text
-from moembed.folder.modules import encoder_folder
+from moembed.folder.modules import PooledHead, encoder_folder
 from moembed.folder.read import Settings, read_config, read_settings
 from moembed.model.encoder import num_parameters
 from moembed.model.spec import EncoderSpec
@@ -64,7 +64,7 @@ def card(
     parts = [
         f"---\n{yaml.safe_dump(_metadata(spec, family, base, license), sort_keys=False)}---",
         f"# {_title(name)}",
-        _what(spec),
+        _what(spec, settings),
         _facts(spec, settings),
         _training(base, data),
         *(_results(results) if results else ()),
@@ -101,30 +101,42 @@ def _title(name: str) -> str:
     return _last(str(path.parent)) if path.name == "model" else _last(name)  # the model of a run folder
 
 
-def _what(spec: EncoderSpec) -> str:
+def _what(spec: EncoderSpec, settings: Settings) -> str:
     kind = "sparse Mixture-of-Experts" if spec.moe else "dense"
     return (
         f"A {kind} text embedding model, made with moembed: it turns a text into a vector of length 1 with "
-        f"{spec.width} coordinates. The cosine (or dot product) of two vectors says how near the texts are "
-        "in meaning."
+        f"{_dim(spec, settings)} coordinates. The cosine (or dot product) of two vectors says how near the "
+        "texts are in meaning."
     )
 
 
+def _dim(spec: EncoderSpec, settings: Settings) -> int:
+    modules = settings.modules
+    return modules.head.dim(modules.pooling.dim(spec.width))
+
+
+def _pooling(modules: PooledHead) -> str:
+    """Pooling and what follows it, in words."""
+    steps = [f"a dense layer ({step.activation})" for step in modules.head.dense]
+    return ", then ".join([modules.pooling.name, *steps, "L2 normalisation"])
+
+
 def _facts(spec: EncoderSpec, settings: Settings) -> str:
-    rows = [("Parameters", f"{num_parameters(spec):,}")]
+    head = settings.modules.head.num_parameters()
+    rows = [("Parameters", f"{num_parameters(spec) + head:,}")]
     if moe := spec.moe:
         shared = f", {moe.num_shared_experts} shared" if moe.num_shared_experts else ""
         rows += [
-            ("Active per token", f"{num_parameters(spec, active=True):,}"),
+            ("Active per token", f"{num_parameters(spec, active=True) + head:,}"),
             ("Experts", f"{moe.num_experts} in each of {len(spec.moe_layers)} layers{shared}"),
             ("Experts per token", f"{moe.router.top_k}"),
         ]
     rows += [
         ("Layers", f"{spec.num_layers}"),
-        ("Dimensions", f"{spec.width}"),
+        ("Dimensions", f"{_dim(spec, settings)}"),
         *([("Trained to be cut to", ", ".join(map(str, settings.dims)))] if settings.dims else []),
         ("Longest text", f"{settings.max_length} tokens"),
-        ("Pooling", f"{settings.pooling}, then L2 normalisation"),
+        ("Pooling", _pooling(settings.modules)),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
 

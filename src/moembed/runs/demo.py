@@ -22,7 +22,7 @@ from moembed.evaluation.beir import RetrievalTask, save_task
 from moembed.evaluation.metrics import Qrels
 from moembed.evaluation.result import EvaluatedTask, EvaluationResult
 from moembed.evaluation.systems import Advance, ModelEncoder
-from moembed.files import locked, require_free, write_json
+from moembed.files import locked, require_free, write_json, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_config, read_folder
 from moembed.machine import best_dtype, machine
@@ -85,7 +85,7 @@ def _run(minutes: float, base: str, out: Path, twin: bool, seed: int, overwrite:
     plan = recipe(base, out, minutes, seed, parts.tokenizer.max_length)
     require_free(out, overwrite)
     out.mkdir(parents=True)
-    (out / "recipe.yaml").write_text(dump(plan), encoding="utf-8")
+    write_text(out / "recipe.yaml", dump(plan))
 
     say("1/6  reading docstrings and code of the installed packages (nothing is imported or run)")
     pairs = collect()

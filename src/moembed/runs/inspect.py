@@ -30,6 +30,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there."""
     spec, inside = read_config(folder), encoder_folder(folder)
     settings = read_settings(folder, spec)
+    head = settings.modules.head
     layer, moe = spec.layers[0], spec.moe
     return {
         "family": read_json(inside / "config.json")["model_type"],
@@ -45,10 +46,15 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "router": moe.router.model_dump() if moe else {},
         "expert_bias": moe.bias if moe else None,
         "shared_experts": moe.num_shared_experts if moe else 0,
-        "pooling": settings.pooling,
+        "pooling": settings.modules.pooling.name,
         "prompts": settings.prompts,
         "max_length": settings.max_length,
-        **_count(spec),
+        **(
+            {"dense": [f"{d.in_dim} -> {d.out_dim} ({d.activation})" for d in head.dense]}
+            if head.dense
+            else {}
+        ),
+        **_count(spec, head.num_parameters()),
         "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
         "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
     }
@@ -60,14 +66,14 @@ def _positions(spec: EncoderSpec) -> str:
     return "rope" if any(layer.attention.rope for layer in spec.layers) else "none"
 
 
-def _count(spec: EncoderSpec) -> dict[str, Any]:
+def _count(spec: EncoderSpec, head: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
     blocks = [block for block in skeleton(spec).modules() if isinstance(block, MoE)]
-    total = num_parameters(spec)
+    total = num_parameters(spec) + head
     routers = sum(block.router.weight_ED.numel() for block in blocks)
     return {
         "parameters": total,
-        "active_parameters": num_parameters(spec, active=True),
+        "active_parameters": num_parameters(spec, active=True) + head,
         "embedding_parameters": spec.vocab_size * spec.width,
         "expert_parameters": sum(block.routed_parameters() for block in blocks),
         "bytes_in_memory": {"float32": 4 * total, "bfloat16": 2 * total + 2 * routers},

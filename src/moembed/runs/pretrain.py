@@ -15,7 +15,7 @@ from moembed.config import Strict, config_hash, dump, load, resolve
 from moembed.console import progress_bar, say
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
-from moembed.files import locked, require_free
+from moembed.files import locked, require_free, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
@@ -138,7 +138,7 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
         if world.first and not resume:
             require_free(run, overwrite)
             run.mkdir(parents=True, exist_ok=True)
-            (run / "recipe.yaml").write_text(dump(config), encoding="utf-8")
+            write_text(run / "recipe.yaml", dump(config))
         corpus = _corpus(config, parts.tokenizer, run, resume)
     tell(
         f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {config.sequence_length} tokens; "

@@ -17,7 +17,7 @@ from moembed.data.docstrings import collect
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
-from moembed.files import locked, require_free
+from moembed.files import locked, require_free, write_text
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.machine import choose_precision
@@ -170,7 +170,7 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
         if world.first and not resume:
             require_free(run, overwrite)
             run.mkdir(parents=True, exist_ok=True)
-            (run / "recipe.yaml").write_text(dump(config), encoding="utf-8")
+            write_text(run / "recipe.yaml", dump(config))
     tell(
         f"{model.num_parameters():,} parameters, {model.num_parameters(active=True):,} active, "
         f"{choose_precision(config.precision, model.device)}, recipe {config_hash(config)}"

@@ -208,9 +208,14 @@ class _Rows:
     def _same_text(self, query: int, hit_K: np.ndarray) -> np.ndarray:
         """The hits that are a document of the query with or without its title, or the text of the query."""
         positives, row_K = self._positives(query), hit_K["row"][hit_K["row"] >= 0]
-        known = np.append(self._ending_of_document[positives], self._ending_of_query[query])
-        row_K = row_K[np.isin(self._ending_of_document[row_K], known) & ~np.isin(row_K, positives)]
-        if not len(row_K):
+        # sets, not numpy: a call of numpy costs more than a hundred look-ups
+        answered = set(positives.tolist())
+        known = {*self._ending_of_document[positives].tolist(), int(self._ending_of_query[query])}
+        ending_K = self._ending_of_document[row_K].tolist()
+        alike = zip(row_K.tolist(), ending_K, strict=True)
+        rows = [row for row, ending in alike if ending in known and row not in answered]
+        row_K = np.array(rows, dtype=np.int64)
+        if not rows:
             return row_K
         answers = [*self.pool.documents.take(positives), *self.pool.queries.take(np.array([query]))]
         texts = self.pool.documents.take(row_K)

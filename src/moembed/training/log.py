@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from moembed.files import write_text
+from moembed.files import write_text, writing
 from moembed.training.settings import Length
 from moembed.training.task import Terms
 
@@ -79,8 +79,9 @@ class Log:
         router = [part.summary() for part in terms.router]
         sizes = {"pairs": terms.pairs, "truncated": terms.truncated, "pairs_per_second": rate}
         line = {"step": step, "elapsed": elapsed, "loss": terms.loss, **terms.log, **sizes, "router": router}
-        self.file.write(json.dumps(line | dict(entries)) + "\n")
-        self.file.flush()
+        with writing(Path(self.file.name)):
+            self.file.write(json.dumps(line | dict(entries)) + "\n")
+            self.file.flush()
 
         done = self.length.progress(step, elapsed)
         left = elapsed * (1 - done) / done if 0 < done < 1 else 0.0

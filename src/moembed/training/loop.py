@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from moembed.config import Strict
+from moembed.files import write_text
 from moembed.training.checkpoint import Checkpoints, State, last_good, latest
 from moembed.training.interrupt import interruptible
 from moembed.training.log import Log
@@ -129,7 +130,7 @@ def _require_finite(task: Task[Any], batch: Any, values: tuple[float, float], st
         return
     file = run / "offending-batch.jsonl"
     lines = (json.dumps(row, ensure_ascii=False) for row in task.examples(batch))
-    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_text(file, "".join(line + "\n" for line in lines))
     raise UserError(
         f"the loss or its gradient is not finite at step {step + 1}; the batch is in {file}, "
         f"{last_good(run)}; try a lower optim.learning_rate or precision=float32"

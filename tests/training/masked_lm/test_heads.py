@@ -36,7 +36,7 @@ def test_the_loss_is_that_of_transformers(kind: str, hf_folder: HfFolder, texts:
 
 def test_a_base_without_a_head_gives_none(hf_folder: HfFolder, make_model: MakeModel) -> None:
     config = make_model(vocab_size=130).encoder.spec
-    heads = Heads(config, words=120)
+    heads = Heads(config, pieces=120)
     assert read_heads(hf_folder("bert")[0], heads) == []
     assert set(heads.mlm.bias_V.tolist()) == {0.0, UNREACHABLE}
     assert heads.mlm.bias_V[:120].abs().sum() == 0

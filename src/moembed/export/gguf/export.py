@@ -122,7 +122,7 @@ def _add_config(writer: GGUFWriter, graph: Parts, kind: Kind) -> None:
     writer.add_head_count(layer.attention.num_heads)
     writer.add_layer_norm_eps(layer.norm.eps)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType[graph.pooling.upper()])
+    writer.add_pooling_type(gguf.PoolingType[graph.pooling.name.upper()])
     writer.add_token_type_count(
         max(spec.embeddings.token_types, 1)
     )  # a count of 0 is refused, a missing table not

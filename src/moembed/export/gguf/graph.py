@@ -11,6 +11,7 @@ from moembed.export.nomic import to_nomic
 from moembed.families.bert import write_config as write_bert
 from moembed.folder.parts import Parts
 from moembed.model.block import LayerSpec
+from moembed.model.head import HeadConfig
 from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
 
@@ -38,7 +39,9 @@ def as_graph(parts: Parts, fold_expert_bias: bool) -> tuple[str, Parts]:
     spec, state = parts.spec, dict(parts.state)
     nomic = "nomic-bert" if spec.layers[0].ffn.gated else "nomic-bert-moe"
     architecture = nomic if rotary else "bert"
-    _require(spec, parts.pooling, architecture)
+    _require(spec, parts.pooling.name, architecture)
+    if parts.head != HeadConfig():
+        raise UserError("llama.cpp reads no dense layers behind pooling, and this model has some")
     for layer in spec.moe_layers:
         bias_D = state.pop(f"layers.{layer}.ffn.bias_D")
         if fold_expert_bias and bias_D.any():

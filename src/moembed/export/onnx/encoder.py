@@ -1,4 +1,4 @@
-"""The encoder, pooling and normalisation as an ONNX graph.
+"""The encoder, pooling and head as an ONNX graph.
 
 Padding is left behind at the entrance: everything but attention and pooling works on the T real tokens of the
 batch, as in the encoder itself.
@@ -18,10 +18,11 @@ from moembed.folder.parts import Parts
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec, PositionTable
+from moembed.model.head import Dense, HeadConfig
 from moembed.model.norm import NormSpec
 from moembed.model.rope import CosSin, RopeSpec, cos_sin
 from moembed.model.spec import EncoderSpec, differences
-from moembed.moe.ffn import FeedForwardSpec
+from moembed.moe.ffn import Activation, FeedForwardSpec
 from moembed.moe.layer import MoESpec
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import onnx
 
 FLOAT, BOOL = 1, 9  # onnx.TensorProto
+_ALSO_IN_BLOCKS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "silu": "silu"}
 LOWEST = float(np.finfo(np.float32).min)  # finite, so that a text without tokens gives no NaN
 
 
@@ -48,7 +50,7 @@ def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.M
     """The model as a graph.
 
     Inputs ``input_ids`` and ``attention_mask``, int64 ``(batch, length)``, padded on either side. Outputs
-    ``sentence_embedding``, fp32 ``(batch, D)`` of length 1, and ``last_hidden_state``, fp32
+    ``sentence_embedding``, fp32 ``(batch, M)`` of length 1, and ``last_hidden_state``, fp32
     ``(batch, length, D)``, 0 where there is no token.
 
     Raises:
@@ -57,21 +59,23 @@ def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.M
     from onnx import helper
 
     require_computed(parts.spec)
-    graph = Graph(parts.state, int8)
+    head_state = {f"head.{name}": tensor for name, tensor in parts.head_state.items()}
+    graph = Graph(parts.state | head_state, int8)
     layout = read_mask(graph)
     hidden_TD = encoder(graph, parts.spec, layout, experts)
     real_BS1 = graph.op("Unsqueeze", layout.real_BS, graph.ints(2))
     hidden_BSD = graph.op("Gather", hidden_TD, layout.slot_BS)
     hidden_BSD = graph.op("Where", real_BS1, hidden_BSD, graph.scalar(0.0), result="last_hidden_state")
-    vector_BD = pool(graph, parts.pooling, layout, hidden_BSD)
-    graph.op("LpNormalization", vector_BD, axis=-1, p=2, result="sentence_embedding")
+    pooled = [pool(graph, mode, layout, hidden_BSD) for mode in parts.pooling.modes]
+    vector_BM = graph.op("Concat", *pooled, axis=1) if len(pooled) > 1 else pooled[0]
+    head(graph, parts.head, vector_BM, result="sentence_embedding")
 
     batch, length = "batch", "length"
     value = helper.make_tensor_value_info
     return graph.model(
         [value(name, INT64, [batch, length]) for name in ("input_ids", "attention_mask")],
         [
-            value("sentence_embedding", FLOAT, [batch, parts.spec.width]),
+            value("sentence_embedding", FLOAT, [batch, parts.head.dim(parts.pooling.dim(parts.spec.width))]),
             value("last_hidden_state", FLOAT, [batch, length, parts.spec.width]),
         ],
     )
@@ -261,16 +265,13 @@ def rotated(graph: Graph, states_THC: str, cosine: str, sine: str) -> str:
 
 
 def pool(graph: Graph, pooling: str, layout: Layout, hidden_BSD: str) -> str:
-    """A vector per text that points where the pooled one points; its length is lost to normalisation anyway.
-
-    All but ``max`` are sums with weights, so they need no division.
-    """
+    """One way of pooling: all but ``max`` are sums with weights, divided. A text without tokens: zeros."""
     if pooling == "max":
         real_BS1 = graph.op("Unsqueeze", layout.real_BS, graph.ints(2))
         low_BSD = graph.op("Where", real_BS1, hidden_BSD, graph.scalar(LOWEST))
         return graph.op("ReduceMax", low_BSD, graph.ints(1), keepdims=0)
     position_BS, one_BS = layout.position_BS, graph.op("Cast", layout.real_BS, to=INT64)
-    if pooling == "mean":
+    if pooling in ("mean", "mean_sqrt_len_tokens"):
         weight_BS = one_BS
     elif pooling == "weightedmean":
         weight_BS = graph.op("Mul", one_BS, graph.op("Add", position_BS, graph.scalar(1)))
@@ -279,4 +280,35 @@ def pool(graph: Graph, pooling: str, layout: Layout, hidden_BSD: str) -> str:
         chosen_BS = graph.op("Equal", position_BS, ends[pooling])
         weight_BS = graph.op("And", chosen_BS, layout.real_BS)
     weight_B1S = graph.op("Unsqueeze", graph.op("Cast", weight_BS, to=FLOAT), graph.ints(1))
-    return graph.op("Squeeze", graph.op("MatMul", weight_B1S, hidden_BSD), graph.ints(1))
+    sum_BD = graph.op("Squeeze", graph.op("MatMul", weight_B1S, hidden_BSD), graph.ints(1))
+    if pooling in ("cls", "lasttoken"):
+        return sum_BD
+    total_B1 = graph.op("ReduceSum", weight_B1S, graph.ints(2), keepdims=0)
+    total_B1 = graph.op("Max", total_B1, graph.scalar(1.0))
+    return graph.op(
+        "Div", sum_BD, graph.op("Sqrt", total_B1) if pooling == "mean_sqrt_len_tokens" else total_B1
+    )
+
+
+def head(graph: Graph, config: HeadConfig, vector_BM: str, result: str) -> str:
+    """The steps behind pooling; ``result`` names the last value."""
+    for i, step in enumerate(config.steps):
+        name = result if i == len(config.steps) - 1 else None
+        if isinstance(step, Dense):
+            vector_BM = dense(graph, step, f"head.{i}", vector_BM)
+        else:
+            vector_BM = graph.op("LpNormalization", vector_BM, axis=-1, p=2, result=name)
+    return vector_BM
+
+
+def dense(graph: Graph, step: Dense, name: str, input_BM: str) -> str:
+    output_BM = graph.linear(input_BM, f"{name}.linear")
+    if step.activation in ("tanh", "sigmoid"):
+        output_BM = graph.op(step.activation.capitalize(), output_BM)
+    elif step.activation != "identity":
+        output_BM = graph.activation(output_BM, _ALSO_IN_BLOCKS[step.activation])
+    if not step.residual:
+        return output_BM
+    across = f"{name}.residual"
+    residual_BM = graph.linear(input_BM, across) if f"{across}.weight" in graph.state else input_BM
+    return graph.op("Add", output_BM, residual_BM)

@@ -60,7 +60,8 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
 
     spec, state = remove_selection_bias(parts.spec.without_noise(), parts.state, "ONNX")
     state = {name: tensor.cpu().float() for name, tensor in state.items()}
-    parts = replace(parts, spec=spec, state=state)
+    head_state = {name: tensor.cpu().float() for name, tensor in parts.head_state.items()}
+    parts = replace(parts, spec=spec, state=state, head_state=head_state)
     model = build(parts, int8)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE
     with replacing(out) as folder:

@@ -17,7 +17,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """``tokenizer.json``, which cuts at the model's limit and pads to no fixed length, and its config."""
     backend = Backend.from_str(tokenizer.backend.to_str())
     backend.no_padding()
-    backend.enable_truncation(tokenizer.max_length)
+    backend.enable_truncation(tokenizer.max_length, direction=tokenizer.truncation_side)
     backend.save(str(folder / "tokenizer.json"))
     file = folder / "tokenizer_config.json"
     values: dict[str, Any] = read_json(file) if file.is_file() else {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from moembed.compare import formatting
 from moembed.compare.estimates import Difference
 from moembed.compare.results import Comparison
-from moembed.compare.verdict import REAL, is_real, lacking, named
+from moembed.compare.verdict import REAL, cautions, is_real, named
 from moembed.evaluation.result import EvaluatedTask
 from moembed.report.comparison.rows import Rows, heading, sort
 
@@ -75,7 +75,7 @@ def notes(result: Comparison) -> Iterator[str]:
         if cut:
             total = formatting.plural(sum(cut.values()), "text")
             yield f"{system} cut {total} of {named(list(cut))} at its greatest length."
-    yield from lacking(result)
+    yield from cautions(result)
 
 
 def method(rows: Rows) -> str:

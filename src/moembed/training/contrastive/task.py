@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -73,7 +72,7 @@ class ContrastiveTask:
         self.sizes = [num_train_rows(source, config) for source in sources]
         weights = mixture.weights or [1.0] * len(sources)
         self.sampler = Sampler(self.sizes, weights, config.batch_size, config.seed, self.names)
-        self.drawing, self.thread = threading.Lock(), threading.local()
+        self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
         self.module: nn.Module = nn.ModuleDict({"model": model, "objective": self.objective})
@@ -95,9 +94,7 @@ class ContrastiveTask:
             source, rows = self.sampler.batch(step)
             pairs = self.mixture.sources[source].pairs(rows.tolist())
             languages = [language or "" for language in self.mixture.sources[source].languages(rows.tolist())]
-        if not hasattr(self.thread, "tokenizer"):  # a length limit is set on it: no two threads may share one
-            self.thread.tokenizer = copy.deepcopy(self.model.tokenizer)
-        form, tokenizer = self.forms[source], self.thread.tokenizer
+        form, tokenizer = self.forms[source], self.model.tokenizer
         return prepare(pairs, form, tokenizer, self.config, self.world, source, languages)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
@@ -144,6 +141,7 @@ class ContrastiveTask:
                 "did without a word: train into another folder"
             )
         self.model.encoder.load_state_dict(parts.state)
+        self.model.head.load(parts.head_state)
 
     @torch.no_grad()
     def loss(self, batch: PairBatch) -> float:
@@ -151,8 +149,9 @@ class ContrastiveTask:
         vectors: dict[int, Tensor] = {}
         for chunk, row_B in zip(batch.chunks.batches, batch.chunks.row_CB, strict=True):
             for depth, vector_BM in self.embed(chunk).by_depth.items():
-                place = vectors.setdefault(depth, vector_BM.new_zeros(batch.chunks.rows, vector_BM.shape[1]))
-                place[row_B] = vector_BM
+                if depth not in vectors:
+                    vectors[depth] = vector_BM.new_zeros(batch.chunks.rows, vector_BM.shape[1])
+                vectors[depth][row_B] = vector_BM
         return float(self.objective(vectors, batch))
 
 

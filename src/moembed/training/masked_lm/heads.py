@@ -68,22 +68,22 @@ class Decoder(nn.Module):
     def forward(self, embedded_TD: Tensor, vector_BD: Tensor, length_B: Sequence[int]) -> Tensor:
         first_B = torch.tensor(offsets(length_B)[:-1], device=embedded_TD.device)
         states_TD = embedded_TD.index_copy(0, first_B, vector_BD.to(embedded_TD.dtype))
-        angles = None
+        rotation = None
         if self.attention.rope:
             position_T = positions(length_B, states_TD.device)
-            angles = cos_sin(position_T, self.attention.head_size, self.attention.rope)
-        decoded_TD, _, _ = self.block(states_TD, length_B, angles, 0.0, ("packed", "grouped"))
+            rotation = cos_sin(position_T, self.attention.head_size, self.attention.rope)
+        decoded_TD, _, _ = self.block(states_TD, length_B, rotation, 0.0, ("packed", "grouped"))
         return decoded_TD
 
 
 class Heads(nn.Module):
-    """The word head and, if ``decoder``, the decoder; fresh: normal(0, 0.02) matrices, no bias, unit norms.
+    """The head and, if ``decoder``, the decoder; fresh: normal(0, 0.02) matrices, no bias, unit norms.
 
     Args:
-        words: size of the tokenizer. Rows of the vocabulary beyond it start, and all but stay, unreachable.
+        pieces: of the tokenizer. Rows of the vocabulary beyond them start, and all but stay, unreachable.
     """
 
-    def __init__(self, spec: EncoderSpec, words: int, decoder: bool = False, seed: int = 0) -> None:
+    def __init__(self, spec: EncoderSpec, pieces: int, decoder: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.mlm = Head(spec)
         self.decoder = Decoder(spec) if decoder else None
@@ -94,7 +94,7 @@ class Heads(nn.Module):
                     parameter.normal_(0, _STD, generator=generator)
                 elif "norm" not in name:
                     parameter.zero_()
-            self.mlm.bias_V[words:] = UNREACHABLE
+            self.mlm.bias_V[pieces:] = UNREACHABLE
 
 
 def read_heads(folder: Path, heads: Heads) -> list[str]:

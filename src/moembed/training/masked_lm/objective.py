@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from moembed.embedder import Embedder
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.losses.mlm import masked_lm_loss
-from moembed.model.pooling import POOLING
 from moembed.packing import token_budget
 from moembed.training.masked_lm.heads import Heads
 from moembed.training.masked_lm.masking import NOT_CHOSEN, Vocabulary, mask
@@ -110,7 +109,7 @@ class Guesses(nn.Module):
             return mlm, torch.zeros_like(mlm), right, stats
         tokens = chunk.decoder.to(model.device)
         embedded_TD = model.encoder(tokens.input_T, lengths, depths=[0])[0][0]
-        decoded_TD = heads.decoder(embedded_TD, POOLING[model.pooling](state_TD, lengths), lengths)
+        decoded_TD = heads.decoder(embedded_TD, model.pooling(state_TD, lengths), lengths)
         decoder, _ = self._guess(decoded_TD, tokens)
         return mlm, decoder, right, stats
 

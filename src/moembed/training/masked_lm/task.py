@@ -127,4 +127,6 @@ class MaskedLMTask:
         self.model.save_pretrained(folder)
 
     def read(self, folder: Path) -> None:
-        self.model.encoder.load_state_dict(read_folder(folder).state)
+        parts = read_folder(folder)
+        self.model.encoder.load_state_dict(parts.state)
+        self.model.head.load(parts.head_state)
