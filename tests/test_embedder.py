@@ -55,7 +55,7 @@ def test_dim_cuts_and_then_normalises_again(dim: int, moe_model: Embedder, texts
 
 @pytest.mark.parametrize("dim", [0, -1, 17])
 def test_a_dim_the_model_does_not_have_is_refused(dim: int, moe_model: Embedder) -> None:
-    for use in (lambda: moe_model.encode(["worms"], dim=dim), lambda: moe_model.space_id(dim=dim)):
+    for use in (lambda: moe_model.encode(["worms"], dim=dim), lambda: moe_model.space(view=View(dim=dim))):
         with pytest.raises(UserError, match=rf"dim {dim} is not within 1\.\.16"):
             use()
 
@@ -110,9 +110,9 @@ def test_cut_texts_are_counted_aloud(moe_model: Embedder, texts: list[str]) -> N
     moe_model.tokenizer.max_length = 8
     with pytest.warns(TruncationWarning, match=rf"^{cut} of 8 texts were cut at 8 tokens$"):
         vectors = moe_model.encode(texts)
-    again, truncated = moe_model.encode_counted(texts)
-    assert truncated == cut
-    assert np.array_equal(again, vectors)
+    again = moe_model.vectors(texts)
+    assert again.truncated == cut
+    assert np.array_equal(again.array, vectors)
     moe_model.tokenizer.max_length = max(lengths)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -403,8 +403,10 @@ def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
 def test_both_precisions_of_a_folder_share_a_space(moe_model: Embedder, tmp_path: Path) -> None:
     moe_model.save_pretrained(tmp_path / "model")
     loaded = [Embedder.from_pretrained(tmp_path / "model", d, "cpu") for d in ("float32", "bfloat16")]
-    assert {model.space_id("query", 4) for model in loaded} == {moe_model.space_id("query", 4)}
-    assert loaded[0].space_id() == loaded[0].space_id(dim=16)
+    assert {model.space(role="query", view=View(dim=4)) for model in loaded} == {
+        moe_model.space(role="query", view=View(dim=4))
+    }
+    assert loaded[0].space() == loaded[0].space(view=View(dim=16))
 
 
 def test_the_space_of_a_model_keeps_its_name(moe_model: Embedder) -> None:
@@ -416,26 +418,24 @@ def test_the_space_of_a_model_keeps_its_name(moe_model: Embedder) -> None:
 def test_whatever_changes_the_vectors_changes_the_space(make_model: MakeModel) -> None:
     model = make_model()
     ids = {
-        "itself": model.space_id(),
-        "query prompt": model.space_id("query"),
-        "document prompt": model.space_id("document"),
-        "dim": model.space_id(dim=8),
-        "weights": make_model(seed=1).space_id(),
-        "pooling": make_model(pooling="cls").space_id(),
-        "activation": make_model(activation="relu").space_id(),
-        "prompt text": make_model(prompts={"query": "q "}).space_id("query"),
+        "itself": model.space(),
+        "query prompt": model.space(role="query"),
+        "document prompt": model.space(role="document"),
+        "dim": model.space(view=View(dim=8)),
+        "weights": make_model(seed=1).space(),
+        "pooling": make_model(pooling="cls").space(),
+        "activation": make_model(activation="relu").space(),
+        "prompt text": make_model(prompts={"query": "q "}).space(role="query"),
     }
     one = make_model()
     with torch.no_grad():
         one.encoder.layers[2].attention.out.bias[3] += 0.1
-    ids["one number"] = one.space_id()
+    ids["one number"] = one.space()
     words = make_model()
     words.tokenizer.backend.add_tokens(["vole"])
-    ids["tokenizer"] = words.space_id()
+    ids["tokenizer"] = words.space()
     assert len(set(ids.values())) == len(ids)
-    assert make_model().space_id() == model.space_id()
-    with pytest.raises(UserError, match="no prompt named 'qery'"):
-        model.space_id("qery")
+    assert make_model().space() == model.space()
 
 
 def test_size_counts_what_a_token_can_touch(moe_model: Embedder, hf_folder: HfFolder) -> None:

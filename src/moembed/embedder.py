@@ -225,10 +225,12 @@ class Embedder(Sentences, nn.Module):
         prompt: str | None = None,
         view: View = FULL,
         progress: Progress | None = None,
+        batch_tokens: int | None = None,
     ) -> Vectors:
-        """See `moembed.encoding.TextEncoder`."""
+        """See `moembed.encoding.TextEncoder`; ``batch_tokens`` as in ``encode``."""
         prefix = self.role_prefix(role) if prompt is None else prompt
-        array, truncated = self._embedded(as_texts(texts), prefix, view, progress)
+        found = self._embedded(as_texts(texts), prefix, view, progress, batch_tokens=batch_tokens)
+        array, truncated = found
         return Vectors(array, truncated, self.space(prompt=prefix, view=view))
 
     def rows(
@@ -265,18 +267,6 @@ class Embedder(Sentences, nn.Module):
             if progress:
                 progress(len(group))
         return vectors
-
-    def encode_counted(
-        self,
-        texts: Sequence[str],
-        prompt_name: str | None = None,
-        dim: int | None = None,
-        batch_tokens: int | None = None,
-        progress: Progress | None = None,
-    ) -> tuple[np.ndarray, int]:
-        """Like ``encode``, without the warning: the vectors and how many texts were cut."""
-        prefix = self.tokenizer.prompt(prompt_name)
-        return self._embedded(as_texts(texts), prefix, View(dim=dim), progress, batch_tokens=batch_tokens)
 
     def _embedded(
         self,
@@ -316,7 +306,3 @@ class Embedder(Sentences, nn.Module):
             *self.head.facts(),
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-    def space_id(self, prompt_name: str | None = None, dim: int | None = None) -> str:
-        """``space`` with the prompt of this name."""
-        return self.space(prompt=self.tokenizer.prompt(prompt_name), view=View(dim=dim))

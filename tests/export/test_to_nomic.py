@@ -35,7 +35,7 @@ def exported(model: Embedder, folder: Path) -> Embedder:
 
 
 def distance(one: Embedder, other: Embedder, texts: list[str]) -> float:
-    return float(np.abs(one.encode_counted(texts)[0] - other.encode_counted(texts)[0]).max())
+    return float(np.abs(one.vectors(texts, prompt="").array - other.vectors(texts, prompt="").array).max())
 
 
 @pytest.mark.parametrize("normalize", [None, 1.0, 2.0])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from conftest import HfFolder, MakeModel, Run
@@ -131,7 +132,8 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: Path) -> None
         "Кроты роют тоннели", "يحفر الخلد", "मोल", "🦔 e\u0301 ﬁ\u200bx", "tab\tnew\nline", "mole " * 600,
     ]  # fmt: skip
     theirs = SentenceTransformer(str(minilm), device="cpu").encode(texts)
-    ours, truncated = load(minilm).encode_counted(texts)
+    found = load(minilm).vectors(texts)
+    ours, truncated = found.array, found.truncated
     assert distance(ours, theirs) <= EQUAL
     assert truncated == 1
 
@@ -170,7 +172,7 @@ def test_a_folder_sentence_transformers_wrote_gives_its_vectors(
     ours = load(tmp_path / "theirs")
     assert ours.tokenizer.max_length == 9
     assert ours.tokenizer.prompts == {"query": "query: ", "document": ""}
-    vectors, _ = ours.encode_counted(texts, "query")
+    vectors = ours.vectors(texts, role="query").array
     assert distance(vectors, theirs.encode(texts, prompt_name="query")) <= EQUAL
 
 
@@ -230,7 +232,28 @@ def test_the_length_is_found_under_every_name_of_its_file(
     for place in (folder, tmp_path / "again"):
         ours = load(place)
         assert ours.tokenizer.max_length == theirs.max_seq_length == 7
-        assert distance(ours.encode_counted(texts)[0], theirs.encode(texts)) <= EQUAL
+        assert distance(ours.vectors(texts).array, theirs.encode(texts)) <= EQUAL
+
+
+@pytest.mark.parametrize("where", ["config", "tokenizer"])
+def test_long_texts_are_cut_on_the_side_the_folder_says(
+    where: str, hf_folder: HfFolder, tmp_path: Path
+) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / TRANSFORMER).write_text('{"max_seq_length": 7}')
+    if where == "config":
+        change_json(folder / "tokenizer_config.json", truncation_side="left")
+    else:
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        backend.enable_truncation(9, direction="left")
+        backend.save(str(folder / "tokenizer.json"))
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    texts = ["the mole digs tunnels under the meadow and owls hunt"]
+    load(folder).save_pretrained(tmp_path / "again")
+    for place in (folder, tmp_path / "again"):
+        rows, _ = load(place).tokenizer.rows(texts)
+        assert rows == theirs.tokenizer(texts, truncation=True, max_length=7)["input_ids"]
+        assert distance(load(place).encode_counted(texts)[0], theirs.encode(texts)) <= EQUAL
 
 
 @pytest.mark.parametrize("key", ["processor_kwargs", "tokenizer_args"])
@@ -243,7 +266,7 @@ def test_arguments_of_the_tokenizer_are_kept(key: str, hf_folder: HfFolder, tmp_
     load(folder).save_pretrained(tmp_path / "again")
     for place in (folder, tmp_path / "again"):
         assert load(place).tokenizer.max_length == 9
-        assert distance(load(place).encode_counted(texts)[0], theirs.encode(texts)) <= EQUAL
+        assert distance(load(place).vectors(texts).array, theirs.encode(texts)) <= EQUAL
 
 
 def test_the_encoder_may_lie_in_a_folder_of_its_own(
@@ -537,7 +560,7 @@ def test_a_name_out_of_reach_is_neither_a_folder_nor_on_the_hub() -> None:
 
 def test_a_run_folder_stands_for_its_model(moe_model: Embedder, tmp_path: Path) -> None:
     moe_model.save_pretrained(tmp_path / "run" / "model")
-    assert load(tmp_path / "run").space_id() == moe_model.space_id()
+    assert load(tmp_path / "run").space() == moe_model.space()
 
 
 # ---- saving is whole or not at all ---------------------------------------------------------------
@@ -556,10 +579,10 @@ def test_a_failure_in_the_middle_keeps_the_old_folder(
         patch.setattr(folder_module, "save_file", full_disk)
         with pytest.raises(UserError, match=r"cannot write .*model: .*No space left on device"):
             new.save_pretrained(tmp_path / "model")
-    assert load(tmp_path / "model").space_id() == old.space_id()
+    assert load(tmp_path / "model").space() == old.space()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     new.save_pretrained(tmp_path / "model")
-    assert load(tmp_path / "model").space_id() == new.space_id()
+    assert load(tmp_path / "model").space() == new.space()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -585,7 +608,7 @@ def test_what_a_killed_process_left_behind_is_in_nobodys_way(make_model: MakeMod
     model = make_model()
     for _ in range(2):
         model.save_pretrained(tmp_path / "model")
-    assert load(tmp_path / "model").space_id() == model.space_id()
+    assert load(tmp_path / "model").space() == model.space()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -245,9 +245,9 @@ def test_encoding_while_training_leaves_the_parameters_alone(moe_model: Embedder
 
 
 def test_serving_does_not_change_the_space(moe_model: Embedder, texts: list[str]) -> None:
-    before = moe_model.space_id()
+    before = moe_model.space()
     moe_model.encode(texts)
-    assert moe_model.space_id() == before
+    assert moe_model.space() == before
 
 
 class TestInt8:
@@ -264,7 +264,7 @@ class TestInt8:
         np.testing.assert_array_equal(together, rounded.encode(some, batch_size=3))
 
     def test_is_a_space_of_its_own(self, rounded: Embedder, moe_model: Embedder) -> None:
-        assert rounded.space_id() != moe_model.space_id()
+        assert rounded.space() != moe_model.space()
 
     def test_keeps_the_weights_that_were_read(
         self, rounded: Embedder, moe_model: Embedder, texts: list[str], tmp_path: Path

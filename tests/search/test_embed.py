@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moembed.encoding import FULL, Progress, Vectors, View
 from moembed.files import locked
 from moembed.search.embed import EmbedConfig, embed_file
 from moembed.search.index import Index
@@ -32,17 +33,27 @@ class HashModel:
         self.seed, self.dim = seed, dim
         self.encoded: list[str] = []
 
-    def space_id(self, prompt_name: str | None, dim: int) -> str:
-        return f"{self.seed}-{prompt_name}-{dim}"
+    max_length = 20
 
-    def encode_counted(
-        self, texts: list[str], *, prompt_name: str | None, dim: int
-    ) -> tuple[np.ndarray, int]:
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        return f"{self.seed}-{prompt}-{view.dim or self.dim}"
+
+    def vectors(
+        self,
+        texts: list[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
         self.encoded += texts
-        keys = [f"{self.seed} {prompt_name} {text[:20]}".encode() for text in texts]
+        dim = view.dim or self.dim
+        keys = [f"{self.seed} {prompt} {text[:20]}".encode() for text in texts]
         seeds = [int.from_bytes(hashlib.sha256(key).digest()[:8], "little") for key in keys]
         vector_NM = np.stack([np.random.default_rng(seed).standard_normal(dim) for seed in seeds])
-        return vector_NM.astype(np.float32), sum(len(text) > 20 for text in texts)
+        truncated = sum(len(text) > 20 for text in texts)
+        return Vectors(vector_NM.astype(np.float32), truncated, self.space(prompt=prompt, view=view))
 
 
 class Killed(BaseException):
@@ -67,10 +78,10 @@ def test_a_text_finds_its_own_row(source, tmp_path):
     model = HashModel()
     done = []
     summary = embed_file(
-        model, source, tmp_path / "i", EmbedConfig(prompt_name="p", block_rows=BLOCK), done.append
+        model, source, tmp_path / "i", EmbedConfig(prompt="p", block_rows=BLOCK), done.append
     )
-    index = Index.open(tmp_path / "i", model.space_id("p", 6))
-    vector_NM, _ = HashModel().encode_counted([ROWS[7]["text"]], prompt_name="p", dim=6)
+    index = Index.open(tmp_path / "i", model.space(prompt="p"))
+    vector_NM = HashModel().vectors([ROWS[7]["text"]], prompt="p").array
     assert index.rows(index.search(vector_NM, 1).index[0]) == [ROWS[7]]
     assert done == [3, 6, 9, 10]
     assert (summary.rows, summary.new_rows, summary.dim) == (10, 10, 6)
@@ -80,7 +91,7 @@ def test_a_text_finds_its_own_row(source, tmp_path):
 
 def test_dim_may_be_smaller_than_the_model(source, tmp_path):
     summary = embed_file(HashModel(), source, tmp_path / "i", EmbedConfig(dim=4))
-    assert Index.open(tmp_path / "i", HashModel().space_id(None, 4)).dim == summary.dim == 4
+    assert Index.open(tmp_path / "i", HashModel().space(prompt="", view=View(dim=4))).dim == summary.dim == 4
 
 
 # The manifest; rows, vectors and the manifest of four parts; the manifest again.
@@ -166,7 +177,7 @@ def test_a_dim_that_the_model_lacks_is_refused(source, tmp_path, dim):
 @pytest.mark.parametrize(
     ("model", "change", "complaint"),
     [
-        (HashModel(seed=1), {}, "space_id is '0-None-6' there and '1-None-6' here"),
+        (HashModel(seed=1), {}, "space_id is '0--6' there and '1--6' here"),
         (HashModel(), {"dim": 3}, "dim is 6 there and 3 here"),
         (HashModel(), {"prompt_name": "query"}, "prompt_name is None there and 'query' here"),
         (HashModel(), {"column": "id"}, "column is 'text' there and 'id' here"),

@@ -38,7 +38,7 @@ def run_filter(pairs: SourceConfig, out, model: ToyModel | None = None, **option
 def by_definition(rows: list[Row], k: int, vectors: dict[str, list[float]] | None = None) -> list[Row]:
     def score(query: str, document: str) -> float:
         model = ToyModel(vectors)
-        both = [model.encode_counted([text], prompt_name=None, dim=8)[0] for text in (query, document)]
+        both = [model.vectors([text]).array for text in (query, document)]
         return float(pair_scores(*both)[0])
 
     kept = []

@@ -42,7 +42,7 @@ def run_mine(pairs: SourceConfig, out, model: ToyModel | None = None, **options)
 
 
 def score(query: str, document: str) -> float:
-    both = [ToyModel().encode_counted([text], prompt_name=None, dim=8)[0] for text in (query, document)]
+    both = [ToyModel().vectors([text]).array for text in (query, document)]
     return float(pair_scores(*both)[0])
 
 

@@ -44,7 +44,7 @@ def store(folder, model, rows=ROWS, documents=None) -> str:
         "queries": [row["query"] for row in rows],
         "documents": documents or [row["document"] for row in rows],
     }.items():
-        np.save(folder / f"{name}.npy", model.encode_counted(texts, prompt_name=None, dim=8)[0])
+        np.save(folder / f"{name}.npy", model.vectors(texts).array)
     return f"vectors:{folder}"
 
 

@@ -103,7 +103,7 @@ def test_the_newest_checkpoints_are_kept_and_load_as_models(new_model: NewModel,
     run(settings(steps=5, save_every=1, keep_checkpoints=3), model, tmp_path)
     assert checkpoints(tmp_path) == ["step-000003", "step-000004", "step-000005"]
     newest = Embedder.from_pretrained(tmp_path / "checkpoints" / "step-000005", device="cpu")
-    assert newest.space_id() == model.space_id()
+    assert newest.space() == model.space()
 
 
 def test_checkpoints_are_ordered_as_numbers(tmp_path: Path) -> None:

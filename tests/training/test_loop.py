@@ -39,7 +39,7 @@ def test_the_loss_goes_down_and_the_model_is_saved(new_model: NewModel, tmp_path
     assert (trained.steps, trained.pairs, trained.stopped_by_user) == (40, 40 * 8, False)
     assert not model.training
     saved = Embedder.from_pretrained(tmp_path, device="cpu")
-    assert saved.space_id() == model.space_id()
+    assert saved.space() == model.space()
     assert checkpoints(tmp_path) == ["step-000040"]
 
 

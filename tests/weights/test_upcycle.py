@@ -76,7 +76,7 @@ def test_saved_and_loaded_it_is_the_same_model(
     model.save_pretrained(tmp_path / "moe")
     again = Embedder.from_pretrained(tmp_path / "moe", device="cpu")
     assert distance(again.encode(texts), model.encode(texts)) <= EQUAL
-    assert again.space_id() == model.space_id()
+    assert again.space() == model.space()
 
 
 @pytest.mark.parametrize(("every", "layers"), [(1, (0, 1, 2, 3)), (2, (1, 3)), (3, (1,)), (5, (1,))])

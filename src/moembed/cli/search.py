@@ -83,13 +83,14 @@ def search(
 
     Example: `moembed search runs/demo "read a parquet file lazily"`
     """
+    from moembed.encoding import View
     from moembed.search.index import Index
 
     is_run = not (index / "manifest.json").exists() and (index / "index").is_dir()
     opened = Index.open(index / "index" if is_run else index)
     embedder = load_model(model or _model_of(opened), "float32", allow_pickle)
     role = opened.manifest.get("role")
-    opened.require_space(embedder.space_id(embedder.role_prompt(role) if role else None, opened.dim))
+    opened.require_space(embedder.space(role=role, view=View(dim=opened.dim)))
     hits = opened.search(embedder.encode_query([query], dim=opened.dim), k)
     rows = opened.rows(hits.index[0])
     scores = [round(float(score), 4) for score in hits.score[0]]
@@ -145,6 +146,7 @@ def _embed(
     embedder = load_model(model, dtype, allow_pickle)
     config = replace(
         config,
+        prompt=embedder.role_prefix(config.role),
         prompt_name=embedder.role_prompt(config.role) if config.role else None,
         model_path=str(Path(model).absolute()) if Path(model).exists() else model,
     )

@@ -70,26 +70,26 @@ def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -
             what ``align.by_task`` refuses.
     """
     names, tasks = list(systems), by_task(systems)
-    asked = _Asked(names, names[-1] if reference is None else reference, draws)
-    if asked.reference not in names:
+    plan = _Plan(names, names[-1] if reference is None else reference, draws)
+    if plan.reference not in names:
         raise UserError(f"no system is called {reference!r}: the reference must be one of {', '.join(names)}")
-    require_common_tasks(systems, asked.reference)
-    parts = {task: asked.part(aligned) for task, aligned in tasks.items()}
+    require_common_tasks(systems, plan.reference)
+    parts = {task: plan.part(aligned) for task, aligned in tasks.items()}
     kinds: dict[str, list[_Part]] = {}
     for part in parts.values():
         kinds.setdefault(part.kind, []).append(part)
     result = Comparison(
         systems=names,
-        reference=asked.reference,
+        reference=plan.reference,
         seeds={name: len(seeds) for name, seeds in systems.items()},
-        tasks={task: asked.task(part) for task, part in parts.items()},
-        overall=MeanCells(*asked.mean(list(parts.values())), len(parts)),
+        tasks={task: plan.task(part) for task, part in parts.items()},
+        overall=MeanCells(*plan.mean(list(parts.values())), len(parts)),
         kinds={
-            kind: KindCells(*asked.mean(same, same[0].main), len(same), same[0].main)
+            kind: KindCells(*plan.mean(same, same[0].main), len(same), same[0].main)
             for kind, same in kinds.items()
         },
-        languages=asked.groups(tasks, parts, by_language),
-        lengths={bucket_name(b): cells for b, cells in asked.groups(tasks, parts, by_length).items()},
+        languages=plan.groups(tasks, parts, by_language),
+        lengths={bucket_name(b): cells for b, cells in plan.groups(tasks, parts, by_length).items()},
     )
     for family in _families(result):
         p_holm_C = holm([cells[metric].p_value for cells, metric in family])
@@ -99,7 +99,7 @@ def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Plan:
     """What is to be compared, and the steps from scores to the cells of the result."""
 
     names: list[str]

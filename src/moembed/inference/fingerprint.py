@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 _BYTES = 64  # of every tensor that are compared, at its start and in its middle
 
-Mark = tuple[int, int, bytes]
-
 
 class Fingerprint:
     """Remembers a module; ``holds()`` says whether nothing in it has changed since.
@@ -26,7 +24,10 @@ class Fingerprint:
         self._children = [tuple(part._modules.values()) for part in self._modules]
         self._own = [(*part._parameters.values(), *part._buffers.values()) for part in self._modules]
         self._tensors = [tensor for own in self._own for tensor in own if tensor is not None]
-        self._marks = [_mark(tensor) for tensor in self._tensors]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._versions = [_version(tensor) for tensor in self._tensors]
+        self._samples = [sample for tensor in self._tensors for sample in _samples(tensor)]
+        self._values = [sample.raw for sample in self._samples]
 
     def holds(self) -> bool:
         parts = zip(self._modules, self._attributes, self._children, self._own, strict=True)
@@ -38,20 +39,26 @@ class Fingerprint:
                 and _same(now, own)
             ):
                 return False
-        return [_mark(tensor) for tensor in self._tensors] == self._marks
+        return (
+            [tensor.data_ptr() for tensor in self._tensors] == self._addresses
+            and [_version(tensor) for tensor in self._tensors] == self._versions
+            and [sample.raw for sample in self._samples] == self._values  # only where memory did not move
+        )
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
     return len(one) == len(other) and all(map(is_, one, other))
 
 
-def _mark(tensor: Tensor) -> Mark:
-    version = 0 if tensor.is_inference() else tensor._version
-    address = tensor.data_ptr()
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return version, address, b""
-    size = tensor.nbytes
-    if size <= 2 * _BYTES:
-        return version, address, ctypes.string_at(address, size)
-    middle = ctypes.string_at(address + size // 2, _BYTES)
-    return version, address, ctypes.string_at(address, _BYTES) + middle
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _samples(tensor: Tensor) -> list[ctypes.Array[ctypes.c_char]]:
+    """Windows onto the memory of a tensor, at its start and in its middle; none onto that of a GPU."""
+    size = min(tensor.nbytes, _BYTES)
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or not size:
+        return []
+    starts = {0, (tensor.nbytes - size) // 2}
+    window = ctypes.c_char * size
+    return [window.from_address(tensor.data_ptr() + start) for start in starts]

@@ -21,7 +21,7 @@ from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask, save_task
 from moembed.evaluation.metrics import Qrels
 from moembed.evaluation.result import EvaluatedTask, EvaluationResult
-from moembed.evaluation.systems import Advance, ModelEncoder
+from moembed.evaluation.systems import MeasuredEncoder
 from moembed.files import locked, require_free, write_json, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_config, read_folder
@@ -159,6 +159,18 @@ def _task(unseen: Sequence[CodePair], seed: int) -> RetrievalTask:
     )
 
 
+class _KeepsDocuments(MeasuredEncoder):
+    """Keeps the last vectors of documents, so that the index need not make them again."""
+
+    documents: np.ndarray
+
+    def __call__(self, texts: list[str], role: str) -> np.ndarray:
+        array = super().__call__(texts, role)
+        if role == "document":
+            self.documents = array
+        return array
+
+
 def _evaluate(folders: Mapping[str, Path], task: RetrievalTask) -> tuple[EvaluationResult, np.ndarray]:
     """Every model as it would be served here, read from its folder, against the base; and the vectors of
     the documents by the last model, so that the index need not make them again."""
@@ -166,18 +178,11 @@ def _evaluate(folders: Mapping[str, Path], task: RetrievalTask) -> tuple[Evaluat
     outcomes = {"bm25": evaluate_system("bm25", None, [task], options, progress_bar)}
     documents: dict[str, np.ndarray] = {}
 
-    def encode(
-        texts: list[str], prompt_name: str | None, *, progress: Advance | None
-    ) -> tuple[np.ndarray, int]:
-        vectors, truncated = model.encode_counted(texts, prompt_name, progress=progress)
-        if texts == task.documents:
-            documents[name] = vectors
-        return vectors, truncated
-
     for name, folder in folders.items():
         model = Embedder.from_pretrained(folder, dtype=best_dtype())
-        encoder = ModelEncoder(model, encode)
+        encoder = _KeepsDocuments(model)
         outcomes[name] = evaluate_encoder(encoder, f"     {NAMES[name]}", [task], options, progress_bar)
+        documents[name] = encoder.documents
         say(f"     {NAMES[name]}: {outcomes[name].seconds[task.name]:.0f} s")
     return summarise(outcomes, [task], reference="base"), documents[name]
 
@@ -218,7 +223,7 @@ def _index(unseen: Sequence[CodePair], document_NM: np.ndarray, model: Embedder,
     ]
     prompt = model.role_prompt("document")
     write_index(
-        out / "index", document_NM, rows, space_id=model.space_id(prompt), prompt_name=prompt,
+        out / "index", document_NM, rows, space_id=model.space(role="document"), prompt_name=prompt,
         column="code", model_path="../model", role="document",
     )  # fmt: skip
 

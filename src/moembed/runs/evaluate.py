@@ -16,12 +16,13 @@ from moembed.compare.comparison import compare
 from moembed.compare.scores import MAIN, Scores, save_scores
 from moembed.console import Interrupted
 from moembed.embedder import Embedder
+from moembed.encoding import Progress
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task, load_any
 from moembed.evaluation.result import Cost, EvaluatedTask, EvaluationResult, SizeScore
 from moembed.evaluation.sample import agreement, sample
 from moembed.evaluation.static import StaticEncoder
-from moembed.evaluation.systems import Advance
+from moembed.evaluation.systems import MeasuredEncoder
 from moembed.evaluation.tasks import Encode, evaluate_bm25, metrics_of
 from moembed.evaluation.tasks import evaluate as evaluate_task
 from moembed.files import require_writable
@@ -39,7 +40,7 @@ Models = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Embedder]
 
 
 @contextmanager
-def no_bar(what: str, total: int) -> Iterator[Advance]:
+def no_bar(what: str, total: int) -> Iterator[Progress]:
     """Progress that nobody sees."""
     yield lambda count: None
 
@@ -171,7 +172,7 @@ def sample_tasks(tasks: Sequence[Task], queries: int, static: Source) -> list[Ta
     """
     if isinstance(static, Path):
         static = Embedder.from_pretrained(static)
-    encoder = StaticEncoder(static) if static else None
+    encoder = MeasuredEncoder(StaticEncoder(static)) if static else None
     sampled: list[Task] = []
     for task in tasks:
         smaller: Task = task

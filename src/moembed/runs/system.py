@@ -11,19 +11,20 @@ from typing import Any
 
 from moembed.compare.scores import Scores
 from moembed.embedder import Embedder
+from moembed.encoding import Progress, TextEncoder
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import PairTask, Task
 from moembed.evaluation.result import Cost, Routers
 from moembed.evaluation.routing import routing
 from moembed.evaluation.static import StaticEncoder
-from moembed.evaluation.systems import Advance, EncodeCounted, ModelEncoder, Remembered
+from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
 from moembed.machine import best_dtype
 from moembed.replicas import Replicas
 from moembed.runs.bench import forget_peak, resident_memory
 from moembed.types import UserError
 
-Bar = Callable[[str, int], AbstractContextManager[Advance]]
+Bar = Callable[[str, int], AbstractContextManager[Progress]]
 Size = tuple[int, str]  # coordinates kept, codec
 Source = Path | Embedder | None  # a model folder, a model in memory, or BM25
 
@@ -95,16 +96,17 @@ def evaluate_system(
         model = Embedder.from_pretrained(model, dtype=dtype, allow_pickle=options.allow_pickle)
     if name == "static":
         return evaluate_encoder(StaticEncoder(model), name, tasks, replace(options, dims=(), codecs=()), bar)
-    cache = Path(options.cache) if options.cache else None
-    with _computing(model, source, dtype, options) as encode:
-        outcome = evaluate_encoder(ModelEncoder(model, encode, cache), name, tasks, options, bar)
+    with _computing(model, source, dtype, options) as encoder:
+        if options.cache:
+            encoder = CachedEncoder(model, Path(options.cache), encoder)
+        outcome = evaluate_encoder(encoder, name, tasks, options, bar)
     outcome.cost = replace(
         outcome.cost,
         parameters=model.num_parameters(),
         active_parameters=model.num_parameters(active=True),
         peak_memory_bytes=resident_memory(peak=True) or None,
     )
-    outcome.about = {"space_id": model.space_id(model.role_prompt("document")), "dtype": dtype}
+    outcome.about = {"space_id": model.space(role="document"), "dtype": dtype}
     outcome.routers = routing(model, tasks)
     return outcome
 
@@ -112,9 +114,9 @@ def evaluate_system(
 @contextmanager
 def _computing(
     model: Embedder, source: Source, dtype: str, options: EvaluationOptions
-) -> Iterator[EncodeCounted]:
+) -> Iterator[TextEncoder]:
     if options.processes == 1:
-        yield model.encode_counted
+        yield model
         return
     if not isinstance(source, Path):
         raise UserError(
@@ -122,7 +124,7 @@ def _computing(
         )
     settings = {"dtype": dtype, "allow_pickle": options.allow_pickle}
     with Replicas(source, options.processes, settings) as copies:
-        yield copies.encode_counted
+        yield copies
 
 
 def _bm25(tasks: Sequence[Task], options: EvaluationOptions) -> Outcome:
@@ -137,7 +139,7 @@ def _bm25(tasks: Sequence[Task], options: EvaluationOptions) -> Outcome:
 
 
 def evaluate_encoder(
-    encoder: ModelEncoder | StaticEncoder,
+    encoder: TextEncoder,
     name: str,
     tasks: Sequence[Task],
     options: EvaluationOptions,
@@ -146,21 +148,22 @@ def evaluate_encoder(
     """What the vectors of an encoder score on all tasks, and in every size that ``options`` asks for."""
     if wrong := [dim for dim in options.dims if not 0 < dim <= encoder.dim]:
         raise UserError(f"dim {wrong[0]} is not between 1 and the {encoder.dim} coordinates of {name}")
+    measured = encoder if isinstance(encoder, MeasuredEncoder) else MeasuredEncoder(encoder)
     outcome = Outcome()
     with bar(name, sum(map(num_texts, tasks))) as advance:
         for task in tasks:
-            encoder.progress, cut, start = advance, encoder.truncated, time.perf_counter()
-            remembered = Remembered(encoder)
-            outcome.scores[task.name] = evaluate(task, remembered, options.metrics)
+            measured.progress, cut, start = advance, measured.truncated, time.perf_counter()
+            known = CachedVectors(measured)
+            outcome.scores[task.name] = evaluate(task, known, options.metrics)
             outcome.seconds[task.name] = time.perf_counter() - start
-            outcome.truncated[task.name] = encoder.truncated - cut
+            outcome.truncated[task.name] = measured.truncated - cut
             for dim in options.dims or (encoder.dim,) * bool(options.codecs):
                 for codec in options.codecs or ("float32",):
-                    seen, size = remembered.seen_as(codec, dim)
+                    seen, size = known.seen_as(codec, dim)
                     scores = evaluate(task, seen, options.metrics)
                     outcome.sizes.setdefault((dim, codec), {})[task.name] = scores
                     outcome.size_bytes[dim, codec] = size
-    speed = encoder.texts / encoder.seconds if encoder.texts else None  # all may come from the cache
+    speed = measured.texts / measured.seconds if measured.texts else None  # all may come from the cache
     outcome.cost = Cost(bytes_per_vector=4 * encoder.dim, texts_per_second=speed)
     return outcome
 

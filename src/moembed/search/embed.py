@@ -5,27 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import numpy as np
+from typing import Any, Literal
 
 from moembed.data.sources import iter_rows
+from moembed.encoding import TextEncoder, View
 from moembed.files import locked
 from moembed.search.index_writer import IndexWriter
 from moembed.types import UserError
-
-
-class TextEncoder(Protocol):
-    """What embedding a file asks of a model; ``moembed.embedder.Embedder`` is one."""
-
-    @property
-    def dim(self) -> int: ...
-
-    def space_id(self, prompt_name: str | None, dim: int) -> str: ...
-
-    def encode_counted(
-        self, texts: list[str], *, prompt_name: str | None, dim: int
-    ) -> tuple[np.ndarray, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +21,8 @@ class EmbedConfig:
     Attributes:
         column: the column that holds the text.
         role: whose texts they are, for the manifest.
-        prompt_name: the prompt put before them; None puts none.
+        prompt: this text is put before each of them.
+        prompt_name: the name the model has for it, for the manifest.
         dim: coordinates that are kept; None keeps all.
         block_rows: rows of a part: what a killed run loses at most.
         model_path: where the model lies, for the manifest.
@@ -43,6 +30,7 @@ class EmbedConfig:
 
     column: str = "text"
     role: Literal["document", "query"] | None = "document"
+    prompt: str = ""
     prompt_name: str | None = None
     dim: int | None = None
     block_rows: int = 4096
@@ -95,7 +83,7 @@ def embed_file(
     if not 1 <= dim <= model.dim:
         raise UserError(f"dim {dim} is not possible: vectors of this model have 1 to {model.dim} coordinates")
     stamp = _fingerprint(source)
-    space_id = model.space_id(config.prompt_name, dim)
+    space_id = model.space(prompt=config.prompt, view=View(dim=dim))
     with locked(out):
         writer = IndexWriter(
             out,
@@ -127,8 +115,8 @@ def _embed_missing(
         if writer.has(part):
             continue
         texts = column_texts(rows, config.column, source, part * config.block_rows)
-        vector_NM, truncated = model.encode_counted(texts, prompt_name=config.prompt_name, dim=dim)
-        writer.append(vector_NM, rows, truncated)
+        found = model.vectors(texts, prompt=config.prompt, view=View(dim=dim))
+        writer.append(found.array, rows, found.truncated)
         if progress:
             progress(writer.rows)
     if not writer.rows:

@@ -104,7 +104,7 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
 
 
 def _vectors(parts: Parts) -> np.ndarray:
-    return Embedder(parts).eval().encode_counted(_PROBE)[0]
+    return Embedder(parts).eval().vectors(_PROBE, prompt="").array
 
 
 def _add_config(writer: GGUFWriter, graph: Parts, kind: Kind) -> None:

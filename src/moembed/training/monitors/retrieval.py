@@ -226,8 +226,8 @@ class RetrievalMonitor(Monitor):
         kind = self.model.device.split(":")[0]
         try:
             with torch.autocast(kind, self.precision, enabled=self.precision != torch.float32):
-                prompt = self.model.role_prompt(role)
-                return self.model.encode_counted(texts, prompt, None, self.batch_tokens, progress)[0]
+                rows, _ = self.model.rows(texts, role=role)
+                return self.model.embed(rows, batch_tokens=self.batch_tokens, progress=progress)
         finally:
             self.model.train()  # also where the time ran out halfway
 
