@@ -18,7 +18,7 @@ class Duplicates:
     text, q itself included. Texts are compared by number, equal texts alike, never by vector: dropout makes
     equal texts differ, and near-equal vectors are what training is about.
 
-    The bool ``(Q, N)`` matrix that this means is never held; ``true_entries`` lists the True entries of some rows.
+    The bool ``(Q, N)`` matrix that this means is never made; ``true_entries`` lists those of some rows.
     """
 
     query_Q: Tensor
