@@ -108,7 +108,8 @@ def read_tokenizer(
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
     """The files of the tokenizer, byte for byte."""
-    return {f.name: f.read_bytes() for f in sorted(folder.iterdir()) if TOKENIZER_FILES.match(f.name)}
+    files = (file for file in sorted(folder.iterdir()) if file.is_file())
+    return {file.name: file.read_bytes() for file in files if TOKENIZER_FILES.match(file.name)}
 
 
 def pad_token(backend: Backend) -> str | None:
@@ -122,7 +123,7 @@ def pad_token(backend: Backend) -> str | None:
 def _as_stored(stored: StoredTokenizer) -> tuple[Backend, str] | None:
     """``tokenizer.json`` where transformers would make the same of all files together; else None."""
     file = stored.folder / "tokenizer.json"
-    if not file.is_file():
+    if not file.exists():
         return None
     try:
         backend = Backend.from_file(str(file))
@@ -318,5 +319,5 @@ def _all_unknown(backend: Backend, words: Sequence[str], count: int = 200) -> bo
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = read_json(path) if path.is_file() else {}
+    values: dict[str, Any] = read_json(path) if path.exists() else {}
     return values
