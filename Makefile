@@ -56,8 +56,8 @@ fix: setup  ## mend what lint and format can mend
 	$(BIN)/ruff format .
 
 lock:  ## resolve requirements.lock anew (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --no-header --no-annotate \
-		--no-emit-index-url | grep -vE '^(cuda-|nvidia-|triton|colorama|httpx2-jsfetch)' > requirements.lock
+	uv pip compile pyproject.toml --extra dev --extra sentencepiece --universal --python-version 3.10 \
+		--no-header --no-annotate --no-emit-index-url | grep -vE '^(cuda-|nvidia-|triton|colorama|httpx2-jsfetch)' > requirements.lock
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

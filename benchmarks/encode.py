@@ -97,7 +97,7 @@ def product(rows: int, into: int, out: int) -> Callable[[], object]:
 def reference(folder: Path) -> Encode:
     """Padding is computed like any token, so the vectors are of no use; the time is."""
     model = Embedder(read_folder(folder)).eval()
-    model.encoder.attention_road, model.encoder.moe_road = "padded", "loop"
+    model.encoder.attention_backend, model.encoder.moe_backend = "padded", "loop"
 
     @torch.inference_mode()
     def encode(some: list[str]) -> None:

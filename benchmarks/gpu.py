@@ -21,7 +21,7 @@ from moembed.losses.balance import balance_loss
 from moembed.losses.contrastive import info_nce
 from moembed.packing import pack
 from moembed.runs.bench import Options, Row, Timing, interleave, ratio, speed_row, time_row
-from moembed.training import gradcache
+from moembed.training.contrastive import gradcache
 from moembed.training.optim import OptimConfig, adamw
 from moembed.types import Batch, Encoded
 
@@ -106,7 +106,7 @@ def training(options: Options) -> Iterator[Row]:
 
     one = torch.randn(PRODUCT, PRODUCT, dtype=torch.bfloat16, device=options.device)
     timings = timed({"training step": step, "product": lambda: one @ one}, options)
-    work = 3 * models.flops(model.encoder.config, lengths)
+    work = 3 * models.flops(model.encoder.spec, lengths)
     question = "training step, share of the peak"
     yield speed_row("peak", timings, "product", 2 * PRODUCT**3 / 1e12, "TFLOP/s")
     share = 100 * work / (2 * PRODUCT**3) * ratio(timings, "product", "training step")

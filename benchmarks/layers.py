@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moembed.inference import engine as serving
+from moembed.families.flat import FlatMoE
+from moembed.inference.engine import freeze
 from moembed.machine import choose_precision
-from moembed.model.encoder import Encoder, EncoderConfig, initialise
-from moembed.moe.layer import MoE, MoEConfig
+from moembed.model.encoder import Encoder, FlatConfig, initialise
+from moembed.moe.layer import MoE
 from moembed.moe.router import RouterConfig
 
 WIDTH, HIDDEN, TOP_K = 768, 3072, 2  # of the published model
@@ -35,7 +36,7 @@ def label(dtype: torch.dtype) -> str:
 
 def experts(count: int, dtype: torch.dtype, device: str = "cpu", served: bool = False) -> MoE:
     """The feed-forward block of ``one_layer`` with experts."""
-    moe = MoEConfig(
+    moe = FlatMoE(
         layers=(0,), num_experts=count, bias="shared", router=RouterConfig(top_k=TOP_K, normalize=None)
     )
     layer = one_layer(dtype, device, served, ffn_width=HIDDEN, moe=moe)
@@ -48,20 +49,18 @@ def one_layer(dtype: torch.dtype, device: str, served: bool, **changes: Any) -> 
 
     ``served``: in the form in which `Embedder.encode` runs it.
     """
-    config = EncoderConfig(
-        family="moembed", vocab_size=1, width=WIDTH, num_layers=1, num_heads=12, ffn_bias=False, **changes
-    )
-    encoder = Encoder(config).eval()
+    flat = FlatConfig(vocab_size=1, width=WIDTH, num_layers=1, num_heads=12, ffn_bias=False, **changes)
+    encoder = Encoder(flat.spec()).eval()
     initialise(encoder)
     for name, parameter in encoder.named_parameters():
         parameter.data = parameter.to(device, torch.float32 if ".router." in name else dtype)
     if served:
-        serving.pack(encoder)
+        encoder = freeze(encoder)
     return encoder.layers[0].get_submodule("ffn")
 
 
-def run(layer: MoE, road: str = Encoder.moe_road) -> Layer:
-    return lambda hidden_TD: layer(hidden_TD, [len(hidden_TD)], road)[0]
+def run(layer: MoE, backend: str = Encoder.moe_backend) -> Layer:
+    return lambda hidden_TD: layer(hidden_TD, [len(hidden_TD)], backend)[0]
 
 
 # ---- the peers ---------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.runs.bench import Options, Row, alone, resident_memory
-from moembed.training.loop import train
-from moembed.training.settings import TrainConfig
+from moembed.training.contrastive.settings import ContrastiveConfig
+from moembed.training.contrastive.task import Mixture
+from moembed.training.contrastive.train import train_contrastive
 from moembed.types import Pair
 
 from . import models, texts
@@ -48,12 +49,12 @@ def rows(options: Options) -> Iterator[Row]:
 def step(size: int, threads: int) -> None:
     torch.set_num_threads(threads)
     some = [Pair(f"{number} question", f"answer {number}") for number in range(size)]
-    config = TrainConfig(
+    config = ContrastiveConfig(
         steps=1, batch_size=size, chunk_tokens=CHUNK, query_length=LENGTH, document_length=LENGTH
     )
     model = Embedder(read_folder(models.minilm()))
     with TemporaryDirectory() as place:
-        train(config, model, [Source.from_pairs("pairs", some)], [1.0], Path(place) / "run")
+        train_contrastive(config, model, Mixture([Source.from_pairs("pairs", some)]), Path(place) / "run")
 
 
 def encode(some: list[str], budget: int, threads: int) -> int:
@@ -62,5 +63,5 @@ def encode(some: list[str], budget: int, threads: int) -> int:
     model = Embedder(models.shallow_minilm(2)).eval()
     model.encode(texts.QUERY)
     before = resident_memory()
-    model.encode_counted(some, batch_tokens=budget)
+    model.encode(some, batch_tokens=budget)
     return before

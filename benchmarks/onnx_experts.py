@@ -27,7 +27,7 @@ from moembed.export.onnx.graph import Graph, numpy
 from moembed.folder.bases import locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.model.encoder import EncoderConfig
+from moembed.model.block import LayerSpec
 from moembed.packing import pack
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
@@ -35,16 +35,16 @@ SHAPES = ((1, 32), (32, 64))  # texts, tokens per text
 ROUNDS, REPEATS = 2, 4
 
 
-def scatter(graph: Graph, config: EncoderConfig, name: str, hidden_TD: str, logit_TE: str) -> str:
+def scatter(graph: Graph, layer: LayerSpec, name: str, hidden_TD: str, logit_TE: str) -> str:
     """For every expert: find its tokens, gather them, compute, add to the output with ScatterND."""
-    moe = experts_of(config)
+    moe = experts_of(layer)
     weight_TK, expert_TK = routing(graph, moe.router, logit_TE)
     output_TD = graph.op("Sub", hidden_TD, hidden_TD)
     for number in range(moe.num_experts):
         place_2N = graph.op("NonZero", graph.op("Equal", expert_TK, graph.scalar(number)))
         place_N2 = graph.op("Transpose", place_2N, perm=(1, 0))
         token_N = graph.op("Gather", place_2N, graph.scalar(0))
-        computed_ND = expert(graph, config, name, number, graph.op("Gather", hidden_TD, token_N))
+        computed_ND = expert(graph, layer.ffn, name, number, graph.op("Gather", hidden_TD, token_N))
         weight_N1 = graph.op("Unsqueeze", graph.op("GatherND", weight_TK, place_N2), graph.ints(1))
         weighted_ND = graph.op("Mul", computed_ND, weight_N1)
         token_N1 = graph.op("Unsqueeze", token_N, graph.ints(1))
@@ -52,23 +52,23 @@ def scatter(graph: Graph, config: EncoderConfig, name: str, hidden_TD: str, logi
     return output_TD
 
 
-def dense(graph: Graph, config: EncoderConfig, name: str, hidden_TD: str, logit_TE: str) -> str:
+def dense(graph: Graph, layer: LayerSpec, name: str, hidden_TD: str, logit_TE: str) -> str:
     """Every expert on every token, times a weight that is mostly zero."""
-    moe = experts_of(config)
+    moe = experts_of(layer)
     weight_TK, expert_TK = routing(graph, moe.router, logit_TE)
     nothing_TE = graph.op("Sub", logit_TE, logit_TE)
     weight_TE = graph.op("ScatterElements", nothing_TE, expert_TK, weight_TK, axis=1)
     weight_T1 = graph.ops("Split", weight_TE, results=moe.num_experts, axis=1, num_outputs=moe.num_experts)
     weighted = [
-        graph.op("Mul", expert(graph, config, name, number, hidden_TD), weight)
+        graph.op("Mul", expert(graph, layer.ffn, name, number, hidden_TD), weight)
         for number, weight in enumerate(weight_T1)
     ]
     return graph.op("Sum", *weighted)
 
 
-def contrib(graph: Graph, config: EncoderConfig, name: str, hidden_TD: str, logit_TE: str) -> str:
+def contrib(graph: Graph, layer: LayerSpec, name: str, hidden_TD: str, logit_TE: str) -> str:
     """onnxruntime's own operator; its GELU is the tanh form."""
-    moe = experts_of(config)
+    moe = experts_of(layer)
     parts = [f"{name}.{part}" for part in ("up_EFD", "up_bias_EF", "down_EDF", "down_bias_ED")]
     return graph.op(
         "MoE",
@@ -93,17 +93,17 @@ GRAPHS: dict[str, tuple[Experts, bool]] = {
 
 def upcycled_minilm() -> Parts:
     base = read_folder(Path(locate_base("minilm")))
-    config, state = upcycle(base.config, base.state, UpcycleConfig())
+    spec, state = upcycle(base.spec, base.state, UpcycleConfig())
     generator = torch.Generator().manual_seed(0)
     for name, tensor in state.items():
         if name.endswith(("up_EFD", "down_EDF")):
             noise = torch.randn(tensor.shape, generator=generator)
             state[name] = tensor + 0.1 * tensor.std() * noise
-    return replace(base, config=config, state=state)
+    return replace(base, spec=spec, state=state)
 
 
 def token_rows(parts: Parts, texts: int, length: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(parts.config.vocab_size, size=(texts, length), dtype=np.int64)
+    return np.random.default_rng(0).integers(parts.spec.vocab_size, size=(texts, length), dtype=np.int64)
 
 
 def measure(file: Path, inputs: list[np.ndarray]) -> tuple[list[np.ndarray], list[float], float]:

@@ -21,8 +21,9 @@ from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.machine import choose_precision
 from moembed.runs.bench import Options, Row, Timing, Timings, clock, missing, speed_row, time_row
-from moembed.training.loop import train
-from moembed.training.settings import LossConfig, TrainConfig
+from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig
+from moembed.training.contrastive.task import Mixture
+from moembed.training.contrastive.train import train_contrastive
 from moembed.types import Pair
 
 from . import models, texts
@@ -61,14 +62,14 @@ def our_step(parts: Parts, pairs: Sequence[Pair]) -> Callable[[], float]:
     """Seconds of a run of one step, as it counts them itself: without writing the model."""
     model = Embedder(parts)
     source = Source.from_pairs("pairs", pairs)
-    config = TrainConfig(
+    config = ContrastiveConfig(
         steps=1, batch_size=len(pairs), query_length=QUERY_LENGTH, document_length=DOCUMENT_LENGTH,
         loss=LossConfig(temperature=TEMPERATURE),
     )  # fmt: skip
 
     def step() -> float:
         with TemporaryDirectory() as place:
-            return train(config, model, [source], [1.0], Path(place) / "run").seconds
+            return train_contrastive(config, model, Mixture([source]), Path(place) / "run").seconds
 
     return step
 

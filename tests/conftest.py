@@ -22,9 +22,10 @@ from torch import nn
 
 from moembed.cli import main
 from moembed.embedder import Embedder
+from moembed.families.flat import FlatConfig, FlatMoE
 from moembed.folder.parts import Parts
-from moembed.model.encoder import Encoder, EncoderConfig
-from moembed.moe.layer import MoEConfig
+from moembed.model.encoder import Encoder
+from moembed.model.pooling import Pooling
 from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
 
@@ -80,24 +81,27 @@ def backend() -> Backend:
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    made.add_special_tokens(SPECIAL)
     return made
 
 
 @pytest.fixture(scope="session")
 def make_model(backend: Backend) -> MakeModel:
-    """``make_model(seed=1, num_layers=2, moe=MoEConfig(...))``: a random Embedder of four small layers."""
+    """``make_model(seed=1, num_layers=2, moe=FlatMoE(...))``: a random Embedder of four small layers."""
 
     def make(
         seed: int = 0, pooling: str = "mean", prompts: dict[str, str] | None = None, **changes: Any
     ) -> Embedder:
-        values = {"family": "moembed", "width": 16, "num_layers": 4, "num_heads": 2, "ffn_width": 24}
+        values: dict[str, Any] = {"width": 16, "num_layers": 4, "num_heads": 2, "ffn_width": 24}
         values |= {"vocab_size": backend.get_vocab_size(), "max_positions": 32}
-        config = EncoderConfig.model_validate(values | changes)
-        encoder = Encoder(config)
+        family = changes.pop("family", "moembed")
+        spec = FlatConfig.model_validate(values | changes).spec()
+        encoder = Encoder(spec)
         randomise(encoder, seed)
         copy = Backend.from_str(backend.to_str())
-        tokenizer = Tokenizer(copy, config.max_length, PROMPTS if prompts is None else prompts)
-        return Embedder(Parts(config, encoder.state_dict(), tokenizer, pooling)).eval()
+        tokenizer = Tokenizer(copy, spec.max_length, PROMPTS if prompts is None else prompts)
+        source = {} if family == "moembed" else {"model_type": family}
+        return Embedder(Parts(spec, encoder.state_dict(), tokenizer, Pooling(pooling), source=source)).eval()
 
     return make
 
@@ -105,13 +109,13 @@ def make_model(backend: Backend) -> MakeModel:
 @pytest.fixture
 def moe_model(make_model: MakeModel) -> Embedder:
     """Experts in layers 1 and 3, two of four per token."""
-    return make_model(moe=MoEConfig(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2)))
+    return make_model(moe=FlatMoE(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2)))
 
 
 @pytest.fixture
 def new_model(make_model: MakeModel) -> NewModel:
     """The same small model at every call, with all that a model can leave to chance while training."""
-    moe = MoEConfig(layers=(1,), num_experts=4, router=RouterConfig(jitter=0.1))
+    moe = FlatMoE(layers=(1,), num_experts=4, router=RouterConfig(jitter=0.1))
     return lambda: make_model(num_layers=2, dropout=0.1, moe=moe)
 
 
@@ -151,7 +155,9 @@ def complete(folder: Path) -> None:
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
+    config = json.loads((folder / "config.json").read_text())
+    width = config.get("hidden_size") or config["n_embd"]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 

@@ -1,4 +1,4 @@
-"""A small block of experts, and what two roads through it must have in common."""
+"""A small block of experts, and what two backends of it must have in common."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moembed.moe.layer import MoE, MoEConfig
+from moembed.moe.ffn import FeedForwardSpec
+from moembed.moe.layer import MoE, MoESpec
 
-WIDTH, HIDDEN = 8, 16  # rows of whole 16 bytes in bf16 too, which some roads ask for
+WIDTH, HIDDEN = 8, 16  # rows of whole 16 bytes in bf16 too, which some backends ask for
 SAME = {"rtol": 1e-5, "atol": 1e-5}  # fp32 sums over the pairs of a token or the tokens of an expert
 
 
@@ -21,8 +22,8 @@ def make_moe(
     hidden: int = HIDDEN,
     **options: Any,
 ) -> MoE:
-    config = MoEConfig.model_validate({"layers": (0,), "num_experts": 4} | options)
-    moe = MoE(width, hidden, activation, gated, config, layer=0)
+    ffn = FeedForwardSpec(width=hidden, activation=activation, gated=gated)
+    moe = MoE(width, ffn, MoESpec.model_validate({"num_experts": 4} | options), layer=0)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in moe.parameters():
@@ -48,10 +49,10 @@ def tokens(count: int, seed: int = 0, width: int = WIDTH) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed + 1000))
 
 
-def results(moe: MoE, hidden_TD: Tensor, length_B: list[int], road: str) -> dict[str, Tensor]:
+def results(moe: MoE, hidden_TD: Tensor, length_B: list[int], backend: str) -> dict[str, Tensor]:
     """The output and the gradient of a weighted sum of it, for the input and for every parameter."""
     hidden_TD = hidden_TD.clone().requires_grad_()
-    output_TD, stats = moe(hidden_TD, length_B, road)
+    output_TD, stats = moe(hidden_TD, length_B, backend)
     weight_TD = torch.linspace(-1, 1, output_TD.numel(), device=output_TD.device).view_as(output_TD)
     named = {"input": hidden_TD, **dict(moe.named_parameters())}
     gradients = torch.autograd.grad((output_TD * weight_TD).sum() + stats.z, list(named.values()))
@@ -59,13 +60,13 @@ def results(moe: MoE, hidden_TD: Tensor, length_B: list[int], road: str) -> dict
 
 
 def assert_one_value(
-    moe: MoE, hidden_TD: Tensor, length_B: list[int], road: str, relative: float = 0.0
+    moe: MoE, hidden_TD: Tensor, length_B: list[int], backend: str, relative: float = 0.0
 ) -> None:
-    """The road gives the output and the gradients of ``loop``.
+    """The backend gives the output and the gradients of ``loop``.
 
     ``relative``: difference allowed beyond ``SAME``, as a share of the largest value of each tensor.
     """
-    expected, found = (results(moe, hidden_TD, length_B, name) for name in ("loop", road))
+    expected, found = (results(moe, hidden_TD, length_B, name) for name in ("loop", backend))
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
         bound = SAME["atol"] + relative * float(tensor.detach().abs().max())

@@ -300,8 +300,8 @@ def test_a_folder_that_is_no_model(run: Run, tmp_path: Path) -> None:
 
 def test_unknown_config_keys_name_the_nearest(run: Run, dense: Path, pairs: Path, tmp_path: Path) -> None:
     file = recipe(tmp_path, dense, pairs)
-    refused(run("train", file, "optim.learning_rat=1"), "optim.learning_rat", "'learning_rate'")
-    refused(run("train", file, "upcycle.router.topk=1"), "'top_k'")
+    refused(run("train", file, "optim.learning_rat=1"), "optim.learning_rat", "'optim.learning_rate'")
+    refused(run("train", file, "upcycle.router.topk=1"), "'upcycle.router.top_k'")
     refused(run("train", file, "nonsense"), "key=value")
     refused(run("train", tmp_path / "no.yaml"), "no such recipe")
     refused(run("train", file, "minutes=1", "epochs=1"), "exactly one of steps, epochs and minutes")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from conftest import HfFolder, MakeModel
 from moembed.embedder import Embedder
+from moembed.encoding import View
 from moembed.model.pooling import POOLING
 from moembed.moe.layer import MoE
+from moembed.tokenizer import Tokenizer
 from moembed.types import TruncationWarning, UserError
 
 EQUAL = 1e-6  # the same kernels on the same numbers, in another order at most
@@ -48,7 +55,7 @@ def test_dim_cuts_and_then_normalises_again(dim: int, moe_model: Embedder, texts
 
 @pytest.mark.parametrize("dim", [0, -1, 17])
 def test_a_dim_the_model_does_not_have_is_refused(dim: int, moe_model: Embedder) -> None:
-    for use in (lambda: moe_model.encode(["worms"], dim=dim), lambda: moe_model.space_id(dim=dim)):
+    for use in (lambda: moe_model.encode(["worms"], dim=dim), lambda: moe_model.space(view=View(dim=dim))):
         with pytest.raises(UserError, match=rf"dim {dim} is not within 1\.\.16"):
             use()
 
@@ -103,9 +110,9 @@ def test_cut_texts_are_counted_aloud(moe_model: Embedder, texts: list[str]) -> N
     moe_model.tokenizer.max_length = 8
     with pytest.warns(TruncationWarning, match=rf"^{cut} of 8 texts were cut at 8 tokens$"):
         vectors = moe_model.encode(texts)
-    again, truncated = moe_model.encode_counted(texts)
-    assert truncated == cut
-    assert np.array_equal(again, vectors)
+    again = moe_model.vectors(texts)
+    assert again.truncated == cut
+    assert np.array_equal(again.array, vectors)
     moe_model.tokenizer.max_length = max(lengths)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -129,6 +136,215 @@ def test_encoding_in_the_middle_of_training_is_calm_and_leaves_no_trace(
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_a_batch_size_bounds_every_batch(batch_size: int, moe_model: Embedder, texts: list[str]) -> None:
+    seen: list[int] = []
+    vectors = moe_model.encode(texts, batch_size=batch_size, progress=seen.append)
+    assert max(seen) <= batch_size
+    assert np.abs(vectors - moe_model.encode(texts)).max() <= EQUAL
+
+
+def test_limits_below_one_and_two_prompts_are_refused(moe_model: Embedder) -> None:
+    for name in ("batch_size", "batch_tokens"):
+        for most in (0, -5):
+            with pytest.raises(UserError, match=rf"{name} must be at least 1, not {most}"):
+                moe_model.encode(["worms"], **{name: most})
+    with pytest.raises(UserError, match="prompt_name or prompt, not both"):
+        moe_model.encode(["worms"], "query", prompt="q ")
+
+
+def test_a_prompt_of_ones_own_is_put_in_front(moe_model: Embedder, texts: list[str]) -> None:
+    assert np.array_equal(moe_model.encode(texts, prompt="query: "), moe_model.encode_query(texts))
+    assert np.array_equal(moe_model.encode(texts, prompt=""), moe_model.encode(texts))
+
+
+def test_similarity_is_the_cosine_of_all_pairs(moe_model: Embedder, texts: list[str]) -> None:
+    vectors = moe_model.encode(texts)
+    assert moe_model.similarity(vectors * 3, vectors[:2]) == pytest.approx(vectors @ vectors[:2].T, abs=1e-6)
+    assert moe_model.similarity(vectors[0], vectors[1]).shape == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["generator", "tuple", "map", "keys", "array", "series", "column", "arrow"])
+def test_whatever_has_an_order_gives_its_rows(kind: str, moe_model: Embedder) -> None:
+    texts = ["the mole digs", "an owl hunts", "", "worms"]
+    made = {
+        "generator": lambda: (text for text in texts),
+        "tuple": lambda: tuple(texts),
+        "map": lambda: map(str, texts),
+        "keys": lambda: dict.fromkeys(texts).keys(),
+        "array": lambda: np.array(texts),
+        "series": lambda: pytest.importorskip("pandas").Series(texts, index=[7, 5, 3, 1]),
+        "column": lambda: pytest.importorskip("datasets").Dataset.from_dict({"text": texts})["text"],
+        "arrow": lambda: pytest.importorskip("pyarrow").chunked_array([texts[:1], texts[1:]]),
+    }[kind]()
+    assert np.array_equal(moe_model.encode(made), moe_model.encode(texts))
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: pytest.importorskip("pandas").DataFrame({"text": ["a"]}), "a DataFrame is a table"),
+        (lambda: pytest.importorskip("datasets").Dataset.from_dict({"text": ["a"]}), "a Dataset is a table"),
+        (lambda: pytest.importorskip("pyarrow").table({"text": ["a"]}), "a Table is a table"),
+        (lambda: {"a", "b"}, "a set has no order"),
+        (lambda: {"a": 1}, "texts must be a list of strings, not a dict"),
+        (lambda: None, "texts must be a list of strings, not a NoneType"),
+        (lambda: Path("a"), "texts must be a list of strings, not a"),
+        (lambda: b"ab", "texts must be a list of strings, not a bytes"),
+        (lambda: np.array([["a"], ["b"]]), "text 0 is a ndarray, not a string"),
+        (lambda: iter(["a", None]), "text 1 is a NoneType, not a string"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_texts_is_refused(
+    make: Callable[[], Any], complaint: str, moe_model: Embedder
+) -> None:
+    for use in (moe_model.encode, moe_model.vectors, moe_model.rows):
+        with pytest.raises(UserError, match=complaint):
+            use(make())
+
+
+def test_the_two_halves_are_the_whole(moe_model: Embedder, texts: list[str]) -> None:
+    rows, truncated = moe_model.rows(texts, role="query")
+    whole = moe_model.vectors(texts, role="query")
+    assert np.array_equal(moe_model.embed(rows), whole.array)
+    assert (whole.truncated, whole.space) == (truncated, moe_model.space(role="query"))
+    assert np.array_equal(whole.array, moe_model.encode_query(texts))
+
+
+@pytest.mark.parametrize("pooling", sorted(POOLING))
+def test_a_text_without_a_token_is_a_row_of_zeros(
+    pooling: str, make_model: MakeModel, texts: list[str]
+) -> None:
+    model = make_model(pooling=pooling)
+    bare = Backend.from_str(model.tokenizer.backend.to_str())
+    bare.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    model.tokenizer = Tokenizer(bare, 32)
+    some = ["", *texts, ""]
+    vectors = model.encode(some)
+    empty = np.array([not text for text in some])
+    assert not vectors[empty].any()
+    assert np.linalg.norm(vectors[~empty], axis=1) == pytest.approx(1, abs=1e-5)
+    assert np.array_equal(vectors[~empty], model.encode([text for text in some if text]))
+    assert not model.encode("").any()
+    assert model.encode("").shape == (16,)
+    for loss in (model(model.tokenizer.batch(batch)).vector_BM.sum() for batch in (some, texts)):
+        model.zero_grad()
+        loss.backward()  # zeros have no gradient, and break none
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_default_prompt_that_encode_does_not_add_is_mentioned_once(make_model: MakeModel) -> None:
+    model = make_model(prompts={"query": "query: ", "none": ""})
+    model.tokenizer.default_prompt = "query"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode("worms", prompt="")
+        model.encode_query("worms")
+        model.encode("worms", "none")
+    with pytest.warns(UserWarning, match="default prompt, 'query', which encode.* prompt_name='query'"):
+        model.encode("worms")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode("worms")
+        silent = make_model(prompts={"none": ""})
+        silent.tokenizer.default_prompt = "none"
+        silent.encode("worms")
+
+
+def test_max_seq_length_says_what_is_read(moe_model: Embedder) -> None:
+    assert moe_model.max_seq_length == moe_model.max_length == 32
+    moe_model.max_seq_length = 6
+    assert len(moe_model.rows(["moles dig " * 9])[0][0]) == moe_model.max_length == 6
+    for tokens in (0, 33):
+        with pytest.raises(UserError, match=rf"max_seq_length {tokens} is not within 1..32"):
+            moe_model.max_seq_length = tokens
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+def test_a_path_makes_a_model_and_so_does_a_name(minilm: Path, moe_model: Embedder, tmp_path: Path) -> None:
+    moe_model.save_pretrained(tmp_path / "m")
+    vectors = Embedder(tmp_path / "m", device="cpu").encode("worms")
+    assert np.array_equal(
+        vectors, Embedder.from_pretrained(str(tmp_path / "m"), device="cpu").encode("worms")
+    )
+    named = Embedder("minilm", device="cpu")
+    assert named.space() == Embedder.from_pretrained(minilm, device="cpu").space()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "nonsense:1"])
+def test_a_device_that_is_not_there_is_refused(device: str, moe_model: Embedder, tmp_path: Path) -> None:
+    moe_model.save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match=f"there is no device '{device}' here; choose cpu"):
+        Embedder.from_pretrained(tmp_path / "m", device=device)
+
+
+# ---- views ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_a_member_is_its_exported_small_model(
+    layers: int, moe_model: Embedder, texts: list[str], tmp_path: Path
+) -> None:
+    moe_model.save_pretrained(tmp_path / "full")
+    small = Embedder.from_pretrained(tmp_path / "full", device="cpu", layers=layers)
+    assert len(small.encoder.layers) == layers
+    small.save_pretrained(tmp_path / "small")
+    again = Embedder.from_pretrained(tmp_path / "small", device="cpu")
+    seen = moe_model.vectors(texts, view=View(layers=layers, dim=8))
+    for model in (small, again):
+        found = model.vectors(texts, view=View(dim=8))
+        assert np.abs(found.array - seen.array).max() <= EQUAL
+        assert found.space == seen.space
+    assert (seen.space == moe_model.vectors(texts, view=View(dim=8)).space) == (layers == 4)
+
+
+def test_fewer_coordinates_from_the_start(moe_model: Embedder, texts: list[str], tmp_path: Path) -> None:
+    moe_model.save_pretrained(tmp_path / "full")
+    small = Embedder.from_pretrained(tmp_path / "full", device="cpu", dim=8)
+    assert small.dim == 8
+    assert np.array_equal(small.encode(texts), moe_model.encode(texts, dim=8))
+    assert np.array_equal(small.encode(texts, dim=3), moe_model.encode(texts, dim=3))
+    assert small.space() == moe_model.space(view=View(dim=8))
+    with pytest.raises(UserError, match=r"dim 9 is not within 1\.\.8"):
+        small.encode(texts, dim=9)
+    with pytest.warns(UserWarning, match="keeps all 16 coordinates: load it with dim=8"):
+        small.save_pretrained(tmp_path / "small")
+    assert Embedder.from_pretrained(tmp_path / "small", device="cpu").dim == 16
+
+
+@pytest.mark.parametrize(
+    ("view", "complaint"),
+    [
+        (View(layers=0), r"layers 0 is not within 1\.\.4"),
+        (View(layers=5), r"layers 5 is not within 1\.\.4"),
+        (View(dim=17), r"dim 17 is not within 1\.\.16"),
+        (View(dim=0), r"dim 0 is not within 1\.\.16"),
+        (View(experts=2), "experts 2: this model has 4 experts, and a part of them is not a model"),
+    ],
+)
+def test_a_view_beyond_the_model_says_the_bounds(
+    view: View, complaint: str, moe_model: Embedder, tmp_path: Path
+) -> None:
+    moe_model.save_pretrained(tmp_path / "m")
+    bounds = {"layers": view.layers, "dim": view.dim, "experts": view.experts}
+    for use in (
+        lambda: moe_model.vectors(["worms"], view=view),
+        lambda: moe_model.embed([[2, 3]], view),
+        lambda: moe_model.space(view=view),
+        lambda: Embedder.from_pretrained(tmp_path / "m", device="cpu", **bounds),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            use()
+
+
+def test_the_whole_view_is_the_model(moe_model: Embedder, texts: list[str]) -> None:
+    whole = moe_model.vectors(texts, view=View(layers=4, dim=16, experts=4))
+    assert np.array_equal(whole.array, moe_model.encode(texts))
+    assert whole.space == moe_model.space()
+
+
 # ---- pooling -------------------------------------------------------------------------------------
 
 
@@ -140,6 +356,7 @@ def test_every_pooling_equals_its_definition(length_B: list[int], seed: int) -> 
         "cls": lambda text: text[0],
         "max": lambda text: torch.stack([coordinate.max() for coordinate in text.T]),
         "lasttoken": lambda text: text[len(text) - 1],
+        "mean_sqrt_len_tokens": lambda text: text.sum(0) / math.sqrt(len(text)),
         "weightedmean": lambda text: (
             sum((i + 1) * state for i, state in enumerate(text)) / sum(range(1, len(text) + 1))
         ),
@@ -186,33 +403,39 @@ def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
 def test_both_precisions_of_a_folder_share_a_space(moe_model: Embedder, tmp_path: Path) -> None:
     moe_model.save_pretrained(tmp_path / "model")
     loaded = [Embedder.from_pretrained(tmp_path / "model", d, "cpu") for d in ("float32", "bfloat16")]
-    assert {model.space_id("query", 4) for model in loaded} == {moe_model.space_id("query", 4)}
-    assert loaded[0].space_id() == loaded[0].space_id(dim=16)
+    assert {model.space(role="query", view=View(dim=4)) for model in loaded} == {
+        moe_model.space(role="query", view=View(dim=4))
+    }
+    assert loaded[0].space() == loaded[0].space(view=View(dim=16))
+
+
+def test_the_space_of_a_model_keeps_its_name(moe_model: Embedder) -> None:
+    """Indexes on disk hold these names: a change of the formula would make every one of them foreign."""
+    assert moe_model.space() == "88d7db618f341cbf"
+    assert moe_model.space(role="query", view=View(dim=8)) == "97f2256383bb81ea"
 
 
 def test_whatever_changes_the_vectors_changes_the_space(make_model: MakeModel) -> None:
     model = make_model()
     ids = {
-        "itself": model.space_id(),
-        "query prompt": model.space_id("query"),
-        "document prompt": model.space_id("document"),
-        "dim": model.space_id(dim=8),
-        "weights": make_model(seed=1).space_id(),
-        "pooling": make_model(pooling="cls").space_id(),
-        "activation": make_model(activation="relu").space_id(),
-        "prompt text": make_model(prompts={"query": "q "}).space_id("query"),
+        "itself": model.space(),
+        "query prompt": model.space(role="query"),
+        "document prompt": model.space(role="document"),
+        "dim": model.space(view=View(dim=8)),
+        "weights": make_model(seed=1).space(),
+        "pooling": make_model(pooling="cls").space(),
+        "activation": make_model(activation="relu").space(),
+        "prompt text": make_model(prompts={"query": "q "}).space(role="query"),
     }
     one = make_model()
     with torch.no_grad():
         one.encoder.layers[2].attention.out.bias[3] += 0.1
-    ids["one number"] = one.space_id()
+    ids["one number"] = one.space()
     words = make_model()
     words.tokenizer.backend.add_tokens(["vole"])
-    ids["tokenizer"] = words.space_id()
+    ids["tokenizer"] = words.space()
     assert len(set(ids.values())) == len(ids)
-    assert make_model().space_id() == model.space_id()
-    with pytest.raises(UserError, match="no prompt named 'qery'"):
-        model.space_id("qery")
+    assert make_model().space() == model.space()
 
 
 def test_size_counts_what_a_token_can_touch(moe_model: Embedder, hf_folder: HfFolder) -> None:

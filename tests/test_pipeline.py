@@ -19,8 +19,8 @@ import typer
 from conftest import Run
 from moembed.cli import app
 from moembed.config import load
-from moembed.runs.pretrain import PretrainRecipe
-from moembed.runs.train import Recipe
+from moembed.runs.pretrain import PretrainConfig
+from moembed.runs.train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "recipes" / "mini" / "pipeline.sh"
@@ -64,7 +64,7 @@ def test_commands_options_and_recipes_exist(words: list[str]) -> None:
     recipes = [word for word in words if word.endswith(".yaml")]
     overrides = [re.sub(r"\$\w+", "x", word) for word in words if re.match(r"[a-z_.]+=", word)]
     for recipe in recipes:
-        load(PretrainRecipe if words[0] == "pretrain" else Recipe, ROOT / recipe, overrides)
+        load(PretrainConfig if words[0] == "pretrain" else TrainConfig, ROOT / recipe, overrides)
     assert len(recipes) == (words[0] in ("pretrain", "train"))
 
 

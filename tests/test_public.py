@@ -16,8 +16,8 @@ import typer
 import moembed
 from moembed.cli import app
 from moembed.config import load
-from moembed.runs.pretrain import PretrainRecipe
-from moembed.runs.train import Recipe
+from moembed.runs.pretrain import PretrainConfig
+from moembed.runs.train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
@@ -94,7 +94,7 @@ def test_the_commands() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_valid(path: Path) -> None:
-    load(PretrainRecipe if path.name == "pretrain.yaml" else Recipe, path)
+    load(PretrainConfig if path.name == "pretrain.yaml" else TrainConfig, path)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from conftest import TEXTS
 from moembed.embedder import Embedder
+from moembed.encoding import View
 from moembed.replicas import Replicas
 from moembed.types import UserError
 
@@ -16,18 +17,27 @@ from moembed.types import UserError
 def test_two_processes_give_the_vectors_of_one(moe_model: Embedder, tmp_path: Path) -> None:
     moe_model.save_pretrained(tmp_path / "model")
     texts = [f"{text} {i}" for i in range(150) for text in TEXTS] + ["mole " * 600]
-    expected, truncated = Embedder.from_pretrained(tmp_path / "model").encode_counted(texts, "query")
+    model = Embedder.from_pretrained(tmp_path / "model")
+    expected = model.vectors(texts, role="query")
     seen: list[int] = []
     with Replicas(tmp_path / "model", 2, {"dtype": "float32"}) as copies:
-        vectors, cut = copies.encode_counted(texts, "query", progress=seen.append)
-        nothing, _ = copies.encode_counted([], "query")
-        with pytest.raises(UserError, match="nobody"):
-            copies.encode_counted(TEXTS, "nobody")
+        found = copies.vectors(texts, role="query", progress=seen.append)
+        nothing = copies.vectors([], role="query")
+        small = copies.vectors(TEXTS, prompt="so ", view=View(layers=2, dim=5))
+        assert (copies.dim, copies.max_length) == (model.dim, model.max_length)
+        with pytest.raises(UserError, match="dim 99"):
+            copies.vectors(TEXTS, view=View(dim=99))
+        with pytest.raises(UserError, match="must be a list of strings"):
+            copies.vectors("moles")
     # other texts share a product, and a product of other shape may round otherwise
-    np.testing.assert_allclose(vectors, expected, atol=1e-6)
-    assert cut == truncated == 1
+    np.testing.assert_allclose(found.array, expected.array, atol=1e-6)
+    assert found.truncated == expected.truncated == 1
+    assert found.space == expected.space == nothing.space
+    same = model.vectors(TEXTS, prompt="so ", view=View(layers=2, dim=5))
+    np.testing.assert_allclose(small.array, same.array, atol=1e-6)
+    assert small.space == same.space
     assert sum(seen) == len(texts)
-    assert len(nothing) == 0
+    assert nothing.array.shape == (0, model.dim)
 
 
 def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
@@ -35,4 +45,4 @@ def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
         pytest.raises(UserError, match="died"),
         Replicas(tmp_path / "nowhere", 1, {"dtype": "float32"}) as copies,
     ):
-        copies.encode_counted(["an owl"])
+        copies.vectors(["an owl"])

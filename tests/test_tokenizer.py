@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from moembed.packing import offsets, pack, token_budget
 from moembed.tokenizer import Tokenizer
@@ -25,9 +28,9 @@ def tokenizer(backend: Backend) -> Tokenizer:
 
 
 def test_a_prompt_is_a_prefix(tokenizer: Tokenizer) -> None:
-    assert tokenizer.rows(["moles"], "query") == tokenizer.rows(["query: moles"])
-    assert tokenizer.rows(["moles"], "query") != tokenizer.rows(["moles"])
-    assert tokenizer.rows(["moles"], None) == tokenizer.rows(["moles"])
+    assert tokenizer.rows(["moles"], prompt="query: ") == tokenizer.rows(["query: moles"])
+    assert tokenizer.rows(["moles"], prompt=tokenizer.prompt("query")) != tokenizer.rows(["moles"])
+    assert tokenizer.rows(["moles"], prompt=tokenizer.prompt(None)) == tokenizer.rows(["moles"])
 
 
 def test_the_empty_text_is_its_special_tokens(tokenizer: Tokenizer) -> None:
@@ -41,6 +44,79 @@ def test_a_long_text_keeps_its_closing_token_and_is_counted(tokenizer: Tokenizer
     assert truncated == sum(len(row) > 8 for row in whole) > 0
     for row, full in zip(rows, whole, strict=True):
         assert row == (full if len(full) <= 8 else [*full[:7], SEP])
+
+
+FRAMES = {
+    "around": ("[CLS] $A [SEP]", 2),
+    "before": ("[CLS] $A", 1),
+    "after": ("$A [SEP]", 1),
+    "two after": ("[CLS] $A [SEP] [SEP]", 3),
+    "none": ("$A", 0),
+}
+
+
+@pytest.fixture(scope="module", params=FRAMES, ids=lambda name: name.replace(" ", "-"))
+def framed(request: pytest.FixtureRequest, backend: Backend) -> tuple[Backend, int]:
+    """A backend, and how many special tokens it puts around a text."""
+    template, count = FRAMES[request.param]
+    copy = Backend.from_str(backend.to_str())
+    special = [("[CLS]", CLS), ("[SEP]", SEP)]
+    copy.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    return copy, count
+
+
+@given(
+    st.lists(st.text(alphabet="aemo lw?", max_size=30), min_size=1, max_size=5),
+    st.integers(0, 12),
+    st.sampled_from(["right", "left"]),
+    st.sampled_from(["", "query: "]),
+)
+def test_a_cut_is_that_of_the_backend(
+    framed: tuple[Backend, int], some: list[str], extra: int, side: Literal["right", "left"], prompt: str
+) -> None:
+    backend, count = framed
+    limit = max(count + extra, 1)
+    rows, truncated = Tokenizer(backend, limit, truncation_side=side).rows(some, prompt=prompt)
+    theirs = Backend.from_str(backend.to_str())
+    whole = theirs.encode_batch([prompt + text for text in some])
+    theirs.enable_truncation(limit, direction=side)
+    assert rows == [encoding.ids for encoding in theirs.encode_batch([prompt + text for text in some])]
+    assert truncated == sum(len(encoding.ids) > limit for encoding in whole)
+    assert backend.truncation is None
+
+
+def test_a_limit_without_room_for_the_special_tokens_is_refused(tokenizer: Tokenizer) -> None:
+    for limit in (1, 0, -3):
+        with pytest.raises(UserError, match=rf"max_length {limit} is too short: .* take at least 3"):
+            tokenizer.rows(["moles"], max_length=limit)
+
+
+def test_threads_share_one_tokenizer(tokenizer: Tokenizer, texts: list[str]) -> None:
+    limits = [3, 5, 8, None] * 30
+    expected = [tokenizer.rows(texts, max_length=limit) for limit in limits]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda limit: tokenizer.rows(texts, max_length=limit), limits))
+    assert found == expected
+
+
+def test_long_texts_are_encoded_a_few_at_a_time(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moembed.tokenizer._CHARACTERS", 100)
+    sizes: list[int] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(backend, name)
+
+        def encode_batch_fast(self, batch: list[str]) -> Any:
+            sizes.append(sum(map(len, batch)))
+            return backend.encode_batch_fast(batch)
+
+    texts = ["moles " * count for count in (1, 2, 3, 40, 5, 6, 7, 0, 8)]
+    rows, truncated = Tokenizer(Counting(), 20).rows(texts)  # type: ignore[arg-type]
+    assert (rows, truncated) == Tokenizer(backend, 20).rows(texts)
+    assert sum(sizes) == sum(map(len, texts))
+    assert len(sizes) > 2
+    assert max(size for size in sizes if size != 240) <= 100
 
 
 def test_a_shorter_limit_holds_for_one_call_and_a_longer_one_never(tokenizer: Tokenizer) -> None:
@@ -59,9 +135,9 @@ def test_an_unknown_prompt_is_refused_with_a_hint(tokenizer: Tokenizer) -> None:
     with pytest.raises(
         UserError, match=r"no prompt named 'qery' \(known: document, query\), did you mean 'query'"
     ):
-        tokenizer.rows(["moles"], "qery")
+        tokenizer.prompt("qery")
     with pytest.raises(UserError, match=r"no prompt named 'query' \(known: none\)$"):
-        Tokenizer(tokenizer.backend, 8).rows(["moles"], "query")
+        Tokenizer(tokenizer.backend, 8).prompt("query")
 
 
 def test_a_default_prompt_that_names_nothing_is_refused(backend: Backend) -> None:
@@ -78,18 +154,18 @@ def test_a_default_prompt_that_names_nothing_is_refused(backend: Backend) -> Non
         ("mo\ud800les", "text 1 is not valid Unicode"),
     ],
 )
-@pytest.mark.parametrize("prompt_name", [None, "query"])
+@pytest.mark.parametrize("prompt", ["", "query: "])
 def test_what_is_not_text_is_named_by_position(
-    bad: object, complaint: str, prompt_name: str | None, tokenizer: Tokenizer
+    bad: object, complaint: str, prompt: str, tokenizer: Tokenizer
 ) -> None:
     with pytest.raises(UserError, match=complaint):
-        tokenizer.rows(["moles", bad], prompt_name)  # type: ignore[list-item]
+        tokenizer.rows(["moles", bad], prompt=prompt)  # type: ignore[list-item]
     assert tokenizer.rows(["moles"])[0] == [[CLS, tokenizer.backend.token_to_id("moles"), SEP]]
 
 
 def test_batch_is_rows_then_pack(tokenizer: Tokenizer, texts: list[str]) -> None:
-    batch = tokenizer.batch(texts, "query", max_length=6)
-    rows, truncated = tokenizer.rows(texts, "query", max_length=6)
+    batch = tokenizer.batch(texts, prompt="query: ", max_length=6)
+    rows, truncated = tokenizer.rows(texts, prompt="query: ", max_length=6)
     again = pack(rows, truncated)
     assert torch.equal(batch.token_T, again.token_T)
     assert torch.equal(batch.restore_B, again.restore_B)

@@ -13,16 +13,33 @@ from moembed.interop.hook import install
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
+    from moembed.evaluation.result import EvaluationResult
+    from moembed.runs.evaluate import evaluate
+    from moembed.runs.pretrain import PretrainConfig, PretrainResult, pretrain
+    from moembed.runs.system import EvaluationOptions
+    from moembed.runs.train import TrainConfig, TrainResult, train
     from moembed.types import TruncationWarning, UserError
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Embedder": "moembed.embedder",
+    "EvaluationOptions": "moembed.runs.system",
+    "EvaluationResult": "moembed.evaluation.result",
+    "PretrainConfig": "moembed.runs.pretrain",
+    "PretrainResult": "moembed.runs.pretrain",
+    "TrainConfig": "moembed.runs.train",
+    "TrainResult": "moembed.runs.train",
     "TruncationWarning": "moembed.types",
     "UserError": "moembed.types",
+    "evaluate": "moembed.runs.evaluate",
+    "pretrain": "moembed.runs.pretrain",
+    "train": "moembed.runs.train",
 }
-__all__ = ["Embedder", "TruncationWarning", "UserError", "__version__"]
+__all__ = [
+    "Embedder", "EvaluationOptions", "EvaluationResult", "PretrainConfig", "PretrainResult", "TrainConfig",
+    "TrainResult", "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -9,24 +9,25 @@ nearest known one. ``dump`` writes the resolved config that is saved with every 
 
 from __future__ import annotations
 
-import difflib
+import copy
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moembed.types import UserError
+from moembed.validation import require_digits, sentences
 
 
 class Strict(BaseModel):
-    """Base of every config: unknown keys are errors, values cannot be reassigned."""
+    """Base of every config: unknown keys are errors, numbers are finite, values cannot be reassigned."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Config = TypeVar("Config", bound=Strict)
@@ -48,13 +49,52 @@ def load(kind: type[Config], path: str | Path | None = None, overrides: Sequence
     return validate(kind, _expanded(values))
 
 
+def resolve(kind: type[Config], given: Any, overrides: Mapping[str, Any]) -> Config:
+    """What Python callers pass as a config: one of ``kind``, a mapping, or a YAML file; then ``overrides``.
+
+    Keys of ``overrides`` may be dotted, ``{"optim.learning_rate": 1e-4}``.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    if isinstance(given, kind):
+        values = _given(given)
+    elif isinstance(given, Mapping):
+        values = copy.deepcopy(dict(given))
+    elif isinstance(given, (str, os.PathLike)):
+        values = _read(Path(given))
+    else:
+        raise UserError(f"a config is a {kind.__name__}, a dict or a YAML file, not a {type(given).__name__}")
+    for key, value in overrides.items():
+        keys, inner = key.split("."), values
+        for part in keys[:-1]:
+            if isinstance(inner.get(part), BaseModel):
+                inner[part] = _given(inner[part])
+            inner = inner[part] if isinstance(inner.get(part), dict) else {}
+        _set(values, keys, value, key)
+    return validate(kind, _expanded(values))
+
+
+def _given(config: BaseModel) -> dict[str, Any]:
+    """The values that were given to a config; what it was not told stays a default."""
+    return {name: getattr(config, name) for name in config.model_fields_set}
+
+
 def validate(kind: type[Config], values: dict[str, Any], where: str = "") -> Config:
-    """``kind(**values)`` with pydantic's complaints turned into one sentence."""
+    """``kind(**values)`` with pydantic's complaints turned into one sentence of ours.
+
+    Raises:
+        UserError: every wrong value with its key, what was given and what is expected; of unknown keys, these
+            alone, for the rest may be a consequence.
+    """
     try:
+        require_digits(values)
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_sentence(kind, problem) for problem in error.errors())
-        raise UserError(f"{where}: {problems}" if where else problems) from None
+        problems = "; ".join(sentences(kind, values, error))
+    except UserError as error:
+        problems = str(error)
+    raise UserError(f"{where}: {problems}" if where else problems)
 
 
 def dump(config: Strict) -> str:
@@ -94,15 +134,22 @@ def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{where} is not valid YAML{place}: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply") from None
 
 
 def _expanded(value: Any) -> Any:
     """Every ``${NAME}`` and ``${NAME:-default}`` replaced, in texts at any depth."""
     if isinstance(value, dict):
         return {key: _expanded(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_expanded(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
     return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _variable, value) if isinstance(value, str) else value
 
 
@@ -122,29 +169,3 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
             raise UserError(f"override {override!r}: {key!r} is a value, it has no keys of its own")
         values = child
     values[keys[-1]] = value
-
-
-def _sentence(kind: type[BaseModel], problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(kind, problem["loc"][:-1])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"unknown key {path!r}" + (f", did you mean {close[0]!r}?" if close else "")
-    if problem["type"] == "missing":
-        return f"key {path!r} is missing"
-    return f"{path or 'value'}: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _known_keys(kind: type[BaseModel], loc: Sequence[Any]) -> list[str]:
-    """Field names of the (nested, optional, listed) model that ``loc`` leads to."""
-    for part in loc:
-        if part not in kind.model_fields:
-            continue  # a list position or the name of a union member
-        pending = [kind.model_fields[part].annotation]
-        while pending:
-            annotation = pending.pop()
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                kind = annotation
-                break
-            pending.extend(get_args(annotation))
-    return list(kind.model_fields)

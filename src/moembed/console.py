@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,8 +18,30 @@ _PLAIN_EVERY_SECONDS = 10.0
 
 
 def say(text: str) -> None:
-    """One plain line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """One plain line on stderr; none where stderr is closed."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, and a sentence that says what is kept and how to go on."""
+
+
+_result: list[TextIO] = []  # where JSON goes, while everything else that is printed goes to stderr
+
+
+@contextmanager
+def results_alone(wanted: bool) -> Iterator[None]:
+    """If ``wanted``, standard output gets what ``print_json`` prints and nothing else."""
+    if not wanted:
+        yield
+        return
+    _result.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _result.pop()
 
 
 @contextmanager
@@ -42,7 +65,17 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """On standard output; NaN and infinity, which JSON lacks, become null."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text, file=_result[-1] if _result else None)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -4,58 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from moembed.folder.hub import locate
+from moembed.encoding import FULL, Progress, Vectors, View, as_texts, truncate
+from moembed.families.own import encoder_json
+from moembed.families.registry import family_to_write
+from moembed.folder.bases import locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
-from moembed.inference import engine as serving
+from moembed.inference.digest import Digest
+from moembed.inference.engine import Engine
+from moembed.inference.member import check_view, first_layers, member
+from moembed.inference.options import DTYPES, check_device, check_dtype
+from moembed.inference.residency import release_pages
+from moembed.inference.sentences import Sentences
+from moembed.inference.windows import windows
 from moembed.model.encoder import Encoder, num_parameters
-from moembed.model.pooling import POOLING
+from moembed.model.head import Head
+from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
-from moembed.types import Batch, Encoded, TruncationWarning, UserError
+from moembed.types import Batch, Encoded, UserError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What texts are embedded for, and what models call the prompt of it: their own words, then those of MTEB.
 ROLES = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
     "sts": ("sts", "STS"),
+    "pair_classification": ("pair_classification", "PairClassification"),
     "bitext": ("bitext", "BitextMining"),
     "classification": ("classification", "Classification"),
     "clustering": ("clustering", "Clustering"),
 }
-_WINDOW = 4096  # texts that are tokens at one time
 
 
-class Embedder(nn.Module):
-    """Encoder + pooling + L2 normalisation, with the tokenizer and the prompts the model was made with.
+class Embedder(Sentences, nn.Module):
+    """Encoder + pooling + head, with the tokenizer and the prompts the model was made with.
 
     Made from ``Parts``, it takes their tensors over without copying: train it, and what shares them moves.
+    ``Embedder("org/name")`` is ``Embedder.from_pretrained("org/name")``. Embedding texts changes nothing in
+    it, so any number of threads may share one.
 
     >>> model = Embedder.from_pretrained("runs/demo/model")        # doctest: +SKIP
     >>> model.encode_query(["read a parquet file lazily"]).shape   # doctest: +SKIP
     (1, 384)
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, source: Parts | str | Path, **options: Any) -> None:
         super().__init__()
+        if not isinstance(source, Parts):
+            self.__dict__.update(type(self).from_pretrained(source, **options).__dict__)
+            return
         with torch.device("meta"):
-            self.encoder = Encoder(parts.config)
-        self.encoder.load_state_dict(parts.state, assign=True)
+            self.encoder = Encoder(source.spec)
+        self.encoder.load_state_dict(source.state, assign=True)
         self.encoder.requires_grad_(True)
-        self.tokenizer = parts.tokenizer
-        self.pooling = parts.pooling
-        self.files, self.source, self.dims = parts.files, parts.source, parts.dims
-        self.digest: str | None = None
+        self.tokenizer = source.tokenizer
+        self.pooling, self.head = source.pooling, Head(source.head, source.head_state)
+        self.files, self.source, self.dims = source.files, source.source, source.dims
+        self.similarity_fn_name = source.similarity_fn_name
+        self.dim = self.full_dim
+        self.engine = Engine()
+        self.digest = Digest()
 
     @classmethod
     def from_pretrained(
@@ -65,201 +83,227 @@ class Embedder(nn.Module):
         device: str | None = None,
         revision: str | None = None,
         allow_pickle: bool = False,
+        layers: int | None = None,
+        dim: int | None = None,
+        experts: int | None = None,
     ) -> Embedder:
-        """Load a model folder, or a hub id such as ``org/name`` when no folder of that name exists.
+        """Load a folder, a run, ``minilm``, or a hub id such as ``org/name`` when there is no such folder.
 
         Args:
             dtype: of weights and activations: ``float32``, ``bfloat16`` or, on a GPU, ``float16``; routers
-                stay in float32. ``int8`` rounds for serving on a CPU: see `moembed.inference.engine`.
+                stay in float32. ``int8`` rounds what serves on a CPU, see `moembed.inference.engine`; the
+                parameters stay what the folder holds.
             device: default: ``cuda`` if there is one, else ``cpu``.
             revision: branch, tag or commit of a hub id; default: its main branch.
             allow_pickle: where there is no model.safetensors, read the tensors of pytorch_model.bin.
+            layers: keep the first so many layers alone.
+            dim: vectors of the first so many coordinates, made unit vectors again (Matryoshka).
+            experts: of models whose experts can be fewer; no model of this version is one.
 
         Raises:
-            UserError: not a model, damaged, or of a kind this version does not know.
+            UserError: not a model, damaged, or of a kind this version does not know; no such device; a view
+                beyond the model.
         """
-        device = device or ("cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu")
-        _check_dtype(dtype, device)
-        model = cls(read_folder(locate(path_or_hub_id, revision, allow_pickle), allow_pickle)).eval()
-        if dtype == "int8":
-            model.digest = model._digest()  # of what it was before rounding
-            serving.pack(model.encoder, int8=True)
-        packed = {id(parameter) for parameter, _ in model.encoder.held}
+        view = View(layers, dim, experts)
+
+        def load() -> Embedder:
+            target = device or ("cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu")
+            check_dtype(dtype, target)
+            check_device(target)
+            folder = locate_base(str(path_or_hub_id), revision, allow_pickle)
+            return cls._of(member(read_folder(folder, allow_pickle), view), dtype, target, dim)
+
+        # In a thread of its own, because the threads that PyTorch starts belong to the thread that asked for
+        # them: a process forked after loading would wait for them for ever.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(load).result()
+
+    @classmethod
+    def _of(cls, parts: Parts, dtype: str, device: str, dim: int | None) -> Embedder:
+        """A model ready to serve. What stays as it is stored stays in the file, mapped."""
+        model = cls(parts).eval()
+        model.dim = dim or model.dim
+        model.engine = Engine(int8=dtype == "int8")
         for name, parameter in model.named_parameters():
-            if id(parameter) not in packed:
-                kept = torch.float32 if ".router." in name else DTYPES.get(dtype, torch.float32)
-                # a view would keep the whole file in memory
-                parameter.data = parameter.to(device, kept, copy=True)
+            kept = torch.float32 if ".router." in name else DTYPES.get(dtype, torch.float32)
+            parameter.data = parameter.data.to(device, kept)
+        if device == "cpu":
+            model.engine.encoder(model.encoder)
+            release_pages(model.parameters())  # what serves is packed, and nobody has changed these yet
         return model
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a sentence-transformers folder; an existing one gives way only when the new one is whole."""
+        if self.dim != self.full_dim:
+            warnings.warn(
+                f"{path} keeps all {self.full_dim} coordinates: load it with dim={self.dim}",
+                stacklevel=2,
+            )
         write_folder(Path(path), self.parts())
 
     def parts(self) -> Parts:
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
-        state = dict(serving.values(self.encoder))
-        settings = (self.tokenizer, self.pooling, self.files, self.source, self.dims)
-        return Parts(self.encoder.config, state, *settings)
+        tensors = chain(self.encoder.named_parameters(), self.encoder.named_buffers())
+        state = {name: tensor.detach() for name, tensor in tensors}
+        return Parts(
+            self.encoder.spec,
+            state,
+            self.tokenizer,
+            self.pooling,
+            self.files,
+            self.source,
+            self.dims,
+            self.similarity_fn_name,
+            self.head.config,
+            self.head.state(),
+        )
 
     @property
-    def dim(self) -> int:
-        return self.encoder.config.width
+    def full_dim(self) -> int:
+        """Coordinates of the whole vector; ``dim`` may be fewer, see ``from_pretrained``."""
+        return self.head.dim(self.pooling.dim(self.encoder.spec.width))
 
     @property
     def device(self) -> str:
         return str(self.encoder.word.weight.device)
 
+    @property
+    def dtype(self) -> str:
+        """What the values that serve are rounded to: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
+        return "int8" if self.engine.int8 else str(self.encoder.word.weight.dtype).removeprefix("torch.")
+
+    @property
+    def max_length(self) -> int:
+        """Tokens read of a text, special ones and prompt included."""
+        return self.tokenizer.max_length
+
+    @property
+    def max_seq_length(self) -> int:
+        """``max_length`` by its name in sentence-transformers; set it to read less of a text, or more."""
+        return self.tokenizer.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, tokens: int) -> None:
+        longest = self.encoder.spec.max_length
+        if not 1 <= tokens <= longest:
+            raise UserError(f"max_seq_length {tokens} is not within 1..{longest}, what the model can read")
+        self.tokenizer.max_length = tokens
+
     def num_parameters(self, active: bool = False) -> int:
         """All parameters, or those one token can touch (the whole vocabulary table counted)."""
-        return num_parameters(self.encoder.config, active)
+        return num_parameters(self.encoder.spec, active) + self.head.config.num_parameters()
+
+    def train(self, mode: bool = True) -> Embedder:
+        if mode:
+            self.engine.drop()
+        return super().train(mode)
 
     # ---- tensors: training and everything below ----------------------------------------------------------
 
     def forward(self, batch: Batch, depths: Sequence[int] | None = None) -> Encoded:
-        """A packed batch -> unit vectors ``(B, M)`` fp32 in the caller's order, for every depth asked for."""
-        hidden, router = self.encoder(batch.token_T, batch.length_B, depths)
-        pool = POOLING[self.pooling]
-        return Encoded(
-            {
-                depth: F.normalize(pool(states_TD, batch.length_B), dim=-1)[batch.restore_B]
-                for depth, states_TD in hidden.items()
-            },
-            router,
-        )
+        """A packed batch -> unit vectors ``(B, M)`` fp32 in the caller's order, for every depth asked for.
+
+        A text without a single token has the vector of zeros.
+        """
+        return unit_vectors(self.encoder, self.pooling, self.head, batch, depths)
 
     # ---- texts: everyone else ----------------------------------------------------------------------------
 
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        dim: int | None = None,
-        batch_tokens: int | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> np.ndarray:
-        """Embed texts.
-
-        Args:
-            texts: a list of strings; ``""`` is legal. A single string gives a single vector.
-            prompt_name: put the model's prompt of this name in front; None adds none.
-            dim: keep the first ``dim`` coordinates, then normalise again (Matryoshka).
-            batch_tokens: most tokens computed at a time; bounds the memory. Default: by device.
-            progress: called with the number of texts finished since the last call.
-
-        Returns:
-            float32 ``(len(texts), dim)``, rows of length 1. A row depends on its own text alone.
-
-        Warns:
-            TruncationWarning: with the number of texts that were longer than the model reads.
-        """
-        if isinstance(texts, str):
-            return self.encode([texts], prompt_name, dim, batch_tokens, progress)[0]
-        vectors, truncated = self.encode_counted(texts, prompt_name, dim, batch_tokens, progress)
-        if truncated:
-            warnings.warn(
-                f"{truncated} of {len(texts)} texts were cut at {self.tokenizer.max_length} tokens",
-                TruncationWarning,
-                stacklevel=2,
-            )
-        return vectors
-
-    def encode_query(self, texts: str | Sequence[str], dim: int | None = None) -> np.ndarray:
-        """``encode`` with the model's ``query`` prompt, if it has one."""
-        return self.encode(texts, self.role_prompt("query"), dim)
-
-    def encode_document(self, texts: str | Sequence[str], dim: int | None = None) -> np.ndarray:
-        """``encode`` with the model's ``document`` (or ``passage``) prompt, if it has one."""
-        return self.encode(texts, self.role_prompt("document"), dim)
-
     def role_prompt(self, role: str) -> str | None:
         """The name of the prompt for a role, such as ``query``, else of the default prompt, else None."""
-        return next((n for n in ROLES[role] if n in self.tokenizer.prompts), self.tokenizer.default_prompt)
+        names = ROLES.get(role, (role,))
+        return next((n for n in names if n in self.tokenizer.prompts), self.tokenizer.default_prompt)
+
+    def role_prefix(self, role: str | None) -> str:
+        """The text that is put in front of texts of a role; None: of texts without one."""
+        return self.tokenizer.prompt(self.role_prompt(role)) if role is not None else ""
+
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+        batch_tokens: int | None = None,
+    ) -> Vectors:
+        """See `moembed.encoding.TextEncoder`; ``batch_tokens`` as in ``encode``."""
+        prefix = self.role_prefix(role) if prompt is None else prompt
+        found = self._embedded(as_texts(texts), prefix, view, progress, batch_tokens=batch_tokens)
+        array, truncated = found
+        return Vectors(array, truncated, self.space(prompt=prefix, view=view))
+
+    def rows(
+        self, texts: Iterable[str], *, role: str | None = None, prompt: str | None = None
+    ) -> tuple[list[list[int]], int]:
+        """The first half of ``vectors``: token ids of every text, and the number of texts that were cut."""
+        prefix = self.role_prefix(role) if prompt is None else prompt
+        return self.tokenizer.rows(as_texts(texts), prompt=prefix)
 
     @torch.inference_mode()
-    def encode_counted(
+    def embed(
         self,
-        texts: Sequence[str],
-        prompt_name: str | None = None,
-        dim: int | None = None,
+        rows: Sequence[Sequence[int]],
+        view: View = FULL,
+        *,
         batch_tokens: int | None = None,
-        progress: Callable[[int], object] | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """The second half of ``vectors``: float32 ``(len(rows), dim)`` of token rows, for whoever batches."""
+        for name, most in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+            if most is not None and most < 1:
+                raise UserError(f"{name} must be at least 1, not {most}")
+        check_view(self.encoder.spec, view, self.dim)
+        encoder, device = self.engine.encoder(self.encoder), self.device
+        depths = [view.layers or self.encoder.spec.num_layers]
+        dim = view.dim or self.dim
+        vectors = np.zeros((len(rows), dim), dtype=np.float32)
+        budget = batch_tokens or (4096 if device == "cpu" else 65536)
+        for group in token_budget([len(row) for row in rows], budget, batch_size):
+            batch = pack([rows[i] for i in group]).to(device)
+            vector_BM = unit_vectors(encoder, self.pooling, self.head, batch, depths).vector_BM.cpu().numpy()
+            vectors[group] = truncate(vector_BM, dim if dim < vector_BM.shape[1] else None)
+            if progress:
+                progress(len(group))
+        return vectors
+
+    def _embedded(
+        self,
+        texts: list[str],
+        prefix: str,
+        view: View,
+        progress: Progress | None = None,
+        **limits: int | None,
     ) -> tuple[np.ndarray, int]:
-        """Like ``encode``, without the warning: the vectors and how many texts were cut."""
-        self._check_dim(dim)
-        was_training = self.training
-        if not was_training and self.device == "cpu":
-            serving.pack(self.encoder)
-        self.eval()
-        budget = batch_tokens or (4096 if self.device == "cpu" else 65536)
-        vectors = np.empty((len(texts), dim or self.dim), dtype=np.float32)
-        truncated = 0
-        for start, rows, cut in self._tokenized(texts, prompt_name):
+        check_view(self.encoder.spec, view, self.dim)
+        parts, truncated = [np.zeros((0, view.dim or self.dim), dtype=np.float32)], 0
+        for rows, cut in windows(self.tokenizer, texts, prefix):
+            parts.append(self.embed(rows, view, progress=progress, **limits))
             truncated += cut
-            for group in token_budget([len(row) for row in rows], budget):
-                batch = pack([rows[i] for i in group]).to(self.device)
-                place_B = [start + i for i in group]
-                vectors[place_B] = _shorten(self(batch).vector_BM, dim).cpu().numpy()
-                if progress:
-                    progress(len(group))
-        self.train(was_training)
-        return vectors, truncated
+        return (np.concatenate(parts) if len(parts) > 2 else parts[-1]), truncated
 
-    def _tokenized(
-        self, texts: Sequence[str], prompt_name: str | None
-    ) -> Iterator[tuple[int, list[list[int]], int]]:
-        """Windows of texts as token rows, the next one in the making while the last is embedded."""
-        with ThreadPoolExecutor(1) as thread:
-            waiting: list[tuple[int, Future[tuple[list[list[int]], int]]]] = []
-            for start in range(0, len(texts), _WINDOW):
-                window = texts[start : start + _WINDOW]
-                waiting.append((start, thread.submit(self.tokenizer.rows, window, prompt_name)))
-                if len(waiting) > 1:
-                    first, made = waiting.pop(0)
-                    yield first, *made.result()
-            for first, made in waiting:
-                yield first, *made.result()
+    # ---- the space of the vectors ------------------------------------------------------------------------
 
-    def space_id(self, prompt_name: str | None = None, dim: int | None = None) -> str:
-        """Name of the space the vectors live in: equal ids, comparable vectors.
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        """Name of the space the vectors live in: equal names, comparable vectors.
 
         A hash of the weights (rounded to bf16, so both precisions share a space), architecture, tokenizer,
-        pooling, prompt, dim and codec. An index stores the id of its documents; the declared relation is that
-        one model's queries may be searched against its own documents, whatever their prompts.
+        pooling, prompt, dim and codec. An index stores the name of its documents' space; the declared
+        relation is that one model's queries may be searched against its own documents, whatever their
+        prompts. The first layers of a model have the name of the small model that holds nothing else.
         """
-        self._check_dim(dim)
-        codec = "int8 weights" if self.digest else "float32"
+        check_view(self.encoder.spec, view, self.dim)
+        spec = first_layers(self.encoder.spec, view)
         facts = [
-            self.digest or self._digest(),
-            self.encoder.config.model_dump_json(),
-            self.pooling,
-            self.tokenizer.prompt(prompt_name),
-            dim or self.dim,
-            codec,
+            self.digest.of(self.encoder, view.layers),
+            encoder_json(spec, family_to_write(spec, self.source).name),
+            self.pooling.name,
+            self.role_prefix(role) if prompt is None else prompt,
+            view.dim or self.dim,
+            "int8 weights" if self.engine.int8 else "float32",
             self.tokenizer.backend.to_str(),
+            *self.head.facts(),
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in serving.values(self.encoder):
-            digest.update(name.encode())
-            digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-    def _check_dim(self, dim: int | None) -> None:
-        if dim is not None and not 1 <= dim <= self.dim:
-            raise UserError(f"dim {dim} is not within 1..{self.dim}")
-
-
-def _check_dtype(dtype: str, device: str) -> None:
-    if dtype not in (*DTYPES, "int8"):
-        raise UserError(f"dtype {dtype!r} is not available (known: {', '.join(DTYPES)}, int8)")
-    if dtype == "float16" and device == "cpu":
-        raise UserError("float16 needs a GPU; on a CPU choose float32, bfloat16 or int8")
-    if dtype == "int8" and not (device == "cpu" and serving.can_round()):
-        raise UserError("int8 needs a CPU whose PyTorch was built with oneDNN; choose float32 or bfloat16")
-
-
-def _shorten(vector_BM: Tensor, dim: int | None) -> Tensor:
-    return F.normalize(vector_BM[:, :dim], dim=-1) if dim else vector_BM

@@ -6,7 +6,7 @@ and a cache before any of them. Evaluation, mining, stress tests, indexing and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ class Vectors:
     """Vectors of texts, in their order.
 
     Attributes:
-        array: float32 ``(N, M)``, rows of length 1.
+        array: float32 ``(N, M)``, rows of length 1; a text without a single token is a row of zeros.
         truncated: texts that were longer than the model reads.
         space: name of the space they live in: equal names, comparable vectors.
     """
@@ -85,19 +85,38 @@ class TextEncoder(Protocol):
 def as_texts(texts: Any) -> list[str]:
     """The texts as a list, checked one by one: nothing is sized, or returned, before it is there.
 
+    Lists, tuples, generators, columns of pandas, numpy, polars, pyarrow or datasets: whatever has an order.
+
     Raises:
-        UserError: a table, or anything else that does not hold strings alone.
+        UserError: a table, a set, one text alone, or anything else that does not hold strings alone.
     """
-    if isinstance(texts, list) and all(type(text) is str for text in texts):
-        return texts
+    kind = type(texts).__name__
     if hasattr(texts, "columns") or hasattr(texts, "column_names"):  # pandas, polars, pyarrow, datasets
-        raise UserError(
-            f"a {type(texts).__name__} is a table, not a list of texts: pass one column, as in table['text']"
-        )
-    if isinstance(texts, (str, bytes, dict)) or not isinstance(texts, Iterable):
-        raise UserError(f"texts must be a list of strings, not a {type(texts).__name__}")
-    listed = list(texts)
+        raise UserError(f"a {kind} is a table, not a list of texts: pass one column, as in table['text']")
+    if isinstance(texts, (set, frozenset)):
+        raise UserError(f"a {kind} has no order, so no vector could be told whose it is: pass a list")
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+        raise UserError(f"texts must be a list of strings, not a {kind}")
+    listed = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)
     for position, text in enumerate(listed):
         if not isinstance(text, str):
             raise UserError(f"text {position} is a {type(text).__name__}, not a string")
-    return [str(text) for text in listed]
+    return [text if type(text) is str else str(text) for text in listed]
+
+
+def truncate(vector_NM: np.ndarray, dim: int | None) -> np.ndarray:
+    """The first ``dim`` coordinates, made unit vectors again (zeros stay); None: the vectors themselves.
+
+    Source: Kusupati et al., *Matryoshka Representation Learning* (2022). The same of tensors is
+    `moembed.losses.nested.shorten`.
+
+    Raises:
+        UserError: ``dim`` is not within the vectors.
+    """
+    if dim is None:
+        return vector_NM
+    if not 1 <= dim <= vector_NM.shape[1]:
+        raise UserError(f"dim {dim} is not within 1..{vector_NM.shape[1]}")
+    cut_NM = vector_NM[:, :dim].astype(np.float32)
+    norm_N1 = np.linalg.norm(cut_NM, axis=1, keepdims=True)
+    return cut_NM / np.where(norm_N1 > 0, norm_N1, 1)

@@ -1,17 +1,22 @@
-"""What a figure depends on beside the code: processor, memory, versions, commit."""
+"""This machine: what a figure depends on beside the code, and which backends it can run."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import warnings
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moembed.types import UserError
+
 if TYPE_CHECKING:
     import torch
 
+AUTO = "auto"  # a backend that nobody named
 ROOT = Path(__file__).parents[2]  # of a checkout
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnxruntime", "llama-cpp-python")
 INSTRUCTIONS = {"amx": "amx_bf16", "avx512_bf16": "avx512_bf16", "avx512_vnni": "avx512_vnni"}
@@ -23,17 +28,23 @@ def machine() -> dict[str, Any]:
 
     cpu = _cpu_info()
     flags = cpu.get("flags", "").split()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": [name for name, flag in INSTRUCTIONS.items() if flag in flags],
-        "memory_gib": round(memory, 1),
+        "memory_gib": round(memory_bytes() / 2**30, 1),
+        "precision": best_dtype(),
+        "system": f"{platform.system()} {platform.machine()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "commit": _commit(),
     }
+
+
+def memory_bytes() -> int:
+    """Of the whole machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _cpu_info() -> dict[str, str]:
@@ -86,3 +97,26 @@ def best_dtype() -> str:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return str(choose_precision("auto", device)).removeprefix("torch.")
+
+
+def requested_backend(setting: str, wanted: str, known: Collection[str]) -> str | None:
+    """The backend that the caller or else the environment names; None where both leave it open.
+
+    Raises:
+        UserError: there is no such backend.
+    """
+    variable = f"MOEMBED_{setting.upper()}"
+    source, name = (setting, wanted) if wanted != AUTO else (variable, os.environ.get(variable) or AUTO)
+    if name == AUTO:
+        return None
+    if name not in known:
+        raise UserError(f"{source} {name!r} is not known (known: {AUTO}, {', '.join(known)})")
+    return name
+
+
+def supported_backend(setting: str, name: str, unsupported_reason: str | None, instead: str) -> str:
+    """``name``, or where it cannot run a warning that says why, and ``instead``."""
+    if unsupported_reason is None:
+        return name
+    warnings.warn(f"{setting} {name!r} {unsupported_reason}; {instead!r} runs instead", stacklevel=2)
+    return instead

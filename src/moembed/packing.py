@@ -34,8 +34,8 @@ def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:
     )
 
 
-def token_budget(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Split texts into groups of at most ``max_tokens`` tokens, neighbours in length together.
+def token_budget(lengths: Sequence[int], max_tokens: int, max_texts: int | None = None) -> list[list[int]]:
+    """Split texts into groups of at most ``max_tokens`` tokens and ``max_texts`` texts, by length.
 
     A text longer than the budget makes a group of its own. The groups hold every index once, longest texts
     first, so the largest allocation comes first and a memory shortage shows at the start.
@@ -44,7 +44,7 @@ def token_budget(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     groups: list[list[int]] = []
     room = 0
     for i in order:
-        if not groups or lengths[i] > room:
+        if not groups or lengths[i] > room or len(groups[-1]) == max_texts:
             groups.append([])
             room = max_tokens
         groups[-1].append(i)

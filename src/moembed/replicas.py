@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from moembed.embedder import Embedder
+from moembed.encoding import FULL, Progress, Vectors, View, as_texts
 from moembed.types import UserError
+
+T = TypeVar("T")
 
 _PART = 512  # texts a process takes at a time
 
 
 class Replicas:
-    """``encode_counted`` of one model folder by ``processes`` processes; leave the ``with`` to end them.
+    """A text encoder of one model folder in ``processes`` processes; leave the ``with`` to end them.
 
     On GPUs they are dealt out in turn; on a CPU the cores are shared. A vector depends on its own text alone,
     so the number of processes changes nothing but the time.
@@ -42,37 +46,64 @@ class Replicas:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def encode_counted(
+    @property
+    def dim(self) -> int:
+        """Width of the full vector."""
+        return self._ask(_dim)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens read of a text, special ones and prompt included."""
+        return self._ask(_max_length)
+
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        """As ``Embedder.space``."""
+        return self._ask(_space, role, prompt, view)
+
+    def vectors(
         self,
-        texts: Sequence[str],
-        prompt_name: str | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> tuple[np.ndarray, int]:
-        """As ``Embedder.encode_counted``.
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        """As ``Embedder.vectors``.
 
         Raises:
             UserError: what the model refuses; or a process died.
         """
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # long ones first: even ends
+        listed = as_texts(texts)
+        space = self.space(role=role, prompt=prompt, view=view)
+        order = sorted(range(len(listed)), key=lambda i: -len(listed[i]))  # long ones first: even ends
         parts = [order[start : start + _PART] for start in range(0, len(order), _PART)]
-        waiting: dict[Future[tuple[np.ndarray, int]], list[int]] = {
-            self._pool.submit(_encode, [texts[i] for i in part], prompt_name): part for part in parts
+        waiting = {
+            self._pool.submit(_embed, [listed[i] for i in part], role, prompt, view): part for part in parts
         }
-        vectors, truncated = np.empty((len(texts), 0), dtype=np.float32), 0
-        try:
+        vectors, truncated = np.zeros((len(listed), view.dim or self.dim), dtype=np.float32), 0
+        with _alive():
             for done in as_completed(waiting):
                 vector_NM, cut = done.result()
-                if not vectors.shape[1]:
-                    vectors = np.empty((len(texts), vector_NM.shape[1]), dtype=np.float32)
                 vectors[waiting[done]] = vector_NM
                 truncated += cut
                 if progress:
                     progress(len(vector_NM))
-        except BrokenProcessPool:
-            raise UserError(
-                "a process that embeds texts died, perhaps for want of memory: take fewer processes"
-            ) from None
-        return vectors, truncated
+        return Vectors(vectors, truncated, space)
+
+    def _ask(self, question: Callable[..., T], *arguments: object) -> T:
+        with _alive():
+            return self._pool.submit(question, *arguments).result()
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that embeds texts died, perhaps for want of memory: take fewer processes"
+        ) from None
 
 
 _model: Embedder  # of a process of the pool
@@ -89,5 +120,18 @@ def _load(folder: Path, processes: int, numbers: Any, options: dict[str, Any]) -
     _model = Embedder.from_pretrained(folder, device=device, **options)
 
 
-def _encode(texts: list[str], prompt_name: str | None) -> tuple[np.ndarray, int]:
-    return _model.encode_counted(texts, prompt_name)
+def _embed(texts: list[str], role: str | None, prompt: str | None, view: View) -> tuple[np.ndarray, int]:
+    rows, truncated = _model.rows(texts, role=role, prompt=prompt)
+    return _model.embed(rows, view), truncated
+
+
+def _dim() -> int:
+    return _model.dim
+
+
+def _max_length() -> int:
+    return _model.max_length
+
+
+def _space(role: str | None, prompt: str | None, view: View) -> str:
+    return _model.space(role=role, prompt=prompt, view=view)

@@ -1,30 +1,38 @@
 """Texts -> token rows -> a packed Batch.
 
-``Tokenizer.rows(["What is MoE?"], prompt_name="query")`` puts the prompt of that name in front, adds the
-special tokens, cuts at ``max_length`` (specials included) and says how many texts were cut. ``pack`` lays
-rows end to end, shortest first, so that texts of equal length stand side by side and nothing is ever computed
-on padding.
+``Tokenizer.rows(["What is MoE?"], prompt="search_query: ")`` puts the prompt in front, adds the special
+tokens, cuts at ``max_length`` (special tokens included) and says how many texts were cut. It changes
+nothing that other threads see. ``pack`` lays rows end to end, shortest first, so that texts of equal length
+stand side by side and nothing is ever computed on padding.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Literal
 
 from tokenizers import Tokenizer as Backend
 
 from moembed.packing import pack
 from moembed.types import Batch, UserError
 
+_CHARACTERS = 1 << 20  # of the texts that the backend holds as encodings at one time
+_PROBES = ("a", "the", "0", ".", "一")  # texts that show where the special tokens stand
+
 
 class Tokenizer:
     """A ``tokenizers`` backend together with the prompts and the length limit the model was made with.
 
+    One object serves many threads: after construction nothing in it changes.
+
     Args:
-        backend: its own truncation and padding settings are switched off.
+        backend: its own truncation and padding settings are switched off, once, here.
         max_length: tokens per text, special tokens included.
         prompts: prefix by name, for instance ``{"query": "search_query: "}``.
         default_prompt: name of the prompt used for a role that has none of its own, or None.
+        truncation_side: the end of a text that a cut takes tokens from.
     """
 
     def __init__(
@@ -33,6 +41,7 @@ class Tokenizer:
         max_length: int,
         prompts: dict[str, str] | None = None,
         default_prompt: str | None = None,
+        truncation_side: Literal["right", "left"] = "right",
     ) -> None:
         backend.no_padding()
         backend.no_truncation()
@@ -40,6 +49,7 @@ class Tokenizer:
         self.max_length = max_length
         self.prompts = dict(prompts or {})
         self.default_prompt = default_prompt
+        self.truncation_side = truncation_side
         self.prompt(default_prompt)  # refuse a default that names nothing
 
     def prompt(self, name: str | None) -> str:
@@ -54,28 +64,76 @@ class Tokenizer:
         return self.prompts[name]
 
     def rows(
-        self, texts: Sequence[str], prompt_name: str | None = None, max_length: int | None = None
+        self, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None
     ) -> tuple[list[list[int]], int]:
         """Token ids of every text and the number of texts that were cut.
 
-        A cut text keeps its closing special token: the limit takes tokens from the end of the text.
-        """
-        limit = min(max_length or self.max_length, self.max_length)
-        prefix = self.prompt(prompt_name)
-        self.backend.enable_truncation(limit)
-        try:
-            encodings = self.backend.encode_batch([prefix + text for text in texts])
-        except TypeError:
-            raise UserError(_complaint(texts)) from None
-        finally:
-            self.backend.no_truncation()
-        return [e.ids for e in encodings], sum(bool(e.overflowing) for e in encodings)
+        A cut text keeps its special tokens: the limit takes tokens of the text, from its ``truncation_side``.
 
-    def batch(
-        self, texts: Sequence[str], prompt_name: str | None = None, max_length: int | None = None
-    ) -> Batch:
-        rows, truncated = self.rows(texts, prompt_name, max_length)
+        Args:
+            prompt: put in front of every text, as it is.
+            max_length: a lower limit than the model's own, for this call.
+
+        Raises:
+            UserError: a text that is no string; a limit below the number of special tokens.
+        """
+        limit = self.max_length if max_length is None else min(max_length, self.max_length)
+        before, after = self._special_tokens
+        if limit < max(before + after, 1):
+            raise UserError(
+                f"max_length {limit} is too short: the special tokens alone are {before + after}; "
+                f"take at least {before + after + 1}"
+            )
+        rows: list[list[int]] = []
+        truncated = 0
+        for some in _blocks(texts):
+            try:
+                encodings = self.backend.encode_batch_fast([prompt + text for text in some])
+            except TypeError:
+                raise UserError(_complaint(texts)) from None
+            for encoding in encodings:
+                ids = encoding.ids
+                if len(ids) > limit:
+                    truncated += 1
+                    ids = self._cut(ids, limit, before, after)
+                rows.append(ids)
+            del encodings  # before the next block is made: of a long text they take a hundred times its ids
+        return rows, truncated
+
+    def batch(self, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None) -> Batch:
+        """The rows of the texts as a packed batch."""
+        rows, truncated = self.rows(texts, prompt=prompt, max_length=max_length)
         return pack(rows, truncated)
+
+    def _cut(self, ids: list[int], limit: int, before: int, after: int) -> list[int]:
+        kept, end = limit - before - after, len(ids) - after
+        inner = ids[before : before + kept] if self.truncation_side == "right" else ids[end - kept : end]
+        return ids[:before] + inner + ids[end:]
+
+    @cached_property
+    def _special_tokens(self) -> tuple[int, int]:
+        """How many special tokens the backend puts before a text and after it."""
+        count = self.backend.num_special_tokens_to_add(False)
+        for probe in _PROBES:
+            bare = self.backend.encode(probe, add_special_tokens=False).ids
+            whole = self.backend.encode(probe).ids
+            for before in range(count + 1):
+                if bare and whole[before : len(whole) - count + before] == bare:
+                    return before, count - before
+        return count, 0
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Neighbouring texts of together at most ``_CHARACTERS`` characters, or a longer text alone."""
+    start = room = 0
+    for place, text in enumerate(texts):
+        size = len(text) if isinstance(text, str) else 0
+        if place > start and size > room:
+            yield texts[start:place]
+            start = place
+        room = (room if place > start else _CHARACTERS) - size
+    if start < len(texts):
+        yield texts[start:]
 
 
 def _complaint(texts: Sequence[object]) -> str:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from conftest import Run
-from moembed.compare.align import BUCKETS, LEAST_ITEMS, bucket_name
+from moembed.compare.align import BUCKETS, bucket_name
 from moembed.compare.comparison import compare
+from moembed.compare.estimates import Difference
+from moembed.compare.results import LEAST_ITEMS, Comparison
 from moembed.compare.scores import Scores, save_scores
 from moembed.compare.significance import paired_difference
 from moembed.compare.statistics import STATISTICS, statistic
-from moembed.compare.verdict import sentences
+from moembed.compare.verdict import REAL, cautions, is_real, sentences
 from moembed.types import UserError
 
 ITEMS = 120
@@ -51,6 +53,11 @@ def on(*scores: Scores) -> list[dict[str, Scores]]:
     return [{one.task: one for one in scores}]
 
 
+def compared(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """The result as its JSON, whose keys are a promise to those who read files."""
+    return compare(*arguments, **options).to_json()
+
+
 @pytest.fixture
 def three() -> dict[str, list[dict[str, Scores]]]:
     """BM25 knows no sentence similarity; the new model gains on retrieval, and not on similarity."""
@@ -62,7 +69,7 @@ def three() -> dict[str, list[dict[str, Scores]]]:
 
 
 def test_the_schema(three: dict[str, Any]) -> None:
-    result = compare(three, draws=200)
+    result = compared(three, draws=200)
     assert json.loads(json.dumps(result)) == result
     assert (result["systems"], result["reference"]) == (["bm25", "new", "old"], "old")
     assert result["seeds"] == {"bm25": 1, "new": 1, "old": 1}
@@ -86,19 +93,93 @@ def test_the_schema(three: dict[str, Any]) -> None:
     assert {name: row["tasks"] for name, row in result["lengths"].items()} == {"0-31": 3, "64-127": 2}
 
 
-def test_a_system_that_lacks_a_task_is_compared_where_it_has_all(three: dict[str, Any]) -> None:
+def test_a_comparison_is_its_json(three: dict[str, Any]) -> None:
     result = compare(three, draws=50)
+    written = json.loads(json.dumps(result.to_json()))
+    assert Comparison.from_json(written) == result
+    assert list(written) == [
+        "systems", "reference", "seeds", "tasks", "overall", "kinds", "languages", "lengths"
+    ]  # fmt: skip
+    assert list(written["tasks"]["owls"]) == [
+        "kind", "main", "items", "languages", "metrics", "differences"
+    ]  # fmt: skip
+    sections = {name: next(iter(written[name].values())) for name in ("kinds", "languages", "lengths")}
+    rest = {"metrics", "differences"}
+    assert {name: set(row) - rest for name, row in sections.items()} == {
+        "kinds": {"tasks", "main"}, "languages": {"tasks", "items"}, "lengths": {"tasks", "items"},
+    }  # fmt: skip
+    assert set(written["overall"]) - rest == {"tasks"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("seeds"), "seeds is missing"),
+        (lambda values: values["tasks"]["owls"].pop("main"), "tasks.owls.main is missing"),
+        (lambda values: values["overall"]["metrics"]["new"]["score"].update(low="x"), "low is 'x'"),
+        (lambda values: values.update(systems=None), "systems is None"),
+    ],
+)
+def test_another_json_is_refused_by_its_first_fault(
+    three: dict[str, Any], change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    values = compared(three, draws=20)
+    change(values)
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
+        Comparison.from_json(values)
+    assert "the result of a comparison" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_systems_without_a_common_task_are_refused(three: dict[str, Any], run: Run, tmp_path: Path) -> None:
+    """Two files of scores that have nothing to do with each other are no comparison."""
+    apart = {"a": on(retrieval("owls")), "b": on(retrieval("voles"), sts(0.5))}
+    with pytest.raises(UserError, match=r"a and b have no task in common \(owls and sts, voles\)"):
+        compare(apart)
+    beside = {"a": on(retrieval("owls")), "b": on(retrieval("owls")), "c": on(sts(0.5))}
+    with pytest.raises(UserError, match="c and b have no task in common"):
+        compare(beside, "b")
+    for name, (seed,) in apart.items():
+        save_scores(tmp_path / f"{name}.parquet", list(seed.values()), {"system": name})
+    code, out, err = run("compare", tmp_path / "a.parquet", tmp_path / "b.parquet", "--json")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    three["bm25"] = [{}]  # a baseline that can do none of the tasks stands beside
+    assert compare(three, draws=20).others == ["bm25", "new"]
+
+
+def test_one_rule_says_what_is_real() -> None:
+    gap = Difference(mean=0.1, low=0.05, high=0.15, p_value=0.001, p_holm=0.01, effect=0.3)
+    assert is_real(gap)
+    assert not is_real(replace(gap, p_holm=REAL))
+    assert not is_real(replace(gap, p_holm=float("nan")))
+    assert gap.turned() == replace(gap, mean=-0.1, low=-0.15, high=-0.05, effect=-0.3)
+    assert gap.turned().turned() == gap
+
+
+def test_tasks_that_a_system_lacks_are_named(three: dict[str, Any], run: Run, tmp_path: Path) -> None:
+    assert cautions(compare(three, draws=20)) == ["bm25 has no score on sts and no part in means over it."]
+
+
+def test_tasks_of_few_items_are_named() -> None:
+    few = {name: on(retrieval("owls", items=29), retrieval("voles", items=30)) for name in "ab"}
+    told = "Fewer than 30 items, of which intervals and p-values say little: owls."
+    assert cautions(compare(few, draws=20)) == [told]
+
+
+def test_a_system_that_lacks_a_task_is_compared_where_it_has_all(three: dict[str, Any]) -> None:
+    result = compared(three, draws=50)
     assert set(result["overall"]["metrics"]) == {"new", "old"}
     assert set(result["overall"]["differences"]) == {"new"}
     assert set(result["tasks"]["sts"]["metrics"]) == {"new", "old"}
     assert set(result["kinds"]["retrieval"]["differences"]) == {"bm25", "new"}
     assert set(result["lengths"]["64-127"]["metrics"]) == {"bm25", "new", "old"}
     assert set(result["lengths"]["0-31"]["metrics"]) == {"new", "old"}
-    assert compare(three, "bm25", draws=50)["overall"]["differences"] == {}
+    assert compared(three, "bm25", draws=50)["overall"]["differences"] == {}
 
 
 def test_values_and_differences_are_of_means_over_tasks(three: dict[str, Any]) -> None:
-    result = compare(three, draws=50)
+    result = compared(three, draws=50)
     new, old = three["new"][0], three["old"][0]
     spearman = STATISTICS["spearman"]
     main = {"owls": "ndcg@10", "voles": "ndcg@10", "sts": "spearman"}
@@ -121,7 +202,7 @@ def test_values_and_differences_are_of_means_over_tasks(three: dict[str, Any]) -
 def test_one_task_is_compared_as_paired_difference_does(
     three: dict[str, Any], task: str, metric: str
 ) -> None:
-    cell = compare(three)["tasks"][task]["differences"]["new"][metric]
+    cell = compared(three)["tasks"][task]["differences"]["new"][metric]
     alone = paired_difference(*(three[s][0][task].values[metric] for s in ("new", "old")), statistic(metric))
     assert cell["mean"] == pytest.approx(alone.mean)
     assert cell["low"] == pytest.approx(alone.low, abs=0.01)
@@ -130,8 +211,8 @@ def test_one_task_is_compared_as_paired_difference_does(
 
 
 def test_nothing_depends_on_what_else_is_compared(three: dict[str, Any]) -> None:
-    whole = compare(three, draws=100)
-    part = compare(
+    whole = compared(three, draws=100)
+    part = compared(
         {name: on(*(three[name][0][t] for t in ("sts", "owls"))) for name in ("old", "new")}, "old", 100
     )
     for task in ("owls", "sts"):
@@ -142,7 +223,7 @@ def test_nothing_depends_on_what_else_is_compared(three: dict[str, Any]) -> None
 
 
 def test_holm_counts_the_comparisons_of_a_section(three: dict[str, Any]) -> None:
-    result = compare(three, draws=300)
+    result = compared(three, draws=300)
     tasks = result["tasks"]
     main = [(t, s) for t in tasks for s in tasks[t]["differences"]]
     assert len(main) == 5
@@ -158,7 +239,7 @@ def test_holm_counts_the_comparisons_of_a_section(three: dict[str, Any]) -> None
 def test_few_items_make_no_group() -> None:
     items = 2 * LEAST_ITEMS - 1  # one German more than Thai
     systems = {name: on(retrieval("owls", items=items, seed=seed)) for seed, name in enumerate("ab")}
-    result = compare(systems, draws=20)
+    result = compared(systems, draws=20)
     assert list(result["languages"]) == ["de"]
     assert sum(row["items"] for row in result["lengths"].values()) < items
 
@@ -190,7 +271,7 @@ def simulated(kind: Callable[[np.random.Generator], list[list[np.ndarray]]], tim
             ]
             for name, seeds in zip("ab", kind(rng), strict=True)
         }
-        p_values.append(compare(systems, draws=199)["overall"]["differences"]["a"]["score"]["p_value"])
+        p_values.append(compared(systems, draws=199)["overall"]["differences"]["a"]["score"]["p_value"])
     return np.sort(p_values)
 
 
@@ -224,7 +305,7 @@ def test_p_values_over_tasks_and_seeds_are_uniform_when_nothing_differs() -> Non
 
 def test_the_seeds_of_a_system_are_averaged(three: dict[str, Any]) -> None:
     three["new"] *= 3
-    one, same = compare({**three, "new": three["new"][:1]}, draws=50), compare(three, draws=50)
+    one, same = compared({**three, "new": three["new"][:1]}, draws=50), compared(three, draws=50)
     assert same["seeds"]["new"] == 3
     gaps = [result["overall"]["differences"]["new"]["score"] for result in (one, same)]
     assert [gaps[0][key] for key in ("mean", "low", "high")] == pytest.approx(
@@ -234,37 +315,37 @@ def test_the_seeds_of_a_system_are_averaged(three: dict[str, Any]) -> None:
         on(retrieval("owls", 0.1 + luck), retrieval("voles", 0.1 + luck), sts(0.5))[0]
         for luck in (-0.05, 0, 0.05)
     ]
-    wide = compare(three, draws=50)["overall"]["differences"]["new"]["score"]
+    wide = compared(three, draws=50)["overall"]["differences"]["new"]["score"]
     assert wide["high"] - wide["low"] > 1.5 * (gaps[0]["high"] - gaps[0]["low"])
 
 
 def test_systems_that_cannot_be_compared(three: dict[str, Any]) -> None:
     for changes in ({"items": 100}, {"item": [f"x{i}" for i in range(ITEMS)]}, {"kind": "bitext"}):
         with pytest.raises(UserError, match=r"owls: a and b were not scored on the same items"):
-            compare({"a": on(retrieval("owls")), "b": on(retrieval("owls", **changes))})
+            compared({"a": on(retrieval("owls")), "b": on(retrieval("owls", **changes))})
     other = sts(0.5)
     other.values["spearman"] = other.values["spearman"] + 1
     with pytest.raises(UserError, match=r"sts: a and b .* same judgements"):
-        compare({"a": on(sts(0.5)), "b": on(other)})
+        compared({"a": on(sts(0.5)), "b": on(other)})
     with pytest.raises(UserError, match="owls: the seeds of a were not"):
-        compare({"a": [*on(retrieval("owls")), *on(retrieval("owls", items=50))]})
+        compared({"a": [*on(retrieval("owls")), *on(retrieval("owls", items=50))]})
     with pytest.raises(UserError, match="a: not every seed was evaluated on sts, voles"):
-        compare({"a": [*on(retrieval("owls")), *on(retrieval("owls"), retrieval("voles"), sts(1))]})
+        compared({"a": [*on(retrieval("owls")), *on(retrieval("owls"), retrieval("voles"), sts(1))]})
     with pytest.raises(UserError, match="owls: a, b have no metric in common"):
-        compare({"a": on(retrieval("owls")), "b": on(retrieval("owls", values={"map": np.zeros(ITEMS)}))})
+        compared({"a": on(retrieval("owls")), "b": on(retrieval("owls", values={"map": np.zeros(ITEMS)}))})
     with pytest.raises(UserError, match="no system is called 'c': the reference must be one of a, b"):
-        compare({"a": on(sts(1)), "b": on(sts(1))}, "c")
+        compared({"a": on(sts(1)), "b": on(sts(1))}, "c")
     with pytest.raises(UserError, match="NaN"):
-        compare({"a": on(retrieval("owls", values={"f1": np.full(ITEMS, np.nan)}))})
+        compared({"a": on(retrieval("owls", values={"f1": np.full(ITEMS, np.nan)}))})
     for nothing in ({}, {"a": []}, {"a": [{}]}):
         with pytest.raises(UserError, match="nothing to compare"):
-            compare(nothing)
+            compared(nothing)
 
 
 def test_sentences_say_what_is_real(three: dict[str, Any]) -> None:
     result = compare(three)
     told = sentences(result)
-    gap = result["kinds"]["retrieval"]["differences"]["bm25"]["ndcg@10"]
+    gap = result.to_json()["kinds"]["retrieval"]["differences"]["bm25"]["ndcg@10"]
     assert told[0] == (
         f"old beats bm25 by {-gap['mean']:.3f} nDCG@10 [{-gap['high']:.3f}, {-gap['low']:.3f}] "
         "over 2 retrieval tasks (p < 0.001 after Holm)."
@@ -289,7 +370,7 @@ def test_sentences_claim_nothing_where_nothing_differs() -> None:
 
 
 def test_sentences_go_by_the_corrected_p_value_alone(three: dict[str, Any]) -> None:
-    result = compare(three, draws=50)
+    result = compared(three, draws=50)
     rows = [result["overall"]]
     for section in ("tasks", "kinds", "languages", "lengths"):
         rows += result[section].values()
@@ -297,7 +378,7 @@ def test_sentences_go_by_the_corrected_p_value_alone(three: dict[str, Any]) -> N
         for cells in row["differences"].values():
             for cell in cells.values():
                 cell["p_holm"] = 0.2
-    for sentence in sentences(result):
+    for sentence in sentences(Comparison.from_json(result)):
         assert "o clear difference" in sentence
         assert not re.search("beats|better|worse", sentence)
 
@@ -338,9 +419,8 @@ def test_the_command(run: Run, kept: list[Path], three: dict[str, Any], tmp_path
         "compare", *kept, "--json", "--out", tmp_path / "out" / "result.json", "--reference", "new"
     )
     assert code == 0, err
-    assert (
-        json.loads(out) == compare(three, "new") == json.loads((tmp_path / "out" / "result.json").read_text())
-    )
+    written = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert json.loads(out) == compared(three, "new") == written
 
 
 def test_the_command_shows_what_is_asked_for(run: Run, kept: list[Path]) -> None:
@@ -377,10 +457,12 @@ def test_the_command_refuses_in_one_sentence(run: Run, kept: list[Path], tmp_pat
 
 def test_the_page_of_the_docs_is_true(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "is-the-difference-real.md").read_text(encoding="utf-8")
-    example = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", page, flags=re.DOTALL)
-    assert example is not None
-    exec(example[1], {})
-    assert capsys.readouterr().out == example[2]
+    examples = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 2
+    names: dict[str, Any] = {}  # the second example goes on from the first
+    for code, printed in examples:
+        exec(code, names)
+        assert capsys.readouterr().out == printed
     gaps = [float(gap) for gap in re.findall(r"δ = (0\.\d+)", page)]
     rows = re.findall(r"^\| (0\.\d+) \| (.*) \|$", page, flags=re.MULTILINE)
     assert len(gaps) == len(rows) == 4

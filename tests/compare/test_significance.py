@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moembed.compare import significance
 from moembed.compare.significance import (
-    Interval,
+    Estimate,
     Runs,
     average,
     difference,
@@ -31,7 +31,7 @@ def runs_of(score_RQ: np.ndarray, draws: int = 400, seed: int = 0) -> Runs:
     return Runs(score_RQ.mean(axis=1), draw_RD)
 
 
-def interval_of(score_Q: np.ndarray, level: float = 0.95, **options: int) -> Interval:
+def interval_of(score_Q: np.ndarray, level: float = 0.95, **options: int) -> Estimate:
     return interval(runs_of(score_Q, **options), level)
 
 

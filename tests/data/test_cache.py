@@ -117,7 +117,7 @@ def test_several_readers_at_once_share_one_file(folder, path):
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, folder, path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MOEMBED_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot write the cache .*MOEMBED_CACHE names another folder"):
+    with pytest.raises(UserError, match=r"cannot write the cache .*MOEMBED_CACHE may name another folder"):
         load(path)
 
 

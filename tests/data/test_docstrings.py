@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -278,6 +280,22 @@ def test_several_processes_find_the_same(site, monkeypatch):
     monkeypatch.setattr(docstrings, "_FILES_PER_WORKER", 1)
     monkeypatch.setattr(docstrings.os, "cpu_count", lambda: 2)
     assert collect([site], 20) == alone
+
+
+def test_a_script_without_a_main_guard_reads_them(site, tmp_path):
+    script = tmp_path / "script.py"
+    lines = [
+        "import os",
+        "from pathlib import Path",
+        "from moembed.data import docstrings",
+        "docstrings._FILES_PER_WORKER = 1",
+        "os.cpu_count = lambda: 2",
+        f"found = docstrings.collect([Path({str(site)!r})], 20)",
+        "print(len(found.train) + len(found.unseen))",
+    ]
+    script.write_text("\n".join(lines))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "80\n", "")
 
 
 def test_known_packages_are_set_aside_before_the_largest():

@@ -255,10 +255,10 @@ def test_test_judgements_are_not_trained_on_unasked(beir):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("a\tnone\t1", "line 2: the corpus has no such _id"),
-        ("none\td1\t1", "line 2: queries has no such _id"),
-        ("a\td1\tgood", "line 2: a judgement has query-id, corpus-id and a number as score"),
-        ("a\td1", "line 2: a judgement has query-id, corpus-id and a number as score"),
+        ("a\tnone\t1", "line 2: the corpus has no id 'none'"),
+        ("none\td1\t1", "line 2: the queries have no id 'none'"),
+        ("a\td1\tgood", "line 2: the score 'good' is not a number"),
+        ("a\td1", "line 2: the score None is not a number"),
     ],
 )
 def test_a_bad_judgement_is_refused(beir, line, problem):
@@ -269,7 +269,7 @@ def test_a_bad_judgement_is_refused(beir, line, problem):
 
 def test_a_beir_folder_without_a_corpus_is_refused(beir):
     (beir / "corpus.jsonl").unlink()
-    with pytest.raises(UserError, match="has qrels but no corpus"):
+    with pytest.raises(UserError, match="has no corpus: a file corpus"):
         load(beir)
 
 

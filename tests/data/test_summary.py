@@ -144,7 +144,8 @@ def test_overlap_finds_what_an_evaluation_shares(run: Run, recipe: Path, tmp_pat
     [
         (("inspect", "none.yaml"), "no such recipe"),
         (("dedup", "none.jsonl", "--out", "out.jsonl"), "no such file or folder"),
-        (("dedup", "none.jsonl", "--out", "out.jsonl", "--near", "3"), "is not between 0 and 1"),
+        (("dedup", "none.jsonl", "--out", "out.jsonl", "--near", "1"), "is not between 0 and 1"),
+        (("dedup", "none.jsonl", "--out", "out.jsonl", "--near", "3"), "must be at most 1"),
     ],
 )
 def test_mistakes_are_one_sentence(run: Run, tmp_path: Path, monkeypatch, arguments, problem) -> None:

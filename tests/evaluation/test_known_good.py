@@ -28,7 +28,7 @@ def test_known_good_figures(file: str, known: float, minilm: Path) -> None:
     model.tokenizer.max_length = 256
 
     def encode(texts: list[str], role: str) -> np.ndarray:
-        return model.encode_counted(texts, model.role_prompt(role))[0]
+        return model.vectors(texts, role=role).array
 
     task = load_any(Path(DATA) / "eval" / file)
     scores = evaluate(task, encode)

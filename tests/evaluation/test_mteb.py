@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,11 @@ from conftest import MakeModel
 from moembed.cli.mteb import run_mteb
 from moembed.compare.statistics import statistic
 from moembed.embedder import Embedder
+from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task, load_any
-from moembed.evaluation.systems import ModelEncoder
+from moembed.evaluation.systems import MeasuredEncoder
 from moembed.evaluation.tasks import evaluate
-from moembed.moe.layer import MoEConfig
+from moembed.families.flat import FlatMoE
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 
@@ -70,6 +72,13 @@ def sts(folder: Path) -> Path:
     return write(folder / "alike.jsonl", rows)
 
 
+def same_or_not(folder: Path) -> Path:
+    labels = np.random.default_rng(10).integers(0, 2, 30).tolist()
+    pairs = zip(sentences(30, 11), sentences(30, 12), labels, strict=True)
+    rows = [{"sentence1": first, "sentence2": second, "labels": label} for first, second, label in pairs]
+    return write(folder / "same.jsonl", rows)
+
+
 def bitext(folder: Path) -> Path:
     pairs = zip(sentences(30, 5), sentences(30, 6), ["deu-eng", "fra-eng"] * 15, strict=True)
     rows = [{"sentence1": first, "sentence2": second, "pair": pair} for first, second, pair in pairs]
@@ -104,7 +113,7 @@ def reranking(folder: Path) -> Path:
 
 
 def ours(task: Task, model: Embedder, metrics: list[str]) -> dict[str, float]:
-    found = evaluate(task, ModelEncoder(model), metrics)
+    found = evaluate(task, MeasuredEncoder(model), metrics)
     return {metric: statistic(metric)(found.values[metric]) for metric in metrics}
 
 
@@ -141,6 +150,31 @@ def test_sts_scores_are_ours(tmp_path: Path, moe_model: Embedder) -> None:
     for metric, value in ours(task, moe_model, ["spearman", "pearson"]).items():
         assert found[f"cosine_{metric}"] == pytest.approx(value, abs=1e-6)
         assert found[metric] == pytest.approx(value, abs=1e-6)  # by the model's own similarity
+
+
+def test_pair_classification_scores_are_ours(tmp_path: Path, moe_model: Embedder) -> None:
+    task = load_any(same_or_not(tmp_path))
+    (found,) = theirs(task, moe_model)
+    expected = ours(task, moe_model, ["ap"])["ap"]
+    assert 0 < expected < 1
+    assert found["main_score"] == found["cosine_ap"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_retrieval_without_identical_ids_scores_as_ours(retrieval: Path, moe_model: Embedder) -> None:
+    """The queries are documents of the corpus, under the same ids; no judgement names a query itself."""
+    rows = [json.loads(line) for line in (retrieval / "corpus.jsonl").read_text().splitlines()]
+    write(retrieval / "queries.jsonl", [{"_id": row["_id"], "text": row["text"]} for row in rows[:20]])
+    lines = ["query-id\tcorpus-id\tscore"]
+    lines += [f"d{q}\td{d}\t{1 + (q + d) % 3}" for q in range(20) for d in range(q + 1, q + 19, 3) if d < 40]
+    (retrieval / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
+    task = load_any(retrieval)
+    assert isinstance(task, RetrievalTask)
+    assert task.same_ids
+    (found,) = theirs(task, moe_model)
+    for metric, value in ours(task, moe_model, ["ndcg@10", "recall@10", "map@100"]).items():
+        assert found[metric.replace("@", "_at_")] == pytest.approx(value, abs=ROUNDED), metric
+    others = ours(replace(task, same_ids=False), moe_model, ["ndcg@10"])
+    assert others["ndcg@10"] < found["ndcg_at_10"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +283,7 @@ def test_vectors_are_shortened(moe_model: Embedder) -> None:
 
 def test_parameters_are_counted_as_mteb_counts_them(make_model: MakeModel) -> None:
     dense = make_model()
-    sparse = make_model(moe=MoEConfig(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2)))
+    sparse = make_model(moe=FlatMoE(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2)))
     for model in (dense, sparse):
         meta = runner.MtebEncoder(model, NAME).mteb_model_meta
         table = model.encoder.word.weight.numel()

@@ -26,6 +26,10 @@ BITEXT: Rows = [
     {"sentence1": "taupe", "sentence2": "mole", "pair": "fra-eng"},
     {"sentence1": "hibou", "sentence2": "owl", "pair": "fra-eng"},
 ]
+LABELLED_PAIRS: Rows = [
+    {"sentence1": "a mole digs", "sentence2": "a mole is digging", "labels": 1},
+    {"sentence1": "an owl hunts", "sentence2": "an owl sleeps", "labels": 0},
+]
 LABELLED: Rows = [
     {"text": f"{split} {label} {language}", "label": label, "split": split, "language": language}
     for language in ("en", "de")
@@ -43,7 +47,8 @@ PAIRS: Rows = [
     {"query": "who digs?", "document": "badgers"},
 ]
 EVERY = {
-    "sts": STS, "bitext": BITEXT, "classification": LABELLED, "clustering": CLUSTERS,
+    "sts": STS, "pair_classification": LABELLED_PAIRS,
+    "bitext": BITEXT, "classification": LABELLED, "clustering": CLUSTERS,
     "reranking": RERANKING, "retrieval": PAIRS,
 }  # fmt: skip
 
@@ -73,8 +78,6 @@ def graded(task: RetrievalTask) -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
 @pytest.mark.parametrize("kind", list(COLUMNS))
 def test_every_kind_is_told_by_its_columns_in_every_format(kind: str, suffix: str, tmp_path: Path) -> None:
-    if kind == "reranking" and suffix in ("csv", "tsv"):
-        pytest.skip("these hold no lists")
     task = load_any(write(tmp_path / f"some.{suffix}", EVERY[kind]))
     assert (task.kind, task.name) == (kind, "some")
     assert len(task) == {"classification": 4, "retrieval": 2}.get(kind, len(EVERY[kind]))
@@ -174,6 +177,8 @@ def put(rows: Rows, row: int, **values: Any) -> Rows:
 
 ENGLISH = LABELLED[:4]
 BAD: list[tuple[Rows, str]] = [
+    ([row | {"labels": 1} for row in BITEXT], "every one of labels is 1: there is nothing to tell apart"),
+    ([row | {"label": "entailment"} for row in BITEXT], "line 1: the label 'entailment' is not a number"),
     ([{"text": "a", "class": "b"}], "has the columns text, class, .*; clustering: text, label"),
     (put(STS, 1, sentence1=""), "line 2: 'sentence1' is empty"),
     (put(STS, 1, sentence2=None), "line 2: 'sentence2' is missing"),
@@ -195,11 +200,10 @@ BAD: list[tuple[Rows, str]] = [
     ([*ENGLISH, *LABELLED[6:]], "language 'de': no train rows"),
     ([row | {"split": "dev"} for row in ENGLISH], "no row has the split train or test"),
     ([row | {"label": "one"} for row in CLUSTERS], "at least two labels, all texts have 'one'"),
-    (put(RERANKING, 1, positive=[]), "line 2: 'positive' must be a list of at least one text"),
-    (put(RERANKING, 1, negative=[]), "line 2: 'negative' must be a list of at least one text"),
-    (put(RERANKING, 1, negative="worms"), "line 2: 'negative' must be a list of at least one text"),
+    ([row | {"positive": []} for row in RERANKING], "no query has a text in 'positive' and another one"),
+    ([RERANKING[0] | {"negative": [" MOLES "]}], "no query has a text in 'positive' and another one"),
+    (put(RERANKING, 1, negative="worms"), "line 2: 'negative' must be a list of texts"),
     (put(RERANKING, 0, negative=["owls", ""]), "line 1: a text of 'negative' is empty"),
-    (put(RERANKING, 0, negative=["moles"]), "line 1: every text of 'negative' is one of 'positive'"),
     (put(PAIRS, 0, query=None), "line 1: 'query' is missing"),
     (PAIRS[:1], "one document leaves nothing to choose from"),
 ]  # fmt: skip
@@ -242,3 +246,58 @@ def test_numbers_of_csv_are_numbers(tmp_path: Path) -> None:
     task = load_any(write(tmp_path / "some.csv", STS))
     assert isinstance(task, PairTask)
     np.testing.assert_array_equal(task.gold_Q, [4.8, 0])
+
+
+def test_kinds_of_sentence_pairs_go_by_their_gold_column(tmp_path: Path) -> None:
+    bare = [{"sentence1": "a", "sentence2": "b"}, {"sentence1": "c", "sentence2": "d"}]
+    kinds = {
+        "similarity_score": ([0.5, 3], "sts"), "score": ([0, 1], "sts"), "label": ([0.5, 3], "sts"),
+        "labels": ([0, 1], "pair_classification"),
+    }  # fmt: skip
+    for column, (gold, kind) in kinds.items():
+        for suffix in ("jsonl", "csv"):
+            rows = [row | {column: value} for row, value in zip(bare, gold, strict=True)]
+            task = load_any(write(tmp_path / f"some.{suffix}", rows))
+            assert isinstance(task, PairTask)
+            assert (task.kind, task.gold_Q.tolist(), task.notes) == (kind, gold, [])
+    task = load_any(write(tmp_path / "some.jsonl", [row | {"label": n == 0} for n, row in enumerate(bare)]))
+    assert task.kind == "pair_classification"
+
+
+def test_pairs_in_lists_as_older_sets_of_mteb_have_them(tmp_path: Path) -> None:
+    row = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "labels": [1, 0]}
+    task = load_any(write(tmp_path / "some.jsonl", [row]))
+    assert isinstance(task, PairTask)
+    assert (task.sentence1, task.sentence2, task.gold_Q.tolist()) == (["a", "c"], ["b", "d"], [1, 0])
+    with pytest.raises(UserError, match="lists have different lengths: sentence1 2, sentence2 2, labels 1"):
+        load_any(write(tmp_path / "some.jsonl", [row | {"labels": [1]}]))
+
+
+def test_columns_that_are_not_used_are_noted(tmp_path: Path) -> None:
+    task = load_any(write(tmp_path / "some.jsonl", [row | {"score": 1, "url": "u"} for row in PAIRS]))
+    assert "columns not used: score, url (every row counts, whatever its score)" in task.notes
+    both = [row | {"labels": 1} for row in STS]
+    assert load_any(write(tmp_path / "some.jsonl", both)).notes == ["columns not used: labels"]
+
+
+def test_queries_with_an_empty_side_are_left_out_and_noted(tmp_path: Path) -> None:
+    rows = [*RERANKING, {"query": "a", "positive": ["x"], "negative": []}]
+    rows += [{"query": "b", "positive": None, "negative": ["x"]}]
+    task = load_any(write(tmp_path / "some.jsonl", rows))
+    assert isinstance(task, RetrievalTask)
+    assert task.queries == ["who digs?", "who hunts?"]
+    assert task.documents == ["moles", "owls", "voles", "foxes", "worms"]
+    assert task.notes == ["2 of 4 queries lack a relevant text or one that is not, and were left out"]
+
+
+def test_lists_of_csv_are_lists_written_as_text(tmp_path: Path) -> None:
+    task = load_any(write(tmp_path / "some.csv", RERANKING))
+    assert isinstance(task, RetrievalTask)
+    assert graded(task)["who hunts?"] == {"owls": 1, "foxes": 1, "worms": 0}
+
+
+def test_equal_texts_are_one_query_and_one_document(tmp_path: Path) -> None:
+    rows = [*PAIRS, {"query": "Who  DIGS?", "document": "Moles "}]
+    task = load_any(write(tmp_path / "some.jsonl", rows))
+    assert isinstance(task, RetrievalTask)
+    assert graded(task) == {"who digs?": {"moles": 1, "badgers": 1}, "who hunts?": {"owls": 1}}

@@ -9,9 +9,9 @@ import pytest
 
 from conftest import TEXTS, MakeModel
 from moembed.embedder import Embedder
+from moembed.encoding import truncate
 from moembed.evaluation.static import StaticEncoder
-from moembed.evaluation.systems import ModelEncoder, Remembered
-from moembed.search.codecs import truncate
+from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def model(make_model: MakeModel) -> Embedder:
     [("query", "query"), ("document", "passage"), ("sts", "STS"), ("bitext", None), ("clustering", None)],
 )
 def test_the_prompt_is_that_of_the_role(model: Embedder, role: str, prompt: str | None) -> None:
-    encoder = ModelEncoder(model)
+    encoder = MeasuredEncoder(model)
     np.testing.assert_array_equal(encoder(TEXTS, role), model.encode(TEXTS, prompt_name=prompt))
     assert encoder.texts == len(TEXTS)
     assert encoder.seconds > 0
@@ -34,7 +34,7 @@ def test_a_cache_gives_the_same_vectors_and_counts_what_was_cut_again(
     model: Embedder, tmp_path: Path
 ) -> None:
     texts = [*TEXTS, "mole " * 600]
-    first, second = ModelEncoder(model, cache=tmp_path), ModelEncoder(model, cache=tmp_path)
+    first, second = CachedEncoder(model, tmp_path), CachedEncoder(model, tmp_path)
     seen: list[int] = []
     second.progress = seen.append
     np.testing.assert_array_equal(first(texts, "query"), second(texts, "query"))
@@ -47,14 +47,14 @@ def test_a_cache_gives_the_same_vectors_and_counts_what_was_cut_again(
 
 def test_a_cache_keeps_models_apart(make_model: MakeModel, tmp_path: Path) -> None:
     one, other = make_model(seed=1).eval(), make_model(seed=2).eval()
-    ModelEncoder(one, cache=tmp_path)(TEXTS, "query")
-    encoder = ModelEncoder(other, cache=tmp_path)
+    CachedEncoder(one, tmp_path)(TEXTS, "query")
+    encoder = CachedEncoder(other, tmp_path)
     np.testing.assert_array_equal(encoder(TEXTS, "query"), other.encode_query(TEXTS))
 
 
 def test_smaller_vectors_come_from_those_remembered(model: Embedder) -> None:
-    encoder = ModelEncoder(model)
-    remembered = Remembered(encoder)
+    encoder = MeasuredEncoder(model)
+    remembered = CachedVectors(encoder)
     query, document = remembered(TEXTS[:3], "query"), remembered(TEXTS, "document")
     encode, size = remembered.seen_as("float32", 8)
     np.testing.assert_array_equal(encode(TEXTS[:3], "query"), truncate(query, 8))
@@ -72,7 +72,7 @@ def test_static_vectors_are_weighted_sums_of_centred_word_vectors(model: Embedde
     rows, _ = model.tokenizer.rows(["owls hunt voles"])
     inside = rows[0][1:-1]
     expected = sum(np.log1p(token) * (table[token] - table.mean(axis=0)) for token in inside)
-    vectors = StaticEncoder(model)(["owls hunt voles", "voles hunt owls", ""], "query")
+    vectors = StaticEncoder(model).vectors(["owls hunt voles", "voles hunt owls", ""], role="query").array
     np.testing.assert_allclose(vectors[0], expected / np.linalg.norm(expected), atol=1e-6)
     np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-6)  # a bag of words has no order
     assert not vectors[2].any()

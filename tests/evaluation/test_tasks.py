@@ -69,6 +69,7 @@ ALL: list[Task] = [
     retrieval(),
     retrieval(kind="reranking"),
     sts(PAIRS),
+    PairTask("some", "pair_classification", ["mole", "owl"], ["moles", "x"], np.arange(2.0), [""] * 2, []),
     bitext(
         [
             ("Maulwurf", "moles", "de-en"),
@@ -142,7 +143,7 @@ def test_unknown_metrics_are_refused_before_anything_is_embedded(task: Task) -> 
         raise AssertionError
 
     with pytest.raises(
-        UserError, match=r"unknown metric 'ndgc@10'; known are ndcg, .* and accuracy, f1, pearson"
+        UserError, match=r"unknown metric 'ndgc@10'; known are ndcg, .* and accuracy, ap, f1, pearson"
     ):
         evaluate(task, never, ["spearman", "ndgc@10"])
     with pytest.raises(UserError, match="cut-off"):
@@ -365,9 +366,33 @@ def test_v_measure_is_that_of_sklearn() -> None:
     assert value(scores, "v_measure") == pytest.approx(sklearn.v_measure_score(gold, found), abs=1e-12)
 
 
-@pytest.mark.parametrize("task", ALL[4:], ids=lambda task: task.kind)
+@pytest.mark.parametrize("task", ALL[5:], ids=lambda task: task.kind)
 def test_a_missing_library_names_the_extra(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("sklearn", "sklearn.cluster", "sklearn.linear_model"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"pip install 'moembed\[eval\]'"):
         evaluate(task, letters)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=2, max_size=40))
+def test_average_precision_is_that_of_sklearn(rows: list[tuple[int, bool, int]]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    score_Q, label_Q, weight_Q = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    if not label_Q.any():
+        return
+    pair_Q2 = np.stack([score_Q, label_Q], axis=1)
+    assert np.isclose(statistic("ap")(pair_Q2), metrics.average_precision_score(label_Q, score_Q))
+    if (label_Q * weight_Q).any():  # a draw that holds items several times is a set with repeated items
+        drawn = np.repeat(np.arange(len(rows)), weight_Q.astype(int))
+        found = statistic("ap").resampled(score_Q[None], label_Q, weight_Q[:, None])[0, 0]
+        assert np.isclose(found, metrics.average_precision_score(label_Q[drawn], score_Q[drawn]))
+
+
+def test_pair_classification_ranks_pairs_by_cosine() -> None:
+    texts = ["a", "b", "c", "d"]
+    vectors = dict(zip(texts, np.array([[1, 0], [1, 0.1], [0, 1], [1, 1]]), strict=True))
+    task = PairTask(
+        "some", "pair_classification", ["a", "a", "a"], ["b", "c", "d"], np.array([0.0, 0, 1]), [""] * 3, []
+    )
+    scores = evaluate(task, lambda some, role: np.array([vectors[text] for text in some]))
+    assert statistic("ap")(scores.values["ap"]) == 0.5

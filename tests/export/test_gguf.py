@@ -21,24 +21,25 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from conftest import TEXTS, MakeModel
+from conftest import SPECIAL, TEXTS, MakeModel
 from moembed.embedder import Embedder
 from moembed.export.gguf.export import export_gguf
 from moembed.export.gguf.graph import as_graph, fold
 from moembed.export.gguf.vocabulary import add_vocabulary
+from moembed.families.flat import FlatMoE
 from moembed.folder.parts import Parts
-from moembed.moe.layer import MoEConfig
+from moembed.model.block import LayerSpec
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 
 RAW = RouterConfig(top_k=2, normalize=None)
-EXPERTS = {"position": "rope", "moe": MoEConfig(layers=(1, 3), num_experts=4, bias="shared", router=RAW)}
+EXPERTS = {"position": "rope", "moe": FlatMoE(layers=(1, 3), num_experts=4, bias="shared", router=RAW)}
 GATED = {"position": "rope", "gated": True, "activation": "silu", "ffn_bias": False}
 
 
 def moe_with(**changes: Any) -> dict[str, Any]:
     moe = EXPERTS["moe"]
-    assert isinstance(moe, MoEConfig)
+    assert isinstance(moe, FlatMoE)
     return EXPERTS | {"moe": moe.model_copy(update=changes)}
 
 
@@ -166,9 +167,11 @@ def test_a_bfloat16_model_is_written_too(make_model: MakeModel, tmp_path: Path) 
 # ---- the expert bias --------------------------------------------------------------------------------------
 
 
-def in_double(parts: Parts, **changes: Any) -> Embedder:
-    model = Embedder(replace(parts, config=parts.config.model_copy(update=changes)))
-    return model.double().eval()
+def in_double(parts: Parts, activation: str = "gelu") -> Embedder:
+    def change(_: int, layer: LayerSpec) -> LayerSpec:
+        return layer.model_copy(update={"ffn": layer.ffn.model_copy(update={"activation": activation})})
+
+    return Embedder(replace(parts, spec=parts.spec.with_layers(change))).double().eval()
 
 
 def test_a_folded_bias_gives_the_same_vectors(make_model: MakeModel) -> None:
@@ -176,9 +179,9 @@ def test_a_folded_bias_gives_the_same_vectors(make_model: MakeModel) -> None:
     vectors = in_double(parts).encode(TEXTS)
     for fold_bias, close in ((True, True), (False, False)):
         graph = as_graph(parts, fold_bias)[1]
-        assert graph.config.moe is not None
-        assert graph.config.moe.bias == "none"
-        found = in_double(graph, activation="gelu").encode(TEXTS)
+        assert graph.spec.moe is not None
+        assert graph.spec.moe.bias == "none"
+        found = in_double(graph).encode(TEXTS)
         assert (np.abs(found - vectors).max() < 1e-5) == close  # weights are rounded to fp32 after folding
 
 
@@ -251,7 +254,8 @@ def test_wordpieces_are_marked_where_a_word_starts(backend: Backend, tmp_path: P
     assert tokens[pieces["##a"]] == "a"
     assert tokens[-1].startswith("[PAD")
     assert kinds[-1] == TokenType.UNUSED
-    assert set(kinds[:-1]) == {TokenType.NORMAL}
+    assert kinds[: len(SPECIAL)] == [TokenType.CONTROL] * len(SPECIAL)
+    assert set(kinds[len(SPECIAL) : -1]) == {TokenType.NORMAL}
 
 
 def test_added_tokens_stay_as_they_are(minilm: Path, tmp_path: Path) -> None:
@@ -332,7 +336,7 @@ def test_tokenizers_that_llamacpp_lacks_are_refused(backend: Backend, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"moe": MoEConfig(layers=(1,), num_experts=2)}, "absolute positions.*biases inside its experts"),
+        ({"moe": FlatMoE(layers=(1,), num_experts=2)}, "absolute positions.*biases inside its experts"),
         (moe_with(layers=(0, 2)), "Nomic layout"),
         (moe_with(router=RouterConfig()), "router.normalize null"),
         (moe_with(num_shared_experts=1, shared_weight="mean"), "shared experts"),
@@ -362,7 +366,7 @@ def test_q8_0_needs_whole_blocks(make_model: MakeModel, tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(make_model: MakeModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"could not write .*file/a\.gguf"):
+    with pytest.raises(UserError, match=r"cannot write .*file/a\.gguf"):
         export_gguf(make_model().parts(), tmp_path / "file" / "a.gguf", "f32")
 
 

@@ -17,18 +17,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from conftest import TEXTS, HfFolder, MakeModel
 from moembed.embedder import Embedder
 from moembed.export.onnx import export as onnx_folder
 from moembed.export.onnx.encoder import build
 from moembed.export.onnx.export import export_onnx, run_rows
+from moembed.families.flat import FlatMoE
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.model.pooling import POOLING
-from moembed.moe.layer import MoEConfig
+from moembed.model.head import ACTIVATIONS, Dense, HeadConfig, Normalize
+from moembed.model.pooling import POOLING, Pooling
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
+from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
@@ -69,7 +72,7 @@ routers = st.builds(
     RouterConfig, top_k=st.integers(1, 3), normalize=st.sampled_from([None, 1.0, 2.0]), jitter=st.just(0.1)
 )
 moes = st.builds(
-    MoEConfig,
+    FlatMoE,
     layers=st.sampled_from([(1,), (0, 1)]),
     num_experts=st.integers(3, 6),
     num_shared_experts=st.integers(0, 2),
@@ -156,6 +159,21 @@ def test_a_text_without_tokens_spoils_nothing(make_model: MakeModel, pooling: st
     assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_dense_layers_behind_pooling(make_model: MakeModel, tmp_path: Path, activation: str) -> None:
+    steps = (Dense(32, 12, activation=activation), Normalize(), Dense(12, 12, False, "tanh", residual=True))
+    config = HeadConfig((*steps, Dense(12, 8, activation="identity", residual=True), Normalize()))
+    generator = torch.Generator().manual_seed(3)
+    state = {name: torch.randn(shape, generator=generator) for name, shape in config.shapes().items()}
+    parts = replace(make_model(pooling="mean_sqrt_len_tokens+max").parts(), head=config, head_state=state)
+    assert export_onnx(parts, tmp_path / "out")["max_error"] < 1e-5
+    rows = [[2, 7, 3], [2, 9, 8, 7, 6, 3]]
+    running = onnxruntime.InferenceSession(str(tmp_path / "out" / "onnx" / "model.onnx"))
+    found = vectors(running, rows)
+    assert found.shape == (2, 8)
+    assert np.abs(found - expected(Embedder(parts).eval(), rows)).max() < 1e-5
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_only_standard_operators(moe_model: Embedder, int8: bool) -> None:
     assert [opset.domain for opset in build(moe_model.parts(), int8).opset_import] == [""]
@@ -168,12 +186,12 @@ def test_only_standard_operators(moe_model: Embedder, int8: bool) -> None:
 def upcycled(minilm: Path) -> Parts:
     """MiniLM with experts that differ."""
     parts = read_folder(minilm)
-    config, state = upcycle(parts.config, parts.state, UpcycleConfig(num_experts=4, every=3))
+    spec, state = upcycle(parts.spec, parts.state, UpcycleConfig(num_experts=4, every=3))
     generator = torch.Generator().manual_seed(0)
     for name, tensor in state.items():
         if name.endswith(("up_EFD", "down_EDF")):
             state[name] = tensor + 0.1 * tensor.std() * torch.randn(tensor.shape, generator=generator)
-    return replace(parts, config=config, state=state)
+    return replace(parts, spec=spec, state=state)
 
 
 def test_int8_of_a_real_model_stays_close(upcycled: Parts) -> None:
@@ -256,6 +274,43 @@ def test_the_folder_is_whole_for_others(moe_model: Embedder, tmp_path: Path) -> 
     assert tokenizer(TEXTS)["input_ids"] == moe_model.tokenizer.rows(TEXTS)[0]
 
 
+@pytest.mark.parametrize("stored", ["short and padded", "without a limit"])
+def test_the_folders_own_tokenizer_reads_what_the_model_reads(
+    stored: str, hf_folder: HfFolder, tmp_path: Path, texts: list[str]
+) -> None:
+    folder, _ = hf_folder("roberta")
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    if stored == "short and padded":
+        backend.enable_truncation(9)
+        backend.enable_padding(length=9)
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    export_onnx(read_folder(folder), tmp_path / "out")
+
+    written = Backend.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    running = onnxruntime.InferenceSession(str(tmp_path / "out" / "onnx" / "model.onnx"))
+    model = Embedder.from_pretrained(folder, device="cpu")
+    for text in [*texts, "the mole digs under the meadow " * 9, "an owl hunts voles at night"]:
+        tokens = written.encode(text)
+        row = model.tokenizer.rows([text])[0][0]
+        assert (tokens.ids, len(row)) == (row, sum(tokens.attention_mask))
+        inputs = {"input_ids": [tokens.ids], "attention_mask": [tokens.attention_mask]}
+        found = running.run(["sentence_embedding"], inputs)[0]
+        assert np.abs(found - expected(model, [row])).max() < 1e-5
+
+
+def test_a_tokenizer_that_was_written_wrong_is_not_left_behind(
+    moe_model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_limit(folder: Path, tokenizer: Tokenizer) -> None:
+        tokenizer.backend.save(str(folder / "tokenizer.json"))
+
+    monkeypatch.setattr(onnx_folder, "write_tokenizer", without_limit)
+    with pytest.raises(RuntimeError, match="other tokens than the model's tokenizer"):
+        export_onnx(moe_model.parts(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(find_spec("fastembed") is None, reason="fastembed is not installed")
 def test_fastembed_reads_the_folder(moe_model: Embedder, tmp_path: Path) -> None:
     from fastembed import TextEmbedding
@@ -295,8 +350,8 @@ def test_bfloat16_weights_are_exported_in_fp32(moe_model: Embedder, tmp_path: Pa
 
 
 def test_expert_choice_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
-    model = make_model(moe=MoEConfig(layers=(1,), num_experts=4, router=RouterConfig(kind="expert_choice")))
-    with pytest.raises(UserError, match="'expert_choice' cannot be exported to ONNX"):
+    model = make_model(moe=FlatMoE(layers=(1,), num_experts=4, router=RouterConfig(kind="expert_choice")))
+    with pytest.raises(UserError, match=r"moe.router.kind = 'expert_choice' in the layers \[1\]"):
         export_onnx(model.parts(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -327,7 +382,9 @@ def test_a_full_disk_leaves_what_was_there(
 def test_a_graph_that_is_wrong_is_not_written(
     moe_model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_folder, "build", lambda parts, int8: build(replace(parts, pooling="cls"), int8))
+    monkeypatch.setattr(
+        onnx_folder, "build", lambda parts, int8: build(replace(parts, pooling=Pooling("cls")), int8)
+    )
     with pytest.raises(RuntimeError, match="nothing was written"):
         export_onnx(moe_model.parts(), tmp_path / "out")
     assert not list(tmp_path.iterdir())

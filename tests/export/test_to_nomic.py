@@ -18,9 +18,9 @@ from conftest import HfFolder, MakeModel
 from moembed.cli import main
 from moembed.embedder import Embedder
 from moembed.export.nomic import to_nomic
+from moembed.families.flat import FlatMoE
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
-from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
@@ -35,7 +35,7 @@ def exported(model: Embedder, folder: Path) -> Embedder:
 
 
 def distance(one: Embedder, other: Embedder, texts: list[str]) -> float:
-    return float(np.abs(one.encode_counted(texts)[0] - other.encode_counted(texts)[0]).max())
+    return float(np.abs(one.vectors(texts, prompt="").array - other.vectors(texts, prompt="").array).max())
 
 
 @pytest.mark.parametrize("normalize", [None, 1.0, 2.0])
@@ -56,12 +56,12 @@ def test_a_dense_model_upcycled_the_published_way_keeps_its_vectors(
     parts = read_folder(folder)
     router = RouterConfig(normalize=normalize)
     options = UpcycleConfig.published().model_copy(update={"router": router})
-    config, state = upcycle(parts.config, parts.state, options)
-    model = Embedder(replace(parts, config=config, state=state)).eval()
+    spec, state = upcycle(parts.spec, parts.state, options)
+    model = Embedder(replace(parts, spec=spec, state=state)).eval()
     again = exported(model, tmp_path / "nomic")
     assert distance(again, model, texts) <= EQUAL
-    assert again.encoder.config == config.model_copy(update={"family": "nomic_bert"}).model_copy(
-        update={"moe": config.moe.model_copy(update={"shared_weight": "mean"})}
+    assert again.encoder.spec == spec.with_experts(
+        lambda moe: moe.model_copy(update={"shared_weight": "mean"})
     )
     values = json.loads((tmp_path / "nomic" / "config.json").read_text())
     assert (values["num_experts"], values["moe_top_k"], values["moe_every_n_layers"]) == (8, 2, 2)
@@ -69,7 +69,7 @@ def test_a_dense_model_upcycled_the_published_way_keeps_its_vectors(
 
 
 def test_names_and_shapes_are_the_published_ones(make_model: MakeModel, tmp_path: Path) -> None:
-    moe = MoEConfig(layers=(1, 3), num_experts=4, bias="shared", router=RouterConfig(normalize=None))
+    moe = FlatMoE(layers=(1, 3), num_experts=4, bias="shared", router=RouterConfig(normalize=None))
     exported(make_model(**ROPE, moe=moe), tmp_path / "nomic")
     values = json.loads((tmp_path / "nomic" / "config.json").read_text())
     expected = published.make_tensors(values)
@@ -85,7 +85,7 @@ def test_experts_without_biases_get_biases_of_zero(
 ) -> None:
     moe = {"layers": (1, 3), "num_experts": 4, "num_shared_experts": shared, "shared_weight": "mean"}
     gate = {"gated": True, "activation": "silu"}
-    model = make_model(**ROPE, **gate, moe=MoEConfig.model_validate(moe | {"bias": "none"}))
+    model = make_model(**ROPE, **gate, moe=FlatMoE.model_validate(moe | {"bias": "none"}))
     assert distance(exported(model, tmp_path / "nomic"), model, texts) <= EQUAL
     tensors = load_file(tmp_path / "nomic" / "model.safetensors")
     assert tensors["encoder.layers.1.mlp.experts.bias"].eq(0).all()
@@ -105,14 +105,14 @@ def test_what_was_published_is_exported_unchanged(
 
 
 def experts(**options: Any) -> dict[str, Any]:
-    return {"moe": MoEConfig.model_validate({"layers": (1, 3), "num_experts": 4, "bias": "shared"} | options)}
+    return {"moe": FlatMoE.model_validate({"layers": (1, 3), "num_experts": 4, "bias": "shared"} | options)}
 
 
 @pytest.mark.parametrize(
     ("changes", "complaints"),
     [
         ({"position": "absolute"}, ["absolute positions"]),
-        ({"position_offset": 2}, ["positions that start above 0"]),
+        ({"rope_base": 0.5, "num_token_types": 0, "activation": "relu"}, ["the activation relu"]),
         ({"activation": "relu"}, ["the activation relu"]),
         ({"activation": "relu", "gated": True}, ["the activation relu, gated"]),
         ({"activation": "gelu", "gated": True} | experts(), ["the activation gelu, gated"]),

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from conftest import HfFolder
+from moembed.families import bert
+from moembed.families.flat import FlatConfig, flatten
 from moembed.families.registry import FAMILIES
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_config, read_folder
 from moembed.folder.write import write_folder
-from moembed.model.encoder import Encoder, EncoderConfig
+from moembed.model.encoder import Encoder
 from moembed.packing import offsets, pack
 from moembed.types import UserError
 
@@ -50,7 +52,7 @@ PUBLISHED = {  # config.json as the NomicBERT checkpoints spell it
 
 
 def encoder_of(parts: Parts) -> Encoder:
-    encoder = Encoder(parts.config)
+    encoder = Encoder(parts.spec)
     encoder.load_state_dict(parts.state)
     return encoder.eval()
 
@@ -60,7 +62,7 @@ def our_states(folder: Path) -> list[list[Tensor]]:
     """``states[depth][i]`` of text i, from one packed batch."""
     parts = read_folder(folder)
     batch = pack(ROWS)
-    hidden, _ = encoder_of(parts)(batch.token_T, batch.length_B, range(parts.config.num_layers + 1))
+    hidden, _ = encoder_of(parts)(batch.token_T, batch.length_B, range(parts.spec.num_layers + 1))
     ends = offsets(batch.length_B)
     return [
         [states_TD[ends[place] : ends[place + 1]] for place in batch.restore_B.tolist()]
@@ -122,7 +124,7 @@ def test_reading_and_writing_are_inverse(
     first = read_folder(folder)
     write_folder(tmp_path / "again", first)
     second = read_folder(tmp_path / "again")
-    assert second.config == first.config
+    assert second.spec == first.spec
     assert second.state.keys() == first.state.keys()
     assert all(torch.equal(second.state[name], tensor) for name, tensor in first.state.items())
     again = AutoModel.from_pretrained(tmp_path / "again").eval()
@@ -157,9 +159,9 @@ def test_the_published_spelling_means_the_same_model(hf_folder: HfFolder) -> Non
 def test_published_options_are_read_and_written_back(
     changes: dict[str, Any], expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = read_config(with_config(tmp_path, PUBLISHED | changes))
-    assert config.model_dump(include=set(expected)) == expected
-    assert read_config(with_config(tmp_path, FAMILIES["nomic_bert"].write_config(config))) == config
+    spec = read_config(with_config(tmp_path, PUBLISHED | changes))
+    assert flatten(spec, "it").model_dump(include=set(expected)) == expected
+    assert read_config(with_config(tmp_path, FAMILIES["nomic_bert"].write_config(spec))) == spec
 
 
 @pytest.mark.parametrize(
@@ -211,6 +213,15 @@ def test_an_unsupported_config_is_one_sentence(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta"])
+def test_code_of_its_own_under_a_known_name_is_refused(kind: str, hf_folder: HfFolder) -> None:
+    folder, _ = hf_folder(kind)
+    values = json.loads((folder / "config.json").read_text()) | {"auto_map": {"AutoModel": "layers.Model"}}
+    for read in (read_config, read_folder):
+        with pytest.raises(UserError, match=f"'{kind}' but brings code of its own .*, which is not run"):
+            read(with_config(folder, values))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_key_is_named(kind: str, hf_folder: HfFolder) -> None:
     folder, _ = hf_folder(kind)
@@ -221,9 +232,9 @@ def test_a_missing_key_is_named(kind: str, hf_folder: HfFolder) -> None:
 
 
 def test_every_family_writes_the_model_type_it_is_found_by() -> None:
-    config = EncoderConfig(family="", vocab_size=9, width=4, num_layers=1, num_heads=1, ffn_width=4)
-    own = {"roberta": {"position_offset": 2}, "xlm-roberta": {"position_offset": 2}}
+    flat = FlatConfig(vocab_size=9, width=4, num_layers=1, num_heads=1, ffn_width=4)
+    own: dict[str, dict[str, Any]] = {name: {"position_offset": 2} for name in bert.CLASSES if name != "bert"}
     own |= {"nomic_bert": {"position": "rope"}}
     for name, family in FAMILIES.items():
-        written = family.write_config(config.model_copy(update={"family": name, **own.get(name, {})}))
+        written = family.write_config(flat.model_copy(update=own.get(name, {})).spec())
         assert written["model_type"] == name

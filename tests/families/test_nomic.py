@@ -52,7 +52,7 @@ def test_vectors_equal_the_reference(
     changes: dict[str, Any], checkpoint: Checkpoint, backend: Backend, texts: list[str]
 ) -> None:
     model = Embedder.from_pretrained(checkpoint(**changes), device="cpu")
-    vectors, _ = model.encode_counted(texts)
+    vectors = model.vectors(texts).array
     assert np.abs(vectors - reference(texts, "", None, backend, **changes)).max() <= EQUAL
 
 
@@ -123,7 +123,7 @@ def test_reading_and_writing_is_the_identity(
     write_folder(tmp_path / "again", first)
     assert_same_checkpoint(folder, tmp_path / "again")
     second = read_folder(tmp_path / "again")
-    assert second.config == first.config
+    assert second.spec == first.spec
     assert second.source == first.source
     assert second.state.keys() == first.state.keys()
     assert all(torch.equal(second.state[name], tensor) for name, tensor in first.state.items())
@@ -153,8 +153,7 @@ def test_saved_in_another_dtype_only_the_dtype_of_the_config_changes(
 def test_the_published_config_has_the_published_number_of_parameters(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | V2_SIZE))
     config = read_config(tmp_path)
-    assert config.moe is not None
-    assert config.moe.layers == (1, 3, 5, 7, 9, 11)
+    assert config.moe_layers == (1, 3, 5, 7, 9, 11)
     assert num_parameters(config) == 475_292_928
     assert num_parameters(config, active=True) == 305_423_616
 

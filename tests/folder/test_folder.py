@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +15,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from conftest import HfFolder, MakeModel
+from conftest import HfFolder, MakeModel, Run
 from moembed.embedder import Embedder
+from moembed.folder import tokenizer as tokenizer_module
 from moembed.folder import write as folder_module
 from moembed.folder.read import read_folder, read_settings
+from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
 from moembed.folder.write import write_folder
-from moembed.model.pooling import POOLING
+from moembed.model.pooling import POOLING, Pooling
 from moembed.types import UserError
 
 EQUAL = 1e-5  # fp32 on two orders of summation; vectors have length 1
+TRANSFORMER = TRANSFORMER_FILES[0]
 KINDS = ["bert", "roberta", "xlm-roberta", "nomic_bert"]
 
 
@@ -48,13 +53,13 @@ def change_json(path: Path, **changes: Any) -> None:
 def test_a_folder_reads_back_as_it_was_written(
     pooling: str, moe_model: Embedder, tmp_path: Path, texts: list[str]
 ) -> None:
-    moe_model.pooling = pooling
+    moe_model.pooling = Pooling(pooling)
     moe_model.tokenizer.max_length = 30
     moe_model.tokenizer.default_prompt = "document"
     moe_model.save_pretrained(tmp_path / "model")
     again = load(tmp_path / "model")
-    assert again.encoder.config == moe_model.encoder.config
-    assert again.pooling == pooling
+    assert again.encoder.spec == moe_model.encoder.spec
+    assert again.pooling.name == pooling
     assert (again.tokenizer.max_length, again.tokenizer.default_prompt) == (30, "document")
     assert again.tokenizer.prompts == moe_model.tokenizer.prompts
     assert again.tokenizer.backend.to_str() == moe_model.tokenizer.backend.to_str()
@@ -106,7 +111,10 @@ def test_a_folder_with_only_a_word_list_gets_its_tokenizer_made(
     assert distance(load(folder).encode(texts), expected) <= EQUAL
 
 
-def test_a_tokenizer_that_cannot_be_made_is_said_so(hf_folder: HfFolder) -> None:
+def test_a_tokenizer_that_cannot_be_made_is_said_so(
+    hf_folder: HfFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_module, "find_spec", lambda name: name)  # whether or not it is installed
     folder, _ = hf_folder("xlm-roberta")
     (folder / "tokenizer.json").unlink()
     (folder / "sentencepiece.bpe.model").write_bytes(b"no sentences, no pieces")
@@ -124,7 +132,8 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: Path) -> None
         "Кроты роют тоннели", "يحفر الخلد", "मोल", "🦔 e\u0301 ﬁ\u200bx", "tab\tnew\nline", "mole " * 600,
     ]  # fmt: skip
     theirs = SentenceTransformer(str(minilm), device="cpu").encode(texts)
-    ours, truncated = load(minilm).encode_counted(texts)
+    found = load(minilm).vectors(texts)
+    ours, truncated = found.array, found.truncated
     assert distance(ours, theirs) <= EQUAL
     assert truncated == 1
 
@@ -143,11 +152,11 @@ def test_a_dense_model_we_write_loads_in_sentence_transformers(
     assert distance(model.encode_document(texts), theirs.encode_document(texts)) <= EQUAL
 
 
-@pytest.mark.parametrize("pooling", POOLING)
+@pytest.mark.parametrize("pooling", [*POOLING, "cls+max", "weightedmean+mean_sqrt_len_tokens+mean"])
 def test_every_pooling_means_the_same_in_sentence_transformers(
     pooling: str, hf_folder: HfFolder, tmp_path: Path, texts: list[str]
 ) -> None:
-    model = Embedder(replace(read_folder(hf_folder("bert")[0]), pooling=pooling)).eval()
+    model = Embedder(replace(read_folder(hf_folder("bert")[0]), pooling=Pooling(pooling))).eval()
     model.save_pretrained(tmp_path / "ours")
     theirs = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
     assert distance(model.encode(texts), theirs.encode(texts)) <= EQUAL
@@ -162,28 +171,165 @@ def test_a_folder_sentence_transformers_wrote_gives_its_vectors(
     theirs.save(str(tmp_path / "theirs"))
     ours = load(tmp_path / "theirs")
     assert ours.tokenizer.max_length == 9
-    assert ours.tokenizer.prompts == {"query": "query: "}
-    vectors, _ = ours.encode_counted(texts, "query")
+    assert ours.tokenizer.prompts == {"query": "query: ", "document": ""}
+    vectors = ours.vectors(texts, role="query").array
     assert distance(vectors, theirs.encode(texts, prompt_name="query")) <= EQUAL
 
 
 def test_the_length_limit_is_the_smallest_one_stated(hf_folder: HfFolder) -> None:
     folder, _ = hf_folder("roberta")
-    config = read_folder(folder).config
-    assert read_settings(folder, config).max_length == 38  # 40 positions, the first two unused
+    spec = read_folder(folder).spec
+    assert read_settings(folder, spec).max_length == 38  # 40 positions, the first two unused
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
-    assert read_settings(folder, config).max_length == 38
+    assert read_settings(folder, spec).max_length == 38
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 30}')
-    assert read_settings(folder, config).max_length == 30
+    assert read_settings(folder, spec).max_length == 30
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
-    assert read_settings(folder, config).max_length == 20
+    assert read_settings(folder, spec).max_length == 20
+
+
+def test_a_length_beyond_the_positions_is_said(hf_folder: HfFolder) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / TRANSFORMER).write_text('{"max_seq_length": 99}')
+    with pytest.warns(UserWarning, match="says 99 tokens, the model has positions for 40"):
+        assert load(folder).tokenizer.max_length == 40
+
+
+PROMPT_SETS: list[dict[str, Any]] = [
+    {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"},
+    {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "document"},
+    {"prompts": {"query": "", "document": "document: "}, "default_prompt_name": "document"},
+    {"prompts": {"query": None, "document": "the "}, "default_prompt_name": None},
+]
+
+
+@pytest.mark.parametrize("values", PROMPT_SETS)
+def test_an_empty_prompt_is_a_prompt(
+    values: dict[str, Any], hf_folder: HfFolder, tmp_path: Path, texts: list[str]
+) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / SENTENCE_TRANSFORMERS).write_text(json.dumps(values))
+    load(folder).save_pretrained(tmp_path / "again")
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    for place in (folder, tmp_path / "again"):
+        ours = load(place)
+        assert distance(ours.encode_document(texts), theirs.encode_document(texts)) <= EQUAL
+        if values["prompts"]["query"] is not None:
+            assert distance(ours.encode_query(texts), theirs.encode_query(texts)) <= EQUAL
+        assert ours.tokenizer.prompts == {k: v for k, v in values["prompts"].items() if v is not None}
+        assert ours.tokenizer.default_prompt == values["default_prompt_name"]
+
+
+@pytest.mark.parametrize("name", TRANSFORMER_FILES)
+def test_the_length_is_found_under_every_name_of_its_file(
+    name: str, hf_folder: HfFolder, tmp_path: Path
+) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / name).write_text('{"max_seq_length": 7, "do_lower_case": true}')
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    texts = ["THE mole digs under the meadow " * 3]
+    load(folder).save_pretrained(tmp_path / "again")
+    for place in (folder, tmp_path / "again"):
+        ours = load(place)
+        assert ours.tokenizer.max_length == theirs.max_seq_length == 7
+        assert distance(ours.vectors(texts).array, theirs.encode(texts)) <= EQUAL
+
+
+@pytest.mark.parametrize("where", ["config", "tokenizer"])
+def test_long_texts_are_cut_on_the_side_the_folder_says(
+    where: str, hf_folder: HfFolder, tmp_path: Path
+) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / TRANSFORMER).write_text('{"max_seq_length": 7}')
+    if where == "config":
+        change_json(folder / "tokenizer_config.json", truncation_side="left")
+    else:
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        backend.enable_truncation(9, direction="left")
+        backend.save(str(folder / "tokenizer.json"))
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    texts = ["the mole digs tunnels under the meadow and owls hunt"]
+    load(folder).save_pretrained(tmp_path / "again")
+    for place in (folder, tmp_path / "again"):
+        rows, _ = load(place).tokenizer.rows(texts)
+        assert rows == theirs.tokenizer(texts, truncation=True, max_length=7)["input_ids"]
+        assert distance(load(place).encode_counted(texts)[0], theirs.encode(texts)) <= EQUAL
+
+
+@pytest.mark.parametrize("key", ["processor_kwargs", "tokenizer_args"])
+def test_arguments_of_the_tokenizer_are_kept(key: str, hf_folder: HfFolder, tmp_path: Path) -> None:
+    folder, _ = hf_folder("bert")
+    change_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer")
+    (folder / TRANSFORMER).write_text(json.dumps({key: {"model_max_length": 9, "do_lower_case": False}}))
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    texts = ["The MOLE digs under the meadow", "an owl hunts " * 4]
+    load(folder).save_pretrained(tmp_path / "again")
+    for place in (folder, tmp_path / "again"):
+        assert load(place).tokenizer.max_length == 9
+        assert distance(load(place).vectors(texts).array, theirs.encode(texts)) <= EQUAL
+
+
+def test_the_encoder_may_lie_in_a_folder_of_its_own(
+    hf_folder: HfFolder, tmp_path: Path, texts: list[str], run: Run
+) -> None:
+    folder, _ = hf_folder("bert")
+    inside = folder / "0_Transformer"
+    inside.mkdir()
+    for file in [file for file in folder.iterdir() if file.is_file() and file.name != "modules.json"]:
+        file.rename(inside / file.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = inside.name
+    (folder / "modules.json").write_text(json.dumps(modules))
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    assert distance(load(folder).encode(texts), theirs) <= EQUAL
+    load(folder).save_pretrained(tmp_path / "again")
+    assert distance(load(tmp_path / "again").encode(texts), theirs) <= EQUAL
+    code, shown, _ = run("inspect", folder, "--json")
+    assert code == 0
+    assert json.loads(shown)["bytes_on_disk"] == (inside / "model.safetensors").stat().st_size
+    code, shown, _ = run("push", folder, "me/moles", "--dry-run", "--json")
+    assert code == 0
+    assert "0_Transformer/model.safetensors" in json.loads(shown)["files"]
+
+
+@pytest.mark.parametrize(
+    ("similarity", "made_for"), [("dot", "dot product"), ("euclidean", "euclidean distance")]
+)
+def test_vectors_that_were_not_of_length_1_are_said_once_and_stay_so_named(
+    similarity: str, made_for: str, hf_folder: HfFolder, tmp_path: Path
+) -> None:
+    folder, _ = hf_folder("bert")
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    (folder / SENTENCE_TRANSFORMERS).write_text(json.dumps({"similarity_fn_name": similarity}))
+    with pytest.warns(UserWarning, match=f"made for the {made_for} of vectors that are not of length 1"):
+        model = load(folder)
+    model.save_pretrained(tmp_path / "again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(tmp_path / "again").similarity_fn_name == similarity
+
+
+def test_keys_that_are_not_read_are_named_once(hf_folder: HfFolder) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / TRANSFORMER).write_text('{"query_length": 32, "max_seq_length": 20}')
+    with pytest.warns(UserWarning, match="not read, and without effect here: query_length"):
+        load(folder)
+    (folder / TRANSFORMER).unlink()
+    (folder / SENTENCE_TRANSFORMERS).write_text('{"truncate_dim": 8}')
+    with pytest.warns(UserWarning, match="without effect here: truncate_dim"):
+        load(folder)
+    (folder / SENTENCE_TRANSFORMERS).unlink()
+    change_json(folder / "1_Pooling" / "config.json", temperature=2)
+    with pytest.warns(UserWarning, match="without effect here: temperature"):
+        load(folder)
 
 
 def test_without_modules_mean_pooling_is_assumed_aloud(hf_folder: HfFolder) -> None:
     folder, _ = hf_folder("bert")
     (folder / "modules.json").unlink()
     with pytest.warns(UserWarning, match="mean pooling is assumed"):
-        assert read_folder(folder).pooling == "mean"
+        assert read_folder(folder).pooling.name == "mean"
 
 
 # ---- bad folders ---------------------------------------------------------------------------------
@@ -205,7 +351,11 @@ def truncate(folder: Path) -> None:
 
 def change_modules(kinds: list[str]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        modules = [{"path": f"{i}_{kind}", "type": f"st.models.{kind}"} for i, kind in enumerate(kinds)]
+        paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], start=1))]
+        modules = [
+            {"path": path, "type": f"sentence_transformers.models.{kind}"}
+            for path, kind in zip(paths, kinds, strict=True)
+        ]
         (folder / "modules.json").write_text(json.dumps(modules))
 
     return damage
@@ -266,25 +416,87 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         change("config.json", vocab_size=50),
         r"has shape \(130, 16\), expected \(50, 16\)",
     ),
-    "a Dense module": (
+    "a Dense module without a file": (
         change_modules(["Transformer", "Pooling", "Dense", "Normalize"]),
-        r"made of Transformer \+ Pooling \+ Dense \+ Normalize is not supported",
+        r"2_Dense/config\.json does not exist",
+    ),
+    "another module": (
+        change_modules(["Transformer", "Pooling", "LSTM", "Normalize"]),
+        r"made of Transformer \+ Pooling \+ LSTM \+ Normalize is not supported",
+    ),
+    "pooling before the encoder": (
+        change_modules(["Pooling", "Transformer"]),
+        r"made of Pooling \+ Transformer is not supported",
     ),
     "modules of another sort": (write("modules.json", "{}"), r"modules\.json holds a dict where a list"),
     "unsupported pooling": (
-        write("1_Pooling/config.json", '{"pooling_mode_mean_sqrt_len_tokens": true}'),
-        "pooling 'mean_sqrt_len_tokens' is not supported",
-    ),
-    "two poolings": (
-        write("1_Pooling/config.json", '{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true}'),
-        r"pooling 'cls\+mean' is not supported",
+        write("1_Pooling/config.json", '{"pooling_mode": ["mean", "median"]}'),
+        "pooling 'median' is not supported",
     ),
     "no prompt pooled": (change("1_Pooling/config.json", include_prompt=False), "include_prompt false"),
     "no pooling file": (remove("1_Pooling/config.json"), r"1_Pooling/config\.json does not exist"),
-    "lower-casing": (write("sentence_bert_config.json", '{"do_lower_case": true}'), "do_lower_case"),
-    "default prompt": (
-        write("config_sentence_transformers.json", '{"default_prompt_name": "query"}'),
-        "no prompt named 'query'",
+    "a default prompt without a text": (
+        write(SENTENCE_TRANSFORMERS, '{"default_prompt_name": "query"}'),
+        "the default prompt is 'query', and no prompt has that name",
+    ),
+    "a prompt that is no text": (
+        write(SENTENCE_TRANSFORMERS, '{"prompts": {"query": 1}}'),
+        "the prompt 'query' is a int, not a text",
+    ),
+    "prompts of another sort": (
+        write(SENTENCE_TRANSFORMERS, '{"prompts": ["a"]}'),
+        "prompts must be texts by name, not a list",
+    ),
+    "half the settings": (write(SENTENCE_TRANSFORMERS, "{"), "transformers.json is not valid JSON"),
+    "a model of another kind": (
+        write(SENTENCE_TRANSFORMERS, '{"model_type": "SparseEncoder"}'),
+        "this is a SparseEncoder, not a model that makes one vector",
+    ),
+    "a similarity of another kind": (
+        write(SENTENCE_TRANSFORMERS, '{"similarity_fn_name": "maxsim"}'),
+        "similarity_fn_name 'maxsim' is not known",
+    ),
+    "dims of another sort": (
+        write(SENTENCE_TRANSFORMERS, '{"matryoshka_dims": [0]}'),
+        "matryoshka_dims must be a list of counts",
+    ),
+    "a length that is none": (
+        write(TRANSFORMER, '{"max_seq_length": "long"}'),
+        "max_seq_length must be a count of tokens, not 'long'",
+    ),
+    "a length of nothing": (
+        write(TRANSFORMER, '{"max_seq_length": 0}'),
+        "max_seq_length must be a count of tokens, not 0",
+    ),
+    "half the lengths": (write(TRANSFORMER, '{"max_seq'), "sentence_bert_config.json is not valid JSON"),
+    "another config": (
+        write(TRANSFORMER, '{"config_kwargs": {"hidden_act": "relu"}}'),
+        "config_kwargs changes hidden_act of config.json",
+    ),
+    "another task": (
+        write(TRANSFORMER, '{"transformer_task": "fill-mask"}'),
+        "transformer_task 'fill-mask' is not supported",
+    ),
+    "a module with code of its own": (
+        write("modules.json", '[{"path": "", "type": "owls.Transformer"}]'),
+        "the module owls.Transformer brings code of its own",
+    ),
+    "a module outside": (
+        write("modules.json", '[{"path": "../x", "type": "sentence_transformers.models.Transformer"}]'),
+        r"the path '\.\./x' leads out of the folder",
+    ),
+    "a module without a path": (write("modules.json", '[{"type": "x"}]'), "needs a type and a path"),
+    "a module that is not there": (
+        write("modules.json", '[{"path": "0_CLIP", "type": "sentence_transformers.models.CLIPModel"}]'),
+        "its first module is CLIPModel in 0_CLIP, where no config.json lies",
+    ),
+    "pooling of another width": (
+        change("1_Pooling/config.json", word_embedding_dimension=17),
+        "pools vectors of 17 coordinates, the encoder's have 16",
+    ),
+    "pooling by a number": (
+        change("1_Pooling/config.json", pooling_mode=3),
+        "pooling_mode must be a name or a list of names",
     ),
 }
 
@@ -314,9 +526,12 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(
     ("changes", "complaint"),
     [
         ({"widht": 16}, "unknown key 'widht', did you mean 'width'"),
-        ({"moe": {"layers": [1], "exprts": 4}}, r"unknown key 'moe\.exprts', did you mean 'num_experts'"),
+        (
+            {"moe": {"layers": [1], "exprts": 4}},
+            r"'moe\.exprts', did you mean 'moe\.num_experts'",
+        ),
         ({"moe": {"layers": [9]}}, r"layers \(9,\) go beyond the 4 layers"),
-        ({"activation": "mish"}, "activation: Input should be 'gelu'"),
+        ({"activation": "mish"}, "activation must be 'gelu'"),
     ],
 )
 def test_a_wrong_key_of_our_own_config_is_named(
@@ -345,7 +560,7 @@ def test_a_name_out_of_reach_is_neither_a_folder_nor_on_the_hub() -> None:
 
 def test_a_run_folder_stands_for_its_model(moe_model: Embedder, tmp_path: Path) -> None:
     moe_model.save_pretrained(tmp_path / "run" / "model")
-    assert load(tmp_path / "run").space_id() == moe_model.space_id()
+    assert load(tmp_path / "run").space() == moe_model.space()
 
 
 # ---- saving is whole or not at all ---------------------------------------------------------------
@@ -362,12 +577,12 @@ def test_a_failure_in_the_middle_keeps_the_old_folder(
     old.save_pretrained(tmp_path / "model")
     with monkeypatch.context() as patch:
         patch.setattr(folder_module, "save_file", full_disk)
-        with pytest.raises(UserError, match=r"could not write .*model .*No space left on device"):
+        with pytest.raises(UserError, match=r"cannot write .*model: .*No space left on device"):
             new.save_pretrained(tmp_path / "model")
-    assert load(tmp_path / "model").space_id() == old.space_id()
+    assert load(tmp_path / "model").space() == old.space()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     new.save_pretrained(tmp_path / "model")
-    assert load(tmp_path / "model").space_id() == new.space_id()
+    assert load(tmp_path / "model").space() == new.space()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -380,7 +595,7 @@ def test_a_disk_that_fills_up_under_the_weights_is_a_clear_sentence(
     model = make_model(width=64, ffn_width=128)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
     try:
-        with pytest.raises(UserError, match=r"could not write .*model \(.*File too large"):
+        with pytest.raises(UserError, match=r"cannot write .*model: .*File too large"):
             model.save_pretrained(tmp_path / "model")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -393,11 +608,11 @@ def test_what_a_killed_process_left_behind_is_in_nobodys_way(make_model: MakeMod
     model = make_model()
     for _ in range(2):
         model.save_pretrained(tmp_path / "model")
-    assert load(tmp_path / "model").space_id() == model.space_id()
+    assert load(tmp_path / "model").space() == model.space()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_place_that_cannot_be_written_is_a_clear_sentence(make_model: MakeModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"could not write .*file/model"):
+    with pytest.raises(UserError, match=r"cannot write .*file/model"):
         make_model().save_pretrained(tmp_path / "file" / "model")

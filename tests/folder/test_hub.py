@@ -60,10 +60,10 @@ def test_what_was_loaded_once_loads_without_the_hub(
     hub: FakeHub, moe_model: Embedder, tmp_path: Path
 ) -> None:
     hub.add(REPO, saved(moe_model, tmp_path / "model"))
-    assert Embedder.from_pretrained(REPO, device="cpu").space_id() == moe_model.space_id()
+    assert Embedder.from_pretrained(REPO, device="cpu").space() == moe_model.space()
     asked = len(hub.requests)
     hub.stop()
-    assert Embedder.from_pretrained(REPO, device="cpu").space_id() == moe_model.space_id()
+    assert Embedder.from_pretrained(REPO, device="cpu").space() == moe_model.space()
     assert len(hub.requests) == asked
 
 
@@ -88,7 +88,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub: FakeHub, make_model: Any, tmp_p
     wanted = {None: new, "main": new, "release/v1": old, commit: old}
     for revision, model in wanted.items():
         loaded = Embedder.from_pretrained(REPO, device="cpu", revision=revision)
-        assert loaded.space_id() == model.space_id(), revision
+        assert loaded.space() == model.space(), revision
     assert "no branch, tag or commit 'v9'" in refusal(REPO, "v9")
 
 
@@ -113,7 +113,7 @@ def test_a_private_model_needs_the_token(
     hub.token = "hf_mole"
     assert "HF_TOKEN (HTTP 401)" in refusal()
     monkeypatch.setenv("HF_TOKEN", "hf_mole")
-    assert Embedder.from_pretrained(REPO, device="cpu").space_id() == moe_model.space_id()
+    assert Embedder.from_pretrained(REPO, device="cpu").space() == moe_model.space()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_hub_id_names_its_revision(
     hub.add(REPO, saved(new, tmp_path / "new"))
     hub.add(REPO, saved(old, tmp_path / "old"), branch=revision)
     name = f"{REPO}@{revision}"
-    assert Embedder.from_pretrained(name, device="cpu").space_id() == old.space_id()
+    assert Embedder.from_pretrained(name, device="cpu").space() == old.space()
     assert json.loads(run("inspect", name, "--json")[1])["layers"] == 1
     assert json.loads(run("inspect", REPO, "--json")[1])["layers"] == 2
     assert "no branch, tag or commit 'v9'" in refusal(f"{REPO}@v9")
@@ -224,7 +224,7 @@ def test_a_pickle_is_fetched_only_where_allowed_and_needed(
     first = Embedder.from_pretrained(REPO, device="cpu", allow_pickle=True)
     hub.stop()
     second = Embedder.from_pretrained(REPO, device="cpu", allow_pickle=True)
-    assert first.space_id() == second.space_id() == model.space_id()
+    assert first.space() == second.space() == model.space()
 
 
 # ---- onto the hub -----------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_a_pushed_run_loads_from_the_hub(
     assert "notes.txt" not in files
     assert shown["url"].startswith(f"{hub.url}/{REPO}/commit/")
     assert sum(path.endswith("/commit/main") for _, path in hub.requests) == 1
-    assert Embedder.from_pretrained(REPO, device="cpu").space_id() == moe_model.space_id()
+    assert Embedder.from_pretrained(REPO, device="cpu").space() == moe_model.space()
 
 
 def test_a_push_to_a_branch_leaves_the_main_one_alone(hub: FakeHub, make_model: Any, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_push_to_a_branch_leaves_the_main_one_alone(hub: FakeHub, make_model: 
         room.push(run_folder(model, tmp_path / branch) / "model", REPO, None if branch == "main" else branch)
     for branch, model in models.items():
         loaded = Embedder.from_pretrained(REPO, device="cpu", revision=branch)
-        assert loaded.space_id() == model.space_id()
+        assert loaded.space() == model.space()
 
 
 def test_files_of_the_model_before_are_removed_and_others_stay(

@@ -16,17 +16,17 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from conftest import PROMPTS, MakeModel
 from moembed import Embedder
+from moembed.families.flat import FlatMoE
 from moembed.interop.config import MoembedConfig
 from moembed.interop.hook import install
 from moembed.interop.model import MoembedModel
 from moembed.losses.balance import balance_loss, z_loss
-from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
 from moembed.types import UserError
 
 EQUAL = 1e-5
-MOE = MoEConfig(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2))
+MOE = FlatMoE(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2))
 MODELS = {
     "experts": {"moe": MOE},
     "shared experts, rotary, gated": {
@@ -35,9 +35,7 @@ MODELS = {
         "gated": True,
         "activation": "silu",
     },
-    "expert choice": {
-        "moe": MoEConfig(layers=(0,), num_experts=4, router=RouterConfig(kind="expert_choice"))
-    },
+    "expert choice": {"moe": FlatMoE(layers=(0,), num_experts=4, router=RouterConfig(kind="expert_choice"))},
     "pre-norm": {"moe": MOE, "norm": "pre"},
     "dense": {},
 }
@@ -66,7 +64,7 @@ def rows(batch: dict[str, torch.Tensor]) -> list[list[int]]:
 def ours_states(model: Embedder, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     packed = pack(rows(batch))
     hidden, _ = model.encoder(packed.token_T, packed.length_B)
-    states = hidden[model.encoder.config.num_layers].split(list(packed.length_B))
+    states = hidden[model.encoder.spec.num_layers].split(list(packed.length_B))
     return [states[int(place)] for place in packed.restore_B]
 
 
@@ -192,7 +190,7 @@ def test_a_resized_vocabulary_is_told_and_read_back(folder: Path, tmp_path: Path
     model.resize_token_embeddings(rows, mean_resizing=False)
     model.save_pretrained(tmp_path / "larger")
     again = AutoModel.from_pretrained(tmp_path / "larger")
-    assert again.config.vocab_size == again.encoder.config.vocab_size == rows
+    assert again.config.vocab_size == again.encoder.spec.vocab_size == rows
     assert torch.equal(again.encoder.word.weight, model.encoder.word.weight)
 
 
@@ -246,8 +244,8 @@ def test_what_they_save_we_read_back(make_model: MakeModel, texts: list[str], tm
     ours.save_pretrained(tmp_path / "ours")
     SentenceTransformer(str(tmp_path / "ours"), device="cpu").save_pretrained(str(tmp_path / "theirs"))
     again = Embedder.from_pretrained(tmp_path / "theirs", device="cpu")
-    assert again.encoder.config == ours.encoder.config
-    assert (again.pooling, again.tokenizer.prompts) == ("cls", PROMPTS)
+    assert again.encoder.spec == ours.encoder.spec
+    assert (again.pooling.name, again.tokenizer.prompts) == ("cls", PROMPTS)
     assert again.tokenizer.max_length == ours.tokenizer.max_length
     for name, tensor in ours.encoder.state_dict().items():
         assert torch.equal(again.encoder.state_dict()[name], tensor), name
@@ -271,7 +269,7 @@ def test_new_and_legacy_pooling_keys_are_written_and_either_is_read(
     assert legacy.items() <= written.items()
     for keys in (new, legacy):
         file.write_text(json.dumps(keys))
-        assert Embedder.from_pretrained(tmp_path / "model", device="cpu").pooling == mode
+        assert Embedder.from_pretrained(tmp_path / "model", device="cpu").pooling.name == mode
 
 
 # ---- training ---------------------------------------------------------------------------------------------

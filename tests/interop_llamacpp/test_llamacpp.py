@@ -19,10 +19,10 @@ from tokenizers import Tokenizer as Backend
 
 from moembed.embedder import Embedder
 from moembed.export.gguf.export import export_gguf
+from moembed.families.flat import FlatConfig, FlatMoE
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.model.encoder import Encoder, EncoderConfig, initialise
-from moembed.moe.layer import MoEConfig
+from moembed.model.encoder import Encoder, initialise
 from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
 
@@ -31,9 +31,7 @@ pytestmark = pytest.mark.interop
 LEAST = {"f32": 0.9999, "f16": 0.9999, "bf16": 0.999, "q8_0": 0.999}
 MOE = {
     "position": "rope",
-    "moe": MoEConfig(
-        layers=(1, 3), num_experts=4, bias="shared", router=RouterConfig(top_k=2, normalize=None)
-    ),
+    "moe": FlatMoE(layers=(1, 3), num_experts=4, bias="shared", router=RouterConfig(top_k=2, normalize=None)),
 }
 GATED = {"position": "rope", "gated": True, "activation": "silu", "ffn_bias": False}
 TEXTS = """\
@@ -154,10 +152,10 @@ def unigram() -> Backend:
 
 
 def random_parts(backend: Backend, pooling: str = "mean", **changes: Any) -> Parts:
-    values = {"family": "moembed", "width": 256, "num_layers": 4, "num_heads": 4, "ffn_width": 512}
+    values = {"width": 256, "num_layers": 4, "num_heads": 4, "ffn_width": 512}
     values |= {"vocab_size": backend.get_vocab_size(), "max_positions": 128, "norm_eps": 1e-5}
-    config = EncoderConfig.model_validate(values | changes)
-    encoder = Encoder(config)
+    spec = FlatConfig.model_validate(values | changes).spec()
+    encoder = Encoder(spec)
     initialise(encoder, std=0.05)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -166,7 +164,7 @@ def random_parts(backend: Backend, pooling: str = "mean", **changes: Any) -> Par
                 parameter.normal_(float("norm" in name and "weight" in name), 0.1, generator=generator)
             elif ".router." in name:
                 parameter.normal_(0, 0.5, generator=generator)
-    return Parts(config, encoder.state_dict(), Tokenizer(backend, config.max_length), pooling)
+    return Parts(spec, encoder.state_dict(), Tokenizer(backend, spec.max_length), pooling)
 
 
 def agreement(llama: Embed, parts: Parts, path: Path, texts: Sequence[str] = TEXTS) -> np.ndarray:

@@ -16,11 +16,10 @@ from moembed.losses import contrastive
 from moembed.losses.balance import balance_loss, corrected_bias, z_loss
 from moembed.losses.contrastive import LOSSES, info_nce, symmetric_info_nce
 from moembed.losses.negatives import Duplicates, Mask, masked_places
-from moembed.model.encoder import EncoderConfig
-from moembed.moe.ffn import ACTIVATIONS
+from moembed.moe.ffn import ACTIVATIONS, FeedForwardSpec
 from moembed.moe.router import ROUTERS, RouterConfig
+from moembed.training.contrastive.settings import LossConfig
 from moembed.training.optim import SCHEDULES, OptimConfig
-from moembed.training.settings import LossConfig
 from moembed.types import RouterStats
 
 ROUNDING = 1e-5  # fp32 sums of a few dozen terms of size up to 1 / temperature
@@ -268,7 +267,7 @@ def test_a_bias_moves_against_the_load_by_one_rate() -> None:
     [
         (LOSSES, LossConfig, "kind"),
         (ROUTERS, RouterConfig, "kind"),
-        (ACTIVATIONS, EncoderConfig, "activation"),
+        (ACTIVATIONS, FeedForwardSpec, "activation"),
         (SCHEDULES, OptimConfig, "schedule"),
     ],
 )

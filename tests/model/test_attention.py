@@ -8,15 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moembed.model import attention
-from moembed.model.attention import Attention, padded, varlen
+from moembed.model.attention import Attention, AttentionSpec, Mask, States, padded, varlen
 from moembed.types import UserError
 
 LENGTHS = [1, 3, 3, 7]
+SPEC = AttentionSpec(num_heads=2, num_kv_heads=2, head_size=8)
 
 
-def states() -> list[Tensor]:
+def states() -> States:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(sum(LENGTHS), 2, 8, generator=generator) for _ in range(3)]
+    query, key, value = (torch.randn(sum(LENGTHS), 2, 8, generator=generator) for _ in range(3))
+    return query, key, value
 
 
 def slow_varlen(
@@ -40,24 +42,24 @@ def slow_varlen(
 
 def test_varlen_gives_the_kernel_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_varlen_attn", lambda: slow_varlen)
-    torch.testing.assert_close(varlen(*states(), LENGTHS, 0.0), padded(*states(), LENGTHS, 0.0))
+    torch.testing.assert_close(varlen(states(), LENGTHS, Mask(), 0.0), padded(states(), LENGTHS, Mask(), 0.0))
 
 
-def test_a_road_that_cannot_run_gives_way_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    block, hidden_TD = Attention(16, 2, bias=True), torch.randn(4, 16)
+def test_a_backend_that_cannot_run_gives_way_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, hidden_TD = Attention(16, SPEC), torch.randn(4, 16)
     expected = block(hidden_TD, [1, 3])
     with pytest.warns(
-        UserWarning, match="attention_road 'varlen' needs .* CUDA device; 'packed' runs instead"
+        UserWarning, match="attention_backend 'varlen' needs .* CUDA device; 'packed' runs instead"
     ):
-        found = block(hidden_TD, [1, 3], road="varlen")
+        found = block(hidden_TD, [1, 3], backend="varlen")
     assert torch.equal(found, expected)
-    monkeypatch.setenv("MOEMBED_ATTENTION_ROAD", "varlen")
+    monkeypatch.setenv("MOEMBED_ATTENTION_BACKEND", "varlen")
     with pytest.warns(UserWarning, match="'packed' runs instead"):
         block(hidden_TD, [1, 3])
 
 
-def test_an_unknown_road_is_refused() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"attention_road 'flash' is not known \(known: auto, packed, varlen,"
+        UserError, match=r"attention_backend 'flash' is not known \(known: auto, packed, varlen,"
     ):
-        Attention(16, 2, bias=True)(torch.randn(4, 16), [4], road="flash")
+        Attention(16, SPEC)(torch.randn(4, 16), [4], backend="flash")

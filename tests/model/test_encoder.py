@@ -1,4 +1,4 @@
-"""The packed road equals the padded one; a text's states depend on that text alone; depth is an argument."""
+"""Packed attention equals padded; a text's states depend on that text alone; depth is an argument."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from conftest import MakeModel
 from moembed.embedder import Embedder
-from moembed.model.encoder import Encoder, EncoderConfig, initialise, num_parameters
-from moembed.model.rope import rotate, rotation
-from moembed.moe.layer import MoEConfig
+from moembed.families.flat import FlatConfig, FlatMoE
+from moembed.model.encoder import Encoder, initialise, num_parameters
+from moembed.model.rope import RopeSpec, cos_sin, rotate
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
 from moembed.types import Batch, UserError
@@ -25,9 +25,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "offset": {"position_offset": 2, "num_token_types": 1},
     "rope": {"position": "rope", "num_token_types": 0, "attention_bias": False, "num_heads": 4},
     "gated": {"gated": True, "activation": "silu", "ffn_bias": False},
-    "experts": {"moe": MoEConfig(layers=(1, 3), num_experts=4)},
+    "experts": {"moe": FlatMoE(layers=(1, 3), num_experts=4)},
     "expert choice": {
-        "moe": MoEConfig(layers=(0, 2), num_experts=4, router=RouterConfig(kind="expert_choice"))
+        "moe": FlatMoE(layers=(0, 2), num_experts=4, router=RouterConfig(kind="expert_choice"))
     },
 }
 texts_of_tokens = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=7)
@@ -48,12 +48,12 @@ def states(model: Embedder, batch: Batch, depths: range | list[int] | None = Non
 def test_packed_equals_padded_in_states_and_gradients(model: Embedder, rows: list[list[int]]) -> None:
     batch = pack(rows)
     found: dict[str, list[Tensor]] = {}
-    for road in ("padded", "packed"):  # the model is shared, so leave it on its default
-        model.encoder.attention_road = road
+    for backend in ("padded", "packed"):  # the model is shared, so leave it on its default
+        model.encoder.attention_backend = backend
         (states_TD,) = model.encoder(batch.token_T, batch.length_B)[0].values()
         parameters = [p for p in model.parameters() if p.requires_grad]
         loss = (states_TD * torch.linspace(-1, 1, states_TD.numel()).view_as(states_TD)).sum()
-        found[road] = [states_TD, *torch.autograd.grad(loss, parameters, allow_unused=True)]
+        found[backend] = [states_TD, *torch.autograd.grad(loss, parameters, allow_unused=True)]
     for packed, padded in zip(found["packed"], found["padded"], strict=True):
         # gradients sum over tokens, so their rounding grows with their size
         torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
@@ -124,7 +124,7 @@ def test_the_deepest_entry_is_the_embedding(moe_model: Embedder, texts: list[str
 
 def test_a_text_longer_than_the_model_is_refused(make_model: MakeModel) -> None:
     model = make_model(position_offset=2)
-    assert model.encoder.config.max_length == 30
+    assert model.encoder.spec.max_length == 30
     model(pack([[5] * 30]))
     with pytest.raises(UserError, match="a text has 31 tokens, the model reads 30"):
         model(pack([[5], [5] * 31]))
@@ -133,7 +133,7 @@ def test_a_text_longer_than_the_model_is_refused(make_model: MakeModel) -> None:
 def test_rotation_turns_by_the_angle_of_the_position() -> None:
     """Coordinates (i, i + C/2) are the real and imaginary part of a number turned by p * base^(-2i/C)."""
     states_THC = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
-    turned = rotate(states_THC, *rotation(torch.arange(5), 8, base=100.0))
+    turned = rotate(states_THC, *cos_sin(torch.arange(5), 8, RopeSpec(base=100.0)))
     angle = torch.arange(5)[:, None] * torch.tensor([100.0 ** (-2 * i / 8) for i in range(4)])
     number = torch.complex(states_THC[..., :4], states_THC[..., 4:]) * torch.exp(1j * angle)[:, None]
     torch.testing.assert_close(turned, torch.cat([number.real, number.imag], dim=-1))
@@ -144,7 +144,8 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     scores = []
     for start in (0, 3, 11):
         turned = [
-            rotate(x[None], *rotation(torch.tensor([start + d]), 8, 50.0)) for x, d in ((query, 0), (key, 4))
+            rotate(x[None], *cos_sin(torch.tensor([start + d]), 8, RopeSpec(base=50.0)))
+            for x, d in ((query, 0), (key, 4))
         ]
         scores.append(float((turned[0] * turned[1]).sum()))
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
@@ -158,11 +159,11 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 @pytest.mark.parametrize("shared", [0, 2])
 def test_the_number_of_parameters_equals_the_sum_by_hand(gated: bool, bias: Any, shared: int) -> None:
     V, P, D, F, L, E, k = 50, 20, 8, 12, 3, 4, 2
-    moe = MoEConfig(layers=(0, 2), num_experts=E, num_shared_experts=shared, bias=bias)
-    config = EncoderConfig(
-        family="moembed", vocab_size=V, width=D, num_layers=L, num_heads=2, ffn_width=F, gated=gated,
+    moe = FlatMoE(layers=(0, 2), num_experts=E, num_shared_experts=shared, bias=bias)
+    spec = FlatConfig(
+        vocab_size=V, width=D, num_layers=L, num_heads=2, ffn_width=F, gated=gated,
         max_positions=P, num_token_types=2, moe=moe,
-    )  # fmt: skip
+    ).spec()  # fmt: skip
     matrices = 2 + gated
     weights, biases = matrices * D * F, (matrices - 1) * F + D
     attention = 4 * D * D + 4 * D + 2 * 2 * D
@@ -170,19 +171,19 @@ def test_the_number_of_parameters_equals_the_sum_by_hand(gated: bool, bias: Any,
     wide = (matrices * D + (matrices - 1) * (bias != "none")) * shared * F + D * (bias != "none")
     routed_layer = E * D + E * expert + wide * (shared > 0) + D * (bias == "shared")
     total = V * D + P * D + 2 * D + 2 * D + L * attention + (L - 2) * (weights + biases) + 2 * routed_layer
-    assert num_parameters(config) == total == sum(p.numel() for p in Encoder(config).parameters())
-    assert num_parameters(config, active=True) == total - 2 * (E - k) * expert
+    assert num_parameters(spec) == total == sum(p.numel() for p in Encoder(spec).parameters())
+    assert num_parameters(spec, active=True) == total - 2 * (E - k) * expert
 
 
 def test_nomic_embed_v2_has_the_published_number_of_parameters() -> None:
     """475,292,928 in all and 305,423,616 active, as counted from the published tensors."""
-    config = EncoderConfig(
-        family="moembed", vocab_size=250048, width=768, num_layers=12, num_heads=12, ffn_width=3072,
+    spec = FlatConfig(
+        vocab_size=250048, width=768, num_layers=12, num_heads=12, ffn_width=3072,
         position="rope", max_positions=2048, num_token_types=1,
-        moe=MoEConfig(layers=(1, 3, 5, 7, 9, 11), num_experts=8, bias="shared"),
-    )  # fmt: skip
-    assert num_parameters(config) == 475_292_928
-    assert num_parameters(config, active=True) == 305_423_616
+        moe=FlatMoE(layers=(1, 3, 5, 7, 9, 11), num_experts=8, bias="shared"),
+    ).spec()  # fmt: skip
+    assert num_parameters(spec) == 475_292_928
+    assert num_parameters(spec, active=True) == 305_423_616
 
 
 def test_fresh_weights_are_seeded_and_of_the_asked_spread(make_model: MakeModel) -> None:
@@ -211,7 +212,7 @@ def test_dropout_is_in_training_alone(make_model: MakeModel, texts: list[str]) -
     ("changes", "complaint"),
     [
         ({"width": 15}, "not a multiple of num_heads"),
-        ({"moe": MoEConfig(layers=(4,), num_experts=2)}, "go beyond the 4 layers"),
+        ({"moe": FlatMoE(layers=(4,), num_experts=2)}, "go beyond the 4 layers"),
         ({"dropout": 1.0}, "less than 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every road gives the output and the gradients of the loop; experts are interchangeable."""
+"""Every backend gives the output and the gradients of the loop; experts are interchangeable."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experts import HIDDEN, SAME, WIDTH, assert_one_value, convert, make_moe, results, send_to_one, tokens
-from moembed.moe.ffn import FeedForward
-from moembed.moe.layer import MoEConfig
+from moembed.moe.ffn import ACTIVATIONS, FeedForward, FeedForwardSpec
+from moembed.moe.layer import MoESpec
 from moembed.moe.router import RouterConfig
 
 lengths = st.lists(st.integers(1, 6), min_size=1, max_size=4)
-every_road = pytest.mark.parametrize("road", ["grouped", "grouped_mm"])
+every_backend = pytest.mark.parametrize("backend", ["grouped", "grouped_mm"])
 
 
-@every_road
+@every_backend
 @pytest.mark.parametrize("kind", ["token_choice", "expert_choice"])
 @pytest.mark.parametrize("normalize", [None, 1.0, 2.0])
 @pytest.mark.parametrize("bias", ["each", "shared", "none"])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("shared", [0, 2])
-def test_a_road_equals_the_loop(
-    road: str, kind: Any, normalize: float | None, bias: str, gated: bool, shared: int
+def test_a_backend_equals_the_loop(
+    backend: str, kind: Any, normalize: float | None, bias: str, gated: bool, shared: int
 ) -> None:
     router = RouterConfig(kind=kind, top_k=2, normalize=normalize)
     moe = make_moe(gated=gated, router=router, bias=bias, num_shared_experts=shared)
-    assert_one_value(moe, tokens(11), [2, 4, 5], road)
+    assert_one_value(moe, tokens(11), [2, 4, 5], backend)
 
 
-@every_road
+@every_backend
 @given(st.integers(0, 10**6), st.integers(1, 5), lengths, st.data())
-def test_a_road_equals_the_loop_whatever_the_sizes(
-    road: str, seed: int, experts: int, length_B: list[int], data: st.DataObject
+def test_a_backend_equals_the_loop_whatever_the_sizes(
+    backend: str, seed: int, experts: int, length_B: list[int], data: st.DataObject
 ) -> None:
     router = RouterConfig(
         kind=data.draw(st.sampled_from(["token_choice", "expert_choice"])),
         top_k=data.draw(st.integers(1, experts)),
     )
     moe = make_moe(seed, router=router, num_experts=experts)
-    assert_one_value(moe, tokens(sum(length_B), seed), length_B, road)
+    assert_one_value(moe, tokens(sum(length_B), seed), length_B, backend)
 
 
-@every_road
+@every_backend
 @pytest.mark.parametrize("count", [1, 6])
-def test_all_tokens_to_one_expert_leaves_the_others_a_zero_gradient(road: str, count: int) -> None:
+def test_all_tokens_to_one_expert_leaves_the_others_a_zero_gradient(backend: str, count: int) -> None:
     moe = make_moe(router=RouterConfig(top_k=1))
     send_to_one(moe, 2)
     hidden_TD = tokens(count).abs()
     _, stats = moe(hidden_TD, [count])
     assert stats.count_E.tolist() == [0, 0, count, 0]
-    assert_one_value(moe, hidden_TD, [count], road)
-    gradient_EFD = results(moe, hidden_TD, [count], road)["up_EFD"]
+    assert_one_value(moe, hidden_TD, [count], backend)
+    gradient_EFD = results(moe, hidden_TD, [count], backend)["up_EFD"]
     assert gradient_EFD[2].ne(0).any()
     assert gradient_EFD[[0, 1, 3]].eq(0).all()
 
@@ -73,9 +73,9 @@ def test_the_output_equals_the_formula_token_by_token(gated: bool, activation: s
         for weight, e in zip(best.values / best.values.sum(), best.indices, strict=True):
             inner = moe.up_EFD[e] @ x + moe.up_bias_EF[e]
             if gated:
-                inner = moe.activation(moe.gate_EFD[e] @ x + moe.gate_bias_EF[e]) * inner
+                inner = ACTIVATIONS[activation](moe.gate_EFD[e] @ x + moe.gate_bias_EF[e]) * inner
             else:
-                inner = moe.activation(inner)
+                inner = ACTIVATIONS[activation](inner)
             expected = expected + weight * (moe.down_EDF[e] @ inner + moe.down_bias_ED[e])
         torch.testing.assert_close(output_TD[token], expected, **SAME)
 
@@ -108,14 +108,14 @@ def test_shared_experts_train_under_autocast(weight: str) -> None:
     torch.testing.assert_close(output_TD.float(), moe(tokens(5), [5])[0], rtol=0.05, atol=0.1)
 
 
-@every_road
+@every_backend
 @pytest.mark.parametrize("gated", [False, True])
-def test_a_road_trains_under_autocast(road: str, gated: bool) -> None:
+def test_a_backend_trains_under_autocast(backend: str, gated: bool) -> None:
     """fp32 weights, bf16 products: what it gives is that of the loop to the precision of bf16."""
     moe, hidden_TD = make_moe(gated=gated, bias="none"), tokens(9)
     with torch.autocast("cpu", torch.bfloat16):
-        assert_one_value(moe, hidden_TD, [9], road, relative=0.02)  # it keeps 8 bits
-    assert moe(hidden_TD, [9], road)[0].dtype == torch.float32
+        assert_one_value(moe, hidden_TD, [9], backend, relative=0.02)  # it keeps 8 bits
+    assert moe(hidden_TD, [9], backend)[0].dtype == torch.float32
 
 
 @given(st.permutations(range(4)), st.sampled_from(["token_choice", "expert_choice"]))
@@ -135,7 +135,7 @@ def test_permuting_the_experts_changes_nothing(order: list[int], kind: Any) -> N
 def test_one_expert_is_the_dense_block(kind: Any, gated: bool, normalize: float | None) -> None:
     """The softmax over one expert is 1, whatever the router says."""
     moe = make_moe(gated=gated, num_experts=1, router=RouterConfig(kind=kind, top_k=1, normalize=normalize))
-    dense = FeedForward(WIDTH, HIDDEN, "gelu", gated, bias=True)
+    dense = FeedForward(WIDTH, FeedForwardSpec(width=HIDDEN, gated=gated))
     parts = {"up": "EFD", "gate": "EFD", "down": "EDF"} if gated else {"up": "EFD", "down": "EDF"}
     state = {f"{part}.weight": getattr(moe, f"{part}_{shape}")[0] for part, shape in parts.items()}
     state |= {f"{part}.bias": getattr(moe, f"{part}_bias_{shape[:2]}")[0] for part, shape in parts.items()}
@@ -156,12 +156,12 @@ def test_a_token_no_expert_chose_passes_through_with_the_shared_part_alone() -> 
     torch.testing.assert_close(output_TD[left], moe.shared(hidden_TD)[left], **SAME)
 
 
-@pytest.mark.parametrize("road", ["loop", "grouped", "grouped_mm"])
-def test_half_precision_stays_half_precision(road: str) -> None:
+@pytest.mark.parametrize("backend", ["loop", "grouped", "grouped_mm"])
+def test_half_precision_stays_half_precision(backend: str) -> None:
     moe = convert(make_moe(), torch.bfloat16)
-    output_TD, _ = moe(tokens(5).bfloat16(), [5], road)
+    output_TD, _ = moe(tokens(5).bfloat16(), [5], backend)
     assert output_TD.dtype == torch.bfloat16
-    expected, _ = make_moe()(tokens(5), [5], road)
+    expected, _ = make_moe()(tokens(5), [5], backend)
     # bf16 keeps 8 bits, and three matrix products round on the way
     torch.testing.assert_close(output_TD.float(), expected, rtol=0.05, atol=0.1)
 
@@ -174,4 +174,4 @@ def test_idle_parameters_are_those_of_the_experts_a_token_skips() -> None:
 
 def test_more_chosen_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="top_k 3 is more than num_experts 2"):
-        MoEConfig(layers=(0,), num_experts=2, router=RouterConfig(top_k=3))
+        MoESpec(num_experts=2, router=RouterConfig(top_k=3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ import yaml
 
 from conftest import HfFolder, MakeModel
 from moembed import Embedder
+from moembed.compare import formatting
 from moembed.compare.comparison import compare
 from moembed.compare.scores import Scores
+from moembed.evaluation.result import EvaluationResult
+from moembed.families.flat import FlatMoE
 from moembed.folder.read import Settings
-from moembed.moe.layer import MoEConfig
 from moembed.report.card import card, write_card
 from moembed.types import UserError
 
@@ -102,20 +105,16 @@ def test_the_results_have_intervals(folder: Path) -> None:
         name: [{"scifact": Scores("scifact", "retrieval", items, [""] * 50, lengths, own)}]
         for name, own in values.items()
     }
-    compared = compare(scores)["tasks"]["scifact"]
-    result = {
-        "queries": 50,
-        "documents": 1200,
-        "notes": ["A note."],
-        "metrics": compared["metrics"],
-        "differences": {"bm25-moe": compared["differences"]["bm25"]},
-    }
-    text = written(folder, results={"scifact": result})
-    cell, gap = compared["metrics"]["moe"]["ndcg@10"], compared["differences"]["bm25"]["ndcg@10"]
+    result = EvaluationResult.from_json(compare(scores).to_json())
+    task = replace(result.tasks["scifact"], documents=1200, notes=["A note."])
+    result = replace(result, tasks={"scifact": task})
+    text = written(folder, results=result)
+    cell, gap = task.metrics["moe"]["ndcg@10"], task.differences["bm25"]["ndcg@10"]
     assert "## Results: scifact\n\n50 queries, 1,200 documents" in text
     assert "| | ndcg@10 | mrr@10 |\n|---|---|---|\n" in text
-    assert f"| moe | {cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}] |" in text
-    assert f"\n\n- bm25-moe: ndcg@10 {gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}] (p = " in text
+    assert f"| moe | {cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}] |" in text
+    told = formatting.difference(gap)
+    assert f"\n\n- bm25 − moe: ndcg@10 {told} (p = {gap.p_holm:.3f}, no clear difference)" in text
     assert "A note." in text
 
 
@@ -156,14 +155,19 @@ def test_a_dense_model_needs_no_import_of_ours(hf_folder: HfFolder) -> None:
 def test_the_published_layout_is_not_offered_to_a_library_that_would_misread_it(
     make_model: MakeModel,
 ) -> None:
-    moe = MoEConfig(layers=(1, 3), num_experts=4, bias="shared")
-    config = make_model(moe=moe, position="rope").encoder.config.model_copy(update={"family": "nomic_bert"})
-    text = card(config, Settings(32, {}, None, "mean"), "me/moles")
+    moe = FlatMoE(layers=(1, 3), num_experts=4, bias="shared")
+    config = make_model(moe=moe, position="rope").encoder.spec
+    text = card(
+        config,
+        Settings(32),
+        "me/moles",
+        "nomic_bert",
+    )
     assert "SentenceTransformer" not in text
     assert metadata(text)["library_name"] == "moembed"
 
 
 def test_not_a_model_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="not a model folder"):
         write_card(tmp_path, name="moles")
     assert not list(tmp_path.iterdir())

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page_results import SYSTEMS, TASKS, result
+from page_results import SYSTEMS, TASKS, made, result
 
+from moembed.compare import formatting
+from moembed.compare.results import Comparison
 from moembed.compare.scores import MAIN
 from moembed.compare.verdict import sentences
-from moembed.report import words
-from moembed.report.comparison import data, summary, tables, write_page
+from moembed.report.comparison import rows, summary, tables, write_comparison
+from moembed.report.page import environment
+from moembed.report.pieces import Table
 from moembed.types import UserError
 
 SECTIONS = (
@@ -30,6 +33,7 @@ SECTIONS = (
 )
 OPTIONAL = {"curves": "Size of the vectors", "cost": "Cost", "routers": "Experts"}
 PARTS = {"languages": "Languages", "lengths": "Lengths"}
+UNKNOWN = dict.fromkeys(("value", "low", "high"), float("nan"))
 VOID = {"meta", "image"}
 
 
@@ -64,14 +68,18 @@ class Page(HTMLParser):
             self.text += data
 
 
-def write(folder: Path, made: dict[str, Any]) -> str:
-    write_page(folder / "page.html", made)
+def write(folder: Path, values: dict[str, Any]) -> str:
+    write_comparison(folder / "page.html", made(values))
     return (folder / "page.html").read_text(encoding="utf-8")
 
 
-def bare(made: dict[str, Any]) -> dict[str, Any]:
+def html(table: Table) -> str:
+    return str(environment().get_template("pieces.html.j2").module.data_table(table))
+
+
+def bare(values: dict[str, Any]) -> dict[str, Any]:
     """What it has at least."""
-    return {key: part for key, part in made.items() if key not in OPTIONAL} | {key: {} for key in PARTS}
+    return {key: part for key, part in values.items() if key not in OPTIONAL} | {key: {} for key in PARTS}
 
 
 def headings(page: str) -> tuple[str, ...]:
@@ -80,15 +88,15 @@ def headings(page: str) -> tuple[str, ...]:
 
 def compared(mean: float, low: float, high: float, p_holm: float) -> dict[str, Any]:
     """One task, ``tuned`` as the reference, and ``base`` as far from it as given."""
-    made = bare(result(("base", "tuned"), {"scifact": "retrieval"}))
+    values = bare(result(("base", "tuned"), {"scifact": "retrieval"}))
     cell = {"value": 0.61, "low": 0.6, "high": 0.62}
     gap = {"mean": mean, "low": low, "high": high, "p_value": 0.0004, "p_holm": p_holm, "effect": 0.2}
-    made["tasks"]["scifact"] |= {
+    values["tasks"]["scifact"] |= {
         "items": 1200,
         "metrics": {"base": {"ndcg@10": cell}, "tuned": {"ndcg@10": cell}},
         "differences": {"base": {"ndcg@10": gap}},
     }
-    return made
+    return values
 
 
 @pytest.mark.parametrize(
@@ -106,40 +114,40 @@ def compared(mean: float, low: float, high: float, p_holm: float) -> dict[str, A
 def test_the_summary_says_what_p_says(
     gap: tuple[float, float, float, float], sentence: str, tmp_path: Path
 ) -> None:
-    made = compared(*gap)
+    values = compared(*gap)
     start = "The nDCG@10 of tuned on scifact with 1,200 queries is 0.610 [0.600, 0.620]. "
-    assert summary(made).startswith(start + sentence)
-    assert summary(made) in Page(write(tmp_path, made)).text
+    assert summary(made(values)).startswith(start + sentence)
+    assert summary(made(values)) in Page(write(tmp_path, values)).text
 
 
 def test_the_summary_of_many_systems_and_kinds_of_tasks() -> None:
-    made = result()
-    for section in (made["overall"], *made["kinds"].values()):
+    values = result()
+    for section in (values["overall"], *values["kinds"].values()):
         for cells in section["differences"].values():
             for gap in cells.values():
                 gap |= {"mean": -0.1, "low": -0.12, "high": -0.08, "p_holm": 0.001}
-    made["overall"]["differences"]["minilm"]["score"] |= {"mean": 0.2, "low": 0.1, "high": 0.3}
-    said = summary(made)
+    values["overall"]["differences"]["minilm"]["score"] |= {"mean": 0.2, "low": 0.1, "high": 0.3}
+    said = summary(made(values))
     assert "runs/demo beats static by 0.100 [0.080, 0.120]; it is worse than minilm by 0.200" in said
     assert "On retrieval, runs/demo beats bm25 by 0.100 [0.080, 0.120]." in said  # no score on other kinds
-    real = sum(gap[1] for gap in single_gaps(made))
+    real = sum(gap[1] for gap in single_gaps(values))
     assert f"Of the 19 differences on single tasks, {real} are real." in said
 
 
-def single_gaps(made: dict[str, Any]) -> list[tuple[str, bool]]:
+def single_gaps(values: dict[str, Any]) -> list[tuple[str, bool]]:
     return [
         (task, cells[part["main"]]["p_holm"] < 0.05)
-        for task, part in made["tasks"].items()
+        for task, part in values["tasks"].items()
         for cells in part["differences"].values()
     ]
 
 
 def test_every_section_is_there_and_the_page_loads_nothing(tmp_path: Path) -> None:
-    made = result()
-    page = write(tmp_path, made)
+    values = result()
+    page = write(tmp_path, values)
     parsed = Page(page)
     assert headings(page) == SECTIONS
-    assert all(sentence in parsed.text for sentence in [summary(made), *sentences(made)])
+    assert all(sentence in parsed.text for sentence in [summary(made(values)), *sentences(made(values))])
     assert "http" not in page.replace("http-equiv", "")
     assert not {"script", "link", "iframe", "img"} & set(parsed.tags)
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
@@ -162,32 +170,32 @@ def test_every_section_is_there_and_the_page_loads_nothing(tmp_path: Path) -> No
 def test_every_figure_of_every_task_is_in_the_tables(
     systems: list[str], tasks: dict[str, str], seed: int
 ) -> None:
-    made = result([*systems, "runs/demo"], tasks, seed)
-    evaluation = data.read(made)
-    scores = Page(tables.scores(evaluation)).text
-    every_metric = Page(tables.metrics(made, evaluation)).text
-    gaps = Page(tables.differences(evaluation)).text
-    for name, task in made["tasks"].items():
+    values = result([*systems, "runs/demo"], tasks, seed)
+    typed = made(values)
+    sorted_ = rows.sort(typed)
+    scores = Page(html(tables.scores(sorted_))).text
+    every_metric = Page("".join(map(html, tables.metrics(typed, sorted_)))).text
+    gaps = Page(html(tables.differences(sorted_))).text
+    for name, task in values["tasks"].items():
         assert name in scores
         for cells in task["metrics"].values():
             for metric, cell in cells.items():
                 where = scores if metric == task["main"] else every_metric
-                assert words.decimal(cell["value"]) in where
-                assert words.interval(cell["low"], cell["high"]) in where
+                assert formatting.decimal(cell["value"]) in where
+                assert formatting.interval(cell["low"], cell["high"]) in where
         for cells in task["differences"].values():
             gap = cells[task["main"]]
-            assert words.decimal(gap["mean"], "+") in gaps
-            assert words.p_value(gap["p_holm"]) in gaps
-            assert words.decimal(gap["effect"], "+") in gaps
-            assert words.interval(gap["low"], gap["high"]) in gaps
+            assert formatting.decimal(gap["mean"], "+") in gaps
+            assert formatting.p_value(gap["p_holm"]) in gaps
+            assert formatting.decimal(gap["effect"], "+") in gaps
+            assert formatting.interval(gap["low"], gap["high"]) in gaps
 
 
 def test_the_best_of_a_row_is_marked() -> None:
-    made = result(("a", "b", "c"), {"one": "sts"})
-    values = {"a": 0.7, "b": 0.8, "c": 0.8}
-    for name, value in values.items():
-        made["tasks"]["one"]["metrics"][name]["spearman"] = {"value": value}
-    table = tables.scores(data.read(made))
+    values = result(("a", "b", "c"), {"one": "sts"})
+    for name, value in {"a": 0.7, "b": 0.8, "c": 0.8}.items():
+        values["tasks"]["one"]["metrics"][name]["spearman"] = {"value": value, "low": value, "high": value}
+    table = html(tables.scores(rows.sort(made(values))))
     assert re.findall(r"<mark>(.*?)</mark>", table) == ["0.800", "0.800"]
 
 
@@ -199,17 +207,17 @@ def test_a_mean_over_tasks_stands_where_there_are_several() -> None:
         (retrieval, ["2 tasks"]),
         (retrieval | {"c": "sts"}, ["2 tasks", "3 tasks"]),
     ):
-        table = tables.scores(data.read(result(tasks=tasks)))
+        table = html(tables.scores(rows.sort(made(result(tasks=tasks)))))
         assert re.findall(r"<b>Mean of (.*?)</b>", table) == means
 
 
 @pytest.mark.parametrize("systems", [("minilm",), SYSTEMS])
 def test_a_single_task_with_the_least_a_result_can_have(systems: tuple[str, ...], tmp_path: Path) -> None:
-    made = bare(result(systems, {"scifact": "retrieval"}))
-    task = made["tasks"]["scifact"]
+    values = bare(result(systems, {"scifact": "retrieval"}))
+    task = values["tasks"]["scifact"]
     for key in ("documents", "notes", "seconds", "truncated"):
         del task[key]
-    page = write(tmp_path, made)
+    page = write(tmp_path, values)
     assert headings(page) == ("Scores", *["Which differences are real"] * (len(systems) > 1), "Method")
     assert "<svg" not in page
     if len(systems) == 1:
@@ -218,44 +226,59 @@ def test_a_single_task_with_the_least_a_result_can_have(systems: tuple[str, ...]
 
 @pytest.mark.parametrize(("missing", "section"), (OPTIONAL | PARTS).items())
 def test_a_section_without_figures_is_left_out(missing: str, section: str, tmp_path: Path) -> None:
-    made = result(tasks={"a": "retrieval", "b": "sts"})
-    for task in made["tasks"].values():
+    values = result(tasks={"a": "retrieval", "b": "sts"})
+    for task in values["tasks"].values():
         del task["seconds"]
     for key in ("languages", "lengths", "curves", "routers"):  # two of each are enough, and faster
-        made[key] = dict(list(made[key].items())[:2])
-    made[missing] = None if missing in OPTIONAL else {}
-    assert set(SECTIONS) - set(headings(write(tmp_path, made))) == {section}
+        values[key] = dict(list(values[key].items())[:2])
+    values[missing] = {}
+    assert set(SECTIONS) - set(headings(write(tmp_path, values))) == {section}
 
 
 def test_figures_that_are_null_or_nan_are_left_out(tmp_path: Path) -> None:
-    made = result(tasks={"a": "sts", "b": "sts"})
-    made["tasks"]["a"]["metrics"]["minilm"]["spearman"] = {"value": float("nan"), "low": None, "high": None}
-    made["tasks"]["b"]["differences"]["static"]["spearman"]["effect"] = float("nan")
-    made["curves"]["minilm"] = [{"dim": 8, "codec": "int8", "bytes": 8, "score": {"value": None}}]
-    made["cost"] = {"minilm": None, "runs/demo": {"texts_per_second": 0, "parameters": float("inf")}}
-    made["routers"] = {"runs/demo": {"1": {"de": [0.5, 0.5]}, "3": {"en": [0.2, 0.3, 0.5]}, "5": {}}}
-    page = Page(write(tmp_path, made))
+    values = result(tasks={"a": "sts", "b": "sts"})
+    del values["tasks"]["a"]["metrics"]["minilm"]
+    values["tasks"]["b"]["metrics"]["minilm"]["pearson"] = UNKNOWN
+    values["tasks"]["b"]["differences"]["static"]["spearman"]["effect"] = float("nan")
+    values["curves"]["minilm"] = [
+        {
+            "dim": 8,
+            "codec": "int8",
+            "bytes": 8,
+            "score": UNKNOWN,
+        }
+    ]
+    values["cost"] = {"minilm": {}, "runs/demo": {"texts_per_second": 0, "parameters": None}}
+    values["routers"] = {"runs/demo": {"1": {"de": [0.5, 0.5]}, "3": {"en": [0.2, 0.3, 0.5]}, "5": {}}}
+    page = Page(write(tmp_path, values))
     assert "nan" not in page.text
     assert "minilm has no score on a" in page.text
 
 
 def test_forty_tasks_and_nine_systems(tmp_path: Path) -> None:
     tasks = {f"task-with-a-rather-long-name-{i}": list(MAIN)[i % 5] for i in range(40)}
-    made = bare(result([*SYSTEMS, "a", "b", "c", "d", "e"], tasks))
-    page = write(tmp_path, made)
+    values = bare(result([*SYSTEMS, "a", "b", "c", "d", "e"], tasks))
+    page = write(tmp_path, values)
     assert all(page.count(name) > 1 for name in tasks)
     assert "e against 8 systems" in Page(page).text
     assert len(re.findall(r'<i style="color:var\(--c\d\)">.</i>bm25', page)) > 1
 
 
+def test_a_plain_comparison_has_a_page(tmp_path: Path) -> None:
+    plain = Comparison.from_json(result(tasks={"a": "sts", "b": "sts"}))
+    write_comparison(tmp_path / "page.html", plain)
+    shown = headings((tmp_path / "page.html").read_text("utf-8"))
+    assert set(SECTIONS) - set(shown) == set(OPTIONAL.values())
+
+
 def test_names_and_notes_of_the_user_are_escaped(tmp_path: Path) -> None:
     evil = "<script>alert('$1 & \"2\"')</script>"
-    made = result([f"{evil}{i}" for i in range(3)], {f"{evil}{i}": "retrieval" for i in range(2)})
-    made["tasks"][f"{evil}0"] |= {"notes": [evil], "truncated": {evil: 3}}
-    made["languages"] |= {evil: made["languages"]["de"]}
-    made["routers"][f"{evil}2"]["1"][evil] = [0.125] * 8
-    made["curves"][f"{evil}2"][0]["codec"] = evil
-    page = Page(write(tmp_path, made))
+    values = result([f"{evil}{i}" for i in range(3)], {f"{evil}{i}": "retrieval" for i in range(2)})
+    values["tasks"][f"{evil}0"] |= {"notes": [evil], "truncated": {evil: 3}}
+    values["languages"] |= {evil: values["languages"]["de"]}
+    values["routers"][f"{evil}2"]["1"][evil] = [0.125] * 8
+    values["curves"][f"{evil}2"][0]["codec"] = evil
+    page = Page(write(tmp_path, values))
     assert "script" not in page.tags
     assert page.text.count(evil) > 30
 
@@ -267,15 +290,16 @@ def test_names_that_no_font_can_draw(tmp_path: Path) -> None:
 
 
 def test_same_result_same_bytes(tmp_path: Path) -> None:
-    made = result(("minilm", "runs/demo"), dict(list(TASKS.items())[:2]))
-    before = copy.deepcopy(made)
-    assert write(tmp_path, made) == write(tmp_path, made)
-    assert made == before
+    values = result(("minilm", "runs/demo"), dict(list(TASKS.items())[:2]))
+    before = copy.deepcopy(values)
+    assert write(tmp_path, values) == write(tmp_path, values)
+    assert values == before
 
 
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*page\.html"):
-        write_page(tmp_path / "nowhere" / "page.html", compared(-0.09, -0.1, -0.08, 0.001))
+        write_comparison(tmp_path / "file" / "page.html", made(compared(-0.09, -0.1, -0.08, 0.001)))
 
 
 @pytest.mark.parametrize(
@@ -295,7 +319,7 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     ],
 )
 def test_metrics_have_their_usual_names(key: str, name: str) -> None:
-    assert words.metric_name(key) == name
+    assert formatting.metric_name(key) == name
 
 
 @pytest.mark.parametrize(
@@ -303,8 +327,8 @@ def test_metrics_have_their_usual_names(key: str, name: str) -> None:
     [("a", "a"), ("ab", "a and b"), ("abc", "a, b and c"), ("abcdefghi", "a, b, c, d, e, f, g and 2 more")],
 )
 def test_a_long_list_names_the_first(parts: str, sentence: str) -> None:
-    assert words.listing(list(parts)) == sentence
+    assert formatting.listing(list(parts)) == sentence
 
 
 def test_sizes_have_units() -> None:
-    assert [words.size(x) for x in (12, 1536, 310e6, 2.4e9)] == ["12 B", "1.54 kB", "310 MB", "2.4 GB"]
+    assert [formatting.size(x) for x in (12, 1536, 310e6, 2.4e9)] == ["12 B", "1.54 kB", "310 MB", "2.4 GB"]

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moembed.report.training.data import smooth
 from moembed.report.training.page import write_report
+from moembed.report.training.reading import smooth
 from moembed.types import UserError
 
 VOID = {"meta", "br", "image"}  # matplotlib closes <image> itself; HTML does not need it closed
@@ -71,9 +71,12 @@ def record(step: int, experts: int = 4, dead: bool = False) -> dict[str, Any]:
     }
 
 
-def evaluation(mean: float, low: float, high: float) -> dict[str, Any]:
+def evaluation(mean: float, low: float, high: float, p_holm: float | None = 0.0004) -> dict[str, Any]:
     value = {metric: {"value": 0.61, "low": 0.6, "high": 0.62} for metric in METRICS}
-    gap = {metric: {"mean": mean, "low": low, "high": high, "p_value": 0.0004} for metric in METRICS}
+    gap = {
+        metric: {"mean": mean, "low": low, "high": high, "p_value": 0.0004, "p_holm": p_holm}
+        for metric in METRICS
+    }
     return {
         "metrics": {"bm25": value, "base": value, "moe": value},
         "differences": {"moe-base": gap},
@@ -185,22 +188,21 @@ def test_minimal_run(tmp_path: Path, line: dict[str, Any], sentence: str) -> Non
 @pytest.mark.parametrize(
     ("gap", "words"),
     [
-        ((0.09, 0.08, 0.1), "it gains 0.090 nDCG@10 [0.080, 0.100] over the dense base."),
-        ((-0.03, -0.04, -0.02), "it loses 0.030 nDCG@10 [0.020, 0.040] against the dense base."),
+        ((0.09, 0.08, 0.1, 0.001), "it gains 0.090 [0.080, 0.100] nDCG@10 over the dense base."),
+        ((-0.03, -0.04, -0.02, 0.01), "it loses 0.030 [0.020, 0.040] nDCG@10 against the dense base."),
         (
-            (0.004, -0.003, 0.011),
-            "it shows no clear difference from the dense base "
-            "(nDCG@10 +0.004 [−0.003, 0.011], which includes zero).",
+            (0.004, -0.003, 0.011, 0.3),
+            "it shows no clear difference from the dense base (nDCG@10 +0.004 [−0.003, 0.011], p = 0.300).",
         ),
-        ((0.004, 0.0, 0.008), "it shows no clear difference"),
+        ((0.09, 0.08, 0.1, 0.05), "it shows no clear difference"),
         (
-            (0.004, None, None),
-            "it shows no clear difference from the dense base (nDCG@10 +0.004 without an interval).",
+            (0.004, None, None, None),
+            "it shows no clear difference from the dense base (nDCG@10 +0.004, without a test).",
         ),
     ],
 )
-def test_summary_says_what_the_interval_says(
-    tmp_path: Path, gap: tuple[float, float, float], words: str
+def test_summary_says_what_p_after_holm_says(
+    tmp_path: Path, gap: tuple[float, float, float, float], words: str
 ) -> None:
     save(tmp_path, [{"step": 1}], evaluation(*gap))
     assert (
@@ -321,8 +323,8 @@ def test_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moembed.report.html.os.replace", full)
-    with pytest.raises(UserError, match=r"cannot write .*report\.html: No space left on device"):
+    monkeypatch.setattr("moembed.files.os.replace", full)
+    with pytest.raises(UserError, match=r"cannot write .*report\.html: the disk is full"):
         write_report(tmp_path, "Another title")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html"]

@@ -85,7 +85,7 @@ def test_the_load_is_what_the_routers_did(
     source = write_texts(tmp_path / "texts.jsonl", texts)
     load = expert_load(moe_model, source, prompt_name="document")
     with torch.no_grad():
-        batch = moe_model.tokenizer.batch(texts, "document")
+        batch = moe_model.tokenizer.batch(texts, prompt="document: ")
         router: list[RouterStats] = moe_model(batch).router
     assert (load["texts"], load["tokens"]) == (len(texts), len(batch.token_T))
     assert [layer["layer"] for layer in load["layers"]] == [1, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from conftest import HfFolder, Run
+from moembed import PretrainResult, pretrain
 from moembed.embedder import Embedder
-from moembed.runs.pretrain import PretrainRecipe
+from moembed.runs.pretrain import PretrainConfig
 from moembed.training.log import read_metrics
 
 TEXTS = {
@@ -122,7 +124,7 @@ def test_pretrain_then_train_on_it(run: Run, texts_file: Path, tmp_path: Path, h
     for key in ("held_out", "held_out_before", "held_out_accuracy", "held_out_accuracy_before"):
         assert result[key].keys() == {"en", "de"}
     made = Embedder.from_pretrained(tmp_path / "run", device="cpu")
-    config = made.encoder.config
+    config = made.encoder.spec
     assert (config.position, config.max_length, made.tokenizer.max_length) == ("rope", 64, 64)
     assert config.vocab_size % 64 == 0
 
@@ -143,7 +145,7 @@ def test_pretrain_then_train_on_it(run: Run, texts_file: Path, tmp_path: Path, h
 
 def test_a_source_with_subsets_stands_for_as_many_sources() -> None:
     data = [{"path": "hf:owner/name", "subsets": ["en", "de"], "limit": 7}, "texts.jsonl"]
-    recipe = PretrainRecipe.model_validate({"base": "x", "out": "y", "steps": 1, "data": data})
+    recipe = PretrainConfig.model_validate({"base": "x", "out": "y", "steps": 1, "data": data})
     found = [(source.path, source.subset, source.limit) for source in recipe.data]
     assert found == [("hf:owner/name", "en", 7), ("hf:owner/name", "de", 7), ("texts.jsonl", None, None)]
 
@@ -173,10 +175,10 @@ def test_resuming_a_finished_run_changes_nothing(
     [
         ("sequence_length=41", "sequence_length 41 is more than the 40 tokens the model reads"),
         ("batch_size=500", "fewer than the batch size 500"),
-        ("data=[]", "data: "),
+        ("data=[]", "data must have"),
         ("data=nowhere.jsonl", "no such file or folder: nowhere.jsonl"),
-        ("objective=clm", "objective: "),
-        ("mask=1.5", "mask: "),
+        ("objective=clm", "objective must be"),
+        ("mask=1.5", "mask must be"),
         ("sequence_lenght=9", "did you mean 'sequence_length'?"),
     ],
 )
@@ -193,8 +195,9 @@ def test_a_base_without_a_mask_token_is_refused_at_once(
     run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
 ) -> None:
     folder = hf_folder("bert")[0]
-    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    (folder / "tokenizer.json").write_text(tokenizer.replace("[MASK]", "[HIDE]"), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        content = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(content.replace("[MASK]", "[HIDE]"), encoding="utf-8")
     code, _, err = run("pretrain", recipe(tmp_path, folder, texts_file))
     assert code == 2
     assert "the tokenizer has no mask token ([MASK] or <mask>) to pretrain with" in err
@@ -212,3 +215,18 @@ def test_after_a_mistake_in_the_texts_the_same_folder_can_be_used(
     texts_file.write_text(good, encoding="utf-8")
     code, _, err = run("pretrain", file)
     assert code == 0, err
+
+
+def test_python_pretrains_as_the_command_does(
+    run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
+) -> None:
+    path = recipe(tmp_path, hf_folder("bert")[0], texts_file)
+    code, shown, err = run("pretrain", path, "--json")
+    assert code == 0, err
+    result = pretrain(path, overwrite=True)
+    told = json.loads(shown)
+    assert {**asdict(result), **result.held_out}.items() >= {
+        key: value for key, value in told.items() if key != "seconds"
+    }.items()
+    assert isinstance(result, PretrainResult)
+    assert result.held_out["held_out"].keys() == {"de", "en"}

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conftest import MakeModel, Run
+from moembed import TrainConfig, UserError, train
+from moembed.config import resolve
 from moembed.embedder import Embedder
-from moembed.training import gradcache
+from moembed.files import locked
+from moembed.training.contrastive import gradcache
+from training_runs import assert_same_weights
 
 
 @pytest.fixture
@@ -96,7 +103,7 @@ def test_the_model_has_what_the_recipe_asked_for(run: Run, recipe: Path, tmp_pat
     assert code == 0, err
     model = Embedder.from_pretrained(tmp_path / "run", device="cpu")
     assert model.dims == (16, 8)
-    router = model.encoder.config.moe
+    router = model.encoder.spec.moe
     assert router is not None
     assert router.router.selection_bias
     assert "| Trained to be cut to | 16, 8 |" in (tmp_path / "run" / "model" / "README.md").read_text()
@@ -138,3 +145,90 @@ def test_what_does_not_fit_is_one_sentence(override: str, complaint: str, run: R
     assert code == 2
     assert complaint in err
     assert "Traceback" not in err
+
+
+def test_a_length_asked_for_is_used_and_kept_and_a_default_is_lowered(
+    run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base has 32 positions and says that it cuts texts at 20 tokens."""
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    (tmp_path / "dense" / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    lengths = {}
+    for asked in ([], ["document_length=30"], ["document_length=10"]):
+        code, _, err = run("train", recipe, "steps=1", "--overwrite", *asked)
+        assert code == 0, err
+        saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+        model = Embedder.from_pretrained(tmp_path / "run", device="cpu")
+        limit = model.tokenizer.max_length
+        lengths["".join(asked)] = saved["query_length"], saved["document_length"], limit, "from now" in err
+        assert ("document_length is 20, not 256: the model cuts texts there" in err) == (not asked)
+        assert f"query_length is {limit}, not 64" in err
+    assert lengths == {
+        "": (20, 20, 20, False),
+        "document_length=30": (30, 30, 30, True),
+        "document_length=10": (20, 10, 20, False),
+    }
+    code, _, err = run("train", recipe, "query_length=33", "--overwrite")
+    assert code == 2
+    assert "query_length is 33, but the model has 32 positions" in err
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_two_processes_do_not_train_into_one_folder(run: Run, recipe: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        code, _, err = run("train", recipe, "--overwrite")
+    assert code == 2
+    assert f"{tmp_path / 'run'} is in use by another process" in err
+
+
+def test_more_experts_than_the_machine_can_hold_are_one_sentence(run: Run, recipe: Path) -> None:
+    code, _, err = run("train", recipe, "upcycle.num_experts=100000000000")
+    assert code == 2
+    assert "this machine has" in err
+    assert "Traceback" not in err
+
+
+# ---- from Python ---------------------------------------------------------------------------------
+
+
+def test_python_trains_as_the_command_does(run: Run, recipe: Path, tmp_path: Path) -> None:
+    """From a file, a dict and a config: the same run, to the bit."""
+    assert run("train", recipe, "steps=3", "optim.learning_rate=1e-3")[0] == 0
+    expected = metrics(tmp_path)
+    shutil.copytree(tmp_path / "run", tmp_path / "command")
+    changes: dict[str, Any] = {"steps": 3, "optim.learning_rate": 1e-3}
+    values = json.loads(recipe.read_text())
+    for config in (recipe, values, TrainConfig.model_validate(values)):
+        result = train(config, overwrite=True, **changes)
+        assert metrics(tmp_path) == expected
+        assert_same_weights(Path(result.model), tmp_path / "command" / "model")
+        assert (result.run, result.steps, result.stopped_by_user) == (str(tmp_path / "run"), 3, False)
+    assert values == json.loads(recipe.read_text())  # the caller's dict is as it was
+    assert train(recipe, resume=True, **changes).steps == 3
+    with pytest.raises(UserError, match="already exists"):
+        train(recipe, **changes)
+    with pytest.raises(UserError, match=r"did you mean 'optim\.learning_rate'"):
+        train(recipe, **{"optim.learning_rat": 1.0})
+    with pytest.raises(UserError, match="a config is a TrainConfig, a dict or a YAML file, not a list"):
+        train([])  # type: ignore[arg-type]
+
+
+def test_minutes_replace_the_end_of_the_file(recipe: Path) -> None:
+    given = resolve(TrainConfig, recipe, {"steps": None, "minutes": 0.01})
+    assert (given.steps, given.minutes) == (None, 0.01)
+    assert train(recipe, minutes=1e-9).steps == 1
+
+
+def test_the_example_of_the_docs_runs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    (tmp_path / "recipes").mkdir()
+    recipe.rename(tmp_path / "recipes" / "finetune.yaml")
+    (tmp_path / "moles.jsonl").rename(tmp_path / "pairs.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    exec(example.replace("steps=200", "steps=2"), {})
+    assert capsys.readouterr().out.startswith("runs/mine/model 2 ")
+    assert Embedder.from_pretrained("runs/mine", device="cpu").encode(["mole"]).shape == (1, 16)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moembed.search.codecs import CODECS, Binary, Float16, Int8, truncate, view
+from moembed.encoding import truncate
+from moembed.search.codecs import CODECS, Binary, Float16, Int8, as_searched
 from moembed.search.exact import top_k
 from moembed.types import UserError
 
@@ -101,22 +102,22 @@ def test_a_prefix_is_a_unit_vector_again(vector_NM: np.ndarray, data: st.DataObj
 
 def test_a_view_is_what_each_side_of_the_search_sees() -> None:
     document_NM, query_QM = random(50, 24), random(5, 24, seed=1)
-    plain = view(query_QM, document_NM)
+    plain = as_searched(query_QM, document_NM)
     assert plain.query_QM is query_QM
     assert np.array_equal(plain.document_NM, document_NM)
     for name, size in {"float32": 64, "float16": 32, "int8": 16, "binary": 2}.items():
-        seen = view(query_QM, document_NM, name, 16)
+        seen = as_searched(query_QM, document_NM, name, 16)
         assert seen.bytes_per_vector == size
         assert np.array_equal(seen.query_QM, truncate(query_QM, 16)), "queries are not stored"
     assert set(np.unique(seen.document_NM)) == {-1, 1}
-    both = view(query_QM, document_NM, "binary-symmetric", 16)
+    both = as_searched(query_QM, document_NM, "binary-symmetric", 16)
     assert set(np.unique(both.query_QM)) == {-1, 1}
     assert np.array_equal(both.document_NM, seen.document_NM)
 
 
 def test_symmetric_binary_search_is_in_the_order_of_hamming_distances() -> None:
     document_NM, query_QM = random(200, 64), random(9, 64, seed=1)
-    seen = view(query_QM, document_NM, "binary-symmetric")
+    seen = as_searched(query_QM, document_NM, "binary-symmetric")
     ranked_QK = top_k(seen.query_QM, seen.document_NM, 200).index
     codec = Binary.fit(document_NM)
     code_QB, code_NB = codec.encode(query_QM), codec.encode(document_NM)
@@ -129,7 +130,7 @@ def test_finer_codecs_find_more_of_what_floats_find() -> None:
     found = top_k(query_QM, document_NM, 10).index
 
     def kept(name: str) -> float:
-        seen = view(query_QM, document_NM, name)
+        seen = as_searched(query_QM, document_NM, name)
         again = top_k(seen.query_QM, seen.document_NM, 10).index
         return float(np.mean([len(set(a) & set(b)) for a, b in zip(found, again, strict=True)])) / 10
 
@@ -149,9 +150,9 @@ def test_finer_codecs_find_more_of_what_floats_find() -> None:
 )
 def test_what_does_not_exist_is_refused(arguments: tuple[object, ...], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        view(random(2, 8), random(3, 8), *arguments)  # type: ignore[arg-type]
+        as_searched(random(2, 8), random(3, 8), *arguments)  # type: ignore[arg-type]
 
 
 def test_ranges_need_documents() -> None:
     with pytest.raises(UserError, match="takes its ranges from documents, and there are none"):
-        view(random(2, 8), np.zeros((0, 8), dtype=np.float32), "int8")
+        as_searched(random(2, 8), np.zeros((0, 8), dtype=np.float32), "int8")

@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moembed.search.embed import embed_file
+from moembed.encoding import FULL, Progress, Vectors, View
+from moembed.files import locked
+from moembed.search.embed import EmbedConfig, embed_file
 from moembed.search.index import Index
 from moembed.types import UserError
 
@@ -31,17 +33,27 @@ class HashModel:
         self.seed, self.dim = seed, dim
         self.encoded: list[str] = []
 
-    def space_id(self, prompt_name: str | None, dim: int) -> str:
-        return f"{self.seed}-{prompt_name}-{dim}"
+    max_length = 20
 
-    def encode_counted(
-        self, texts: list[str], *, prompt_name: str | None, dim: int
-    ) -> tuple[np.ndarray, int]:
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        return f"{self.seed}-{prompt}-{view.dim or self.dim}"
+
+    def vectors(
+        self,
+        texts: list[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
         self.encoded += texts
-        keys = [f"{self.seed} {prompt_name} {text[:20]}".encode() for text in texts]
+        dim = view.dim or self.dim
+        keys = [f"{self.seed} {prompt} {text[:20]}".encode() for text in texts]
         seeds = [int.from_bytes(hashlib.sha256(key).digest()[:8], "little") for key in keys]
         vector_NM = np.stack([np.random.default_rng(seed).standard_normal(dim) for seed in seeds])
-        return vector_NM.astype(np.float32), sum(len(text) > 20 for text in texts)
+        truncated = sum(len(text) > 20 for text in texts)
+        return Vectors(vector_NM.astype(np.float32), truncated, self.space(prompt=prompt, view=view))
 
 
 class Killed(BaseException):
@@ -66,10 +78,10 @@ def test_a_text_finds_its_own_row(source, tmp_path):
     model = HashModel()
     done = []
     summary = embed_file(
-        model, source, tmp_path / "i", prompt_name="p", block_rows=BLOCK, progress=done.append
+        model, source, tmp_path / "i", EmbedConfig(prompt="p", block_rows=BLOCK), done.append
     )
-    index = Index.open(tmp_path / "i", model.space_id("p", 6))
-    vector_NM, _ = HashModel().encode_counted([ROWS[7]["text"]], prompt_name="p", dim=6)
+    index = Index.open(tmp_path / "i", model.space(prompt="p"))
+    vector_NM = HashModel().vectors([ROWS[7]["text"]], prompt="p").array
     assert index.rows(index.search(vector_NM, 1).index[0]) == [ROWS[7]]
     assert done == [3, 6, 9, 10]
     assert (summary.rows, summary.new_rows, summary.dim) == (10, 10, 6)
@@ -78,15 +90,15 @@ def test_a_text_finds_its_own_row(source, tmp_path):
 
 
 def test_dim_may_be_smaller_than_the_model(source, tmp_path):
-    summary = embed_file(HashModel(), source, tmp_path / "i", dim=4)
-    assert Index.open(tmp_path / "i", HashModel().space_id(None, 4)).dim == summary.dim == 4
+    summary = embed_file(HashModel(), source, tmp_path / "i", EmbedConfig(dim=4))
+    assert Index.open(tmp_path / "i", HashModel().space(prompt="", view=View(dim=4))).dim == summary.dim == 4
 
 
-# The manifest, rows and vectors of four parts, the manifest again.
-@pytest.mark.parametrize("replaced", range(10))
+# The manifest; rows, vectors and the manifest of four parts; the manifest again.
+@pytest.mark.parametrize("replaced", range(14))
 def test_a_crash_at_any_write_and_a_second_run_make_the_same_folder(source, tmp_path, monkeypatch, replaced):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    embed_file(HashModel(), source, whole, block_rows=BLOCK)
+    embed_file(HashModel(), source, whole, EmbedConfig(block_rows=BLOCK))
     real, calls = os.replace, []
 
     def crash(temporary: Path, path: Path) -> None:
@@ -97,10 +109,10 @@ def test_a_crash_at_any_write_and_a_second_run_make_the_same_folder(source, tmp_
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(Killed):
-        embed_file(HashModel(), source, broken, block_rows=BLOCK)
+        embed_file(HashModel(), source, broken, EmbedConfig(block_rows=BLOCK))
     monkeypatch.undo()
     model = HashModel()
-    summary = embed_file(model, source, broken, block_rows=BLOCK)
+    summary = embed_file(model, source, broken, EmbedConfig(block_rows=BLOCK))
     assert contents(broken) == contents(whole)
     kept = min(BLOCK * sum(path.suffix == ".npy" for path in calls[:replaced]), len(ROWS))
     assert model.encoded == [row["text"] for row in ROWS[kept:]], "whole parts are not embedded again"
@@ -109,22 +121,22 @@ def test_a_crash_at_any_write_and_a_second_run_make_the_same_folder(source, tmp_
 
 def test_a_killed_process_leaves_nothing_that_stays(source, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    embed_file(HashModel(), source, whole, block_rows=BLOCK)
+    embed_file(HashModel(), source, whole, EmbedConfig(block_rows=BLOCK))
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_embed import HashModel, embed_file, BLOCK
+from test_embed import BLOCK, EmbedConfig, HashModel, embed_file
 real = os.replace
 def killed(temporary, path):
     if path.name == "part-00001.npy":
         os.kill(os.getpid(), signal.SIGKILL)
     real(temporary, path)
 os.replace = killed
-embed_file(HashModel(), {str(source)!r}, {str(broken)!r}, block_rows=BLOCK)
+embed_file(HashModel(), {str(source)!r}, {str(broken)!r}, EmbedConfig(block_rows=BLOCK))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
-    assert (broken / "part-00001.npy.tmp").exists()
-    assert embed_file(HashModel(), source, broken, block_rows=BLOCK).new_rows == 7
+    assert list(broken.glob(".part-00001.npy.*.tmp"))
+    assert embed_file(HashModel(), source, broken, EmbedConfig(block_rows=BLOCK)).new_rows == 7
     assert contents(broken) == contents(whole)
 
 
@@ -137,18 +149,35 @@ def test_a_finished_folder_is_left_alone(source, tmp_path):
     assert contents(tmp_path / "i") == before
 
 
-def test_a_lost_part_is_made_again(source, tmp_path):
-    embed_file(HashModel(), source, tmp_path / "i", block_rows=BLOCK)
-    before = contents(tmp_path / "i")
-    (tmp_path / "i/part-00002.npy").unlink()
-    embed_file(HashModel(), source, tmp_path / "i", block_rows=BLOCK)
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-9])])
+def test_a_lost_or_cut_part_is_made_again_and_no_other(source, tmp_path, damage):
+    embed_file(HashModel(), source, tmp_path / "i", EmbedConfig(block_rows=BLOCK))
+    before, model = contents(tmp_path / "i"), HashModel()
+    damage(tmp_path / "i/part-00001.npy")
+    with pytest.warns(UserWarning, match=r"part-00001\.npy is damaged"):
+        summary = embed_file(model, source, tmp_path / "i", EmbedConfig(block_rows=BLOCK))
     assert contents(tmp_path / "i") == before
+    assert model.encoded == [row["text"] for row in ROWS[3:6]]
+    assert summary.new_rows == 3
+
+
+def test_a_second_process_is_refused(source, tmp_path):
+    with locked(tmp_path / "i"), pytest.raises(UserError, match="in use by another process"):
+        embed_file(HashModel(), source, tmp_path / "i")
+    assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize("dim", [0, -1, 7])
+def test_a_dim_that_the_model_lacks_is_refused(source, tmp_path, dim):
+    with pytest.raises(UserError, match=f"dim {dim} is not possible: vectors of this model have 1 to 6"):
+        embed_file(HashModel(), source, tmp_path / "i", EmbedConfig(dim=dim))
+    assert not (tmp_path / "i").exists()
 
 
 @pytest.mark.parametrize(
     ("model", "change", "complaint"),
     [
-        (HashModel(seed=1), {}, "space_id is '0-None-6' there and '1-None-6' here"),
+        (HashModel(seed=1), {}, "space_id is '0--6' there and '1--6' here"),
         (HashModel(), {"dim": 3}, "dim is 6 there and 3 here"),
         (HashModel(), {"prompt_name": "query"}, "prompt_name is None there and 'query' here"),
         (HashModel(), {"column": "id"}, "column is 'text' there and 'id' here"),
@@ -159,7 +188,7 @@ def test_a_lost_part_is_made_again(source, tmp_path):
 def test_other_settings_are_refused_by_name(source, tmp_path, model, change, complaint):
     embed_file(HashModel(), source, tmp_path / "i")
     with pytest.raises(UserError, match=complaint):
-        embed_file(model, source, tmp_path / "i", **change)
+        embed_file(model, source, tmp_path / "i", EmbedConfig(**change))
 
 
 def test_a_changed_source_is_refused(source, tmp_path):
@@ -182,8 +211,8 @@ def test_a_folder_of_files_is_watched_file_by_file(tmp_path):
 
 
 def test_a_model_that_moved_is_the_same_model(source, tmp_path):
-    embed_file(HashModel(), source, tmp_path / "i", model_path="here")
-    assert not embed_file(HashModel(), source, tmp_path / "i", model_path="there").new_rows
+    embed_file(HashModel(), source, tmp_path / "i", EmbedConfig(model_path="here"))
+    assert not embed_file(HashModel(), source, tmp_path / "i", EmbedConfig(model_path="there")).new_rows
 
 
 @pytest.mark.parametrize(
@@ -198,10 +227,10 @@ def test_a_model_that_moved_is_the_same_model(source, tmp_path):
 def test_a_bad_row_is_told_by_number_and_keeps_earlier_parts(tmp_path, row, complaint):
     source = write_jsonl(tmp_path / "bad.jsonl", [*ROWS[:4], row])
     with pytest.raises(UserError, match=complaint):
-        embed_file(HashModel(), source, tmp_path / "i", block_rows=BLOCK)
+        embed_file(HashModel(), source, tmp_path / "i", EmbedConfig(block_rows=BLOCK))
     assert (tmp_path / "i/part-00000.npy").exists()
     with pytest.raises(UserError, match="row 5"):
-        embed_file(HashModel(), source, tmp_path / "j", block_rows=100)
+        embed_file(HashModel(), source, tmp_path / "j", EmbedConfig(block_rows=100))
     assert not (tmp_path / "j").exists()
 
 
@@ -221,7 +250,7 @@ def test_a_source_that_is_missing_or_empty_is_refused(tmp_path):
 
 def test_blocks_must_hold_a_row(source, tmp_path):
     with pytest.raises(UserError, match="block_rows"):
-        embed_file(HashModel(), source, tmp_path / "i", block_rows=0)
+        embed_file(HashModel(), source, tmp_path / "i", EmbedConfig(block_rows=0))
 
 
 def test_parquet_and_csv_give_the_same_vectors(source, tmp_path):
@@ -232,7 +261,7 @@ def test_parquet_and_csv_give_the_same_vectors(source, tmp_path):
         writer.writerows((row["text"], row["id"]) for row in ROWS)
     vectors = []
     for name in ("texts.jsonl", "texts.parquet", "texts.csv"):
-        embed_file(HashModel(), tmp_path / name, tmp_path / f"{name}.index", block_rows=BLOCK)
+        embed_file(HashModel(), tmp_path / name, tmp_path / f"{name}.index", EmbedConfig(block_rows=BLOCK))
         vectors.append(np.concatenate(list(Index.open(tmp_path / f"{name}.index").vectors())))
     np.testing.assert_array_equal(vectors[0], vectors[1])
     np.testing.assert_array_equal(vectors[0], vectors[2])

@@ -38,7 +38,7 @@ def run_filter(pairs: SourceConfig, out, model: ToyModel | None = None, **option
 def by_definition(rows: list[Row], k: int, vectors: dict[str, list[float]] | None = None) -> list[Row]:
     def score(query: str, document: str) -> float:
         model = ToyModel(vectors)
-        both = [model.encode_counted([text], prompt_name=None, dim=8)[0] for text in (query, document)]
+        both = [model.vectors([text]).array for text in (query, document)]
         return float(pair_scores(*both)[0])
 
     kept = []
@@ -73,8 +73,14 @@ def test_ties_and_copies_follow_the_definition(tmp_path_factory, rows, drawn, k)
     vectors = dict(zip("abcdstuvwxyz", drawn, strict=True))
     pairs = [{"query": query, "document": document} for query, document in rows]
     source = SourceConfig(path=write_jsonl(folder / "pairs.jsonl", pairs))
+    kept = by_definition(pairs, k, vectors)
+    if not kept:
+        with pytest.raises(UserError, match="no pair stays"):
+            run_filter(source, folder / "out.jsonl", ToyModel(vectors), k=k)
+        assert not (folder / "out.jsonl").exists()
+        return
     run_filter(source, folder / "out.jsonl", ToyModel(vectors), k=k)
-    assert read_jsonl(folder / "out.jsonl") == by_definition(pairs, k, vectors)
+    assert read_jsonl(folder / "out.jsonl") == kept
 
 
 def test_a_copy_never_displaces_its_twin_and_a_better_text_counts_once(tmp_path):

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from moembed.search import exact
-from moembed.search.index import Index, IndexWriter, top_k, write_index
+from moembed.search.exact import top_k
+from moembed.search.index import Index
+from moembed.search.index_writer import IndexWriter, write_index
 from moembed.types import UserError
 
 SPACE = "space-a"
@@ -200,25 +202,81 @@ def test_folders_that_are_no_index_are_refused(tmp_path):
             Index.open(tmp_path)
 
 
-def test_lost_and_cut_files_are_told_by_name(tmp_path):
-    index = write_index(tmp_path / "i", random_vectors(9), numbered(9), space_id=SPACE, part_rows=3)
-    vectors, rows = tmp_path / "i/part-00001.npy", tmp_path / "i/part-00002.parquet"
-    for file in (vectors, rows):
-        file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"part-00001\.npy"):
-        index.search(random_vectors(1), 1)
-    with pytest.raises(UserError, match=r"part-00002\.parquet"):
-        index.rows([8])
-    with pytest.raises(UserError, match=r"part-00002\.parquet"):
-        IndexWriter(tmp_path / "i", space_id=SPACE, dim=8)
-    vectors.unlink()
-    with pytest.raises(UserError, match=r"lost part-00001\.npy"):
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def forget_the_stamps(folder: Path) -> None:
+    """As an index of an earlier version is."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["stamps"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["part-00001.npy", "part-00002.parquet"])
+@pytest.mark.parametrize("damage", [cut, Path.unlink, lambda file: file.write_bytes(b"")])
+def test_lost_and_cut_files_are_found_when_the_index_is_opened(tmp_path, name, damage):
+    write_index(tmp_path / "i", random_vectors(9), numbered(9), space_id=SPACE, part_rows=3)
+    damage(tmp_path / "i" / name)
+    with pytest.raises(UserError, match=rf"{name} is damaged .*: run the command that made the index again"):
         Index.open(tmp_path / "i")
 
 
+def test_a_flipped_bit_is_found_when_the_part_is_read(tmp_path):
+    write_index(tmp_path / "i", random_vectors(9), numbered(9), space_id=SPACE, part_rows=3)
+    flip_a_bit(tmp_path / "i/part-00001.npy")
+    flip_a_bit(tmp_path / "i/part-00002.parquet")
+    index = Index.open(tmp_path / "i")
+    with pytest.raises(UserError, match=r"part-00001\.npy is damaged \(its content changed"):
+        index.search(random_vectors(1), 1)
+    assert index.rows([0, 5]) == [numbered(9)[row] for row in (0, 5)]
+    with pytest.raises(UserError, match=r"part-00002\.parquet is damaged \(its content changed"):
+        index.rows([8])
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, Path.unlink, lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("name", ["part-00001.npy", "part-00001.parquet"])
+def test_a_writer_drops_the_damaged_parts_alone(tmp_path, damage, name):
+    write_index(tmp_path / "i", random_vectors(9), numbered(9), space_id=SPACE, part_rows=3)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "i").iterdir()}
+    damage(tmp_path / "i" / name)
+    with pytest.warns(UserWarning, match=rf"{name} is damaged .*: its texts are embedded again"):
+        writer = IndexWriter(tmp_path / "i", space_id=SPACE, dim=8)
+    assert not writer.complete
+    assert [writer.has(part) for part in range(4)] == [True, False, True, False]
+    writer.append(random_vectors(9)[3:6], numbered(9)[3:6])
+    writer.finish()
+    assert {file.name: file.read_bytes() for file in (tmp_path / "i").iterdir()} == before
+
+
+def test_an_index_without_checksums_still_opens_and_cut_parts_are_found(tmp_path):
+    write_index(tmp_path / "i", random_vectors(9), numbered(9), space_id=SPACE, part_rows=3)
+    forget_the_stamps(tmp_path / "i")
+    index = Index.open(tmp_path / "i")
+    assert index.search(random_vectors(1), 9).index.shape == (1, 9)
+    assert IndexWriter(tmp_path / "i", space_id=SPACE, dim=8).complete
+    cut(tmp_path / "i/part-00001.npy")
+    cut(tmp_path / "i/part-00002.parquet")
+    with pytest.raises(UserError, match=r"part-00001\.npy is damaged"):
+        index.search(random_vectors(1), 1)
+    with pytest.raises(UserError, match=r"part-00002\.parquet is damaged"):
+        index.rows([8])
+    with pytest.warns(UserWarning, match=r"part-00001\.npy is damaged .*, and 1 more"):
+        writer = IndexWriter(tmp_path / "i", space_id=SPACE, dim=8)
+    assert [writer.has(part) for part in range(3)] == [True, False, False]
+
+
 def test_vectors_of_another_shape_than_the_manifest_says_are_refused(tmp_path):
-    index = write_index(tmp_path / "i", random_vectors(3), numbered(3), space_id=SPACE)
+    write_index(tmp_path / "i", random_vectors(3), numbered(3), space_id=SPACE)
     np.save(tmp_path / "i/part-00000.npy", random_vectors(2))
+    forget_the_stamps(tmp_path / "i")
+    index = Index.open(tmp_path / "i")
     with pytest.raises(UserError, match=r"\(2, 8\) numbers, not \(3, 8\)"):
         index.search(random_vectors(1), 1)
 
@@ -235,9 +293,9 @@ def test_a_writer_spares_what_is_not_an_index(tmp_path):
 
 
 def test_a_writer_takes_an_empty_folder_and_a_left_over_temporary_file(tmp_path):
-    (tmp_path / "manifest.json.tmp").write_text("{")
+    (tmp_path / ".manifest.json.1.tmp").write_text("{")
     assert len(write_index(tmp_path, random_vectors(2), numbered(2), space_id=SPACE)) == 2
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def run_mine(pairs: SourceConfig, out, model: ToyModel | None = None, **options)
 
 
 def score(query: str, document: str) -> float:
-    both = [ToyModel().encode_counted([text], prompt_name=None, dim=8)[0] for text in (query, document)]
+    both = [ToyModel().vectors([text]).array for text in (query, document)]
     return float(pair_scores(*both)[0])
 
 
@@ -266,10 +266,15 @@ def test_the_command(run: Run, pairs, tmp_path, make_model):
     assert (answer["written"], answer["mean_negatives"]) == (40, 3)
     assert answer["negative_scores"]["0.5"] <= 1
     code, out, _ = run(
-        *arguments, "--rule", "max:0.99", "--rule", "relative:0.999", "--out", tmp_path / "two.parquet"
+        *arguments, "--rule", "max:1", "--rule", "relative:1", "--out", tmp_path / "two.parquet"
     )
     assert code == 0
     assert "cosine at" in out
+    nothing = ("--rule", "max:-1", "--out", tmp_path / "nothing.jsonl")
+    code, out, err = run(*arguments, *nothing)
+    assert (code, out) == (2, "")
+    assert err == "error: the rule max:-1 leaves no pair with enough negatives\n"
+    assert not (tmp_path / "nothing.jsonl").exists()
     corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"body": f"text {i}"} for i in range(5)])
     corpus_options = ("--corpus", corpus, "--corpus-column", "body", "--out", tmp_path / "three.jsonl")
     code, out, err = run(*arguments, *corpus_options, "--rule", "none")
@@ -284,3 +289,95 @@ def test_the_command(run: Run, pairs, tmp_path, make_model):
         assert (code, out) == (2, "")
         assert words in err
         assert err.count("\n") == 1
+
+
+# ---- texts that are equal, titles, and what pairs had already ----
+
+
+def mined(tmp_path, rows, corpus=None, **options):
+    pairs = SourceConfig(path=write_jsonl(tmp_path / "few.jsonl", rows))
+    read = None
+    if corpus is not None:
+        read = SourceConfig(path=write_jsonl(tmp_path / "corpus.jsonl", corpus), document="text")
+    summary = run_mine(
+        pairs, tmp_path / "mined.jsonl", corpus=read, overwrite=True, **({"rules": ()} | options)
+    )
+    return read_jsonl(tmp_path / "mined.jsonl"), summary
+
+
+def test_another_spelling_of_a_positive_is_never_its_negative(tmp_path):
+    rows = [
+        {"query": "what do owls hunt?", "document": "Owls hunt voles."},
+        {"query": "What do OWLS hunt?", "document": "Small rodents."},
+    ]
+    corpus = [
+        {"text": text}
+        for text in ("owls  hunt voles. ", "small RODENTS.", "Bees make honey.", "BEES make honey.")
+    ]
+    found, summary = mined(tmp_path, rows, corpus)
+    assert summary.documents == 3
+    assert [row["negatives"] for row in found] == [["Bees make honey."]] * 2
+
+
+def test_a_positive_is_known_with_and_without_its_title(tmp_path):
+    corpus = [
+        {"title": "Owls", "text": "hunt voles at night"},
+        {"title": "Bees", "text": "make honey"},
+        {"title": None, "text": "foxes live in dens"},
+    ]
+    for document in ("Owls hunt voles at night", "hunt voles at night", "About: Owls hunt voles at night"):
+        found, _ = mined(tmp_path, [{"query": "q", "document": document}], corpus)
+        assert set(found[0]["negatives"]) == {"Bees make honey", "foxes live in dens"}
+    plain = [{"text": "hunt voles at night"}, {"text": "make honey"}]
+    found, _ = mined(tmp_path, [{"query": "q", "document": "Owls hunt voles at night"}], plain)
+    assert found[0]["negatives"] == ["make honey"]
+
+
+def test_the_text_of_the_query_is_no_negative(tmp_path):
+    rows = [{"query": "owls hunt at night", "document": "voles"}]
+    corpus = [{"title": "Owls", "text": "Owls hunt  at night"}, {"text": "bees make honey"}]
+    found, _ = mined(tmp_path, rows, corpus)
+    assert found[0]["negatives"] == ["bees make honey"]
+
+
+def test_a_beir_folder_is_a_corpus(tmp_path):
+    folder = tmp_path / "task"
+    (folder / "qrels").mkdir(parents=True)
+    write_jsonl(folder / "corpus.jsonl", [{"_id": "1", "title": "Owls", "text": "hunt voles"},
+                                          {"_id": "2", "title": "", "text": "bees make honey"}])  # fmt: skip
+    write_jsonl(folder / "queries.jsonl", [{"_id": "q", "text": "who hunts?"}])
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
+    corpus = SourceConfig(path=str(folder), document="text")
+    run_mine(SourceConfig(path=str(folder)), tmp_path / "out.jsonl", corpus=corpus, rules=())
+    expected = {"query": "who hunts?", "document": "Owls hunt voles", "negatives": ["bees make honey"]}
+    assert read_jsonl(tmp_path / "out.jsonl") == [expected]
+
+
+def test_negatives_that_pairs_have_stay_in_front_or_are_replaced(tmp_path):
+    rows = [
+        {"query": "q", "document": "owls", "negative": ["Foxes", "OWLS", "a stone"]},
+        {"query": "r", "document": "bees"},
+        {"query": "s", "document": "foxes"},
+    ]
+    found, summary = mined(tmp_path, rows)
+    assert found[0]["negatives"][:2] == ["Foxes", "a stone"]
+    assert sorted(found[0]["negatives"][2:]) == ["bees"]
+    assert summary.notes == ["1 pairs bring 3 negatives of their own: they stay, in front of the mined ones"]
+    found, summary = mined(tmp_path, rows, own_negatives="replace")
+    assert sorted(found[0]["negatives"]) == ["bees", "foxes"]
+    assert summary.notes == ["1 pairs bring 3 negatives of their own: the mined ones replace them"]
+
+
+def test_hints_name_the_options_of_the_command(run: Run, pairs, tmp_path):
+    corpus = write_jsonl(
+        tmp_path / "corpus.jsonl", [{"title": "Bees", "text": ""}, {"text": "a"}, {"text": "b"}]
+    )
+    out = ("--out", tmp_path / "out.jsonl")
+    teacher = tmp_path / "vectors"
+    teacher.mkdir()
+    for name in ("queries", "documents"):
+        np.save(teacher / f"{name}.npy", np.eye(8, dtype=np.float32))
+    code, _, err = run("mine", pairs.path, "--teacher", f"vectors:{teacher}", "--corpus", corpus, *out)
+    assert code == 2
+    assert err.endswith("column 'text' is empty; mend it, or leave such rows out with --skip-bad-rows\n")
+    assert err.count("\n") == 1

@@ -44,7 +44,7 @@ def store(folder, model, rows=ROWS, documents=None) -> str:
         "queries": [row["query"] for row in rows],
         "documents": documents or [row["document"] for row in rows],
     }.items():
-        np.save(folder / f"{name}.npy", model.encode_counted(texts, prompt_name=None, dim=8)[0])
+        np.save(folder / f"{name}.npy", model.vectors(texts).array)
     return f"vectors:{folder}"
 
 
@@ -54,8 +54,8 @@ def letters(model: Embedder) -> Embedder:
     backend = Backend(models.WordLevel(vocabulary, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     parts = model.parts()
-    tokenizer = Tokenizer(backend, parts.config.max_length, {"query": "q ", "document": "d "})
-    return Embedder(Parts(parts.config, parts.state, tokenizer, parts.pooling)).eval()
+    tokenizer = Tokenizer(backend, parts.spec.max_length, {"query": "q ", "document": "d "})
+    return Embedder(Parts(parts.spec, parts.state, tokenizer, parts.pooling)).eval()
 
 
 def test_any_tokenizer_will_do(pairs, tmp_path, make_model: MakeModel):

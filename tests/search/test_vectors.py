@@ -27,7 +27,7 @@ class Encoder:
         self.model = ToyModel()
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        return self.model.encode_counted(texts, prompt_name=None, dim=8)[0]
+        return self.model.vectors(texts).array
 
 
 def encoded(texts: list[str]) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_vectors_that_are_not_finite_are_told_by_text(tmp_path, bad):
     model = ToyModel({"text 4": [bad] * 8})
 
     def encode(texts: list[str]) -> np.ndarray:
-        return model.encode_counted(texts, prompt_name=None, dim=8)[0]
+        return model.vectors(texts).array
 
     with pytest.raises(UserError, match="NaN or infinite numbers of row 14"):
         cache.get_or_encode(TEXTS, encode, lambda number: f"row {number + 10}")

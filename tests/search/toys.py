@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+
+from moembed.encoding import FULL, Progress, Vectors, View
 
 Row = dict[str, Any]
 
@@ -22,25 +24,30 @@ class ToyModel:
     def __init__(
         self, vectors: dict[str, list[float]] | None = None, dim: int = 8, name: str = "toy"
     ) -> None:
-        self.dim, self.name = dim, name
-        self.vectors = vectors or {}
+        self.dim, self.name, self.max_length = dim, name, None
+        self.known = vectors or {}
         self.calls: list[list[str]] = []
 
     @property
     def encoded(self) -> list[str]:
         return [text for call in self.calls for text in call]
 
-    def role_prompt(self, role: str) -> str | None:
-        return None
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        return f"{self.name}-{prompt}-{view.dim or self.dim}"
 
-    def space_id(self, prompt_name: str | None, dim: int) -> str:
-        return f"{self.name}-{prompt_name}-{dim}"
-
-    def encode_counted(
-        self, texts: list[str], *, prompt_name: str | None, dim: int
-    ) -> tuple[np.ndarray, int]:
-        self.calls.append(list(texts))
-        return np.array([self.vectors.get(text, self._drawn(text)) for text in texts], np.float32), 0
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        listed = [(prompt or "") + text for text in texts]
+        self.calls.append(listed)
+        array = np.array([self.known.get(text, self._drawn(text)) for text in listed], np.float32)
+        return Vectors(array, 0, self.space(role=role, prompt=prompt, view=view))
 
     def _drawn(self, text: str) -> list[float]:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

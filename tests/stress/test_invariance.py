@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from moembed.embedder import DTYPES
+from moembed.encoding import Vectors
+from moembed.inference.options import DTYPES
 from moembed.stress.invariance import TEXTS, TOLERANCE, measure
 from moembed.stress.subject import Subject
 
@@ -22,18 +26,18 @@ def test_a_model_that_looks_at_its_company_is_found_out(
     leak: str, make_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
-    encode = model.encode_counted
+    vectors = model.vectors
 
-    def leaky(texts: list[str], **options: object) -> tuple[np.ndarray, int]:
-        vectors, cut = encode(texts, **options)
+    def leaky(texts: list[str], **options: Any) -> Vectors:
+        found = vectors(texts, **options)
         seen = {
             "batch-mates": len(texts) > 1,
             "order": texts == list(TEXTS[::-1]),
             "longer batch-mates": len(texts) == len(TEXTS) + 2,
         }
-        return vectors + 1e-3 * seen[leak], cut
+        return replace(found, array=found.array + np.float32(1e-3) * seen[leak])
 
-    monkeypatch.setattr(model, "encode_counted", leaky)
+    monkeypatch.setattr(model, "vectors", leaky)
     found = measure(Subject("leaky", model))
     assert found is not None
     assert not found["steady"]

@@ -88,7 +88,8 @@ def test_what_was_cut_is_said(run, make_model, tmp_path: Path) -> None:
         (("bm25", "--save", "."), "already exists"),
         (("bm25", "--people", "2"), "not 2"),
         (("bm25", "--only", "limit", "--task", "nowhere"), "no such task folder"),
-        (("bm25", "--only", "limit", "--out", "nowhere/x.json"), "nowhere"),
+        (("bm25", "--only", "limit", "--out", "."), ". is a folder"),
+        (("bm25", "--only", "limit", "--out", __file__ + "/x.json"), "cannot write"),
         (("nowhere", "--only", "limit", "--people", "4"), "nowhere does not exist"),
     ],
 )

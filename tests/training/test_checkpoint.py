@@ -17,21 +17,24 @@ import pytest
 import torch
 import yaml
 from safetensors import SafetensorError
-from training_runs import assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
 
 from conftest import NewModel
+from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.folder import write as folder_module
 from moembed.folder.read import read_folder
 from moembed.training import checkpoint
-from moembed.types import UserError
+from moembed.training.contrastive.task import Mixture
+from moembed.training.contrastive.train import train_contrastive
+from moembed.types import Pair, UserError
 from moembed.weights.selection_bias import add_selection_bias
+from training_runs import PAIRS, assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
 
 SCRIPT = """
 import itertools, os, pathlib, signal, sys
 from moembed import embedder
 from moembed.folder import write as folder
-from moembed.training import gradcache
+from moembed.training.contrastive import gradcache
 from training_runs import run, settings
 
 {0}
@@ -45,7 +48,7 @@ def killed(tmp_path: Path, trap: str, **changes: Any) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(textwrap.dedent(trap), changes)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path])},
         capture_output=True,
         timeout=120,
         check=False,
@@ -100,7 +103,7 @@ def test_the_newest_checkpoints_are_kept_and_load_as_models(new_model: NewModel,
     run(settings(steps=5, save_every=1, keep_checkpoints=3), model, tmp_path)
     assert checkpoints(tmp_path) == ["step-000003", "step-000004", "step-000005"]
     newest = Embedder.from_pretrained(tmp_path / "checkpoints" / "step-000005", device="cpu")
-    assert newest.space_id() == model.space_id()
+    assert newest.space() == model.space()
 
 
 def test_checkpoints_are_ordered_as_numbers(tmp_path: Path) -> None:
@@ -126,7 +129,7 @@ EVERYTHING = {  # that outlives a step: a schedule, a temperature, running count
 
 def test_a_run_killed_at_a_random_step_goes_on_bit_for_bit(new_model: NewModel, tmp_path: Path) -> None:
     parts = new_model().parts()
-    parts.config, parts.state = add_selection_bias(parts.config, parts.state)
+    parts.spec, parts.state = add_selection_bias(parts.spec, parts.state)
     Embedder(parts).save_pretrained(tmp_path / "base")
     model = lambda: Embedder.from_pretrained(tmp_path / "base", device="cpu")  # noqa: E731
     run(settings(**EVERYTHING), model(), tmp_path / "whole")
@@ -253,7 +256,7 @@ def test_another_recipe_is_refused_with_what_differs(new_model: NewModel, tmp_pa
         run(settings(seed=9, loss={"z": 0.5}, keep_checkpoints=7), new_model(), tmp_path, resume=True)
     _, *changes = str(refusal.value).splitlines()
     assert changes == [
-        "--- the checkpoint", "+++ this recipe", "-loss.z: 0.0", "+loss.z: 0.5", "-seed: 0", "+seed: 9"
+        "--- the checkpoint", "+++ this recipe", "-seed: 0", "+seed: 9", "-loss.z: 0.0", "+loss.z: 0.5"
     ]  # fmt: skip
     with pytest.raises(UserError, match="step-000006 is there already; resume that run"):
         run(settings(), new_model(), tmp_path)
@@ -310,3 +313,62 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     assert checkpoints(tmp_path / "cut") == ["step-000004", "step-000006", "step-000006.damaged"]
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     assert_same_weights(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
+
+
+# ---- other data ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pairs", "now"),
+    [
+        ([Pair("another question", "another answer"), *PAIRS[1:]], "28 rows"),
+        ([*PAIRS, Pair("a new question", "a new answer")], "29 rows"),
+        ([*PAIRS[1:], PAIRS[0]], "28 rows"),
+    ],
+)
+def test_other_data_is_refused(pairs: list[Pair], now: str, new_model: NewModel, tmp_path: Path) -> None:
+    run(settings(), new_model(), tmp_path)
+    lines = metrics(tmp_path)
+    mixture = Mixture([Source.from_pairs("tiny", pairs)])
+    complaint = rf"the data changed since step 6: tiny had 28 rows of .* and now has {now} of .*; put"
+    with pytest.raises(UserError, match=complaint):
+        train_contrastive(settings(), new_model(), mixture, tmp_path, resume=True)
+    assert metrics(tmp_path) == lines
+
+
+def as_before_this_version(saved: Path) -> None:
+    """Write a checkpoint again as earlier versions did: no word of the data, another name for an alarm."""
+    state = json.loads((saved / "train" / "state.json").read_text())
+    assert state.pop("data")
+    (saved / "train" / "state.json").write_text(json.dumps(state))
+    tensors = torch.load(saved / "train" / "optimiser.pt", weights_only=True)
+    tensors["extras"]["starving"] = tensors["extras"].pop("dead_experts")
+    del tensors["extras"]["routing"]
+    torch.save(tensors, saved / "train" / "optimiser.pt")
+    manifest = json.loads((saved / "train" / "manifest.json").read_text())
+    for name in ("train/state.json", "train/optimiser.pt"):
+        manifest[name] = checkpoint._digest(saved / name)
+    (saved / "train" / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_of_an_older_version_goes_on_bit_for_bit_with_a_note(
+    new_model: NewModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(settings(), new_model(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch, crash)
+        with pytest.raises(Crash):
+            run(settings(), new_model(), tmp_path / "cut")
+    as_before_this_version(tmp_path / "cut" / "checkpoints" / "step-000004")
+    with pytest.warns(UserWarning, match="does not say what data it was trained on"):
+        assert run(settings(), new_model(), tmp_path / "cut", resume=True).steps == 6
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert_same_weights(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
+
+
+def test_a_run_that_cut_texts_elsewhere_is_refused(new_model: NewModel, tmp_path: Path) -> None:
+    run(settings(), new_model(), tmp_path)
+    model = new_model()
+    model.tokenizer.max_length = 20
+    with pytest.raises(UserError, match="cut texts at 32 tokens where this run would read 20"):
+        run(settings(), model, tmp_path, resume=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import OPTIM, PAIRS, assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
 
 from conftest import MakeModel, NewModel
 from moembed.data.sources import Source
@@ -20,12 +19,14 @@ from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.machine import choose_precision, has_bfloat16
 from moembed.training import loop
+from moembed.training.contrastive.settings import ContrastiveConfig
+from moembed.training.contrastive.task import Mixture
+from moembed.training.contrastive.train import leftovers, train_contrastive
 from moembed.training.interrupt import interruptible
 from moembed.training.log import read_metrics
-from moembed.training.loop import train
 from moembed.training.optim import learning_rate
-from moembed.training.settings import TrainConfig
 from moembed.types import Pair, UserError
+from training_runs import OPTIM, PAIRS, assert_same_weights, checkpoints, interrupt_at, metrics, run, settings
 
 # ---- learning ------------------------------------------------------------------------------------
 
@@ -38,7 +39,7 @@ def test_the_loss_goes_down_and_the_model_is_saved(new_model: NewModel, tmp_path
     assert (trained.steps, trained.pairs, trained.stopped_by_user) == (40, 40 * 8, False)
     assert not model.training
     saved = Embedder.from_pretrained(tmp_path, device="cpu")
-    assert saved.space_id() == model.space_id()
+    assert saved.space() == model.space()
     assert checkpoints(tmp_path) == ["step-000040"]
 
 
@@ -96,7 +97,7 @@ def test_other_ways_to_train_learn_too(
 
 def test_equal_pairs_are_no_negatives_of_each_other(new_model: NewModel, tmp_path: Path) -> None:
     same = Source.from_pairs("same", [Pair("what owl", "the owl")] * 8)
-    train(settings(steps=1), new_model(), [same], [1.0], tmp_path)
+    train_contrastive(settings(steps=1), new_model(), Mixture([same]), tmp_path)
     assert metrics(tmp_path)[0]["info_nce"] == 0.0
 
 
@@ -169,7 +170,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("ends", [{}, {"steps": 3, "epochs": 1}, {"steps": 3, "minutes": 1}])
 def test_a_run_has_exactly_one_end(ends: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="exactly one of steps, epochs and minutes"):
-        TrainConfig.model_validate(ends)
+        ContrastiveConfig.model_validate(ends)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -250,3 +251,45 @@ def test_a_loss_not_finite_at_once_says_that_there_is_no_checkpoint(
 def test_fewer_pairs_than_a_batch_is_refused(new_model: NewModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="source tiny has 28 rows, fewer than the batch size 29"):
         run(settings(batch_size=29), new_model(), tmp_path)
+
+
+def test_weights_that_the_last_update_broke_are_not_saved(
+    new_model: NewModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the last step is finite; what the optimiser makes of it is not."""
+    step, calls = torch.optim.AdamW.step, iter(range(1, 100))
+
+    def break_last(self: torch.optim.AdamW, closure: None = None) -> Any:
+        result = step(self, closure)
+        if next(calls) == 5:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0][0, 0] = float("nan")
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", break_last)
+    kept = tmp_path / "checkpoints" / "step-000004"
+    complaint = rf"no longer finite after step 5 \(.*weight\), .*the last good checkpoint is {kept}"
+    with pytest.raises(UserError, match=complaint):
+        run(settings(steps=5), new_model(), tmp_path)
+    assert checkpoints(tmp_path) == ["step-000002", "step-000004"]
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_an_epoch_leaves_over_is_said(
+    new_model: NewModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings(steps=1), new_model(), tmp_path / "a")
+    assert "4 of the 28 pairs of tiny are left over in every epoch" in capsys.readouterr().err
+    run(settings(steps=1, batch_size=7), new_model(), tmp_path / "b")
+    assert "left over" not in capsys.readouterr().err
+    many = leftovers([9, 10, 11, 12, 13], list("abcde"), 8)
+    assert [sentence.split(" are left")[0] for sentence in many] == [
+        "5 of the 13 pairs of e", "4 of the 12 pairs of d", "3 of the 11 pairs of c",
+        "so are 3 pairs of 2 other sources",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [-1, 12345678901234567890123])
+def test_a_seed_is_a_number_of_63_bits(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        settings(seed=seed)

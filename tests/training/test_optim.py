@@ -9,6 +9,8 @@ import pytest
 from torch import nn
 
 from conftest import NewModel
+from moembed.training.contrastive.objective import Objective
+from moembed.training.contrastive.settings import LossConfig
 from moembed.training.optim import OptimConfig, adamw, learning_rate
 
 
@@ -54,10 +56,13 @@ def test_weight_decay_is_for_matrices_alone(new_model: NewModel) -> None:
     assert {"encoder.layers.1.ffn.up_bias_EF", "encoder.norm.weight"} <= plain
 
 
-def test_what_is_trained_along_does_not_decay(new_model: NewModel) -> None:
-    along = nn.Linear(2, 2)
-    decayed, plain = adamw(new_model(), OptimConfig(), along).param_groups
-    assert {id(p) for p in along.parameters()} <= {id(p) for p in plain["params"]}
+def test_a_learned_temperature_does_not_decay(new_model: NewModel) -> None:
+    model = new_model()
+    objective = Objective(LossConfig(learn_temperature=True), model)
+    decayed, plain = adamw(
+        nn.ModuleDict({"model": model, "objective": objective}), OptimConfig()
+    ).param_groups
+    assert plain["params"][-1] is objective.log_scale
     assert decayed["weight_decay"] > plain["weight_decay"] == 0
 
 

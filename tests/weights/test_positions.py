@@ -12,17 +12,19 @@ from conftest import HfFolder, MakeModel
 from moembed.embedder import Embedder
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
+from moembed.model.rope import RopeSpec
 from moembed.types import UserError
 from moembed.weights.positions import to_rope
 
 
 def test_every_tensor_but_the_table_stays(hf_folder: HfFolder, texts: list[str], tmp_path: Path) -> None:
     parts = read_folder(hf_folder("xlm-roberta", pad_token_id=0)[0])
-    config, state = to_rope(parts.config, parts.state, base=500.0, max_positions=99)
-    assert (config.position, config.rope_base, config.max_length) == ("rope", 500.0, 99)
+    spec, state = to_rope(parts.spec, parts.state, base=500.0, max_positions=99)
+    assert {layer.attention.rope for layer in spec.layers} == {RopeSpec(base=500.0)}
+    assert (spec.embeddings.positions, spec.max_length) == (None, 99)
     assert parts.state.keys() - state.keys() == {"position.weight"}
     assert all(state[name] is parts.state[name] for name in state)
-    model = Embedder(Parts(config, state, parts.tokenizer, parts.pooling)).eval()
+    model = Embedder(Parts(spec, state, parts.tokenizer, parts.pooling)).eval()
     model.save_pretrained(tmp_path / "rotary")
     again = Embedder.from_pretrained(tmp_path / "rotary", device="cpu")
     np.testing.assert_array_equal(again.encode(texts), model.encode(texts))
@@ -30,8 +32,8 @@ def test_every_tensor_but_the_table_stays(hf_folder: HfFolder, texts: list[str],
 
 def test_order_still_matters_and_length_is_no_longer_bound(make_model: MakeModel) -> None:
     parts = make_model().parts()
-    config, state = to_rope(parts.config, parts.state, max_positions=64)
-    encoder = Embedder(Parts(config, state, parts.tokenizer, "mean")).eval().encoder
+    spec, state = to_rope(parts.spec, parts.state, max_positions=64)
+    encoder = Embedder(Parts(spec, state, parts.tokenizer, "mean")).eval().encoder
     token_T = torch.arange(5, 45)
     forth, back = (encoder(order, (40,))[0][4].mean(0) for order in (token_T, token_T.flip(0)))
     assert (forth - back).abs().max() > 1e-3
@@ -39,12 +41,12 @@ def test_order_still_matters_and_length_is_no_longer_bound(make_model: MakeModel
 
 def test_a_rotary_model_only_gets_another_base(make_model: MakeModel) -> None:
     parts = make_model(position="rope", family="nomic_bert").parts()
-    config, state = to_rope(parts.config, parts.state, 10_000.0, parts.config.max_positions)
-    assert config == parts.config
+    spec, state = to_rope(parts.spec, parts.state, 10_000.0, parts.spec.max_length)
+    assert spec == parts.spec
     assert state == parts.state
 
 
 def test_heads_of_odd_width_are_refused(make_model: MakeModel) -> None:
     parts = make_model(width=6, num_heads=2).parts()
     with pytest.raises(UserError, match="heads of width 3 cannot be rotary"):
-        to_rope(parts.config, parts.state)
+        to_rope(parts.spec, parts.state)

@@ -13,17 +13,17 @@ from moembed.embedder import Embedder
 from moembed.export.gguf.graph import as_graph
 from moembed.export.nomic import to_nomic
 from moembed.export.onnx.export import export_onnx
+from moembed.families.flat import FlatMoE
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.moe.layer import MoEConfig
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
-from moembed.weights.selection_bias import add_selection_bias, without_selection_bias
+from moembed.weights.selection_bias import add_selection_bias, remove_selection_bias
 
 
 def biased(model: Embedder, value: float = 0.0) -> Parts:
     parts = model.parts()
-    parts.config, parts.state = add_selection_bias(parts.config, parts.state)
+    parts.spec, parts.state = add_selection_bias(parts.spec, parts.state)
     for name in parts.state:
         if name.endswith("router.bias_E"):
             parts.state[name][0] = value
@@ -33,10 +33,11 @@ def biased(model: Embedder, value: float = 0.0) -> Parts:
 def test_biases_of_zero_change_nothing(moe_model: Embedder, texts: list[str]) -> None:
     parts = biased(moe_model)
     np.testing.assert_allclose(Embedder(parts).encode(texts), moe_model.encode(texts), atol=1e-6)
-    assert add_selection_bias(parts.config, parts.state) == (parts.config, parts.state)
-    back = without_selection_bias(parts, "it")
-    assert back.config == moe_model.encoder.config
-    assert back.state.keys() == moe_model.parts().state.keys()
+    assert add_selection_bias(parts.spec, parts.state) == (parts.spec, parts.state)
+    spec, state = remove_selection_bias(parts.spec, parts.state, "it")
+    assert spec == moe_model.encoder.spec
+    assert state.keys() == moe_model.parts().state.keys()
+    assert remove_selection_bias(spec, state, "it") == (spec, state)
 
 
 def test_a_bias_changes_the_choice_but_not_the_weights(moe_model: Embedder) -> None:
@@ -62,7 +63,7 @@ def test_a_folder_gives_the_biases_back_and_without_them_is_as_before(
     biases = [tensor for name, tensor in state.items() if name.endswith("router.bias_E")]
     assert len(biases) == 2
     assert all(torch.equal(bias, torch.tensor([0.3, 0, 0, 0])) for bias in biases)
-    assert saved.space_id() != moe_model.space_id()
+    assert saved.space() != moe_model.space()
     moe_model.save_pretrained(tmp_path / "plain")
     assert "selection_bias" not in (tmp_path / "plain" / "config.json").read_text()
     assert not any(name.endswith("router.bias_E") for name in read_folder(tmp_path / "plain").state)
@@ -73,7 +74,7 @@ def test_formats_without_biases_take_zeros_and_refuse_others(export: object, mak
     assert callable(export)
     router = RouterConfig(normalize=None)
     model = make_model(
-        position="rope", moe=MoEConfig(layers=(1, 3), num_experts=4, bias="shared", router=router)
+        position="rope", moe=FlatMoE(layers=(1, 3), num_experts=4, bias="shared", router=router)
     )
     export(biased(model))
     with pytest.raises(UserError, match="cannot hold this model: a bias takes part in its choice of experts"):
@@ -90,6 +91,6 @@ def test_onnx_refuses_a_bias(moe_model: Embedder, tmp_path: Path) -> None:
 def test_only_tokens_that_choose_can_be_biased(make_model: MakeModel) -> None:
     parts = make_model().parts()
     with pytest.raises(UserError, match="needs a model whose tokens choose their experts"):
-        add_selection_bias(parts.config, parts.state)
+        add_selection_bias(parts.spec, parts.state)
     with pytest.raises(ValueError, match="balanced by nature"):
         RouterConfig(kind="expert_choice", selection_bias=True)

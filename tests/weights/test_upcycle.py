@@ -12,6 +12,7 @@ import torch
 
 from conftest import HfFolder, MakeModel
 from moembed.embedder import Embedder
+from moembed.families.registry import family_to_write
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.moe.layer import MoE
@@ -32,8 +33,8 @@ KEEPING: dict[str, UpcycleConfig] = {
 
 
 def upcycled(parts: Parts, options: UpcycleConfig) -> Embedder:
-    config, state = upcycle(parts.config, parts.state, options)
-    return Embedder(replace(parts, config=config, state=state)).eval()
+    spec, state = upcycle(parts.spec, parts.state, options)
+    return Embedder(replace(parts, spec=spec, state=state)).eval()
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -57,8 +58,8 @@ def test_gates_and_biases_are_carried(
 ) -> None:
     dense = make_model(gated=gated, ffn_bias=ffn_bias)
     model = upcycled(dense.parts(), UpcycleConfig(num_shared_experts=1))
-    assert model.encoder.config.moe is not None
-    assert model.encoder.config.moe.bias == ("each" if ffn_bias else "none")
+    assert model.encoder.spec.moe is not None
+    assert model.encoder.spec.moe.bias == ("each" if ffn_bias else "none")
     assert distance(model.encode(texts), dense.encode(texts)) <= EQUAL
 
 
@@ -75,14 +76,13 @@ def test_saved_and_loaded_it_is_the_same_model(
     model.save_pretrained(tmp_path / "moe")
     again = Embedder.from_pretrained(tmp_path / "moe", device="cpu")
     assert distance(again.encode(texts), model.encode(texts)) <= EQUAL
-    assert again.space_id() == model.space_id()
+    assert again.space() == model.space()
 
 
 @pytest.mark.parametrize(("every", "layers"), [(1, (0, 1, 2, 3)), (2, (1, 3)), (3, (1,)), (5, (1,))])
 def test_every_nth_layer_is_converted(every: int, layers: tuple[int, ...], make_model: MakeModel) -> None:
     model = upcycled(make_model().parts(), UpcycleConfig(every=every))
-    assert model.encoder.config.moe is not None
-    assert model.encoder.config.moe.layers == layers
+    assert model.encoder.spec.moe_layers == layers
     converted = [i for i, block in enumerate(model.encoder.layers) if isinstance(block.ffn, MoE)]
     assert tuple(converted) == layers
 
@@ -90,20 +90,30 @@ def test_every_nth_layer_is_converted(every: int, layers: tuple[int, ...], make_
 def test_the_input_is_left_alone_and_nothing_converted_is_shared(make_model: MakeModel) -> None:
     parts = make_model().parts()
     before = {name: tensor.clone() for name, tensor in parts.state.items()}
-    config, state = upcycle(parts.config, parts.state, UpcycleConfig(num_shared_experts=1))
-    assert parts.config.moe is None
+    spec, state = upcycle(parts.spec, parts.state, UpcycleConfig(num_shared_experts=1))
+    assert parts.spec.moe is None
     assert parts.state.keys() == before.keys()
     for name, tensor in state.items():
         if ".ffn." in name and name not in before:
             tensor.add_(1)
     assert all(torch.equal(parts.state[name], tensor) for name, tensor in before.items())
-    assert config.family == "moembed"
+    assert family_to_write(spec, {"model_type": "bert"}).name == "moembed"
+
+
+@pytest.mark.parametrize("experts", [100_000, 10**12])
+def test_experts_that_no_memory_holds_are_refused_with_their_bytes(experts: int, minilm: Path) -> None:
+    parts = read_folder(minilm)
+    told = (
+        f"^{experts:,} experts in 3 layers make a model of [0-9,]+ bytes, but this machine has a memory of "
+    )
+    with pytest.raises(UserError, match=told):
+        upcycle(parts.spec, parts.state, UpcycleConfig(num_experts=experts))
 
 
 def test_the_router_alone_depends_on_the_seed(make_model: MakeModel) -> None:
     parts = make_model().parts()
     first, again, other = (
-        upcycle(parts.config, parts.state, UpcycleConfig(seed=seed, router_std=0.5))[1] for seed in (1, 1, 2)
+        upcycle(parts.spec, parts.state, UpcycleConfig(seed=seed, router_std=0.5))[1] for seed in (1, 1, 2)
     )
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
@@ -113,7 +123,7 @@ def test_the_router_alone_depends_on_the_seed(make_model: MakeModel) -> None:
 
 def test_experts_are_copies_and_shared_ones_silent(make_model: MakeModel) -> None:
     parts = make_model(gated=True).parts()
-    _, state = upcycle(parts.config, parts.state, UpcycleConfig(num_experts=3, num_shared_experts=2))
+    _, state = upcycle(parts.spec, parts.state, UpcycleConfig(num_experts=3, num_shared_experts=2))
     prefix = "layers.1.ffn."
     for part, shape in (("up", "EFD"), ("gate", "EFD"), ("down", "EDF")):
         for expert in range(3):
@@ -191,4 +201,4 @@ def test_what_cannot_be_upcycled_is_refused(
 ) -> None:
     parts = make_model(**model).parts()
     with pytest.raises(UserError, match=complaint):
-        upcycle(parts.config, parts.state, UpcycleConfig(**options))
+        upcycle(parts.spec, parts.state, UpcycleConfig(**options))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from moembed.cli.options import Json
+from moembed.cli.options import Json, when_interrupted
 from moembed.console import print_json, print_table, progress_bar
 
 
@@ -29,25 +29,28 @@ def bench(
 
     Example: `moembed bench moe encode --out records/performance.md`
     """
+    from moembed.files import require_writable
     from moembed.machine import machine
     from moembed.runs import bench as harness
+    from moembed.runs.record import Record
 
     options = harness.Options.here(repeats or (2 if quick else 3), quick, threads)
     names = suites or [name for name in harness.suites() if name != "gpu" or options.device == "cuda"]
     chosen = [harness.load(name) for name in dict.fromkeys(names)]
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(out)
     command = [*names, *["--quick"] * quick, "--repeats", options.repeats, "--threads", options.threads]
-    record = harness.Record(
+    record = Record(
         date=date.today().isoformat(),
         command=shlex.join(["moembed", "bench", *map(str, command)]),
         machine=machine(),
         suites={},
     )
+    kept = f"what was measured is in {out}" if out else "what was measured is printed above"
     for suite in chosen:
         rows = record.suites.setdefault(suite, [])
         try:
-            with progress_bar(suite.name, None) as advance:
+            with when_interrupted(lambda: kept), progress_bar(suite.name, None) as advance:
                 for row in suite.rows(options):
                     rows.append(row)
                     advance(1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import typer
 
-from moembed.cli.options import Json, Page, ResultFile, leave, require_page
-from moembed.console import interval, print_json, print_table
+from moembed.cli.options import Json, when_interrupted
+from moembed.cli.results import Page, ResultFile, require_outputs, write_result
+from moembed.compare.estimates import Difference
+from moembed.compare.formatting import decimal, difference, estimate, kind_name, metric_name
+from moembed.compare.results import SCORE, Cells, Comparison
+from moembed.console import print_json, print_table, say
 from moembed.types import UserError
 
 
@@ -42,77 +46,64 @@ def compare(
     """
     from moembed.compare import runs as files
     from moembed.compare.comparison import compare
-    from moembed.compare.verdict import sentences
+    from moembed.compare.verdict import cautions, sentences
 
-    if html:
-        require_page(html)
-    systems = files.read_runs(runs)
-    if len(systems) < 2:
-        raise UserError("give two runs or more: one has nothing to be compared to")
-    result = compare(files.only(systems, metric) if metric else systems, reference)
-    leave(result, out, html)
+    require_outputs(out, html)
+    with when_interrupted(lambda: "nothing was written"):
+        systems = files.read_runs(runs)
+        if len(systems) < 2:
+            raise UserError("give two runs or more: one has nothing to be compared to")
+        result = compare(files.only(systems, metric) if metric else systems, reference)
+    for sentence in cautions(result):
+        say(f"note: {sentence}")
     if json_:
-        print_json(result)
-        return
-    _print(result, by)
-    for sentence in sentences(result):
-        print(sentence)
+        print_json(result.to_json())
+    else:
+        _print(result, by)
+        for sentence in sentences(result):
+            print(sentence)
+    write_result(result, out, html)
 
 
-def _print(result: Mapping[str, Any], by: str | None) -> None:
+def _print(result: Comparison, by: str | None) -> None:
     rows = list(_rows(result, by))
     if not rows:
         raise UserError(f"there is no {by} of which enough items are known: leave out --by")
     scores = [
-        [
-            title,
-            _named(metric),
-            *(_score(row["metrics"].get(name), metric) for name in result["systems"]),
-        ]
-        for title, metric, row in rows
+        [title, metric_name(metric), *(_score(cells, metric, name) for name in result.systems)]
+        for title, metric, cells in rows
     ]
-    print_table("scores, 95 % intervals", ["", "metric", *result["systems"]], scores)
+    print_table("scores, 95 % intervals", ["", "metric", *result.systems], scores)
     differences = [
-        [title, _named(metric), name, *_difference(cells[metric])]
-        for title, metric, row in rows
-        for name, cells in row["differences"].items()
+        [title, metric_name(metric), name, *_difference(by_metric[metric])]
+        for title, metric, cells in rows
+        for name, by_metric in cells.differences.items()
     ]
     head = ["", "metric", "system", "difference", "p", "p after Holm", "effect"]
-    print_table(f"\ndifferences to {result['reference']}, 95 % intervals", head, differences)
+    print_table(f"\ndifferences to {result.reference}, 95 % intervals", head, differences)
     print()
 
 
-def _named(metric: str) -> str:
-    from moembed.report.words import metric_name
-
-    return metric if metric == "score" else metric_name(metric)
+def _score(cells: Cells, metric: str, system: str) -> str:
+    return estimate(cells.metrics[system][metric]) if system in cells.metrics else ""
 
 
-def _score(cells: Mapping[str, Any] | None, metric: str) -> str:
-    return interval(cells[metric]) if cells else ""
-
-
-def _rows(result: Mapping[str, Any], by: str | None) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _rows(result: Comparison, by: str | None) -> Iterator[tuple[str, str, Cells]]:
     """Title and metric of what is shown; a language, length or kind that is the only one is left out."""
-    tasks, kinds = result["tasks"], result["kinds"]
     if by in (None, "task"):
-        for name, task in tasks.items():
-            yield name, task["main"], task
-        for kind, row in kinds.items():
-            if row["tasks"] > 1 and len(kinds) > 1:
-                yield f"mean of {kind}", row["main"], row
-        if len(tasks) > 1:
-            yield "mean of all", "score", result["overall"]
-    for section in ("language", "length"):
-        rows = result[f"{section}s"]
-        if by == section or (by is None and len(rows) > 1):
-            for name, row in rows.items():
-                yield f"{section} {name}", "score", row
+        for name, task in result.tasks.items():
+            yield f"{name} ({kind_name(task.kind)})", task.main, task
+        for kind, mean in result.kinds.items():
+            if mean.tasks > 1 and len(result.kinds) > 1:
+                yield f"mean of {kind_name(kind)}", mean.main, mean
+        if len(result.tasks) > 1:
+            yield "mean of all", SCORE, result.overall
+    for section, groups in (("language", result.languages), ("length", result.lengths)):
+        if by == section or (by is None and len(groups) > 1):
+            for name, group in groups.items():
+                yield f"{section} {name}", SCORE, group
 
 
-def _difference(cell: Mapping[str, float]) -> list[str]:
-    return [
-        f"{cell['mean']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]",
-        *("< 0.0001" if cell[p] < 1e-4 else f"{cell[p]:.4f}" for p in ("p_value", "p_holm")),
-        f"{cell['effect']:+.2f}",
-    ]
+def _difference(cell: Difference) -> list[str]:
+    p_values = ("< 0.0001" if p < 1e-4 else f"{p:.4f}" for p in (cell.p_value, cell.p_holm))
+    return [difference(cell), *p_values, decimal(cell.effect, "+")]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Json
-from moembed.console import print_json, print_table, progress_bar
+from moembed.cli.options import Json, SkipBadRows
+from moembed.console import print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def inspect(
     lengths = _lengths(plan)
     with progress_bar("comparing pairs", sum(map(len, sources))) as advance:
         facts = summarize(sources, weights, plan.batch_size, lengths, sample, progress=advance)
+    for fact in facts:
+        for note in fact["notes"]:
+            say(f"note: {fact['source']}: {note}")
     if json_:
         print_json(facts)
     else:
@@ -59,10 +62,13 @@ def dedup(
     out: Annotated[Path, typer.Option(help="The clean file: .jsonl, .jsonl.gz or .jsonl.zst.")],
     by: Annotated[Literal["pair", "query", "document"], typer.Option(help="What must not repeat.")] = "pair",
     near: Annotated[
-        float | None, typer.Option(help="Also drop texts of at least this Jaccard similarity, as 0.8.")
+        float | None,
+        typer.Option(min=0, max=1, help="Also drop texts this similar (Jaccard), as 0.8."),
     ] = None,
     query: Annotated[str, typer.Option(help="Column of the query.")] = "query",
     document: Annotated[str, typer.Option(help="Column of the document.")] = "document",
+    split: Annotated[str | None, typer.Option(help="Split of a layout that has several.")] = None,
+    skip_bad_rows: SkipBadRows = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     json_: Json = False,
 ) -> None:
@@ -73,17 +79,26 @@ def dedup(
     Example: `moembed data dedup pairs.jsonl --out clean.jsonl --near 0.8`
     """
     from moembed.data.dedup import dedup_file
+    from moembed.data.pairs import PairsFile
 
     if out.exists() and not overwrite:
         raise UserError(f"{out} already exists: choose another name, or pass --overwrite")
     with progress_bar(f"reading {pairs}", None) as advance:
-        counts = dedup_file(pairs, out, by, near, query, document, advance)
+        source = PairsFile(
+            path=pairs, query=query, document=document, split=split,
+            bad_rows="skip" if skip_bad_rows else "refuse",
+        )  # fmt: skip
+        done = dedup_file(source, out, by, near, advance)
+    for note in done.notes:
+        say(f"note: {note}")
     if json_:
-        print_json(counts | {"out": str(out)})
+        counts = {"rows": done.rows, "kept": done.kept, "exact": done.exact, "near": done.near}
+        print_json(counts | ({"skipped": done.skipped} if done.skipped else {}) | {"out": str(out)})
     else:
+        skipped = f"; {done.skipped:,} bad rows skipped" if done.skipped else ""
         print(
-            f"{out}: {counts['kept']:,} of {counts['rows']:,} rows; "
-            f"{counts['exact']:,} exact and {counts['near']:,} near duplicates left out"
+            f"{out}: {done.kept:,} of {done.rows:,} rows; "
+            f"{done.exact:,} exact and {done.near:,} near duplicates left out{skipped}"
         )
 
 
@@ -92,9 +107,9 @@ def overlap(
     recipe: Recipe,
     tasks: Annotated[list[Path], typer.Option("--tasks", help="BEIR-layout folders (JSONL/TSV or Parquet).")],
     overrides: Overrides = None,
-    ngram: Annotated[int, typer.Option(help="Words in a run.")] = 13,
+    ngram: Annotated[int, typer.Option(min=1, help="Words in a run.")] = 13,
     containment: Annotated[
-        float, typer.Option(help="Share of a task text's runs that make it contained.")
+        float, typer.Option(min=0, max=1, help="Share of a task text's runs that make it contained.")
     ] = 0.5,
     json_: Json = False,
 ) -> None:
@@ -107,10 +122,15 @@ def overlap(
     from moembed.runs.train import load_recipe, open_sources
 
     loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks)]
+    for task in loaded:
+        for note in task.notes:
+            say(f"note: {task.name}: {note}")
     queries = TaskTexts({task.name: task.queries for task in loaded}, ngram, containment)
     documents = TaskTexts({task.name: _relevant(task) for task in loaded}, ngram, containment)
     found = []
     for source in open_sources(load_recipe(recipe, overrides or []))[0]:
+        for note in source.remarks():
+            say(f"note: {source.name}: {note}")
         with progress_bar(source.name, len(source)) as advance:
             rows = find_overlap(_counted(source, advance), queries, documents)
         found += [{"source": source.name, "rows": len(source), **row} for row in rows]
@@ -125,6 +145,7 @@ def _lengths(plan: Any) -> dict[str, tuple[Lengths, int]]:
     from moembed.embedder import Embedder
     from moembed.folder.bases import locate_base
     from moembed.folder.read import read_folder
+    from moembed.training.contrastive.settings import fit_lengths
 
     model = Embedder(read_folder(locate_base(plan.base)))
     tokenizer = model.tokenizer
@@ -135,8 +156,9 @@ def _lengths(plan: Any) -> dict[str, tuple[Lengths, int]]:
         prefix = tokenizer.prompt(model.role_prompt(role))
         return lambda texts: [len(e.ids) for e in tokenizer.backend.encode_batch([prefix + t for t in texts])]
 
-    limits = {"query": plan.query_length, "document": plan.document_length}
-    return {role: (counter(role), min(limit, tokenizer.max_length)) for role, limit in limits.items()}
+    fitted, _, _ = fit_lengths(plan, model.encoder.spec.max_length, tokenizer.max_length)  # as training does
+    limits = {"query": fitted.query_length, "document": fitted.document_length}
+    return {role: (counter(role), limit) for role, limit in limits.items()}
 
 
 def _relevant(task: RetrievalTask) -> list[str]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moembed.cli.options import AllowPickle, Dtype, Json, Page, ResultFile, leave, require_page
-from moembed.console import interval, print_json, print_table, progress_bar, say
+from moembed.cli.options import AllowPickle, Dtype, Json
+from moembed.cli.results import Page, ResultFile, require_outputs, write_result
+from moembed.compare.formatting import estimate, kind_name, metric_name
+from moembed.compare.results import SCORE, Cells
+from moembed.compare.verdict import cautions, sentences
+from moembed.console import print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
-    from moembed.evaluation.files import Task
-    from moembed.runs.evaluate import Options, Outcome
+    from moembed.evaluation.result import EvaluatedTask, EvaluationResult
 
 
 def evaluate(
@@ -75,35 +77,44 @@ def evaluate(
     if mteb is not None:
         from moembed.cli.mteb import run_mteb
 
-        dim = next(iter(_dims(dims)), None)
+        _refuse_with_mteb(
+            metrics=metrics, sample=sample, codecs=codecs, processes=processes > 1, keep=keep, html=html
+        )
+        require_outputs(out, None)
+        dim, *rest = _dims(dims) or (None,)
+        if rest:
+            say(f"note: mteb evaluates one size of vectors at a time: of --dims the first, {dim}")
         run_mteb(
             models, mteb, dim=dim, dtype=dtype, allow_pickle=allow_pickle, cache=cache, out=out, json_=json_
         )
         return
-    from moembed.runs import evaluate as evaluation
+    from moembed.runs.evaluate import evaluate
+    from moembed.runs.system import EvaluationOptions
 
-    options = evaluation.Options(
-        metrics=_listed(metrics or "") or None, dtype=dtype, allow_pickle=allow_pickle, processes=processes,
-        cache=cache, dims=_dims(dims), codecs=_listed(codecs),
+    require_outputs(out, html)
+    options = EvaluationOptions(
+        metrics=_listed(metrics or "") or None, sample=sample, dims=_dims(dims), codecs=_listed(codecs),
+        baselines=baselines, dtype=dtype, processes=processes, cache=cache, keep=keep,
+        allow_pickle=allow_pickle,
     )  # fmt: skip
-    if html:
-        require_page(html)
-    loaded = _load(tasks or [], options)
-    folders = evaluation.name_systems(models, baselines, allow_pickle)
-    if sample:
-        loaded = _sample(loaded, sample, folders.get("static"))
-    outcomes = {}
-    for name, folder in folders.items():
-        outcomes[name] = evaluation.evaluate_system(name, folder, loaded, options, progress_bar)
-        _tell_truncated(name, outcomes[name])
-        if keep:
-            _keep(keep, name, outcomes[name])
-    result = evaluation.summarise(outcomes, loaded)
-    leave(result, out, html)
+    result = evaluate(models, tasks or [], options, progress_bar)
+    for name, task in result.tasks.items():
+        say(f"{name}: read as {task.kind.replace('_', ' ')}, {task.items:,} items")
+    for note in _notes(result):
+        say(f"note: {note}")
     if json_:
-        print_json(result)
+        print_json(result.to_json())
     else:
         _print(result)
+    write_result(result, out, html)
+    if result.unkept:
+        raise UserError(f"the scores of {', '.join(result.unkept)} could not be written into {keep}")
+
+
+def _refuse_with_mteb(**options: object) -> None:
+    """What mteb's own runner has no answer to."""
+    if asked := [f"--{name}" for name, value in options.items() if value]:
+        raise UserError(f"mteb runs its tasks itself: leave out {' and '.join(asked)}, or use --tasks")
 
 
 def _listed(option: str) -> tuple[str, ...]:
@@ -117,93 +128,54 @@ def _dims(option: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _load(paths: Sequence[Path], options: Options) -> list[Task]:
-    """The tasks, and everything about them and the options that can be refused before a model is loaded."""
-    from moembed.evaluation.files import load_any
-    from moembed.evaluation.tasks import metrics_of
-    from moembed.search.codecs import CODECS
-
-    loaded = [load_any(path) for path in dict.fromkeys(path.resolve() for path in paths)]
-    if len({task.name for task in loaded}) < len(loaded):
-        raise UserError("two tasks have the same name, which results go by: rename one of them")
-    for task in loaded:
-        metrics_of(task.kind, options.metrics)
-    for codec in options.codecs:
-        if codec not in CODECS:
-            raise UserError(f"unknown codec {codec!r}; known are {', '.join(CODECS)}")
-    return loaded
-
-
-def _sample(tasks: Sequence[Task], queries: int, folder: Path | None) -> list[Task]:
-    from moembed.embedder import Embedder
-    from moembed.evaluation.static import StaticEncoder
-    from moembed.runs.evaluate import sample_tasks
-
-    static = StaticEncoder(Embedder.from_pretrained(folder)) if folder else None
-    sampled, agreements = sample_tasks(tasks, queries, static)
-    for name, agreement in agreements.items():
-        say(f"sample of {name}: {agreement}")
-    return sampled
-
-
-def _tell_truncated(name: str, outcome: Outcome) -> None:
-    for task, truncated in outcome.truncated.items():
-        if truncated:
-            say(f"note: {name} cut {truncated:,} texts of {task}: they are longer than it reads")
-
-
-def _keep(folder: Path, name: str, outcome: Outcome) -> None:
-    from moembed.compare.scores import save_scores
-
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.') or 'model'}.parquet"
-    save_scores(file, list(outcome.scores.values()), {"system": name, **outcome.about})
-
-
 # ---- what is printed ---------------------------------------------------------------------------------------
 
 
-def _print(result: Mapping[str, Any]) -> None:
-    from moembed.compare.verdict import sentences
-    from moembed.report.words import metric_name
+def _notes(result: EvaluationResult) -> Iterator[str]:
+    for name, task in result.tasks.items():
+        yield from (f"{name}: {note}" for note in task.notes)
+        for system, truncated in task.truncated.items():
+            if truncated:
+                yield f"{system} cut {truncated:,} texts of {name}: they are longer than it reads"
+    yield from cautions(result)
 
-    for name, task in result["tasks"].items():
-        for note in task["notes"]:
-            say(f"note: {name}: {note}")
-    if len(result["tasks"]) == 1:
-        _print_task(*next(iter(result["tasks"].items())))
+
+def _print(result: EvaluationResult) -> None:
+    if len(result.tasks) == 1:
+        _print_task(*next(iter(result.tasks.items())))
     else:
-        systems = result["systems"]
         rows = [
-            [name, metric_name(task["main"]), *_cells(task, task["main"], systems)]
-            for name, task in result["tasks"].items()
+            [name, kind_name(task.kind), metric_name(task.main), *_cells(task, task.main, result.systems)]
+            for name, task in result.tasks.items()
         ]
-        if len(result["kinds"]) > 1:
+        if len(result.kinds) > 1:
             rows += [
-                [f"mean of {kind}", metric_name(row["main"]), *_cells(row, row["main"], systems)]
-                for kind, row in result["kinds"].items()
-                if row["tasks"] > 1
+                ["mean", kind_name(kind), metric_name(mean.main), *_cells(mean, mean.main, result.systems)]
+                for kind, mean in result.kinds.items()
+                if mean.tasks > 1
             ]
-        rows.append(["mean of all", "score", *_cells(result["overall"], "score", systems)])
-        print_table(f"{len(result['tasks'])} tasks, 95 % intervals", ["", "metric", *systems], rows)
-    for name, curve in result["curves"].items():
-        points = [[f"{p['dim']}", p["codec"], f"{p['bytes']:,}", interval(p["score"])] for p in curve]
+        rows.append(["mean of all", "", SCORE, *_cells(result.overall, SCORE, result.systems)])
+        head = ["", "kind", "metric", *result.systems]
+        print_table(f"{len(result.tasks)} tasks, 95 % intervals", head, rows)
+    for name, curve in result.curves.items():
+        points = [[f"{size.dim}", size.codec, f"{size.bytes:,}", estimate(size.score)] for size in curve]
         print_table(f"\n{name}: smaller vectors", ["dim", "codec", "bytes", "score"], points)
-    if len(result["systems"]) > 1:
+    if len(result.systems) > 1:
         print()
         for sentence in sentences(result):
             print(sentence)
 
 
-def _print_task(name: str, task: Mapping[str, Any]) -> None:
-    from moembed.report.words import metric_name
+def _print_task(name: str, task: EvaluatedTask) -> None:
+    metrics = list(next(iter(task.metrics.values())))
+    rows = [[system, *(estimate(cells[m]) for m in metrics)] for system, cells in task.metrics.items()]
+    amount = f"{task.items:,} items"
+    if task.documents is not None:
+        amount = f"{task.items:,} queries, {task.documents:,} documents"
+    print_table(
+        f"{name} ({kind_name(task.kind)}): {amount}, 95 % intervals", ["", *map(metric_name, metrics)], rows
+    )
 
-    metrics = list(next(iter(task["metrics"].values())))
-    rows = [[system, *(interval(cells[m]) for m in metrics)] for system, cells in task["metrics"].items()]
-    documents = f", {task['documents']:,} documents" if "documents" in task else ""
-    title = f"{name}: {task['items']:,} {'queries' if documents else 'items'}{documents}, 95 % intervals"
-    print_table(title, ["", *map(metric_name, metrics)], rows)
 
-
-def _cells(row: Mapping[str, Any], label: str, systems: Sequence[str]) -> list[str]:
-    return [interval(row["metrics"][name][label]) if name in row["metrics"] else "" for name in systems]
+def _cells(cells: Cells, label: str, systems: Sequence[str]) -> list[str]:
+    return [estimate(cells.metrics[name][label]) if name in cells.metrics else "" for name in systems]

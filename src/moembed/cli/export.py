@@ -40,7 +40,7 @@ def export(
 
     Example: `moembed export runs/demo demo.onnx --format onnx`
     """
-    from moembed.files import require_free
+    from moembed.files import require_replaceable
     from moembed.folder.bases import read_base
 
     if int8 and format != "onnx":
@@ -50,7 +50,7 @@ def export(
         if out.exists() and not overwrite:
             raise UserError(f"{out} already exists: choose another name, or replace it with --overwrite")
     else:
-        require_free(out, overwrite)
+        require_replaceable(out, overwrite)
     facts = _write(parts, out, format, int8, type_, fold_expert_bias)
     if json_:
         print_json(facts)

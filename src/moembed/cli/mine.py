@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Dtype, Json, load_model
+from moembed.cli.options import Dtype, Json, Seed, SkipBadRows, load_model, when_interrupted
 from moembed.console import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ Pairs = Annotated[str, typer.Argument(help="A file, folder or data set of pairs:
 Out = Annotated[Path, typer.Option(help="A .jsonl, .jsonl.gz or .parquet file; run again to resume.")]
 QueryColumn = Annotated[str, typer.Option(help="Column of the queries.")]
 DocumentColumn = Annotated[str, typer.Option(help="Column of the documents.")]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows without usable texts.")]
+TitleColumn = Annotated[str | None, typer.Option(help="Column that is put in front of the document.")]
+PromptColumn = Annotated[str | None, typer.Option(help="Column that is put in front of the query.")]
+Split = Annotated[str | None, typer.Option(help="Split of a layout that has several; default: train.")]
 QueryPrompt = Annotated[
     str | None, typer.Option(help="Text put before every query; default: the model's own query prompt.")
 ]
@@ -46,11 +48,14 @@ def filter(
     by: Annotated[
         Literal["language", "source"] | None, typer.Option(help="Blocks that do not mix these.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
     query_column: QueryColumn = "query",
     document_column: DocumentColumn = "document",
+    title_column: TitleColumn = None,
+    prompt_column: PromptColumn = None,
+    split: Split = None,
     language_column: Annotated[str, typer.Option(help="Column of the language.")] = "language",
     source_column: Annotated[str, typer.Option(help="Column of where a pair is from.")] = "source",
     skip_bad_rows: SkipBadRows = False,
@@ -68,12 +73,18 @@ def filter(
 
     options = {"k": k, "block": block, "order": order, "seed": seed}
     config = validate(FilterConfig, options | {"by": "group" if by == "source" else by})
-    source = _source(pairs, query_column, document_column, skip_bad_rows, language_column, source_column)
+    columns = {
+        "query": query_column, "document": document_column, "title": title_column, "prompt": prompt_column,
+        "language": language_column, "group": source_column,
+    }  # fmt: skip
+    source = _source(pairs, split, skip_bad_rows, columns)
     teacher = _teacher(model, dtype, query_prompt, document_prompt)
-    summary = filter_pairs(
-        source, out, teacher, config, cache=cache, overwrite=overwrite, progress=progress_bar
-    )
+    with when_interrupted(_kept(out)):
+        summary = filter_pairs(
+            source, out, teacher, config, cache=cache, overwrite=overwrite, progress=progress_bar
+        )
     _say_truncated(teacher)
+    _say(summary.notes)
     if summary.whole_blocks:
         say(f"note: {summary.whole_blocks} of {summary.blocks} blocks have {k} pairs or fewer: all stay")
     if json_:
@@ -94,7 +105,10 @@ def mine(
     teacher: Annotated[str, typer.Option(help=Model)],
     out: Out,
     corpus: Annotated[
-        str | None, typer.Option(help="Where negatives come from; default: the documents of the pairs.")
+        str | None,
+        typer.Option(
+            help="Where negatives come from, a file or folder; default: the documents of the pairs."
+        ),
     ] = None,
     depth: Annotated[int, typer.Option(min=1, help="Nearest documents looked at.")] = 100,
     negatives: Annotated[int, typer.Option(min=1, help="Negatives per pair.")] = 20,
@@ -110,15 +124,21 @@ def mine(
         int | None, typer.Option(min=1, help="How often one document may serve as a negative.")
     ] = None,
     min_negatives: Annotated[int, typer.Option(min=0, help="Drop pairs with fewer.")] = 1,
+    own_negatives: Annotated[
+        Literal["keep", "replace"], typer.Option(help="What becomes of negatives that pairs have already.")
+    ] = "keep",
     sample: Annotated[
         Literal["first", "random"], typer.Option(help="Which of those that qualify.")
     ] = "first",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     engine: Annotated[str, typer.Option(help="exact, or faiss:FACTORY[:PARAMETERS].")] = "exact",
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
     query_column: QueryColumn = "query",
     document_column: DocumentColumn = "document",
+    title_column: TitleColumn = None,
+    prompt_column: PromptColumn = None,
+    split: Split = None,
     corpus_column: Annotated[str, typer.Option(help="Column of the corpus that holds the text.")] = "text",
     skip_bad_rows: SkipBadRows = False,
     cache: CacheFolder = None,
@@ -141,16 +161,22 @@ def mine(
             "depth": depth, "negatives": negatives, "rules": rules, "skip_top": skip_top,
             "per_query_cap": per_query_cap, "per_document_cap": per_document_cap,
             "min_negatives": min_negatives, "sample": sample, "seed": seed, "engine": engine,
+            "own_negatives": own_negatives,
         },
     )  # fmt: skip
-    source = _source(pairs, query_column, document_column, skip_bad_rows)
+    columns = {
+        "query": query_column, "document": document_column, "title": title_column, "prompt": prompt_column,
+    }  # fmt: skip
+    source = _source(pairs, split, skip_bad_rows, columns)
     opened = _teacher(teacher, dtype, query_prompt, document_prompt)
-    summary = mine_negatives(
-        source, out, opened, config,
-        corpus=_source(corpus, corpus_column, corpus_column, skip_bad_rows) if corpus else None,
-        cache=cache, overwrite=overwrite, progress=progress_bar,
-    )  # fmt: skip
+    documents = _source(corpus, None, skip_bad_rows, {"document": corpus_column}) if corpus else None
+    with when_interrupted(_kept(out)):
+        summary = mine_negatives(
+            source, out, opened, config,
+            corpus=documents, cache=cache, overwrite=overwrite, progress=progress_bar,
+        )  # fmt: skip
     _say_truncated(opened)
+    _say(summary.notes)
     if json_:
         print_json({**asdict(summary), "path": str(out)})
         return
@@ -166,21 +192,27 @@ def mine(
     print_table("", ["cosine at", *(f"{q:.0%}" for q in summary.positive_scores)], cells)
 
 
-def _source(
-    path: str, query: str, document: str, skip: bool, language: str = "language", source: str = "source"
-) -> SourceConfig:
-    from moembed.data.sources import SourceConfig
+def _source(path: str, split: str | None, skip: bool, columns: Mapping[str, str | None]) -> SourceConfig:
+    from moembed.config import validate
+    from moembed.data.pairs import PairsFile
 
-    return SourceConfig(
-        path=path, query=query, document=document, language=language, group=source,
-        bad_rows="skip" if skip else "refuse",
-    )  # fmt: skip
+    bad_rows = "skip" if skip else "refuse"
+    return validate(PairsFile, {"path": path, "split": split, "bad_rows": bad_rows, **columns})
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"note: {note}")
 
 
 def _teacher(name: str, dtype: str, query: str | None, document: str | None) -> Teacher:
     from moembed.search.teacher import open_teacher
 
     return open_teacher(name, lambda model: load_model(model, dtype), {"query": query, "document": document})
+
+
+def _kept(out: Path) -> Callable[[], str]:
+    return lambda: f"what is finished is kept in {out}.partial; run the same command again to go on"
 
 
 def _say_truncated(teacher: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moembed.cli.options import load_model
 from moembed.console import print_json, print_table, progress_bar, say
+from moembed.files import write_json
 
 if TYPE_CHECKING:
     from moembed.evaluation.mteb import Asked, MtebEncoder
@@ -57,12 +57,12 @@ def run_mteb(
                     say(f"note: {name} on {task.metadata.name}: {_told(asked, encoder)}")
     finally:
         answer = _answer(models, tasks, scores, folder / "results")
-        if out:
-            out.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
         if json_:
             print_json(answer)
         else:
             _print(answer)
+        if out:
+            write_json(out, answer)
 
 
 def _encoder(

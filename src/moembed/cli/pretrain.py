@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,12 +35,10 @@ def tokenizer(
 
     Example: `moembed tokenizer texts.parquet --base minilm --extend 10000 --out models/minilm-more-words`
     """
-    from moembed.runs.pretrain import make_tokenizer
+    from moembed.runs.tokenizer import TokenizerPlan, make_tokenizer
 
-    facts = make_tokenizer(
-        texts, out, kind=kind, vocab_size=vocab_size, lowercase=lowercase, base=base, extend_by=extend,
-        column=column, overwrite=overwrite,
-    )  # fmt: skip
+    plan = TokenizerPlan(kind, vocab_size, lowercase, base, extend)
+    facts = make_tokenizer(texts, out, plan, column, overwrite)
     if json_:
         print_json(facts)
         return
@@ -57,20 +56,27 @@ def pretrain(
 
     Example: `moembed pretrain recipes/mini/pretrain.yaml data=texts.parquet out=runs/base steps=200`
     """
-    from moembed.runs.pretrain import load_pretraining, run_pretraining
+    # several processes: torch would tell each of them that no parameter was unused, which is as it should be
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from dataclasses import asdict
 
-    result = run_pretraining(load_pretraining(recipe, overrides or []), resume=resume, overwrite=overwrite)
+    from moembed.runs.pretrain import load_pretraining
+    from moembed.runs.pretrain import pretrain as run
+
+    result = run(load_pretraining(recipe, overrides or []), resume=resume, overwrite=overwrite)
     if json_:
-        print_json(result)
+        facts = asdict(result)
+        print_json(facts | facts.pop("held_out"))
         return
     columns = ["language", "loss before", "after", "accuracy before", "after"]
-    if rows := _rows(result):
+    if rows := _rows(result.held_out):
         print_table("held-out texts", columns, rows)
-    say(f"go on with: moembed train recipes/finetune.yaml base={result['model']}")
+    say(f"go on with: moembed train recipes/finetune.yaml base={result.model}")
 
 
-def _rows(result: dict[str, Any]) -> list[list[str]]:
-    columns = [result.get(f"held_out{kind}", {}) for kind in ("_before", "", "_accuracy_before", "_accuracy")]
+def _rows(held_out: dict[str, dict[str, float]]) -> list[list[str]]:
+    kinds = ("_before", "", "_accuracy_before", "_accuracy")
+    columns = [held_out.get(f"held_out{kind}", {}) for kind in kinds]
     return [
         [language, *(f"{column[language]:.3f}" for column in columns)]
         for language in columns[0]

@@ -27,6 +27,7 @@ def push(
     Example: `moembed push runs/demo me/moles --private`
     """
     from moembed.folder import hub
+    from moembed.folder.modules import encoder_folder
     from moembed.folder.read import read_folder
     from moembed.folder.tensors import weight_files
 
@@ -34,7 +35,8 @@ def push(
     hub.require_repo_id(repo_id)
     read_folder(folder)
     files = hub.model_files(folder)
-    if left := [file.name for file in weight_files(folder) if file.name not in files]:
+    weights = [file.relative_to(folder).as_posix() for file in weight_files(encoder_folder(folder))]
+    if left := [name for name in weights if name not in files]:
         raise UserError(f"weights named {left[0]!r} would stay here: save the model again, then push")
     url = None if dry_run else hub.push(folder, repo_id, revision, private)
     if json_:

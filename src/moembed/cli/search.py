@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import MODEL, AllowPickle, Dtype, Json, load_model
+from moembed.cli.options import MODEL, AllowPickle, Dtype, Json, load_model, when_interrupted
 from moembed.console import print_json, progress_bar
 from moembed.types import UserError
+
+if TYPE_CHECKING:
+    from moembed.search.embed import EmbedConfig
+    from moembed.search.index import Index
+
+Dim = Annotated[int | None, typer.Option(min=1, help="Keep the first dim coordinates.")]
 
 
 def embed(
@@ -20,7 +28,7 @@ def embed(
     role: Annotated[
         Literal["document", "query", "none"], typer.Option(help="Whose prompt to use.")
     ] = "document",
-    dim: Annotated[int | None, typer.Option(help="Keep the first dim coordinates.")] = None,
+    dim: Dim = None,
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     json_: Json = False,
@@ -29,7 +37,10 @@ def embed(
 
     Example: `moembed embed corpus.parquet --model runs/demo --out vectors/corpus`
     """
-    summary = _embed(source, model, out, column, role, dim, dtype, allow_pickle)
+    from moembed.search.embed import EmbedConfig
+
+    config = EmbedConfig(column=column, role=None if role == "none" else role, dim=dim)
+    summary = _embed(source, model, out, config, dtype, allow_pickle)
     print_json(summary) if json_ else print(summary["message"])
 
 
@@ -38,7 +49,7 @@ def index(
     model: Annotated[str, typer.Option(help=MODEL)],
     out: Annotated[Path, typer.Option(help="Folder of the index; run the same command again to resume.")],
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
-    dim: Annotated[int | None, typer.Option(help="Keep the first dim coordinates.")] = None,
+    dim: Dim = None,
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     json_: Json = False,
@@ -47,7 +58,9 @@ def index(
 
     Example: `moembed index corpus.jsonl --model runs/demo --out corpus.index`
     """
-    summary = _embed(source, model, out, column, "document", dim, dtype, allow_pickle)
+    from moembed.search.embed import EmbedConfig
+
+    summary = _embed(source, model, out, EmbedConfig(column=column, dim=dim), dtype, allow_pickle)
     if json_:
         print_json(summary)
         return
@@ -65,62 +78,90 @@ def search(
 ) -> None:
     """Exact cosine search with the model that made the index.
 
+    With --json a hit is its cosine, `score`, and the columns of its row. Where a column is called score too,
+    it stands in `row`: {"score": 0.71, "text": …, "row": {"score": 99}}.
+
     Example: `moembed search runs/demo "read a parquet file lazily"`
     """
+    from moembed.encoding import View
     from moembed.search.index import Index
 
-    folder = (
-        index if (index / "manifest.json").exists() or not (index / "index").is_dir() else index / "index"
-    )
-    opened = Index.open(folder)
-    made_by = opened.manifest.get("model_path")
-    if model is None and made_by is None:
-        raise UserError(f"{folder} does not say which model made it; name it with --model")
-    beside = folder / str(made_by)
-    name = model or (str(beside) if beside.exists() else str(made_by))
-    embedder = load_model(name, "float32", allow_pickle)
-    role = opened.manifest["role"]
-    opened.require_space(embedder.space_id(embedder.role_prompt(role) if role else None, opened.dim))
+    is_run = not (index / "manifest.json").exists() and (index / "index").is_dir()
+    opened = Index.open(index / "index" if is_run else index)
+    embedder = load_model(model or _model_of(opened), "float32", allow_pickle)
+    role = opened.manifest.get("role")
+    opened.require_space(embedder.space(role=role, view=View(dim=opened.dim)))
     hits = opened.search(embedder.encode_query([query], dim=opened.dim), k)
     rows = opened.rows(hits.index[0])
-    found = [{"score": round(float(s), 4), **row} for s, row in zip(hits.score[0], rows, strict=True)]
+    scores = [round(float(score), 4) for score in hits.score[0]]
     if json_:
-        print_json(found)
+        print_json([_as_json(score, row) for score, row in zip(scores, rows, strict=True)])
         return
-    column = opened.manifest["column"]
-    for hit in found:
-        rest = "  ".join(str(value) for key, value in hit.items() if key not in ("score", column))
-        print(f"{hit['score']:.3f}  {rest}".rstrip())
-        lines = [line for line in str(hit[column]).splitlines() if line.strip()][:3]
-        print("".join(f"         {line[:100]}\n" for line in lines), end="")
+    for score, row in zip(scores, rows, strict=True):
+        _print_hit(score, row, opened.manifest.get("column"))
+
+
+def _model_of(index: Index) -> str:
+    """Where the model that made the index lies."""
+    made_by = index.manifest.get("model_path")
+    if made_by is None:
+        raise UserError(f"{index.path} does not say which model made it; name it with --model")
+    if (index.path / made_by).exists():  # a path of another place is seen from the index, or absolute
+        return str(index.path / made_by)
+    is_path = Path(made_by).is_absolute() or made_by.startswith(".")
+    if is_path and not Path(made_by).exists():
+        raise UserError(
+            f"the index {index.path} was made with the model {made_by}, which is not there any more: "
+            "name the model with --model"
+        )
+    return str(made_by)
+
+
+def _as_json(score: float, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The cosine and the columns; those whose names are ours stand in ``row``."""
+    if "score" not in row:
+        return {"score": score, **row}
+    ours = {name: row[name] for name in ("score", "row") if name in row}
+    return {"score": score, **{name: value for name, value in row.items() if name not in ours}, "row": ours}
+
+
+def _print_hit(score: float, row: Mapping[str, Any], column: str | None) -> None:
+    """The cosine and the other columns in one line, then the first lines of the text."""
+    rest = "  ".join(
+        f"{name}: {value}" if name == "score" else str(value) for name, value in row.items() if name != column
+    )
+    print(f"{score:.3f}  {rest}".rstrip())
+    text = str(row.get(column, "")) if column else ""
+    lines = [line for line in text.splitlines() if line.strip()][:3]
+    print("".join(f"         {line[:100]}\n" for line in lines), end="")
 
 
 def _embed(
-    source: Path,
-    model: str,
-    out: Path,
-    column: str,
-    role: str,
-    dim: int | None,
-    dtype: str,
-    allow_pickle: bool,
+    source: Path, model: str, out: Path, config: EmbedConfig, dtype: str, allow_pickle: bool
 ) -> dict[str, Any]:
-    from dataclasses import asdict
+    from dataclasses import replace
 
     from moembed.search.embed import embed_file
 
     embedder = load_model(model, dtype, allow_pickle)
-    chosen: Any = None if role == "none" else role
-    with progress_bar(f"embedding {source.name}", None) as advance:
-        done = 0
+    config = replace(
+        config,
+        prompt=embedder.role_prefix(config.role),
+        prompt_name=embedder.role_prompt(config.role) if config.role else None,
+        model_path=str(Path(model).absolute()) if Path(model).exists() else model,
+    )
+    done = 0
+
+    def kept() -> str:
+        start = f"{done:,} rows are kept in {out}" if done else "nothing new was written"
+        return f"{start}; run the same command again to go on"
+
+    with when_interrupted(kept), progress_bar(f"embedding {source.name}", None) as advance:
 
         def show(rows: int) -> None:
             nonlocal done
             advance(rows - done)
             done = rows
 
-        summary = embed_file(
-            embedder, source, out, column=column, role=chosen, dim=dim, model_path=model, progress=show,
-            prompt_name=embedder.role_prompt(chosen) if chosen else None,
-        )  # fmt: skip
+        summary = embed_file(embedder, source, out, config, show)
     return {**asdict(summary), "path": str(summary.path), "message": str(summary)}

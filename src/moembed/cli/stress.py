@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moembed.cli.options import AllowPickle, Dtype, Json, load_model
+from moembed.cli.options import AllowPickle, Dtype, Json, Seed, load_model, when_interrupted
 from moembed.console import interval, print_json, print_table, progress_bar, say
+from moembed.files import require_writable, write_json
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def stress(
     only: Annotated[
         str | None, typer.Option(help="Some of limit, capacity, long, invariance, noise; default: all.")
     ] = None,
-    people: Annotated[int, typer.Option(help="limit: documents of the fresh instance.")] = 46,
-    queries: Annotated[int, typer.Option(help="limit: most queries of the fresh instance.")] = 1000,
+    people: Annotated[int, typer.Option(min=3, help="limit: documents of the fresh instance.")] = 46,
+    queries: Annotated[int, typer.Option(min=1, help="limit: most queries of the fresh instance.")] = 1000,
     save: Annotated[
         Path | None, typer.Option(help="limit: write the fresh instance to this folder, in BEIR layout.")
     ] = None,
@@ -41,7 +41,7 @@ def stress(
         Path | None,
         typer.Option(help="noise: a BEIR-layout folder; default: docstrings of Python's library."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other texts.")] = 0,
+    seed: Seed = 0,
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
@@ -55,7 +55,6 @@ def stress(
     """
     from moembed.evaluation.beir import load_task, save_task
     from moembed.folder.bases import locate_base
-    from moembed.report.html import write
     from moembed.stress.limit import limit_task
     from moembed.stress.suite import PARTS, Settings
     from moembed.stress.suite import stress as run
@@ -65,8 +64,8 @@ def stress(
     for name in set(models) - {"bm25"}:
         locate_base(name, allow_pickle=allow_pickle)  # what is not there is said before anything is computed
     parts = _chosen(only, PARTS) if only is not None else list(PARTS)
-    if out and not out.parent.is_dir():
-        raise UserError(f"there is no folder {out.parent} to write {out.name} into: make it first")
+    if out:
+        require_writable(out)
     fresh = limit_task(people, queries, seed)
     if save and save.exists():
         raise UserError(f"{save} already exists: choose another folder")
@@ -78,14 +77,16 @@ def stress(
         noise_task=load_task(task) if task else None,
         seed=seed,
     )
-    result = run(_subjects(models, dtype, allow_pickle), parts, settings, progress_bar)
-    if out:
-        write(out, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    kept = "nothing is kept; --only takes some of the tests, and a single model is done sooner"
+    with when_interrupted(lambda: kept):
+        result = run(_subjects(models, dtype, allow_pickle), parts, settings, progress_bar)
     if json_:
         print_json(result)
     else:
         for part, found in result.items():
             SHOW[part](found)
+    if out:
+        write_json(out, result)
 
 
 def _chosen(only: str, known: Collection[str]) -> list[str]:

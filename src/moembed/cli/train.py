@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import MODEL, AllowPickle, Json, Overrides, Overwrite, Resume, load_model
+from moembed.cli.options import MODEL, AllowPickle, Json, Overrides, Overwrite, Resume, Seed, load_model
 from moembed.console import print_json, print_table
 
 
 def demo(
-    minutes: Annotated[float, typer.Option(help="Time budget of the training.", min=0.01)] = 5.0,
+    minutes: Annotated[float, typer.Option(help="Time budget of the training.", min=0.01, max=100_000)] = 5.0,
     base: Annotated[
         str, typer.Option(help="Dense model to start from: a folder, a hub id, or minilm.")
     ] = "minilm",
@@ -20,7 +21,7 @@ def demo(
     twin: Annotated[
         bool, typer.Option("--twin", help="Also train the dense base on the same batches.")
     ] = False,
-    seed: int = 0,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -48,24 +49,29 @@ def train(
 
     Example: `moembed train recipes/finetune.yaml data=pairs.jsonl base=minilm out=runs/mine steps=200`
     """
-    from moembed.runs.train import load_recipe, run_recipe
+    # several processes: torch would tell each of them that no parameter was unused, which is as it should be
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from dataclasses import asdict
 
-    result = run_recipe(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite)
+    from moembed.runs.train import load_recipe
+    from moembed.runs.train import train as run
+
+    result = run(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite)
     if json_:
-        print_json(result)
+        print_json(asdict(result))
 
 
 def upcycle(
     model: Annotated[str, typer.Argument(help=f"A dense model. {MODEL}")],
     out: Annotated[Path, typer.Argument(help="Folder of the new model.")],
-    experts: Annotated[int, typer.Option(min=1)] = 8,
+    experts: Annotated[int, typer.Option(min=1, max=4096, help="Experts of a layer that has them.")] = 8,
     top_k: Annotated[int, typer.Option(min=1, help="Experts per token.")] = 2,
     every: Annotated[int, typer.Option(min=1, help="Every how many layers one gets experts.")] = 2,
     published: Annotated[
         bool,
         typer.Option("--published", help="As Nomic Embed v2 did: raw router weights, dense biases dropped."),
     ] = False,
-    seed: int = 0,
+    seed: Seed = 0,
     allow_pickle: AllowPickle = False,
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -76,25 +82,23 @@ def upcycle(
     """
     from dataclasses import replace
 
+    from moembed.config import validate
     from moembed.embedder import Embedder
-    from moembed.files import require_free
+    from moembed.files import require_replaceable
     from moembed.folder.bases import base_name, read_base
-    from moembed.moe.router import RouterConfig
     from moembed.report.card import write_card
     from moembed.weights.upcycle import UpcycleConfig
     from moembed.weights.upcycle import upcycle as convert
 
-    require_free(out, overwrite)
-    options = UpcycleConfig(
-        num_experts=experts,
-        every=every,
-        bias="shared" if published else "each",
-        router=RouterConfig(top_k=top_k, normalize=None if published else 1.0),
-        seed=seed,
+    require_replaceable(out, overwrite)
+    router = {"top_k": top_k, "normalize": None if published else 1.0}
+    bias = "shared" if published else "each"
+    options = validate(
+        UpcycleConfig, {"num_experts": experts, "every": every, "bias": bias, "router": router, "seed": seed}
     )
     parts = read_base(model, allow_pickle=allow_pickle)
-    config, state = convert(parts.config, parts.state, options)
-    made = Embedder(replace(parts, config=config, state=state))
+    spec, state = convert(parts.spec, parts.state, options)
+    made = Embedder(replace(parts, spec=spec, state=state))
     made.save_pretrained(out)
     write_card(out, str(out), base_name(model))
     facts = {"out": str(out), "parameters": made.num_parameters(), "active": made.num_parameters(active=True)}

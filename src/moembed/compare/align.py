@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from moembed.compare.results import LEAST_ITEMS
 from moembed.compare.scores import Scores
 from moembed.types import UserError
 
-LEAST_ITEMS = 30  # a language or a length with fewer items of a task leaves that task out
 BUCKETS = (0, 32, 64, 128, 256, 512, 1024, 2048)  # characters, where a bucket of lengths begins
 
 Systems = Mapping[str, Sequence[Mapping[str, Scores]]]  # name -> seeds -> task
@@ -39,6 +39,25 @@ def by_task(systems: Systems) -> dict[str, Aligned]:
     for task, aligned in tasks.items():
         _require_same_items(task, aligned)
     return tasks
+
+
+def require_common_tasks(systems: Systems, reference: str) -> None:
+    """Refuse a system whose tasks are all others than those of the reference: there is nothing to compare.
+
+    A system without any score is let through: BM25 has none on pairs of sentences, and stands beside.
+    """
+    known = {name: set().union(*seeds) for name, seeds in systems.items()}
+    for name, own in known.items():
+        if own and known[reference] and not own & known[reference]:
+            raise UserError(
+                f"{name} and {reference} have no task in common ({_few(own)} and {_few(known[reference])}): "
+                "evaluate both on the same tasks"
+            )
+
+
+def _few(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def by_language(aligned: Aligned) -> Iterator[tuple[str, Aligned]]:

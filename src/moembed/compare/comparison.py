@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
@@ -17,13 +17,25 @@ from moembed.compare.align import (
     by_language,
     by_length,
     by_task,
+    require_common_tasks,
     shared_metrics,
+)
+from moembed.compare.estimates import Difference
+from moembed.compare.results import (
+    SCORE,
+    Cells,
+    Comparison,
+    Differences,
+    GroupCells,
+    KindCells,
+    MeanCells,
+    Metrics,
+    TaskCells,
 )
 from moembed.compare.scores import MAIN, Statistic, statistic
 from moembed.compare.significance import Runs, average, difference, holm, interval, resample, swap
 from moembed.types import UserError
 
-Row = dict[str, Any]
 Split = Callable[[Aligned], Iterable[tuple[Any, Aligned]]]
 
 
@@ -39,7 +51,7 @@ class _Part:
     swaps: dict[str, dict[str, np.ndarray]]  # metric, system: (D,)
 
 
-def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -> dict[str, Any]:
+def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -> Comparison:
     """95 % intervals of every system and of what it has more than the reference, with p-values.
 
     By task, over all tasks, by kind of task, by language and by length of the items. Where tasks are taken
@@ -53,49 +65,42 @@ def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -
         reference: what the others are compared to; default: the last system.
         draws: resamples of the items, and random swaps of two systems.
 
-    Returns:
-        ``systems``, ``reference``, ``seeds`` and the sections ``tasks``, ``overall``, ``kinds``,
-        ``languages`` and ``lengths``. In each, ``metrics[system][metric]`` has value, low and high, and
-        ``differences[system][metric]``, always of the system less the reference, has mean, low, high,
-        p_value, p_holm and effect. The mean of main metrics is called "score".
-
     Raises:
-        UserError: nothing to compare, an unknown reference, and what ``align.by_task`` refuses.
+        UserError: nothing to compare, an unknown reference, a system that has no task in common with it, and
+            what ``align.by_task`` refuses.
     """
     names, tasks = list(systems), by_task(systems)
-    asked = _Asked(names, names[-1] if reference is None else reference, draws)
-    if asked.reference not in names:
+    plan = _Plan(names, names[-1] if reference is None else reference, draws)
+    if plan.reference not in names:
         raise UserError(f"no system is called {reference!r}: the reference must be one of {', '.join(names)}")
-    parts = {task: asked.part(aligned) for task, aligned in tasks.items()}
+    require_common_tasks(systems, plan.reference)
+    parts = {task: plan.part(aligned) for task, aligned in tasks.items()}
     kinds: dict[str, list[_Part]] = {}
     for part in parts.values():
         kinds.setdefault(part.kind, []).append(part)
-    result = {
-        "systems": names,
-        "reference": asked.reference,
-        "seeds": {name: len(seeds) for name, seeds in systems.items()},
-        "tasks": {
-            task: {"kind": part.kind, "main": part.main, "items": part.items, "languages": part.languages}
-            | asked.row({metric: [(part, metric)] for metric in part.runs})
-            for task, part in parts.items()
-        },
-        "overall": {"tasks": len(parts)} | asked.mean(list(parts.values())),
-        "kinds": {
-            kind: {"tasks": len(same), "main": same[0].main} | asked.mean(same, same[0].main)
+    result = Comparison(
+        systems=names,
+        reference=plan.reference,
+        seeds={name: len(seeds) for name, seeds in systems.items()},
+        tasks={task: plan.task(part) for task, part in parts.items()},
+        overall=MeanCells(*plan.mean(list(parts.values())), len(parts)),
+        kinds={
+            kind: KindCells(*plan.mean(same, same[0].main), len(same), same[0].main)
             for kind, same in kinds.items()
         },
-        "languages": asked.groups(tasks, parts, by_language),
-        "lengths": {bucket_name(b): row for b, row in asked.groups(tasks, parts, by_length).items()},
-    }
+        languages=plan.groups(tasks, parts, by_language),
+        lengths={bucket_name(b): cells for b, cells in plan.groups(tasks, parts, by_length).items()},
+    )
     for family in _families(result):
-        for cell, p_holm in zip(family, holm([cell["p_value"] for cell in family]), strict=True):
-            cell["p_holm"] = float(p_holm)
+        p_holm_C = holm([cells[metric].p_value for cells, metric in family])
+        for (cells, metric), p_holm in zip(family, p_holm_C, strict=True):
+            cells[metric] = replace(cells[metric], p_holm=float(p_holm))
     return result
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is to be compared, and the steps from scores to the rows of the result."""
+class _Plan:
+    """What is to be compared, and the steps from scores to the cells of the result."""
 
     names: list[str]
     reference: str
@@ -144,27 +149,31 @@ class _Asked:
         swap_XD = swap(statistic(metric), value_X, other, self.draws, _rng(aligned, "swap"))
         return {} if swap_XD is None else dict(zip(single, swap_XD, strict=True))
 
+    def task(self, part: _Part) -> TaskCells:
+        cells = self.cells({metric: [(part, metric)] for metric in part.runs})
+        return TaskCells(*cells, part.kind, part.main, part.items, part.languages)
+
     def groups(
         self, tasks: Mapping[str, Aligned], parts: Mapping[str, _Part], split: Split
-    ) -> dict[Any, Row]:
-        """A row for every language, or length."""
+    ) -> dict[Any, GroupCells]:
+        """The cells of every language, or length."""
         found: dict[Any, list[_Part]] = {}
         for task, aligned in tasks.items():
             for group, some in split(aligned):
                 whole = any_of(some) is any_of(aligned)
                 found.setdefault(group, []).append(parts[task] if whole else self.part(some))
         return {
-            group: {"tasks": len(same), "items": sum(part.items for part in same)} | self.mean(same)
+            group: GroupCells(*self.mean(same), len(same), sum(part.items for part in same))
             for group, same in sorted(found.items())
         }
 
-    def mean(self, parts: Sequence[_Part], label: str = "score") -> Row:
-        return self.row({label: [(part, part.main) for part in parts]})
+    def mean(self, parts: Sequence[_Part], label: str = SCORE) -> tuple[Metrics, Differences]:
+        return self.cells({label: [(part, part.main) for part in parts]})
 
-    def row(self, labelled: Mapping[str, Sequence[tuple[_Part, str]]]) -> Row:
+    def cells(self, labelled: Mapping[str, Sequence[tuple[_Part, str]]]) -> tuple[Metrics, Differences]:
         """Metrics and differences under every label, which stands for a mean of metrics of parts."""
-        metrics: dict[str, Any] = {}
-        differences: dict[str, Any] = {}
+        metrics: Metrics = {}
+        differences: Differences = {}
         for label, measured in labelled.items():
             items = sum(part.items for part, _ in measured)
             runs = {
@@ -173,13 +182,13 @@ class _Asked:
                 if all(name in part.runs[metric] for part, metric in measured)
             }
             for name, own in runs.items():
-                metrics.setdefault(name, {})[label] = asdict(interval(own))
+                metrics.setdefault(name, {})[label] = interval(own)
                 if name != self.reference and self.reference in runs:
                     swaps = [part.swaps[m][name] for part, m in measured if name in part.swaps[m]]
                     swap_D = np.mean(swaps, axis=0) if len(swaps) == len(measured) else None
                     gap = difference(own, runs[self.reference], items, swap_D)
-                    differences.setdefault(name, {})[label] = asdict(gap)
-        return {"metrics": metrics, "differences": differences}
+                    differences.setdefault(name, {})[label] = gap
+        return metrics, differences
 
 
 def _rng(aligned: Aligned, purpose: str) -> np.random.Generator:
@@ -187,14 +196,20 @@ def _rng(aligned: Aligned, purpose: str) -> np.random.Generator:
     return np.random.default_rng([crc32(any_of(aligned).task.encode()), crc32(purpose.encode())])
 
 
-def _families(result: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+def _families(result: Comparison) -> Iterator[list[tuple[dict[str, Difference], str]]]:
     """The differences that are looked at together, and among which chance has as many chances."""
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for task in result["tasks"].values():
-        for cells in task["differences"].values():
-            for metric, cell in cells.items():
-                tasks.setdefault("" if metric == task["main"] else metric, []).append(cell)
+    tasks: dict[str, list[tuple[dict[str, Difference], str]]] = {}
+    for task in result.tasks.values():
+        for cells in task.differences.values():
+            for metric in cells:
+                tasks.setdefault("" if metric == task.main else metric, []).append((cells, metric))
     yield from tasks.values()
-    for rows in ([result["overall"]], *(result[name].values() for name in ("kinds", "languages", "lengths"))):
-        differences = [cells for row in rows for cells in row["differences"].values()]
-        yield [cell for cells in differences for cell in cells.values()]
+    sections: tuple[Iterable[Cells], ...] = (
+        [result.overall],
+        result.kinds.values(),
+        result.languages.values(),
+        result.lengths.values(),
+    )
+    for section in sections:
+        found = [cells for part in section for cells in part.differences.values()]
+        yield [(cells, metric) for cells in found for metric in cells]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moembed.compare.statistics import STATISTICS, Statistic, statistic
+from moembed.files import unfinished
 from moembed.types import UserError
 
 __all__ = ["MAIN", "STATISTICS", "Scores", "Statistic", "load_scores", "save_scores", "statistic"]
@@ -24,6 +23,7 @@ MAIN = {
     "retrieval": "ndcg@10",
     "reranking": "map",
     "sts": "spearman",
+    "pair_classification": "ap",
     "bitext": "f1",
     "classification": "accuracy",
     "clustering": "v_measure",
@@ -81,16 +81,8 @@ def save_scores(path: str | Path, scores: Sequence[Scores], about: Mapping[str, 
         raise UserError(f"there are no scores to write to {path}")
     table = pa.concat_tables([_rows(task, metric) for task in scores for metric in task.values])
     table = table.unify_dictionaries().replace_schema_metadata({_ABOUT: json.dumps(about)})
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(path) as part:
         pq.write_table(table, part, compression="zstd")
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def load_scores(path: str | Path) -> tuple[list[Scores], dict[str, Any]]:

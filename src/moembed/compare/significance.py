@@ -44,6 +44,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moembed.compare.estimates import Difference, Estimate
 from moembed.compare.statistics import MEAN, Statistic, split
 from moembed.types import UserError
 
@@ -52,32 +53,6 @@ _T_DRAWS = 20  # of Student's t for every resample of the items
 _FEW = 10  # draws as far out as what was seen: too few to count by
 _LEAST_P = 1e-6
 _ROUNDING = 1e-9  # relative; sums of the same numbers in another order still count as equal
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A score and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """``a - b``, the ends of its interval, a two-sided p-value and the effect size.
-
-    ``effect`` is Cohen's d of paired differences: the mean over items of ``a - b`` in units of its standard
-    deviation from item to item. That deviation is taken as √Q times the standard error of the resamples, so
-    that there is one for correlations and for means over tasks too (Q: items of all tasks). 0 where no
-    resample differs.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p_value: float
-    effect: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +91,10 @@ def average(parts: Sequence[Runs]) -> Runs:
     )
 
 
-def interval(runs: Runs, level: float = 0.95, seed: int = 0) -> Interval:
+def interval(runs: Runs, level: float = 0.95, seed: int = 0) -> Estimate:
     """The score of a system, the mean of its runs, with its interval."""
     low, high = _ends(_deviation(runs.from_value_D, [runs], seed), level)
-    return Interval(runs.value, runs.value + low, runs.value + high)
+    return Estimate(runs.value, runs.value + low, runs.value + high)
 
 
 def difference(
@@ -139,11 +114,13 @@ def difference(
     single = len(a.value_R) == len(b.value_R) == 1
     null_D = swap_D if single and swap_D is not None else deviation_D
     per_item = item_D.std() * np.sqrt(items)
+    p_value = _p_value(mean, null_D, normal=single)
     return Difference(
         mean=mean,
         low=mean + low,
         high=mean + high,
-        p_value=_p_value(mean, null_D, normal=single),
+        p_value=p_value,
+        p_holm=p_value,
         effect=float(mean / per_item) if per_item > 0 else 0.0,
     )
 

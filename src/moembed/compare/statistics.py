@@ -93,6 +93,22 @@ def _v_measure(predicted_XQ: np.ndarray, right_Q: Any, weight_QD: np.ndarray) ->
     return stat_XD
 
 
+def _average_precision(predicted_XQ: np.ndarray, right_Q: Any, weight_QD: np.ndarray) -> np.ndarray:
+    """Σ_t (recall_t - recall_t-1) · precision_t over the thresholds t, the highest prediction first.
+
+    ``right_Q`` is 1 for the items to be found and 0 for the others; equal predictions share a threshold. 0
+    where nothing is to be found. It is ``average_precision_score`` of scikit-learn.
+    """
+    found_XD = np.zeros((len(predicted_XQ), weight_QD.shape[1]))
+    for x, predicted_Q in enumerate(predicted_XQ):
+        level_Q = _levels(-predicted_Q)
+        hit_GD = _by_level(level_Q, weight_QD * right_Q[:, None])
+        place_GD = np.cumsum(_by_level(level_Q, weight_QD), axis=0)
+        precision_GD = np.cumsum(hit_GD, axis=0) / np.maximum(place_GD, 1)
+        found_XD[x] = (hit_GD * precision_GD).sum(axis=0) / np.maximum(hit_GD.sum(axis=0), 1)
+    return found_XD
+
+
 def _pearson_swapped(
     predicted_XQ: np.ndarray, other_Q: np.ndarray, right_Q: Any, sign_QD: np.ndarray
 ) -> np.ndarray:
@@ -169,6 +185,7 @@ def _levels(value_Q: np.ndarray) -> np.ndarray:
 
 MEAN = Statistic(_mean, _mean_swapped)
 STATISTICS = {
+    "ap": Statistic(_average_precision),
     "pearson": Statistic(_pearson, _pearson_swapped),
     "spearman": Statistic(_spearman, _spearman_swapped),
     "v_measure": Statistic(_v_measure),

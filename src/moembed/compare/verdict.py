@@ -1,81 +1,107 @@
-"""What a comparison says, in words: which differences are real, and where."""
+"""What a comparison says, in sentences: which differences are real, and where."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from moembed.report import words
+from moembed.compare import formatting
+from moembed.compare.estimates import Difference
+from moembed.compare.results import LEAST_ITEMS, SCORE, Comparison
 
-REAL = 0.05  # a difference with a smaller p-value, after Holm's correction, is called one
-
-Cell = Mapping[str, float]
+REAL = 0.05
 
 
-def sentences(result: Mapping[str, Any]) -> list[str]:
-    """Of every system: whether it differs from the reference, and on which tasks, languages and lengths.
+def is_real(difference: Difference) -> bool:
+    """Whether a difference counts as one: its p-value is below ``REAL`` after Holm's correction.
 
-    Args:
-        result: of ``compare``.
+    The only rule in the package: pages, sentences and reports all ask here. One that is not known (NaN) is
+    not real.
     """
-    others = [name for name in result["systems"] if name != result["reference"]]
-    return [sentence for other in others for sentence in _about(result, other)] + list(_seeds(result))
+    return difference.p_holm < REAL
 
 
-def _about(result: Mapping[str, Any], other: str) -> Iterator[str]:
-    reference = result["reference"]
-    for scope, unit, cell in _broadest(result, other):
-        yield _verdict(other, reference, cell, unit, scope)
+def sentences(result: Comparison) -> list[str]:
+    """Of every system: whether it differs from the reference, and on which tasks, languages and lengths."""
+    return [sentence for other in result.others for sentence in _about(result, other)] + list(_seeds(result))
+
+
+def cautions(result: Comparison) -> list[str]:
+    """What a reader must know: tasks of few items, and systems that have no score on some tasks."""
+    few = [name for name, task in result.tasks.items() if task.items < LEAST_ITEMS]
+    told = []
+    if few:
+        told = [f"Fewer than {LEAST_ITEMS} items, of which intervals and p-values say little: {named(few)}."]
+    for system in result.systems:
+        missing = [name for name, task in result.tasks.items() if system not in task.metrics]
+        if missing:
+            them = "it" if len(missing) == 1 else "them"
+            told.append(f"{system} has no score on {named(missing)} and no part in means over {them}.")
+    return told
+
+
+def named(tasks: list[str]) -> str:
+    """The tasks as a sentence names them: many are counted."""
+    listed = formatting.listing(tasks)
+    return listed if len(tasks) < 4 else f"{len(tasks)} tasks ({listed})"
+
+
+def _about(result: Comparison, other: str) -> Iterator[str]:
+    reference = result.reference
+    for scope, unit, difference in _broadest(result, other):
+        yield _verdict(other, reference, difference, unit, scope)
     sections = {
-        "task": [(name, task["main"], task["differences"]) for name, task in result["tasks"].items()],
-        "language": [(name, "score", row["differences"]) for name, row in result["languages"].items()],
-        "length": [(name, "score", row["differences"]) for name, row in result["lengths"].items()],
+        "task": [(name, task.main, task.differences) for name, task in result.tasks.items()],
+        "language": [(name, SCORE, cells.differences) for name, cells in result.languages.items()],
+        "length": [(name, SCORE, cells.differences) for name, cells in result.lengths.items()],
     }
     for section, rows in sections.items():
-        cells = {name: differences[other][label] for name, label, differences in rows if other in differences}
-        if len(cells) > 1:
-            yield f"{other} against {reference}, by {section}: {_where(cells)}."
+        found = {name: differences[other][label] for name, label, differences in rows if other in differences}
+        if len(found) > 1:
+            yield f"{other} against {reference}, by {section}: {_where(found)}."
 
 
-def _broadest(result: Mapping[str, Any], other: str) -> Iterator[tuple[str, str, Cell]]:
+def _broadest(result: Comparison, other: str) -> Iterator[tuple[str, str, Difference]]:
     """Over all tasks, or else over every kind of them that both systems have: scope, unit and difference."""
-    tasks, overall = result["tasks"], result["overall"]
-    if other in overall["differences"]:
-        mains = {task["main"] for task in tasks.values()}
-        unit = words.metric_name(*mains) if len(mains) == 1 else "mean score"
+    tasks, overall = result.tasks, result.overall
+    if other in overall.differences:
+        mains = {task.main for task in tasks.values()}
+        unit = formatting.metric_name(*mains) if len(mains) == 1 else "mean score"
         scope = f"over {len(tasks)} tasks" if len(tasks) > 1 else f"on {next(iter(tasks))}"
-        yield scope, unit, overall["differences"][other]["score"]
+        yield scope, unit, overall.differences[other][SCORE]
         return
-    for kind, row in result["kinds"].items():
-        for metric, cell in row["differences"].get(other, {}).items():
-            yield f"over {words.plural(row['tasks'], f'{kind} task')}", words.metric_name(metric), cell
+    for kind, cells in result.kinds.items():
+        for metric, difference in cells.differences.get(other, {}).items():
+            scope = f"over {formatting.plural(cells.tasks, f'{formatting.kind_name(kind)} task')}"
+            yield scope, formatting.metric_name(metric), difference
 
 
-def _verdict(a: str, b: str, cell: Cell, unit: str, scope: str) -> str:
-    p_value = f"({words.p_value(cell['p_holm'])} after Holm)"
-    mean, low, high = cell["mean"], cell["low"], cell["high"]
-    if cell["p_holm"] >= REAL:
-        figures = f"{words.decimal(mean, '+')} {unit} {words.interval(low, high)}"
+def _verdict(a: str, b: str, gap: Difference, unit: str, scope: str) -> str:
+    p_value = f"({formatting.p_value(gap.p_holm)} after Holm)"
+    if not is_real(gap):
+        figures = f"{formatting.decimal(gap.mean, '+')} {unit} {formatting.interval(gap.low, gap.high)}"
         return f"No clear difference between {a} and {b} {scope}: {figures} {p_value}."
-    if mean < 0:
-        a, b, mean, low, high = b, a, -mean, -high, -low
-    return f"{a} beats {b} by {words.decimal(mean)} {unit} {words.interval(low, high)} {scope} {p_value}."
+    if gap.mean < 0:
+        a, b, gap = b, a, gap.turned()
+    figures = f"{formatting.decimal(gap.mean)} {unit} {formatting.interval(gap.low, gap.high)}"
+    return f"{a} beats {b} by {figures} {scope} {p_value}."
 
 
-def _where(cells: Mapping[str, Cell]) -> str:
-    real = {name: cell["mean"] for name, cell in cells.items() if cell["p_holm"] < REAL}
+def _where(differences: Mapping[str, Difference]) -> str:
+    real = {name: gap.mean for name, gap in differences.items() if is_real(gap)}
     found = {
         "better on": [name for name, mean in real.items() if mean > 0],
         "worse on": [name for name, mean in real.items() if mean < 0],
-        "no clear difference on": [name for name in cells if name not in real],
+        "no clear difference on": [name for name in differences if name not in real],
     }
-    return "; ".join(f"{what} {words.listing(names)}" for what, names in found.items() if names)
+    return "; ".join(f"{what} {formatting.listing(names)}" for what, names in found.items() if names)
 
 
-def _seeds(result: Mapping[str, Any]) -> Iterator[str]:
-    repeated = {name: runs for name, runs in result["seeds"].items() if runs > 1}
-    single = [name for name in result["seeds"] if name not in repeated]
+def _seeds(result: Comparison) -> Iterator[str]:
+    repeated = {name: runs for name, runs in result.seeds.items() if runs > 1}
+    single = [name for name in result.seeds if name not in repeated]
     if repeated:
-        told = words.listing([f"{runs} runs of {name}" for name, runs in repeated.items()])
-        rest = f"; taken as trained, with no luck of a seed: {words.listing(single)}" if single else ""
+        told = formatting.listing([f"{runs} runs of {name}" for name, runs in repeated.items()])
+        rest = ""
+        if single:
+            rest = f"; taken as trained, with no luck of a seed: {formatting.listing(single)}"
         yield f"The luck of the seed is in these figures, by {told}{rest}."

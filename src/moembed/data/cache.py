@@ -18,10 +18,12 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 
+from moembed.files import reason, unfinished
 from moembed.types import UserError
 
 IN_MEMORY_BYTES = 64 * 2**20  # a smaller source needs no file
-_VERSION = 1  # of what is stored
+_ADVICE = "MOEMBED_CACHE may name another folder"
+_VERSION = 2  # of what is stored
 
 Facts = dict[str, Any]
 
@@ -55,14 +57,14 @@ class Cache:
         Raises:
             UserError: the file cannot be written, as when the disk is full.
         """
-        held: list[pa.RecordBatch] = []
+        kept: list[pa.RecordBatch] = []
         size = 0
         for batch in batches:
-            held.append(batch)
+            kept.append(batch)
             size += batch.nbytes
             if size > IN_MEMORY_BYTES:
-                return self._spill(chain(held, batches), schema, facts)
-        return pa.Table.from_batches(held, schema).combine_chunks(), facts()
+                return self._spill(chain(kept, batches), schema, facts)
+        return pa.Table.from_batches(kept, schema).combine_chunks(), facts()
 
     def _spill(
         self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, facts: Callable[[], Facts]
@@ -73,10 +75,7 @@ class Cache:
                 if not self.read():
                     self._write(batches, schema, facts)
         except OSError as error:
-            raise UserError(
-                f"cannot write the cache {self._table} ({error.strerror or error}); "
-                "MOEMBED_CACHE names another folder"
-            ) from None
+            raise UserError(f"cannot write the cache {self._table}: {reason(error)}; {_ADVICE}") from None
         found = self.read()
         assert found is not None
         return found
@@ -84,12 +83,8 @@ class Cache:
     def _write(
         self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, facts: Callable[[], Facts]
     ) -> None:
-        part = self._table.with_suffix(".part")
-        try:
+        with unfinished(self._table, _ADVICE) as part:
             with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, schema) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
             self._facts.write_text(json.dumps({"key": self._key, "facts": facts()}), encoding="utf-8")
-            os.replace(part, self._table)
-        finally:
-            part.unlink(missing_ok=True)

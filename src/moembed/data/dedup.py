@@ -1,36 +1,27 @@
-"""Which texts say the same: exactly, by a hash of the normalised text, or nearly, by MinHash."""
+"""Rows without repeated texts: exactly equal by ``text_key``, or nearly equal by MinHash."""
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from moembed.data.layouts import plain_rows
+from moembed.data.columns import ColumnUse, missing_column
+from moembed.data.layouts import shards
+from moembed.data.pairs import SourceConfig, row_positives
 from moembed.data.readers import Row, text_problem
+from moembed.data.text_key import normalize, text_key
 from moembed.data.writer import jsonl_writer
 from moembed.types import UserError
 
 By = Literal["pair", "query", "document"]
 
-_SHINGLE = 5  # characters: words would not do for scripts that do not write blanks
+_SHINGLE = 5  # characters: not words, for not all scripts put blanks between them
 _PERMUTATIONS = 128
 
 
-def normalize(text: str) -> str:
-    """NFKC, case folded, white space collapsed: what two equal texts have in common."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def text_hash(*texts: str) -> bytes:
-    """128 bits of the normalised texts, in this order."""
-    # normalised texts hold no line break, so it can part them
-    return hashlib.blake2b("\n".join(map(normalize, texts)).encode(), digest_size=16).digest()
-
-
-class Seen:
+class SeenTexts:
     """Texts met so far; about 100 bytes each, with ``near`` about two kilobytes.
 
     With ``near``, texts whose sets of 5-character shingles have an estimated Jaccard similarity of at least
@@ -41,16 +32,16 @@ class Seen:
     def __init__(self, near: float | None = None) -> None:
         self.exact_duplicates = 0
         self.near_duplicates = 0
-        self._hashes: set[bytes] = set()
+        self._keys: set[bytes] = set()
         self._near = _Near(near) if near is not None else None
 
     def add(self, *texts: str) -> bool:
-        """Whether ``texts`` are new; if so they are remembered."""
-        digest = text_hash(*texts)
-        if digest in self._hashes:
+        """Whether ``texts`` are new; if so they are kept in mind."""
+        key = text_key(*texts)
+        if key in self._keys:
             self.exact_duplicates += 1
             return False
-        self._hashes.add(digest)
+        self._keys.add(key)
         if self._near and not self._near.add("\n".join(map(normalize, texts))):
             self.near_duplicates += 1
             return False
@@ -82,41 +73,93 @@ class _Near:
 
 
 def dedup_file(
-    source: str | Path,
+    source: SourceConfig,
     out: str | Path,
     by: By = "pair",
     near: float | None = None,
-    query: str = "query",
-    document: str = "document",
     progress: Callable[[int], None] | None = None,
-) -> dict[str, int]:
+) -> Deduplicated:
     """Copy the rows of ``source`` to the JSONL file ``out``, of equal ones the first, all columns kept.
 
-    Returns:
-        ``rows`` read, rows ``kept``, ``exact`` and ``near`` duplicates left out.
+    Rows are those that training reads. Of a row in BGE layout the positives that were there before are taken
+    out of ``pos`` (and of the lists beside it, ``pos_scores`` and others); it goes when none is left.
 
     Raises:
-        UserError: as `moembed.data.layouts.shards`; a row without a text in a column that is compared.
+        UserError: as `moembed.data.layouts.shards`; a row without a text in a column that is compared, unless
+            ``source.bad_rows`` skips it; no rows.
     """
-    columns = {"pair": (query, document), "query": (query,), "document": (document,)}[by]
-    seen, rows, kept = Seen(near), 0, 0
+    seen, use, done = SeenTexts(near), ColumnUse(), Deduplicated()
     with jsonl_writer(out) as write:
-        for row in _checked(source, columns):
-            rows += 1
-            if seen.add(*(row[column] for column in columns)):
-                kept += 1
-                write(row)
-            if progress:
-                progress(1)
-    return {"rows": rows, "kept": kept, "exact": seen.exact_duplicates, "near": seen.near_duplicates}
+        for shard in shards(source.path, source.split, source.subset):
+            for number, row in shard.rows():
+                done.rows += 1
+                kept = row if isinstance(row, str) else _without_seen(row, source, by, seen, use)
+                if isinstance(kept, str):
+                    if source.bad_rows == "refuse":
+                        raise UserError(f"{shard.where(number)}: {kept}; mend it, or {source.skip_rows_hint}")
+                    done.skipped += 1
+                elif kept:
+                    done.kept += 1
+                    write(kept)
+                if progress:
+                    progress(1)
+        if not done.kept:
+            raise UserError(f"{source.path} holds no usable rows")
+    done.exact, done.near = seen.exact_duplicates, seen.near_duplicates
+    texts = {source.query, source.document, "pos", "neg"}
+    if unused := [column for column in use.unused if column not in texts]:
+        done.notes = [f"columns not compared: {', '.join(unused)} (they are kept)"]
+    return done
 
 
-def _checked(source: str | Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    for number, row in enumerate(plain_rows(source), start=1):
+@dataclass(slots=True)
+class Deduplicated:
+    """Rows read, ``kept`` and ``skipped`` as bad; what was left out as ``exact`` or ``near`` duplicate."""
+
+    rows: int = 0
+    kept: int = 0
+    exact: int = 0
+    near: int = 0
+    skipped: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def _without_seen(
+    row: Row, source: SourceConfig, by: By, seen: SeenTexts, use: ColumnUse
+) -> Row | str | None:
+    """The row without the positives that were there before, None if nothing is left, or why it is bad."""
+    use.see(row)
+    query, document = source.query, source.document
+    columns = {"pair": [query, document], "query": [query], "document": [document]}[by]
+    if source.document in row or by == "query":
         for column in columns:
             if column not in row:
-                found = ", ".join(map(repr, row))
-                raise UserError(f"{source}, row {number}: there is no column {column!r}, only {found}")
+                return missing_column(column, row)
             if problem := text_problem(row[column]):
-                raise UserError(f"{source}, row {number}: column {column!r} {problem}")
-        yield row
+                return f"column {column!r} {problem}"
+        use.used.update(columns)
+        return row if seen.add(*(row[column] for column in columns)) else None
+    positives = row_positives(row, source)
+    if isinstance(positives, str):
+        return positives
+    column, documents = positives
+    checked = [(column, text) for text in documents]
+    if by == "pair":
+        checked.append((source.query, row[source.query]))
+    for name, text in checked:
+        if problem := text_problem(text):
+            return f"column {name!r} {problem}"
+        use.used.add(name)
+    if not documents:
+        return f"column {column!r} is empty"
+    before = (row[source.query],) if by == "pair" else ()
+    new = [place for place, text in enumerate(documents) if seen.add(*before, text)]
+    if len(new) == len(documents):
+        return row
+    beside = [name for name in row if name == column or name.startswith(f"{column}_")]
+    shorter = {
+        name: [row[name][place] for place in new]
+        for name in beside
+        if isinstance(row[name], list) and len(row[name]) == len(documents)
+    }
+    return {**row, **shorter, column: [documents[place] for place in new]} if new else None

@@ -11,17 +11,20 @@ from __future__ import annotations
 import ast
 import gc
 import hashlib
-import multiprocessing
 import os
+import pickle
 import re
 import site
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 from moembed.types import UserError
 
@@ -31,15 +34,8 @@ MAX_CODE_CHARACTERS = 4000
 UNSEEN_SALT = 24160  # sets aside well-known packages of many kinds: data frames, graphs, images, terminals
 
 _TEST_FOLDERS = {"test", "tests", "testing"}
-_VENDOR_FOLDERS = {
-    "vendor",
-    "_vendor",
-    "vendored",
-    "_vendored",
-    "extern",
-    "_extern",
-    "externals",
-    "third_party",
+_VENDOR_FOLDERS = {"externals", "third_party"} | {
+    mark + name for mark in ("", "_") for name in ("vendor", "vendored", "extern")
 }
 _TEST_FILE = re.compile(r"test_.*|.*_test|conftest")
 # Where a docstring turns from prose to reference: a section, a field, a table, a directive, a doctest.
@@ -96,8 +92,7 @@ def collect(roots: Sequence[Path] | None = None, unseen_documents: int = 6000) -
     order of a salted hash of their names until it holds ``unseen_documents`` pairs; a package with more than
     a quarter of all pairs always stays in training. The same environment gives the same result.
 
-    Large environments are read by several processes, so a script that calls this needs the usual
-    ``if __name__ == "__main__":``.
+    Large environments are read by several processes of their own, which never run the caller's script.
 
     Raises:
         UserError: the packages do not hold that many pairs to set aside.
@@ -210,10 +205,28 @@ def _read_all(files: Sequence[_File]) -> Iterable[list[CodePair] | str]:
     workers = min(os.cpu_count() or 1, len(files) // _FILES_PER_WORKER)
     if workers < 2:
         return list(map(_read, files))
-    context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads may hang
-    # Syntax trees hold no cycles: without the collector's vain rounds they are parsed faster.
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=gc.disable) as pool:
-        return list(pool.map(_read, files, chunksize=32))
+    # Commands, not processes of multiprocessing: those would run the caller's script again in every worker.
+    shares = [files[start::workers] for start in range(workers)]
+    with ThreadPoolExecutor(workers) as threads:
+        found = list(threads.map(_read_elsewhere, shares))
+    return [found[number % workers][number // workers] for number in range(len(files))]
+
+
+def _read_elsewhere(files: Sequence[_File]) -> list[list[CodePair] | str]:
+    """``_read`` of every file, in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", "from moembed.data.docstrings import read_from_stdin; read_from_stdin()"]
+    done = subprocess.run(command, input=pickle.dumps(files), stdout=subprocess.PIPE, env=environment)
+    if done.returncode:  # as when the machine has no memory left for it
+        return list(map(_read, files))
+    return cast(list[list[CodePair] | str], pickle.loads(done.stdout))
+
+
+def read_from_stdin() -> None:
+    """The work of one process of ``_read_all``: pickled files come in, what they hold goes out."""
+    gc.disable()  # syntax trees hold no cycles: without the collector's vain rounds they are parsed faster
+    files = pickle.load(sys.stdin.buffer)
+    sys.stdout.buffer.write(pickle.dumps([_read(file) for file in files]))
 
 
 def _read(file: _File) -> list[CodePair] | str:
@@ -272,12 +285,12 @@ def _digest(text: str) -> bytes:
 def _unseen_packages(pairs: Sequence[CodePair], wanted: int) -> set[str]:
     size = Counter(pair.package for pair in pairs)
     unseen: set[str] = set()
-    held = 0
+    pairs_unseen = 0
     for package in sorted(size, key=lambda name: _digest(f"{UNSEEN_SALT} {name}")):
-        if held < wanted and 4 * size[package] <= len(pairs):
+        if pairs_unseen < wanted and 4 * size[package] <= len(pairs):
             unseen.add(package)
-            held += size[package]
-    if held < wanted or len(unseen) == len(size):
+            pairs_unseen += size[package]
+    if pairs_unseen < wanted or len(unseen) == len(size):
         raise UserError(
             f"the installed packages hold {len(pairs)} docstring pairs, too few to set {wanted} aside and "
             "train on the rest; ask for fewer unseen documents or install more packages"

@@ -6,13 +6,14 @@ A shard gives numbered rows and says where one of them stands; a source reads it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from moembed.data.beir import BeirShard, is_beir, open_beir, open_corpus
 from moembed.data.files import KNOWN, File, find, is_pattern
-from moembed.data.readers import BLOCK, Choose, Numbered, Row, arrow_rows, read, text_problem, where
+from moembed.data.readers import BLOCK, Choose, Numbered, Row, arrow_rows, read, where
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def shards(path: str | Path, split: str | None = None, subset: str | None = None
     names = {file.name: file for file in files}
     if folder and {"state.json", "dataset_dict.json"} & names.keys():
         return [HfShard(_load_from_disk(str(path), split), str(path))]
-    if folder and ("qrels.parquet" in names or folder.system.isdir(f"{folder.path}/qrels")):
-        return [_beir(folder, files, split)]
+    if is_beir(folder, files):
+        return [BeirShard(open_beir(path, split, default="train"))]
     if split is not None:
         raise UserError(f"{path} has no splits, so split={split} means nothing; name the files to read")
     data = [file for file in files if file.format and not file.name.startswith((".", "_"))]
@@ -92,6 +93,12 @@ def shards(path: str | Path, split: str | None = None, subset: str | None = None
     return [FileShard(file, counts.get(file.name)) for file in data]
 
 
+def corpus_shards(path: str | Path, split: str | None = None, subset: str | None = None) -> list[Shard]:
+    """The shards of a path whose rows are documents: of a folder with a table ``corpus`` only that."""
+    corpus = None if str(path).startswith(HF) else open_corpus(path, split)
+    return [corpus] if corpus else shards(path, split, subset)
+
+
 def _counts(file: File) -> dict[str, int]:
     """File name -> rows, from ``{path: rows}`` or ``{"count_per_file": {path: rows}}``."""
     try:
@@ -101,83 +108,6 @@ def _counts(file: File) -> dict[str, int]:
         return {path.rsplit("/", 1)[-1]: int(rows) for path, rows in values.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a JSON object of rows by shard ({error})") from None
-
-
-# ---- BEIR ----
-
-
-@dataclass(frozen=True, slots=True)
-class BeirShard:
-    """Pairs (query, document) of every judgement above zero; the judged texts alone are held in memory."""
-
-    queries: File
-    corpus: File
-    qrels: File
-
-    def rows(self, choose: Choose | None = None) -> Iterator[Numbered]:
-        judged = list(self._judged())
-        queries = _texts(self.queries, {query for _, query, _ in judged})
-        documents = _texts(self.corpus, {document for _, _, document in judged})
-        for number, query, document in judged:
-            if query not in queries or document not in documents:
-                yield number, f"{'the corpus' if query in queries else 'queries'} has no such _id"
-            else:
-                yield number, {"query": queries[query], "document": documents[document]}
-
-    def where(self, number: int) -> str:
-        return where(self.qrels, number)
-
-    def stamp(self) -> list[str]:
-        return [part for file in (self.queries, self.corpus, self.qrels) for part in file.stamp()]
-
-    def _judged(self) -> Iterator[tuple[int, str, str]]:
-        for number, row in read(self.qrels):
-            try:
-                if float(row["score"]) > 0:  # type: ignore[index]
-                    yield number, str(row["query-id"]), str(row["corpus-id"])  # type: ignore[index]
-            except (KeyError, TypeError, ValueError):
-                raise UserError(
-                    f"{self.where(number)}: a judgement has query-id, corpus-id and a number as score"
-                ) from None
-
-
-def _beir(folder: File, files: list[File], split: str | None) -> BeirShard:
-    names = {file.name: file for file in files}
-
-    def table(name: str) -> File:
-        found = [names[key] for key in names if key.split(".")[0] == name and names[key].format]
-        if not found:
-            raise UserError(f"{folder} has qrels but no {name}.jsonl or {name}.parquet")
-        return found[0]
-
-    return BeirShard(table("queries"), table("corpus"), _qrels(folder, names, split))
-
-
-def _qrels(folder: File, names: Mapping[str, File], split: str | None) -> File:
-    if split is None and "qrels.parquet" in names:
-        return names["qrels.parquet"]
-    inside = (
-        folder.system.glob(f"{folder.path}/qrels/*.*") if folder.system.isdir(f"{folder.path}/qrels") else []
-    )
-    splits = {file.stem: file for file in (File(folder.system, path) for path in inside) if file.format}
-    name = split or "train"
-    if name not in splits:
-        raise UserError(
-            f"{folder} has no judgements of the split {name!r}, only "
-            f"{', '.join(sorted(splits)) or 'qrels.parquet'}; choose one with split"
-        )
-    return splits[name]
-
-
-def _texts(file: File, wanted: set[str]) -> dict[str, str]:
-    """id -> title and text, of the ids that are wanted."""
-    texts: dict[str, str] = {}
-    for number, row in read(file):
-        if isinstance(row, str):
-            raise UserError(f"{where(file, number)}: {row}")
-        if (name := str(row.get("_id"))) in wanted:
-            texts[name] = " ".join(row[key] for key in ("title", "text") if not text_problem(row.get(key)))
-    return texts
 
 
 # ---- Hugging Face ----

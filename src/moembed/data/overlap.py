@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moembed.data.dedup import normalize, text_hash
+from moembed.data.scripts import UNSPACED
+from moembed.data.text_key import normalize, text_key
 from moembed.types import Pair, UserError
 
-# Scripts that do not write blanks between words: every character counts as one.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _PUNCTUATION = "!-/:-@\\[-`{-~\u00a1-\u00bf\u060c\u061b\u061f\u0964\u2000-\u206f\u3000-\u303f"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_PUNCTUATION}{_UNSPACED}]+")
+# In scripts that put no blanks between words, every character counts as one.
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{_PUNCTUATION}{UNSPACED}]+")
 
 
 Texts = Mapping[str, Sequence[str]]  # by task
@@ -51,11 +51,11 @@ class TaskTexts:
         self.sizes = {task: len(texts) for task, texts in tasks.items()}
         self._texts = [(task, place, text) for task in tasks for place, text in enumerate(tasks[task])]
         self._ngram = ngram
-        self._with_hash: dict[bytes, list[int]] = defaultdict(list)
+        self._with_key: dict[bytes, list[int]] = defaultdict(list)
         self._with_gram: dict[int, list[int]] = defaultdict(list)
         self._needed: list[float] = []
         for number, (_, _, text) in enumerate(self._texts):
-            self._with_hash[text_hash(text)].append(number)
+            self._with_key[text_key(text)].append(number)
             grams = ngrams(text, ngram)
             self._needed.append(containment * len(grams))
             for gram in grams:
@@ -63,7 +63,7 @@ class TaskTexts:
 
     def look_up(self, text: str, found: Mapping[str, Overlap], examples: int) -> None:
         """Note in ``found``, task by task, what ``text`` equals and contains."""
-        equal = self._with_hash.get(text_hash(text), [])
+        equal = self._with_key.get(text_key(text), [])
         shared = Counter(n for gram in ngrams(text, self._ngram) for n in self._with_gram.get(gram, ()))
         contained = [n for n, count in shared.items() if count >= self._needed[n] and n not in equal]
         of_task: dict[str, list[int]] = defaultdict(list)

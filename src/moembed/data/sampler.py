@@ -100,8 +100,8 @@ class Sampler:
         cycle, place = divmod(step, CYCLE)
         order, before = self._cycle_of(cycle)
         source = int(order[place])
-        turn = int(before[source] + np.count_nonzero(order[:place] == source))
-        epoch, batch = divmod(turn, self.steps_per_epoch(source))
+        drawn = int(before[source] + np.count_nonzero(order[:place] == source))
+        epoch, batch = divmod(drawn, self.steps_per_epoch(source))
         places = np.arange(batch * self._batch_size, (batch + 1) * self._batch_size)
         return source, permute(places, self._sizes[source], [self._seed, _ROWS, source, epoch])
 

@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
-from moembed.config import Strict
 from moembed.data.cache import Cache
-from moembed.data.files import File, is_pattern
-from moembed.data.layouts import HF, Shard, plain_rows, shards
+from moembed.data.columns import ColumnUse
+from moembed.data.fingerprint import fingerprint
+from moembed.data.layouts import FileShard, Shard, corpus_shards, plain_rows, shards
+from moembed.data.pairs import PairRecord, SourceConfig, document_of_row, pairs_of_row
 from moembed.data.readers import BLOCK, Numbered, Row, text_problem
 from moembed.types import Pair, UserError
 
-__all__ = ["Row", "Source", "SourceConfig", "iter_rows", "load_source", "text_problem"]
+__all__ = ["Row", "Source", "SourceConfig", "iter_rows", "load_corpus", "load_source", "text_problem"]
 
 _TEXT = pa.large_string()
 _SCHEMA = pa.schema(
@@ -39,83 +39,31 @@ _SCHEMA = pa.schema(
 )
 
 
-class _Record(NamedTuple):
-    """A row of ``_SCHEMA``."""
-
-    query: str
-    document: str
-    negatives: Sequence[str] = ()
-    language: str | None = None
-    group: str | None = None
-
-
-class SourceConfig(Strict):
-    """A file, pattern, folder or data set of pairs: see `moembed.data.layouts.shards`.
-
-    ``query`` and ``document`` name columns; every column whose name starts with ``negative`` holds hard
-    negatives: in each row a text, a list of texts or nothing. A row without ``document`` whose ``pos`` is a
-    list is in BGE layout: one pair per text of ``pos``, with the texts of ``neg`` as negatives. ``language``
-    and ``group`` name columns of labels, kept where there are any.
-
-    ``weight`` is the relative number of batches to draw. ``limit`` takes the first good pairs only.
-    ``bad_rows`` and ``bad_shards`` say whether a row without usable texts, or a shard that cannot be read to
-    its end, stops the run or is skipped and counted (the rows before the break stay). ``name`` is the file's
-    unless given; ``split`` and ``subset`` choose from layouts that have them.
-    """
-
-    path: str = Field(min_length=1)
-    name: str = ""
-    query: str = "query"
-    document: str = "document"
-    negative: str = Field("negative", min_length=1)
-    language: str | None = "language"
-    group: str | None = "source"
-    split: str | None = None
-    subset: str | None = None
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
-    limit: int | None = Field(None, ge=1)
-    bad_rows: Literal["refuse", "skip"] = "refuse"
-    bad_shards: Literal["refuse", "skip"] = "refuse"
-
-    def is_negative(self, column: str) -> bool:
-        return column.startswith(self.negative) and column not in (self.query, self.document)
-
-    def choose(self, columns: Sequence[str]) -> list[str]:
-        """Of the columns of a table, those to read; all if one is missing, for the complaint lists them."""
-        if not {self.query, self.document} <= set(columns):
-            return list(columns)
-        named = (self.query, self.document, self.language, self.group)
-        return [column for column in columns if column in named or self.is_negative(column)]
-
-    @property
-    def title(self) -> str:
-        """What the source is called: a pattern goes by its folder's name."""
-        if self.name:
-            return self.name
-        parts = self.path.removeprefix(HF).rstrip("/").split("/")
-        last = next((part for part in reversed(parts) if not is_pattern(part)), self.path)
-        return File(None, last).stem
+ReadRow = Callable[[Row, SourceConfig, ColumnUse, bool], "list[PairRecord] | str"]
 
 
 @dataclass(slots=True)
-class Skipped:
-    """What was left out of a source, and why the first bad row was."""
+class LeftOut:
+    """What was left out of a source, why the first bad row was, and what else needs a sentence."""
 
     rows: int = 0
     first: str = ""
     shards: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Source:
     """Pairs by row number.
 
     ``skipped`` counts the bad rows that were left out, ``bad_shards`` says which shards were and why.
+    ``notes`` says, a sentence each, which columns were not used and what else looks unintended.
     """
 
-    def __init__(self, name: str, table: pa.Table, skipped: Skipped | None = None) -> None:
+    def __init__(self, name: str, table: pa.Table, left_out: LeftOut | None = None) -> None:
         assert len(table) > 0
-        left_out = skipped or Skipped()
+        left_out = left_out or LeftOut()
         self.name = name
+        self.notes = tuple(left_out.notes)
         self.skipped = left_out.rows
         self.bad_shards = tuple(left_out.shards)
         self._table = table
@@ -124,7 +72,7 @@ class Source:
     @classmethod
     def from_pairs(cls, name: str, pairs: Iterable[Pair]) -> Source:
         """A source of pairs in memory, at least one, taken as they are."""
-        records = (_Record(pair.query, pair.document, pair.negatives) for pair in pairs)
+        records = (PairRecord(pair.query, pair.document, pair.negatives) for pair in pairs)
         return cls(name, pa.Table.from_batches(_batches(records), _SCHEMA).combine_chunks())
 
     def __len__(self) -> int:
@@ -159,6 +107,20 @@ class Source:
         counts.sort(key=lambda entry: (-entry["counts"], entry["values"] or ""))
         return {entry["values"]: entry["counts"] for entry in counts}
 
+    def count_negatives(self) -> tuple[int, int]:
+        """The pairs that have hard negatives, and how many these are."""
+        lengths = pc.list_value_length(self._table["negatives"])
+        return pc.sum(pc.greater(lengths, 0)).as_py() or 0, pc.sum(lengths).as_py() or 0
+
+    def remarks(self) -> list[str]:
+        """``notes``, and what was left out, a sentence each: for a reader who is not shown ``describe``."""
+        rows = [f"{self.skipped:,} bad rows were skipped"] if self.skipped else []
+        return [*self.notes, *rows, *(f"a bad shard was skipped: {problem}" for problem in self.bad_shards)]
+
+    def fingerprint(self) -> str:
+        """What the pairs are, without their labels: equal texts, equal fingerprints."""
+        return fingerprint(self._table.drop_columns(["language", "group"]))
+
     def describe(self) -> str:
         """``squad: 87,395 pairs, 3 bad rows skipped``."""
         parts = [f"{self.name}: {len(self):,} pairs"]
@@ -183,18 +145,41 @@ def load_source(config: SourceConfig, progress: Callable[[int], None] | None = N
     Raises:
         UserError: missing, damaged or empty file, unknown format or column, a bad row not to be skipped.
     """
-    found = shards(config.path, config.split, config.subset)
-    cache = Cache([config.model_dump(exclude={"name", "weight"}), [shard.stamp() for shard in found]])
+    return _load(config, shards(config.path, config.split, config.subset), pairs_of_row, progress)
+
+
+def load_corpus(config: SourceConfig) -> Source:
+    """The documents of ``config.path`` as a source whose pairs are (document, document).
+
+    A column ``title``, or the one that ``config.title`` names, is put in front of the column
+    ``config.document``, as in BEIR. Of a folder with a table ``corpus``, that table is read.
+
+    Raises:
+        UserError: as ``load_source``.
+    """
+    return _load(config, corpus_shards(config.path, config.split, config.subset), document_of_row, None)
+
+
+def _load(
+    config: SourceConfig, found: Sequence[Shard], read_row: ReadRow, progress: Callable[[int], None] | None
+) -> Source:
+    options = config.model_dump(exclude={"name", "weight"})
+    cache = Cache([read_row.__name__, options, [shard.stamp() for shard in found]])
     if cached := cache.read():
         table, facts = cached
-        return Source(config.title, table, Skipped(**facts))
-    skipped = Skipped()
-    batches = _batches(islice(_good_records(found, config, skipped), config.limit))
-    table, facts = cache.keep(_told(batches, progress), _SCHEMA, lambda: asdict(skipped))
+        return Source(config.called, table, LeftOut(**facts))
+    left_out, use = LeftOut(), ColumnUse()
+
+    def facts_now() -> dict[str, Any]:
+        left_out.notes = use.notes(config.remarks(use.unused))
+        return asdict(left_out)
+
+    batches = _batches(islice(_good_records(found, config, read_row, left_out, use), config.limit))
+    table, facts = cache.keep(_told(batches, progress), _SCHEMA, facts_now)
     if not len(table):
-        first = skipped.first or next(iter(skipped.shards), "")
+        first = left_out.first or next(iter(left_out.shards), "")
         raise UserError(f"{config.path} holds no usable rows" + (f"; the first: {first}" if first else ""))
-    return Source(config.title, table, Skipped(**facts))
+    return Source(config.called, table, LeftOut(**facts))
 
 
 def iter_rows(path: str | Path, block: int) -> Iterator[list[Row]]:
@@ -210,12 +195,15 @@ def iter_rows(path: str | Path, block: int) -> Iterator[list[Row]]:
         yield some
 
 
-def _good_records(found: Sequence[Shard], config: SourceConfig, skipped: Skipped) -> Iterator[_Record]:
-    """Records of the good rows; what is wrong with the others is noted in ``skipped``, or raised."""
+def _good_records(
+    found: Sequence[Shard], config: SourceConfig, read_row: ReadRow, left_out: LeftOut, use: ColumnUse
+) -> Iterator[PairRecord]:
+    """Records of the good rows; what is wrong with the others is noted in ``left_out``, or raised."""
     for shard in found:
         good = bad = 0
-        for number, row in _readable(shard, config, skipped):
-            records = row if isinstance(row, str) else _records(row, config)
+        quotes = isinstance(shard, FileShard) and shard.file.format == "tsv"
+        for number, row in _readable(shard, config, left_out, use):
+            records = row if isinstance(row, str) else read_row(row, config, use, quotes)
             if not isinstance(records, str):
                 good += 1
                 yield from records
@@ -223,61 +211,36 @@ def _good_records(found: Sequence[Shard], config: SourceConfig, skipped: Skipped
             bad += 1
             problem = f"{shard.where(number)}: {records}"
             if config.bad_rows == "refuse":
-                raise UserError(f"{problem}; mend it, or set bad_rows=skip to leave such rows out")
-            skipped.first = skipped.first or problem
-            skipped.rows += 1
+                raise UserError(f"{problem}; mend it, or {config.skip_rows_hint}")
+            left_out.first = left_out.first or problem
+            left_out.rows += 1
         if bad and not good and len(found) > 1:
-            _skip_shard(f"no row is usable, the last: {problem}", config, skipped)
+            _skip_shard(f"no row is usable, the last: {problem}", config, left_out)
 
 
-def _readable(shard: Shard, config: SourceConfig, skipped: Skipped) -> Iterator[Numbered]:
+def _readable(shard: Shard, config: SourceConfig, left_out: LeftOut, use: ColumnUse) -> Iterator[Numbered]:
     """The rows of a shard as far as it can be read."""
+
+    def choose(columns: Sequence[str]) -> Sequence[str]:
+        use.see(columns)
+        return config.choose(columns)
+
     try:
-        yield from shard.rows(config.choose)
+        for number, row in shard.rows(choose):
+            if not isinstance(row, str):
+                use.see(row)
+            yield number, row
     except UserError as error:
-        _skip_shard(str(error), config, skipped)
+        _skip_shard(str(error), config, left_out)
 
 
-def _skip_shard(problem: str, config: SourceConfig, skipped: Skipped) -> None:
+def _skip_shard(problem: str, config: SourceConfig, left_out: LeftOut) -> None:
     if config.bad_shards == "refuse":
-        raise UserError(f"{problem}; bad_shards=skip goes on with the next shard") from None
-    skipped.shards.append(problem)
+        raise UserError(f"{problem}; {config.skip_shards_hint}") from None
+    left_out.shards.append(problem)
 
 
-def _records(row: Row, config: SourceConfig) -> list[_Record] | str:
-    """The pairs of a row, one for each positive, or why it is bad."""
-    bge = config.document not in row and isinstance(row.get("pos"), list)
-    positive = "pos" if bge else config.document
-    for column in (config.query, positive):
-        if column not in row:
-            return f"there is no column {column!r}, only {', '.join(map(repr, row))}"
-    documents = row["pos"] if bge else [row[positive]]
-    negatives = [
-        (column, value)
-        for column in (("neg",) if bge else filter(config.is_negative, row))
-        for value in _listed(row.get(column))
-        if value is not None
-    ]
-    for column, text in [(config.query, row[config.query]), *((positive, d) for d in documents), *negatives]:
-        if problem := text_problem(text):
-            return f"column {column!r} {problem}"
-    if not documents:
-        return f"column {positive!r} is empty"
-    wrong = [text for _, text in negatives]
-    language, group = _label(row, config.language), _label(row, config.group)
-    return [_Record(row[config.query], document, wrong, language, group) for document in documents]
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _label(row: Row, column: str | None) -> str | None:
-    value = row.get(column) if column else None
-    return None if text_problem(value) else value
-
-
-def _batches(records: Iterator[_Record]) -> Iterator[pa.RecordBatch]:
+def _batches(records: Iterator[PairRecord]) -> Iterator[pa.RecordBatch]:
     while block := list(islice(records, BLOCK)):
         columns = zip(zip(*block, strict=True), _SCHEMA, strict=True)
         arrays = [pa.array(values, field.type) for values, field in columns]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from moembed.data.dedup import text_hash
 from moembed.data.permutation import permute
 from moembed.data.sampler import Sampler
 from moembed.data.sources import Source
+from moembed.data.text_key import text_number
 
 Lengths = Callable[[list[str]], list[int]]  # tokens of every text, uncut
 
@@ -52,6 +52,7 @@ def summarize(
                 "rows": len(source),
                 "skipped": source.skipped,
                 "bad_shards": list(source.bad_shards),
+                "notes": list(source.notes),
                 "weight": weight,
                 "batches_per_1000": int(share[number]),
                 "batches_per_epoch": sampler.steps_per_epoch(number),
@@ -81,13 +82,11 @@ def _tokens(texts: list[str], tokenize: Lengths, limit: int) -> dict[str, float]
 
 def _duplicates(source: Source, progress: Callable[[int], None]) -> dict[str, int]:
     """Rows whose pair, query or document was there before, normalised; 16 bytes of memory per row."""
-    hashes = np.empty((2, len(source)), dtype=np.uint64)
+    numbers = np.empty((2, len(source)), dtype=np.int64)
     for row, pair in enumerate(source):
-        hashes[:, row] = [
-            int.from_bytes(text_hash(text)[:8], "little") for text in (pair.query, pair.document)
-        ]
+        numbers[:, row] = text_number(pair.query), text_number(pair.document)
         progress(1)
-    query, document = hashes
+    query, document = numbers.view(np.uint64)
     both = query * np.uint64(0x9E3779B97F4A7C15) + document  # not a plain sum: (a, b) is not (b, a)
     kinds = {"pairs": both, "queries": query, "documents": document}
     return {kind: len(source) - len(np.unique(values)) for kind, values in kinds.items()}

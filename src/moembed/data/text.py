@@ -1,6 +1,6 @@
 """Plain texts with their languages, streamed from any layout of rows or from .txt files, for pretraining.
 
-Nothing is held but the block at hand, so a corpus may be larger than the memory.
+Nothing stays in memory but the block at hand, so a corpus may be larger than the memory.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from moembed.files import unfinished
 from moembed.types import UserError
 
 _SUFFIXES = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
@@ -28,17 +28,11 @@ def jsonl_writer(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], Non
     suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
         raise UserError(f"{path} does not end in {', '.join(_SUFFIXES)}")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.output_stream(str(part), compression=_SUFFIXES[suffix]) as file:
-            yield lambda row: file.write(_line(row))
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    with (
+        unfinished(path) as part,
+        pa.output_stream(str(part), compression=_SUFFIXES[suffix]) as file,
+    ):
+        yield lambda row: file.write(_line(row))
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

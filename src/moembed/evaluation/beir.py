@@ -1,25 +1,20 @@
-"""Retrieval tasks on disk, in BEIR layout.
-
-A task is a folder of three tables: ``corpus`` (columns ``_id``, ``text`` and perhaps ``title``), ``queries``
-(``_id``, ``text`` and perhaps ``language``) and ``qrels`` (``query-id``, ``corpus-id``, ``score``). They are
-``corpus.parquet`` or ``corpus.jsonl``, ``queries.parquet`` or ``queries.jsonl``, and ``qrels.parquet``,
-``qrels/test.tsv`` or else the only ``.tsv`` in ``qrels/``; of several the first is read.
-
-Source: Thakur et al., *BEIR: A Heterogenous Benchmark for Zero-shot Evaluation of Information Retrieval
-Models* (2021).
-"""
+"""Retrieval tasks on disk, in the layout of `moembed.data.beir`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from moembed.data.beir import BeirFolder, document_text, known_id, open_beir
+from moembed.data.columns import ColumnUse
+from moembed.data.text_key import text_number
 from moembed.evaluation.metrics import Qrels
-from moembed.evaluation.rows import Record, language_of, records
+from moembed.evaluation.rows import language_of
+from moembed.files import write_text
 from moembed.types import UserError
 
 UNKNOWN_SHARE = 0.05  # more judgements than this with unknown ids: the files do not belong together
@@ -29,9 +24,9 @@ UNKNOWN_SHARE = 0.05  # more judgements than this with unknown ids: the files do
 class RetrievalTask:
     """Queries, documents and, by row number, which documents answer which query.
 
-    Of ``kind`` "retrieval" every document is a candidate for every query; of "reranking" only those judged
-    for it are. ``notes`` says, a sentence each, what was left out of the files. ``language`` is by query id,
-    of the queries whose language is known.
+    Of ``kind`` "retrieval" every document is a candidate for every query, but for the one with the id of the
+    query where ``same_ids`` is True; of "reranking" only those judged for it are. ``notes`` says, a sentence
+    each, what was left out of the files. ``language`` is by query id, of the queries whose language is known.
     """
 
     name: str
@@ -43,9 +38,30 @@ class RetrievalTask:
     notes: list[str]
     language: dict[str, str] = field(default_factory=dict)
     kind: str = "retrieval"
+    same_ids: bool = False  # queries and documents with the same id are the same text
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    @property
+    def own_Q(self) -> np.ndarray | None:
+        """Of every query the row of the document that bears its id, -1 where none does; None: all compete."""
+        if not self.same_ids:
+            return None
+        row = {name: number for number, name in enumerate(self.document_ids)}
+        return np.array([row.get(query, -1) for query in self.query_ids])
+
+
+def without_own(ranked_QK: np.ndarray, own_Q: np.ndarray | None, k: int) -> np.ndarray:
+    """The first ``k`` places of rankings without the query's own document, -1 where they are shorter.
+
+    BEIR's protocol ("ignore identical ids"): rank ``k + 1`` documents first. None: all documents compete.
+    """
+    if own_Q is None:
+        return ranked_QK[:, :k]
+    foreign_QK = ranked_QK != own_Q[:, None]
+    order_QK = np.argsort(~foreign_QK, axis=1, kind="stable")
+    return np.take_along_axis(np.where(foreign_QK, ranked_QK, -1), order_QK, axis=1)[:, :k]
 
 
 def load_task(path: str | Path) -> RetrievalTask:
@@ -61,21 +77,27 @@ def load_task(path: str | Path) -> RetrievalTask:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"no such task folder: {folder}")
+        what = "is a file, and a task here is a folder in BEIR layout" if folder.exists() else ""
+        raise UserError(f"{folder} {what}" if what else f"no such task folder: {folder}")
     name = folder.resolve().name
-    documents = {key: _document(row) for key, row in _with_ids(_text_file(folder, "corpus"))}
+    tables = open_beir(folder)
+    columns = {"corpus": ColumnUse(), "queries": ColumnUse()}
+    documents = {key: document_text(row) for key, row in tables.documents(columns["corpus"])}
     asked: dict[str, str] = {}
     language: dict[str, str] = {}
-    for key, row in _with_ids(_text_file(folder, "queries")):
+    for key, row in tables.questions(columns["queries"]):
         asked[key] = row.text("text", may_be_empty=True)
         language[key] = row.language(language_of(name))
-    grades, notes = _read_grades(_qrels_file(folder), asked, documents)
+    grades, notes = _read_grades(tables, asked, documents)
     answered = {query for (query, _), grade in grades.items() if grade > 0}
     if not answered:
         raise UserError(f"{folder}: no query has a relevant document: a judgement with a score above zero")
     if missing := len(asked) - len(answered):
         notes.append(f"{missing} of {len(asked)} queries have no relevant document and were left out")
     query_ids = [query for query in asked if query in answered]
+    notes += _unused_columns(columns)
+    same_ids = _same_ids(query_ids, documents, grades)
+    notes += _equal_texts({query: asked[query] for query in query_ids}, documents, same_ids)
     return RetrievalTask(
         name=name,
         queries=[asked[query] for query in query_ids],
@@ -85,6 +107,7 @@ def load_task(path: str | Path) -> RetrievalTask:
         document_ids=list(documents),
         notes=notes,
         language={query: language[query] for query in query_ids if language[query]},
+        same_ids=same_ids,
     )
 
 
@@ -100,71 +123,78 @@ def save_task(task: RetrievalTask, path: str | Path) -> None:
     qrels = task.qrels
     judged = zip(qrels.query_R, qrels.document, qrels.grade, strict=True)
     lines = "".join(f"{task.query_ids[q]}\t{task.document_ids[d]}\t{grade:g}\n" for q, d, grade in judged)
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines, encoding="utf-8")
+    write_text(folder / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\n" + lines)
 
 
 def _write_jsonl(file: Path, rows: list[dict[str, str]]) -> None:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _text_file(folder: Path, name: str) -> Path:
-    for file in (folder / f"{name}.parquet", folder / f"{name}.jsonl"):
-        if file.exists():
-            return file
-    raise UserError(f"{folder} has neither {name}.parquet nor {name}.jsonl")
+def _unused_columns(columns: dict[str, ColumnUse]) -> list[str]:
+    known = {"corpus": {"_id", "id", "title", "text"}, "queries": {"_id", "id", "text", "language"}}
+    unused = [
+        f"{name} of {table}"
+        for table, use in columns.items()
+        for name in use.seen
+        if name not in known[table]
+    ]
+    return [f"columns not used: {', '.join(unused)}"] if unused else []
 
 
-def _qrels_file(folder: Path) -> Path:
-    for file in (folder / "qrels.parquet", folder / "qrels" / "test.tsv"):
-        if file.exists():
-            return file
-    found = sorted((folder / "qrels").glob("*.tsv"))
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise UserError(f"{folder / 'qrels'} has several splits ({names}) and none is test.tsv: keep one")
-    if not found:
-        raise UserError(f"{folder} has neither qrels.parquet nor qrels/test.tsv")
-    return found[0]
+def _same_ids(
+    query_ids: Sequence[str], documents: Collection[str], grades: dict[tuple[str, str], float]
+) -> bool:
+    """Whether a query and the document with its id are one text, as in ArguAna and Quora.
+
+    They are not where such a document answers its query: then the ids are numbers that mean nothing together.
+    """
+    shared = [query for query in query_ids if query in documents]
+    return bool(shared) and not any(grades.get((query, query), 0) > 0 for query in shared)
 
 
-def _with_ids(file: Path) -> Iterator[tuple[str, Record]]:
-    """The rows of a table, each with its id."""
-    seen: set[str] = set()
-    for row in records(file):
-        key = row.label("_id")
-        if key in seen:
-            raise UserError(f"{row.place}: the _id {key!r} is used twice")
-        seen.add(key)
-        yield key, row
-    if not seen:
-        raise UserError(f"{file} is empty")
-
-
-def _document(row: Record) -> str:
-    text = row.text("text", may_be_empty=True)
-    return f"{row.text('title', may_be_empty=True)} {text}" if row.cells.get("title") else text
+def _equal_texts(queries: dict[str, str], documents: dict[str, str], same_ids: bool) -> list[str]:
+    """Notes on texts that occur under several ids, which one id alone cannot tell apart."""
+    notes = []
+    shared = [query for query in queries if query in documents] if same_ids else []
+    if shared:
+        notes.append(
+            f"{len(shared)} of {len(queries)} queries have the id of a document: no candidate of theirs"
+        )
+    number_N = np.array([text_number(text) for text in documents.values()], dtype=np.int64)
+    if repeated := len(number_N) - len(np.unique(number_N)):
+        of = f"{repeated} of {len(documents)}"
+        notes.append(f"{of} documents have the text of another one under another id")
+    if shared:
+        ids_of: dict[int, list[str]] = {}
+        for name, number in zip(documents, number_N.tolist(), strict=True):
+            ids_of.setdefault(number, []).append(name)
+        there = {query: ids_of.get(text_number(text), []) for query, text in queries.items()}
+        if elsewhere := sum(any(name != query for name in names) for query, names in there.items()):
+            notes.append(f"{elsewhere} queries are also documents under another id, which stay candidates")
+    return notes
 
 
 def _read_grades(
-    file: Path, queries: Collection[str], documents: Collection[str]
+    tables: BeirFolder, queries: Collection[str], documents: Collection[str]
 ) -> tuple[dict[tuple[str, str], float], list[str]]:
     """(query id, document id) -> grade, and notes on what was left out."""
     grades: dict[tuple[str, str], float] = {}
     unknown: list[str] = []
     read = 0
-    for row in records(file):
+    for judgement in tables.judgements():
         read += 1
-        query, document, grade = row.label("query-id"), row.label("corpus-id"), row.number("score")
-        if query not in queries or document not in documents:
-            unknown.append(document if query in queries else query)
+        query, document = known_id(judgement.query, queries), known_id(judgement.document, documents)
+        if query is None or document is None:
+            unknown.append(judgement.document if query is not None else judgement.query)
         else:
+            grade = judgement.grade
             grades[query, document] = max(grade, grades.get((query, document), grade))
     notes = []
     if unknown:
         names = ", ".join(map(repr, list(dict.fromkeys(unknown))[:3]))
         message = f"{len(unknown)} of {read} judgements name unknown queries or documents (such as {names})"
         if len(unknown) > UNKNOWN_SHARE * read:
-            raise UserError(f"{file}: {message}: does it belong to this corpus and these queries?")
+            raise UserError(f"{tables.qrels[0]}: {message}: does it belong to this corpus and these queries?")
         notes.append(f"{message} and were left out")
     if repeated := read - len(unknown) - len(grades):
         notes.append(f"{repeated} repeated judgements were merged, the highest grade counts")

@@ -15,16 +15,10 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
+from moembed.data.scripts import HANGUL, UNSPACED
 from moembed.types import Hits, UserError
 
-# Scripts that put no blanks between words, and Hangul, whose particles stick to the words they mark.
-_UNSPACED = (
-    "\u0e00-\u0eff"  # Thai, Lao
-    "\u1000-\u109f\u1780-\u17ff"  # Myanmar, Khmer
-    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"  # iteration marks, Hiragana, Katakana
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
-    "\uac00-\ud7af"  # Hangul
-)
+_UNSPACED = UNSPACED + HANGUL
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200c\u200d"))  # soft hyphen and joiners do not end a word
 _IDENTIFIER_JOINT = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
-from moembed.data.files import KNOWN
+from moembed.data.columns import GRADES, ColumnUse
+from moembed.data.files import KNOWN, File
+from moembed.data.records import Record, records
+from moembed.data.text_key import text_key
 from moembed.evaluation.beir import RetrievalTask, load_task
-from moembed.evaluation.metrics import Qrels
-from moembed.evaluation.rows import Record, language_of, local, numbered, records
+from moembed.evaluation.query_files import read_reranking, read_retrieval
+from moembed.evaluation.rows import languages
 from moembed.types import UserError
 
-# The first kind whose columns a file all has is the kind of its task.
+# The first kind whose columns a file all has is the kind of its task; sentence pairs: see ``_kind``.
 COLUMNS = {
     "sts": ("sentence1", "sentence2", "score"),
+    "pair_classification": ("sentence1", "sentence2", "labels"),
     "bitext": ("sentence1", "sentence2"),
     "classification": ("text", "label", "split"),
     "clustering": ("text", "label"),
     "reranking": ("query", "positive", "negative"),
     "retrieval": ("query", "document"),
 }
+_NAMES = {"sent1": "sentence1", "sent2": "sentence2"}  # in some data sets of MTEB
+SCORES, LABELS = ("score", "similarity_score"), ("labels", "label")  # of sentence pairs, in this order
 
 
 @dataclass(frozen=True, slots=True)
 class PairTask:
-    """Two sentences a row: of "sts" with the gold similarity of each pair, of "bitext" translations.
+    """Two sentences a row: of "sts" with the gold similarity of each pair, of "pair_classification" with its
+    label, 1 or 0, and of "bitext" translations.
 
     The ``language`` of a bitext row is its pair of languages (``deu-eng``); only within it is matched.
     """
@@ -66,14 +74,17 @@ Task = RetrievalTask | PairTask | LabelTask
 def load_any(path: str | Path) -> Task:
     """The task that a folder in BEIR layout holds, or a file (JSONL, CSV, TSV or Parquet) by its columns.
 
-    ==============  ==========================================================================================
-    retrieval       ``query, document``: every distinct document of the file is a candidate for every query
-    reranking       ``query, positive, negative``: lists of texts, the candidates of this query alone
-    sts             ``sentence1, sentence2, score``: any scale, higher is more alike
-    bitext          ``sentence1, sentence2`` and perhaps ``pair``, within which sentences are matched
-    classification  ``text, label, split``: split is train or test; other rows are left out and noted
-    clustering      ``text, label``
-    ==============  ==========================================================================================
+    ===================  =====================================================================================
+    retrieval            ``query, document``: every distinct document of the file is a candidate for every
+                         query
+    reranking            ``query, positive, negative``: lists of texts, the candidates of this query alone
+    sts                  ``sentence1, sentence2`` and ``score`` or ``similarity_score`` (or a ``label`` of
+                         other numbers than 0 and 1): any scale, higher is more alike
+    pair_classification  ``sentence1, sentence2`` and ``labels`` or ``label``: 1 or 0
+    bitext               ``sentence1, sentence2`` and perhaps ``pair``, within which sentences are matched
+    classification       ``text, label, split``: split is train or test; other rows are left out and noted
+    clustering           ``text, label``
+    ===================  =====================================================================================
 
     A column ``language`` may stand in all of them; without it the language is what the name ends in
     (``sts-de.csv``), if that is two letters. Classification teaches and tests within a language.
@@ -85,48 +96,95 @@ def load_any(path: str | Path) -> Task:
     path = Path(path)
     if path.is_dir():
         return load_task(path)
-    file = local(path)
+    file = File(LocalFileSystem(), str(path))
     if not path.exists():
         raise UserError(f"no such task, neither a folder nor a file: {path}")
     if not file.format:
         raise UserError(f"{path} is no task: it must be a folder in BEIR layout or a file ending in {KNOWN}")
-    rows = list(records(path))
+    rows = _spread(list(records([file])))
     if not rows:
         raise UserError(f"{path} is empty")
-    return _READERS[_kind(path, rows[0])](path, file.stem, rows)
+    kind, gold = _kind(path, rows)
+    task = _READERS[kind](path, file.stem, rows, gold)
+    task.notes.extend(_columns(kind, gold, rows, quotes=file.format == "tsv"))
+    return task
 
 
-def _kind(path: Path, row: Record) -> str:
-    for kind, columns in COLUMNS.items():
-        if set(columns) <= row.cells.keys():
-            return kind
-    kinds = "; ".join(f"{kind}: {', '.join(columns)}" for kind, columns in COLUMNS.items())
+def _spread(rows: list[Record]) -> list[Record]:
+    """Rows whose ``sentence1`` is a list, as in older data sets of MTEB, as a row for each sentence."""
+    rows = [
+        replace(row, cells={_NAMES.get(name, name): value for name, value in row.cells.items()})
+        for row in rows
+    ]
+    if not rows or not isinstance(rows[0].cells.get("sentence1"), list):
+        return rows
+    spread = []
+    for row in rows:
+        lists = {column: value for column, value in row.cells.items() if isinstance(value, list)}
+        if len(set(map(len, lists.values()))) > 1:
+            sizes = ", ".join(f"{column} {len(value)}" for column, value in lists.items())
+            raise UserError(f"{row.place}: the lists have different lengths: {sizes}")
+        for number, cells in enumerate(zip(*lists.values(), strict=True), start=1):
+            one = {**row.cells, **dict(zip(lists, cells, strict=True))}
+            spread.append(Record(f"{row.place}, entry {number}", one, row.row_number))
+    return spread
+
+
+def _kind(path: Path, rows: Sequence[Record]) -> tuple[str, str]:
+    """The kind of the task, and the column of the gold scores or labels of sentence pairs ("" of others)."""
+    columns = rows[0].cells.keys()
+    if {"sentence1", "sentence2"} <= columns:
+        if gold := next((column for column in SCORES if column in columns), None):
+            return "sts", gold
+        if gold := next((column for column in LABELS if column in columns), None):
+            return ("pair_classification" if {row.number(gold) for row in rows} <= {0, 1} else "sts"), gold
+        return "bitext", ""
+    for kind, needed in COLUMNS.items():
+        if set(needed) <= columns:
+            return kind, ""
+    kinds = "; ".join(f"{kind}: {', '.join(needed)}" for kind, needed in COLUMNS.items())
     raise UserError(
-        f"{path} has the columns {', '.join(row.cells)}, which make no task; a task needs one of: {kinds}"
+        f"{path} has the columns {', '.join(columns)}, which make no task; a task needs one of: {kinds}"
     )
 
 
-def _languages(name: str, rows: Sequence[Record]) -> list[str]:
-    return [row.language(language_of(name)) for row in rows]
+def _columns(kind: str, gold: str, rows: Sequence[Record], quotes: bool) -> list[str]:
+    """Notes on the columns of a file that are not used, or whose texts look wrong."""
+    use = ColumnUse()
+    use.used |= {gold, "language"} | ({"pair"} if kind == "bitext" else set())
+    read = [gold if column in SCORES + LABELS and gold else column for column in COLUMNS[kind]]
+    for row in rows:
+        use.see(row.cells)
+        for column in read:
+            use.use(column, row.cells.get(column), quotes)
+    graded = GRADES.intersection(use.unused) if kind in ("retrieval", "reranking") else ()
+    return use.notes({column: f"every row counts, whatever its {column}" for column in graded})
 
 
 # ---- pairs -------------------------------------------------------------------------------------------------
 
 
-def _sts(path: Path, name: str, rows: Sequence[Record]) -> PairTask:
-    gold_Q = np.array([row.number("score") for row in rows])
+def _sts(path: Path, name: str, rows: Sequence[Record], gold: str) -> PairTask:
+    gold_Q = np.array([row.number(gold) for row in rows])
     if (gold_Q == gold_Q[0]).all():
-        raise UserError(f"{path}: every score is {gold_Q[0]:g}, and nothing correlates with a constant")
-    return PairTask(name, "sts", *_sentences(rows), gold_Q, _languages(name, rows), [])
+        raise UserError(f"{path}: every {gold} is {gold_Q[0]:g}, and nothing correlates with a constant")
+    return PairTask(name, "sts", *_sentences(rows), gold_Q, languages(name, rows), [])
 
 
-def _bitext(path: Path, name: str, rows: Sequence[Record]) -> PairTask:
+def _pair_classification(path: Path, name: str, rows: Sequence[Record], gold: str) -> PairTask:
+    gold_Q = np.array([row.number(gold) for row in rows])
+    if (gold_Q == gold_Q[0]).all():
+        raise UserError(f"{path}: every one of {gold} is {gold_Q[0]:g}: there is nothing to tell apart")
+    return PairTask(name, "pair_classification", *_sentences(rows), gold_Q, languages(name, rows), [])
+
+
+def _bitext(path: Path, name: str, rows: Sequence[Record], gold: str) -> PairTask:
     first, second = _sentences(rows)
     named = "pair" in rows[0].cells
-    pairs = [row.text("pair") for row in rows] if named else _languages(name, rows)
-    candidates: dict[str, set[str]] = {}
+    pairs = [row.text("pair") for row in rows] if named else languages(name, rows)
+    candidates: dict[str, set[bytes]] = {}
     for pair, text in zip(pairs, second, strict=True):
-        candidates.setdefault(pair, set()).add(text)
+        candidates.setdefault(pair, set()).add(text_key(text))
     for pair, texts in candidates.items():
         if len(texts) < 2:
             within = f" of the pair {pair!r}" if named else ""
@@ -141,7 +199,7 @@ def _sentences(rows: Sequence[Record]) -> tuple[list[str], list[str]]:
 # ---- labels ------------------------------------------------------------------------------------------------
 
 
-def _classification(path: Path, name: str, rows: Sequence[Record]) -> LabelTask:
+def _classification(path: Path, name: str, rows: Sequence[Record], gold: str) -> LabelTask:
     used = [row for row in rows if row.text("split") in ("train", "test")]
     if not used:
         raise UserError(f"{path}: no row has the split train or test")
@@ -170,7 +228,7 @@ def _check_language(path: Path, task: LabelTask, language: str) -> None:
         )
 
 
-def _clustering(path: Path, name: str, rows: Sequence[Record]) -> LabelTask:
+def _clustering(path: Path, name: str, rows: Sequence[Record], gold: str) -> LabelTask:
     task = _labelled(name, "clustering", rows, [False] * len(rows))
     if len(set(task.labels)) < 2:
         raise UserError(f"{path}: clusters need at least two labels, all texts have {task.labels[0]!r}")
@@ -179,76 +237,15 @@ def _clustering(path: Path, name: str, rows: Sequence[Record]) -> LabelTask:
 
 def _labelled(name: str, kind: str, rows: Sequence[Record], train: list[bool]) -> LabelTask:
     texts, labels = [row.text("text") for row in rows], [row.label("label") for row in rows]
-    return LabelTask(name, kind, texts, labels, np.array(train), _languages(name, rows), [])
+    return LabelTask(name, kind, texts, labels, np.array(train), languages(name, rows), [])
 
 
-# ---- queries -----------------------------------------------------------------------------------------------
-
-
-def _retrieval(path: Path, name: str, rows: Sequence[Record]) -> RetrievalTask:
-    """The rows of a query text, however many, name all documents that answer it."""
-    answers: dict[str, dict[str, float]] = {}
-    for row in rows:
-        answers.setdefault(row.text("query"), {})[row.text("document")] = 1.0
-    task = _queries(name, "retrieval", rows, answers)
-    if len(task.documents) < 2:
-        raise UserError(f"{path}: one document leaves nothing to choose from")
-    return task
-
-
-def _reranking(path: Path, name: str, rows: Sequence[Record]) -> RetrievalTask:
-    """A query that occurs twice is asked of the candidates of both rows."""
-    answers: dict[str, dict[str, float]] = {}
-    both = 0
-    for row in rows:
-        positive, negative = row.texts("positive"), row.texts("negative")
-        wrong = [text for text in negative if text not in positive]
-        both += len(negative) - len(wrong)
-        if not wrong:
-            raise UserError(f"{row.place}: every text of 'negative' is one of 'positive' too")
-        graded = answers.setdefault(row.text("query"), {})
-        graded |= dict.fromkeys(positive, 1.0)
-        graded |= {text: graded.get(text, 0.0) for text in wrong}
-    task = _queries(name, "reranking", rows, answers)
-    if both:
-        task.notes.append(f"{both} negatives are positives of the same query and count as such")
-    return task
-
-
-def _queries(
-    name: str, kind: str, rows: Sequence[Record], answers: dict[str, dict[str, float]]
-) -> RetrievalTask:
-    """A task whose ids are numbers, of queries and documents in the order of their first appearance."""
-    language: dict[str, str] = {}
-    for row, known in zip(rows, _languages(name, rows), strict=True):
-        language.setdefault(row.cells["query"], known)
-    document_row = numbered(text for graded in answers.values() for text in graded)
-    judged = [
-        (query, document_row[text], grade)
-        for query, graded in enumerate(answers.values())
-        for text, grade in graded.items()
-    ]
-    query_R, document_R, grade_R = map(np.array, zip(*judged, strict=True))
-    repeated = len(rows) - len(answers)
-    note = f"{repeated} of {len(rows)} rows repeat a query and were merged with its first row"
-    return RetrievalTask(
-        name=name,
-        queries=list(answers),
-        documents=list(document_row),
-        qrels=Qrels.from_judgements(query_R, document_R, grade_R, len(answers)),
-        query_ids=[str(row) for row in range(len(answers))],
-        document_ids=[str(row) for row in range(len(document_row))],
-        notes=[note] if repeated else [],
-        language={str(row): language[text] for row, text in enumerate(answers) if language[text]},
-        kind=kind,
-    )
-
-
-_READERS: dict[str, Callable[[Path, str, Sequence[Record]], Task]] = {
+_READERS: dict[str, Callable[[Path, str, Sequence[Record], str], Task]] = {
     "sts": _sts,
+    "pair_classification": _pair_classification,
     "bitext": _bitext,
     "classification": _classification,
     "clustering": _clustering,
-    "reranking": _reranking,
-    "retrieval": _retrieval,
+    "reranking": read_reranking,
+    "retrieval": read_retrieval,
 }

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from moembed.embedder import ROLES, Embedder
+from moembed.encoding import View
 from moembed.evaluation.files import load_any
 from moembed.types import UserError
 
@@ -94,14 +95,15 @@ class MtebEncoder:
         prompt = self.prompt_name(task_metadata, role)
         texts = [text for batch in inputs for text in batch["text"]]
         with self.progress(f"{task_metadata.name}, {role or hf_split}", len(texts)) as advance:
-            vectors, truncated = self.model.encode_counted(
-                texts, prompt, self.dim, self.batch_tokens, advance
+            prefix, view = self.model.tokenizer.prompt(prompt), View(dim=self.dim)
+            found = self.model.vectors(
+                texts, prompt=prefix, view=view, progress=advance, batch_tokens=self.batch_tokens
             )
         asked = self.asked.setdefault(task_metadata.name, Asked())
         asked.prompts[role or task_metadata.type] = prompt
         asked.texts += len(texts)
-        asked.truncated += truncated
-        return vectors
+        asked.truncated += found.truncated
+        return found.array
 
     def prompt_name(self, task: Any, role: str | None) -> str | None:
         """The prompt for a task in a role, the most special one the model has.
@@ -130,10 +132,9 @@ def model_meta(model: Embedder, name: str, revision: str | None = None, dim: int
     ``num_parameters(active=True)`` less the table. A shorter ``dim`` and another dtype than float32 are
     experiments: mteb keeps their results apart.
     """
-    config, tokenizer = model.encoder.config, model.tokenizer
-    table = config.vocab_size * config.width
-    dtype = "int8" if model.digest else str(model.encoder.word.weight.dtype).removeprefix("torch.")
-    varied = {"embed_dim": dim, "dtype": None if dtype == "float32" else dtype}
+    spec, tokenizer = model.encoder.spec, model.tokenizer
+    table = spec.vocab_size * spec.width
+    varied = {"embed_dim": dim, "dtype": None if model.dtype == "float32" else model.dtype}
     return ModelMeta(
         loader=None,
         name=name,
@@ -142,7 +143,7 @@ def model_meta(model: Embedder, name: str, revision: str | None = None, dim: int
         languages=None,
         n_parameters=model.num_parameters(),
         n_embedding_parameters=table,
-        n_active_parameters_override=model.num_parameters(active=True) - table if config.moe else None,
+        n_active_parameters_override=model.num_parameters(active=True) - table if spec.moe else None,
         memory_usage_mb=None,
         max_tokens=tokenizer.max_length,
         embed_dim=dim or model.dim,
@@ -161,7 +162,7 @@ def model_meta(model: Embedder, name: str, revision: str | None = None, dim: int
 def _digest(model: Embedder) -> str:
     tokenizer = model.tokenizer
     prompts = sorted(tokenizer.prompts.items())
-    facts = (model.space_id(), prompts, tokenizer.default_prompt, tokenizer.max_length)
+    facts = (model.space(), prompts, tokenizer.default_prompt, tokenizer.max_length)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:40]
 
 

@@ -15,6 +15,7 @@ from mteb.abstasks import (
     AbsTaskBitextMining,
     AbsTaskClassification,
     AbsTaskClusteringLegacy,
+    AbsTaskPairClassification,
     AbsTaskRetrieval,
     AbsTaskSTS,
 )
@@ -51,6 +52,8 @@ def local_task(task: Task) -> Any:
     )
     made = type(task.name, (base,), {"metadata": metadata})()
     made.dataset, made.data_loaded = subsets, True
+    if isinstance(task, RetrievalTask):
+        made.ignore_identical_ids = task.same_ids
     return made
 
 
@@ -75,6 +78,13 @@ def _retrieval(task: Task) -> Subsets:
 def _sts(task: Task) -> Subsets:
     assert isinstance(task, PairTask)
     columns = {"sentence1": task.sentence1, "sentence2": task.sentence2, "score": task.gold_Q}
+    return {"default": {"test": Dataset.from_dict(columns)}}
+
+
+def _pair_classification(task: Task) -> Subsets:
+    assert isinstance(task, PairTask)
+    labels = task.gold_Q.astype(int)
+    columns = {"sentence1": task.sentence1, "sentence2": task.sentence2, "labels": labels}
     return {"default": {"test": Dataset.from_dict(columns)}}
 
 
@@ -106,6 +116,12 @@ _KINDS: dict[str, tuple[Any, Any, str, Callable[[Task], Subsets]]] = {
     "retrieval": (AbsTaskRetrieval, "Retrieval", "ndcg_at_10", _retrieval),
     "reranking": (AbsTaskRetrieval, "Reranking", "map_at_1000", _retrieval),
     "sts": (AbsTaskSTS, "STS", "cosine_spearman", _sts),
+    "pair_classification": (
+        AbsTaskPairClassification,
+        "PairClassification",
+        "cosine_ap",
+        _pair_classification,
+    ),
     "bitext": (AbsTaskBitextMining, "BitextMining", "f1", _bitext),
     "classification": (AbsTaskClassification, "Classification", "accuracy", _classification),
     "clustering": (AbsTaskClusteringLegacy, "Clustering", "v_measure", _clustering),

@@ -1,102 +1,129 @@
-"""A model as evaluation sees it: texts and a role -> vectors, counted, kept, and seen smaller."""
+"""Wrappers of a text encoder: one counts and keeps vectors on disk, one remembers those of a task."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moembed.encoding import FULL, Progress, TextEncoder, Vectors, View, as_texts
 from moembed.evaluation.tasks import Encode
-from moembed.search.codecs import view
+from moembed.search.codecs import as_searched
 from moembed.search.vectors import VectorCache
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
 
-Advance = Callable[[int], object]
 
-
-class EncodeCounted(Protocol):
-    """``Embedder.encode_counted``, or that of its replicas."""
-
-    def __call__(
-        self, texts: list[str], prompt_name: str | None, *, progress: Advance | None
-    ) -> tuple[np.ndarray, int]: ...
-
-
-class ModelEncoder:
-    """Texts and what they are embedded for -> vectors, with the prompt the model has for it.
+class MeasuredEncoder:
+    """A text encoder that counts what it computes; as a function of texts and role it gives the array alone.
 
     Args:
-        model: gives prompts, tokens and the space.
-        encode: who computes; default: the model itself.
-        cache: a folder where vectors are kept by the hash of their text, a sub-folder for every space.
+        encoder: who computes.
 
     Attributes:
-        texts, seconds: how many were computed (and not found in the cache), and how long that took.
-        truncated: texts asked for that were longer than the model reads, found in the cache or not.
+        texts, seconds: how many were computed, and how long that took.
+        truncated: texts asked for that were longer than the model reads.
+        progress: what the function reports to.
     """
 
-    def __init__(
-        self, model: Embedder, encode: EncodeCounted | None = None, cache: Path | None = None
-    ) -> None:
-        self.model, self.cache = model, cache
-        self.encode: EncodeCounted = encode or model.encode_counted
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
         self.texts, self.truncated, self.seconds = 0, 0, 0.0
-        self.progress: Advance | None = None
-        self._spaces: dict[str | None, str] = {}
+        self.progress: Progress | None = None
 
     @property
     def dim(self) -> int:
-        return self.model.dim
+        return self.encoder.dim
+
+    @property
+    def max_length(self) -> int | None:
+        return self.encoder.max_length
 
     def __call__(self, texts: list[str], role: str) -> np.ndarray:
-        prompt = self.model.role_prompt(role)
-        if self.cache is None:
-            vectors, truncated = self._compute(texts, prompt)
-            self.truncated += truncated
-            return vectors
-        known = VectorCache(self.cache, self._space(prompt), self.model.dim)
-        before = self.texts
-        vectors = known.get_or_encode(texts, lambda some: self._compute(some, prompt)[0])
-        self.truncated += self.model.tokenizer.rows(texts, prompt)[1]
-        if self.progress:
-            self.progress(len(texts) - (self.texts - before))
-        return vectors
+        return self.vectors(texts, role=role, progress=self.progress).array
 
-    def _compute(self, texts: list[str], prompt: str | None) -> tuple[np.ndarray, int]:
-        start = time.perf_counter()
-        vectors, truncated = self.encode(texts, prompt, progress=self.progress)
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        return self.encoder.space(role=role, prompt=prompt, view=view)
+
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        listed, start = as_texts(texts), time.perf_counter()
+        found = self.encoder.vectors(listed, role=role, prompt=prompt, view=view, progress=progress)
         self.seconds += time.perf_counter() - start
-        self.texts += len(texts)
-        return vectors, truncated
-
-    def _space(self, prompt: str | None) -> str:
-        """Finer than ``space_id``: what differs by rounding or by where texts are cut is evaluated anew."""
-        if prompt not in self._spaces:
-            model = self.model
-            facts = (model.space_id(prompt), model.encoder.word.weight.dtype, model.tokenizer.max_length)
-            self._spaces[prompt] = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-        return self._spaces[prompt]
+        self.texts += len(listed)
+        self.truncated += found.truncated
+        return found
 
 
-class Remembered:
+class CachedEncoder(MeasuredEncoder):
+    """A measured encoder before which a folder keeps all vectors by the hash of their text.
+
+    What differs by rounding, or by where texts are cut, is kept apart although its space is the same. Texts
+    found in the folder count as truncated, and not as computed.
+
+    Args:
+        model: gives tokens, space and precision; default for ``encoder``.
+        folder: gets a sub-folder for every space.
+    """
+
+    def __init__(self, model: Embedder, folder: Path, encoder: TextEncoder | None = None) -> None:
+        super().__init__(encoder or model)
+        self.model, self.folder = model, folder
+
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        listed = as_texts(texts)
+        space = self.model.space(role=role, prompt=prompt, view=view)
+        facts = (space, self.model.dtype, self.model.max_length)
+        name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        known = VectorCache(self.folder, name, view.dim or self.model.dim)
+        computed, cut = self.texts, self.truncated
+
+        def compute(some: list[str]) -> np.ndarray:
+            options = {"role": role, "prompt": prompt}
+            return MeasuredEncoder.vectors(self, some, **options, view=view, progress=progress).array
+
+        array = known.get_or_encode(listed, compute)
+        self.truncated = cut + self.model.rows(listed, role=role, prompt=prompt)[1]
+        if progress:
+            progress(len(listed) - (self.texts - computed))
+        return Vectors(array, self.truncated - cut, space)
+
+
+class CachedVectors:
     """Vectors that were made once, for one task, and what a search among smaller ones sees of them."""
 
-    def __init__(self, encoder: Encode) -> None:
-        self.encoder = encoder
+    def __init__(self, encode: Encode) -> None:
+        self.encode = encode
         self.known: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
 
     def __call__(self, texts: list[str], role: str) -> np.ndarray:
-        vectors = self.known[role, tuple(texts)] = self.encoder(texts, role)
-        return vectors
+        key = (role, tuple(texts))
+        if key not in self.known:
+            self.known[key] = self.encode(texts, role)
+        return self.known[key]
 
     def seen_as(self, codec: str, dim: int) -> tuple[Encode, int]:
-        """An encoder of the texts known, and the bytes of a stored vector; see `moembed.search.codecs`.
+        """A function of the texts known, and the bytes of a stored vector; see `moembed.search.codecs`.
 
         What has no documents, such as pairs of sentences, is stored itself.
         """
@@ -105,8 +132,8 @@ class Remembered:
         def encode(texts: list[str], role: str) -> np.ndarray:
             vectors = self.known[role, tuple(texts)]
             if role == "query" and documents is not None:
-                return view(vectors, documents, codec, dim).query_QM
-            return view(vectors[:0], vectors, codec, dim).document_NM
+                return as_searched(vectors, documents, codec, dim).query_QM
+            return as_searched(vectors[:0], vectors, codec, dim).document_NM
 
         some = next(iter(self.known.values()))
-        return encode, view(some[:0], some, codec, dim).bytes_per_vector
+        return encode, as_searched(some[:0], some, codec, dim).bytes_per_vector

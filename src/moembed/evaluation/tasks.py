@@ -12,11 +12,11 @@ import numpy as np
 
 from moembed.compare.scores import MAIN, Scores
 from moembed.evaluation import probes
-from moembed.evaluation.beir import RetrievalTask
+from moembed.evaluation.beir import RetrievalTask, without_own
 from moembed.evaluation.bm25 import bm25_scores, bm25_search
 from moembed.evaluation.files import LabelTask, PairTask, Task
 from moembed.evaluation.metrics import METRICS, Qrels, evaluate_ranking, parse_metric
-from moembed.evaluation.rows import numbered
+from moembed.evaluation.rows import EqualTexts, numbered
 from moembed.search import exact
 from moembed.types import UserError
 
@@ -24,6 +24,7 @@ DEFAULT_METRICS = {
     "retrieval": ("ndcg@10", "recall@10", "mrr@10"),
     "reranking": ("map", "mrr@10", "ndcg@10"),
     "sts": ("spearman", "pearson"),
+    "pair_classification": ("ap",),
     "bitext": ("f1", "accuracy"),
     "classification": ("accuracy",),
     "clustering": ("v_measure",),
@@ -69,6 +70,8 @@ def evaluate(task: Task, encode: Encode, metrics: Sequence[str] | None = None, t
 
     - retrieval, reranking: the candidates of a query in the order of their cosines.
     - sts: the cosine of each pair, against its gold score.
+    - pair_classification: the cosine of each pair, against its label, 1 or 0. ``ap`` is the average
+      precision of the pairs in the order of their cosines.
     - bitext: for every sentence1 the nearest of the distinct sentence2 of its languages. ``accuracy`` is 1
       where that is the right one. ``f1`` is, of its right sentence2 as a class, 2·tp / (2·tp + fp + fn); the
       mean over items is F1 weighted by the size of the classes.
@@ -76,8 +79,8 @@ def evaluate(task: Task, encode: Encode, metrics: Sequence[str] | None = None, t
     - clustering: the cluster of every text among as many as there are labels, against its label.
 
     Args:
-        encode: ``(texts, role) -> (texts, M)`` vectors; role is query, document, sts, bitext, classification
-            or clustering, and prompts are its business.
+        encode: ``(texts, role) -> (texts, M)`` vectors; role is query, document, sts, pair_classification,
+            bitext, classification or clustering, and prompts are its business.
         metrics: see ``metrics_of``; those of rankings without a cut-off look at the whole ranking.
         top_k: length of the rankings of retrieval, or more where a metric's cut-off asks for it.
 
@@ -89,7 +92,7 @@ def evaluate(task: Task, encode: Encode, metrics: Sequence[str] | None = None, t
     if isinstance(task, RetrievalTask):
         return _ranking(task, names, _ranked(task, encode, _depth(names, top_k)))
     if isinstance(task, PairTask):
-        return (_sts if task.kind == "sts" else _bitext)(task, names, encode)
+        return (_bitext if task.kind == "bitext" else _gold)(task, names, encode)
     return (_classification if task.kind == "classification" else _clustering)(task, names, encode)
 
 
@@ -99,7 +102,9 @@ def evaluate_bm25(task: Task, metrics: Sequence[str] | None = None, top_k: int =
         return None
     names, qrels = metrics_of(task.kind, metrics), task.qrels
     if task.kind == "retrieval":
-        return _ranking(task, names, bm25_search(task.queries, task.documents, _depth(names, top_k)).index)
+        own_Q, k = task.own_Q, _depth(names, top_k)
+        found = bm25_search(task.queries, task.documents, k + (own_Q is not None))
+        return _ranking(task, names, without_own(found.index, own_Q, k))
     every = enumerate(bm25_scores(task.queries, task.documents))
     judged = [score_N[qrels.document[qrels.offset[q] : qrels.offset[q + 1]]] for q, score_N in every]
     return _ranking(task, names, _reranked(np.concatenate(judged), qrels))
@@ -116,7 +121,9 @@ def _ranked(task: RetrievalTask, encode: Encode, k: int) -> np.ndarray:
     query_QM = _vectors(encode, task.queries, "query")
     document_NM = _vectors(encode, task.documents, "document")
     if task.kind == "retrieval":
-        return exact.top_k(query_QM, document_NM, k).index
+        own_Q = task.own_Q
+        found = exact.top_k(query_QM, document_NM, k + (own_Q is not None))
+        return without_own(found.index, own_Q, k)
     query_R, document_R = task.qrels.query_R, task.qrels.document
     blocks = [slice(start, start + _PAIRS) for start in range(0, len(query_R), _PAIRS)]
     score = [exact.pair_scores(query_QM[query_R[some]], document_NM[document_R[some]]) for some in blocks]
@@ -142,12 +149,14 @@ def _ranking(task: RetrievalTask, names: Sequence[str], ranked_QK: np.ndarray) -
 # ---- pairs -------------------------------------------------------------------------------------------------
 
 
-def _sts(task: PairTask, names: Sequence[str], encode: Encode) -> Scores:
-    vector_NM = _vectors_once(encode, task.sentence1 + task.sentence2, "sts")
+def _gold(task: PairTask, names: Sequence[str], encode: Encode) -> Scores:
+    """Pairs of (cosine, gold): of sts a score, of pair classification 1 or 0."""
+    vector_NM = _vectors_once(encode, task.sentence1 + task.sentence2, task.kind)
     cosine_Q = exact.pair_scores(vector_NM[: len(task)], vector_NM[len(task) :])
     scores = _pairs(task, dict.fromkeys(names, np.stack([cosine_Q, task.gold_Q], axis=1)))
     if (cosine_Q == cosine_Q[0]).all():
-        scores.notes.append(f"every pair has the same cosine, {cosine_Q[0]:g}: a correlation of 0")
+        result = "a correlation of 0" if task.kind == "sts" else "the labels cannot be told apart"
+        scores.notes.append(f"every pair has the same cosine, {cosine_Q[0]:g}: {result}")
     return scores
 
 
@@ -155,8 +164,8 @@ def _bitext(task: PairTask, names: Sequence[str], encode: Encode) -> Scores:
     vector_NM = _vectors_once(encode, task.sentence1 + task.sentence2, "bitext")
     accuracy_Q, f1_Q = np.empty(len(task)), np.empty(len(task))
     for row_P in _by_language(task.language):
-        class_of = numbered([task.sentence2[row] for row in row_P])
-        gold_P = np.array([class_of[task.sentence2[row]] for row in row_P])
+        classes = EqualTexts()
+        gold_P = np.array([classes.number(task.sentence2[row]) for row in row_P])
         first_C = row_P[np.unique(gold_P, return_index=True)[1]]
         found_P = exact.top_k(vector_NM[row_P], vector_NM[len(task) + first_C], 1).index[:, 0]
         accuracy_Q[row_P] = found_P == gold_P

@@ -7,9 +7,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from moembed.families.nomic import write_config
+from moembed.families.registry import family_to_write
 from moembed.folder.parts import Parts
-from moembed.model.encoder import EncoderConfig
-from moembed.weights.selection_bias import without_selection_bias
+from moembed.model.spec import EncoderSpec
+from moembed.moe.layer import MoESpec
+from moembed.weights.selection_bias import remove_selection_bias
 
 
 def to_nomic(parts: Parts) -> Parts:
@@ -20,27 +22,29 @@ def to_nomic(parts: Parts) -> Parts:
     Raises:
         UserError: all that the model has and the layout cannot say, in one sentence.
     """
-    parts = without_selection_bias(parts, "the Nomic layout")
-    config, state = parts.config, parts.state
-    if moe := config.moe:
-        changes: dict[str, object] = {} if moe.num_shared_experts else {"shared_weight": "mean"}
-        if moe.bias == "none":
-            changes["bias"] = "shared"
-            state = state | _zero_biases(config, state)
-        moe = moe.model_copy(update=changes)
-    config = config.model_copy(update={"family": "nomic_bert", "moe": moe})
-    write_config(config)  # refuses what cannot be said before anything is written
-    source = parts.source if parts.config.family == "nomic_bert" else {}
-    return replace(parts, config=config, state=state, source=source)
+    spec, state = remove_selection_bias(parts.spec.without_noise(), parts.state, "the Nomic layout")
+    state = state | _zero_biases(spec, state)
+
+    def in_their_words(moe: MoESpec) -> MoESpec:
+        changes = {} if moe.num_shared_experts else {"shared_weight": "mean"}
+        changes |= {"bias": "shared"} if moe.bias == "none" else {}
+        return moe.model_copy(update=changes)
+
+    spec = spec.with_experts(in_their_words)
+    write_config(spec)  # refuses what cannot be said before anything is written
+    stored = family_to_write(parts.spec, parts.source).name == "nomic_bert"
+    source = parts.source if stored else {"model_type": "nomic_bert"}
+    return replace(parts, spec=spec, state=state, source=source)
 
 
-def _zero_biases(config: EncoderConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The output bias of every MoE layer, and those of its shared experts."""
-    assert config.moe is not None
+def _zero_biases(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The output bias of every MoE layer that has none, and those of its shared experts."""
     zeros: dict[str, Tensor] = {}
-    for i in config.moe.layers:
-        block = f"layers.{i}.ffn"
-        zeros[f"{block}.bias_D"] = state["word.weight"].new_zeros(config.width)
+    for number, layer in enumerate(spec.layers):
+        if layer.moe is None or layer.moe.bias != "none":
+            continue
+        block = f"layers.{number}.ffn"
+        zeros[f"{block}.bias_D"] = state["word.weight"].new_zeros(spec.width)
         for name, weight in state.items():
             if name.startswith(f"{block}.shared.") and name.endswith(".weight"):
                 zeros[name.removesuffix("weight") + "bias"] = weight.new_zeros(len(weight))

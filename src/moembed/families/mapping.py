@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from moembed.model.spec import EncoderSpec, differences
 from moembed.moe.ffn import Activation
 from moembed.types import UserError
 
@@ -81,3 +82,15 @@ def activation(name: str) -> Activation:
 def activation_name(ours: Activation) -> str:
     """What transformers calls our activation."""
     return next(theirs for theirs, name in _ACTIVATION.items() if name == ours)
+
+
+def require_same(wanted: EncoderSpec, written: EncoderSpec, target: str) -> None:
+    """Refuse a config that would be read as another model than the one it was written for.
+
+    So a field of the spec that a family does not know is refused, and never dropped.
+
+    Raises:
+        UserError: every field that ``target`` cannot hold, in one sentence.
+    """
+    if found := differences(wanted, written):
+        raise UserError(f"{target} cannot hold this model: it has {'; '.join(found)}")

@@ -1,59 +1,77 @@
 """The checkpoint families we read and write, by ``model_type``.
 
-A family is three functions: its ``config.json`` to our ``EncoderConfig``, back again, and the table of its
-tensors.
+A family is three functions: its ``config.json`` to an ``EncoderSpec``, back again, and the table of its
+tensors. A spec that a family cannot say is refused by its ``write_config``, so that what is written always
+reads as the same model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-
-from moembed.config import validate
-from moembed.families import bert, nomic
-from moembed.families.mapping import Names, Stored
-from moembed.model.encoder import Encoder, EncoderConfig
+from moembed.families import bert, nomic, own
+from moembed.families.mapping import Names
+from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
 
 
 @dataclass(frozen=True)
 class Family:
-    read_config: Callable[[dict[str, Any]], EncoderConfig]
-    write_config: Callable[[EncoderConfig], dict[str, Any]]
-    names: Callable[[EncoderConfig], Names]
+    name: str
+    read_config: Callable[[dict[str, Any]], EncoderSpec]
+    write_config: Callable[[EncoderSpec], dict[str, Any]]
+    names: Callable[[EncoderSpec], Names]
     prefixes: tuple[str, ...] = ("",)  # what may stand before every name; the first is what we write
+    brings_code: bool = False  # whether the published config names code beside it, of which we are a copy
 
 
-def _read_own(values: dict[str, Any]) -> EncoderConfig:
-    return validate(EncoderConfig, values["encoder"])
+def _bert(name: str) -> Family:
+    write = partial(bert.write_config, model_type=name)
+    return Family(name, bert.read_config, write, bert.names, prefixes=("", "bert.", "roberta."))
 
 
-def _write_own(config: EncoderConfig) -> dict[str, Any]:
-    return {"model_type": "moembed", "encoder": config.model_dump(mode="json")}
-
-
-def _own_names(config: EncoderConfig) -> Names:
-    with torch.device("meta"):
-        return {name: Stored(name) for name in Encoder(config).state_dict()}
-
-
-_BERT = Family(bert.read_config, bert.write_config, bert.names, prefixes=("", "bert.", "roberta."))
-FAMILIES: dict[str, Family] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "nomic_bert": Family(
-        nomic.read_config, nomic.write_config, nomic.names, prefixes=("", "bert.", "nomic_bert.")
-    ),
-    "moembed": Family(_read_own, _write_own, _own_names, prefixes=("encoder.", "")),
-}
+_NOMIC = Family(
+    "nomic_bert",
+    nomic.read_config,
+    nomic.write_config,
+    nomic.names,
+    prefixes=("", "bert.", "nomic_bert."),
+    brings_code=True,
+)
+_OWN = Family(own.NAME, own.read_config, own.write_config, own.names, prefixes=("encoder.", ""))
+FAMILIES = {family.name: family for family in (*map(_bert, bert.CLASSES), _NOMIC, _OWN)}
 
 
 def family_of(values: dict[str, Any]) -> Family:
+    """The family of a ``config.json``.
+
+    Raises:
+        UserError: a ``model_type`` we do not know, or that comes with code of its own.
+    """
     model_type = values.get("model_type")
     if model_type not in FAMILIES:
         raise UserError(f"unknown model_type {model_type!r} (known: {', '.join(FAMILIES)})")
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if values.get("auto_map") and not family.brings_code:
+        raise UserError(
+            f"this model calls itself {model_type!r} but brings code of its own (auto_map in config.json), "
+            "which is not run: without it the vectors would be others"
+        )
+    return family
+
+
+def family_to_write(spec: EncoderSpec, source: dict[str, Any]) -> Family:
+    """The family a model is stored in: that of the config it was read from, while it can say the spec.
+
+    Args:
+        source: ``config.json`` as it was read, or nothing but the ``model_type`` that is wanted.
+    """
+    family = FAMILIES.get(source.get("model_type", own.NAME), _OWN)
+    try:
+        family.write_config(spec)
+    except UserError:
+        return _OWN
+    return family

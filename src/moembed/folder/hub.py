@@ -13,11 +13,9 @@ from pathlib import Path
 from moembed.types import UserError
 
 # What a model folder is read from. Nothing else is fetched; nothing else but the card is pushed.
-_MODEL_FILES = [
-    "config*.json",
-    "modules.json",
-    "[0-9]*_*/config.json",
-    "sentence_bert_config.json",
+_IN_ANY_MODULE = [
+    "config.json",
+    "sentence_*_config.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
@@ -26,10 +24,18 @@ _MODEL_FILES = [
     "added_tokens.json",
     "vocab.*",
     "merges.txt",
+    "bpe.codes",
     "*.model",
+]
+_MODEL_FILES = [
+    "config_sentence_transformers.json",
+    "modules.json",
+    *_IN_ANY_MODULE,
+    *(f"[0-9]*_*/{pattern}" for pattern in _IN_ANY_MODULE),
 ]
 # Fetched on request, and only where the files above hold no weights; never pushed.
 _PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
+_PICKLES += [f"[0-9]*_*/{pattern}" for pattern in _PICKLES]
 _CARD = "README.md"
 _LOG_IN = "check the name, then run `hf auth login` or set HF_TOKEN"
 _REFUSALS = {
@@ -66,7 +72,7 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None, allow_pickle
     revision = named or revision
     with _one_sentence(f"{name} is neither a folder nor reachable on the hub nor cached", revision):
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=_MODEL_FILES))
-        if allow_pickle and not any(folder.glob("*.safetensors")):
+        if allow_pickle and not any(folder.rglob("model*.safetensors")):
             # a snapshot is named after its commit; the branch may have moved on since
             snapshot_download(repo_id, revision=folder.name, allow_patterns=_PICKLES)
     return folder
@@ -80,7 +86,8 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 def local_folder(path: Path) -> Path | None:
     """The model folder at ``path``: itself, or the ``model`` of a run folder."""
-    return next((folder for folder in (path, path / "model") if (folder / "config.json").is_file()), None)
+    places = ((folder, name) for folder in (path, path / "model") for name in ("config.json", "modules.json"))
+    return next((folder for folder, name in places if (folder / name).is_file()), None)
 
 
 def is_hub_id(name: str) -> bool:

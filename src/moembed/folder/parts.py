@@ -7,31 +7,32 @@ from typing import Any
 
 from torch import Tensor
 
-from moembed.model.encoder import EncoderConfig
+from moembed.model.head import HeadConfig
+from moembed.model.pooling import Pooling
+from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
-
-MODULES = ["Transformer", "Pooling", "Normalize"]
-LEGACY_POOLING = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 
 
 @dataclass
 class Parts:
-    """What a model folder holds: ``files`` of the tokenizer, bytes as they are, ``source``: config.json.
+    """What a model folder holds.
 
-    ``dims`` are the prefixes of the vector that were trained to stand alone (Matryoshka).
+    Attributes:
+        files: those of the tokenizer, bytes as they are.
+        source: ``config.json`` as it was read. The model is written in its layout while that can say the
+            spec, else in our own; one that holds no more than a ``model_type`` asks for that layout.
+        dims: prefixes of the vector that were trained to stand alone (Matryoshka).
+        head: what follows pooling, with its tensors ``head_state`` by the names of ``HeadConfig.shapes``.
+        similarity_fn_name: how the vectors were meant to be compared; None: nothing is said.
     """
 
-    config: EncoderConfig
+    spec: EncoderSpec
     state: dict[str, Tensor]
     tokenizer: Tokenizer
-    pooling: str
+    pooling: Pooling
     files: dict[str, bytes] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     dims: tuple[int, ...] = ()
+    similarity_fn_name: str | None = None
+    head: HeadConfig = field(default_factory=HeadConfig)
+    head_state: dict[str, Tensor] = field(default_factory=dict)

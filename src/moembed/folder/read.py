@@ -1,44 +1,51 @@
 """A sentence-transformers folder -> the parts of an Embedder. Every tensor is checked on the way in.
 
-The files::
+The files, of which docs/model-folders.md says what wins where two disagree::
 
     config.json                          the architecture (ours or another family's)
     model.safetensors                    the weights
     tokenizer.json, tokenizer_config.json …
-    modules.json, 1_Pooling, 2_Normalize how token states become one unit vector
-    config_sentence_transformers.json    prompts by name
-    sentence_bert_config.json            max_seq_length
+    modules.json, 1_Pooling, 2_Dense …   how token states become one unit vector
+    config_sentence_transformers.json    prompts by name, the similarity
+    sentence_bert_config.json            max_seq_length, do_lower_case
 """
 
 from __future__ import annotations
 
-import re
+import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer as Backend
 
 from moembed.families.registry import family_of
 from moembed.files import read_json
-from moembed.folder.parts import LEGACY_POOLING, MODULES, Parts
+from moembed.folder.modules import PooledHead, encoder_folder, read_head_state, read_pooled_head
+from moembed.folder.parts import Parts
+from moembed.folder.settings import (
+    TOKENIZER_KEYS,
+    TRANSFORMER_FILES,
+    TransformerSettings,
+    read_model_settings,
+    read_transformer_settings,
+)
 from moembed.folder.tensors import read_state
-from moembed.model.encoder import EncoderConfig
-from moembed.model.pooling import POOLING
+from moembed.folder.tokenizer import read_tokenizer, tokenizer_files
+from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
-
-_TOKENIZER_FILES = re.compile(r"^(tokenizer.*|special_tokens_map|added_tokens|vocab|merges|.*\.model)(\.|$)")
 
 
 @dataclass(frozen=True)
 class Settings:
+    """What the small files of a folder say, in one."""
+
     max_length: int
-    prompts: dict[str, str]
-    default_prompt: str | None
-    pooling: str
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    similarity: str | None = None
     dims: tuple[int, ...] = ()
+    modules: PooledHead = field(default_factory=PooledHead)
+    transformer: TransformerSettings = field(default_factory=TransformerSettings)
 
 
 def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
@@ -50,102 +57,59 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
 
     Raises:
         UserError: not a model folder, unknown model type or module, missing, extra, misshapen or non-finite
-            tensors, a damaged file, a tokenizer larger than the vocabulary.
+            tensors, a damaged file, a tokenizer that is not the model's.
     """
-    if not (path / "config.json").is_file():
+    spec = read_config(path)
+    inside = encoder_folder(path)
+    values = read_json(inside / "config.json")
+    settings = read_settings(path, spec)
+    transformer = settings.transformer
+    state = read_state(inside, spec, family_of(values), allow_pickle)
+    backend, side = read_tokenizer(inside, spec.vocab_size, transformer.options, transformer.lowercase)
+    tokenizer = Tokenizer(backend, settings.max_length, settings.prompts, settings.default_prompt, side)
+    files = tokenizer_files(inside)
+    if kept := {key: value for key, value in transformer.file.items() if key in TOKENIZER_KEYS and value}:
+        files[TRANSFORMER_FILES[0]] = json.dumps(kept).encode()
+    pooling, head = settings.modules.pooling, settings.modules.head
+    head_state = read_head_state(path, head, allow_pickle)
+    return Parts(
+        spec, state, tokenizer, pooling, files, values, settings.dims, settings.similarity, head, head_state
+    )
+
+
+def read_config(path: Path) -> EncoderSpec:
+    """The architecture alone, from ``config.json``."""
+    file = encoder_folder(path) / "config.json"
+    if not file.is_file():
         what = "has no config.json, so it is not a model folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}")
-    values = read_json(path / "config.json")
-    config = read_config(path)
-    state = read_state(path, config, family_of(values), allow_pickle)
-    settings = read_settings(path, config)
-    tokenizer = Tokenizer(
-        _read_tokenizer(path, config), settings.max_length, settings.prompts, settings.default_prompt
-    )
-    return Parts(config, state, tokenizer, settings.pooling, _tokenizer_files(path), values, settings.dims)
-
-
-def read_config(path: Path) -> EncoderConfig:
-    """The architecture alone, from ``config.json``."""
-    values = read_json(path / "config.json")
+    values = read_json(file)
     try:
         return family_of(values).read_config(values)
     except KeyError as error:
-        raise UserError(f"{path / 'config.json'} has no key {error}") from None
+        raise UserError(f"{file} has no key {error}") from None
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path / 'config.json'}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
 
 
-def _read_tokenizer(path: Path, config: EncoderConfig) -> Backend:
-    file = path / "tokenizer.json"
-    if file.is_file():
-        try:
-            backend = Backend.from_file(str(file))
-        except Exception as error:  # the Rust library raises bare Exception
-            raise UserError(f"{file} is not a readable tokenizer ({error})") from None
-    else:
-        backend = _slow_tokenizer(path)
-    largest = max(backend.get_vocab().values(), default=-1)
-    if largest >= config.vocab_size:
-        raise UserError(
-            f"{path}: the tokenizer's ids go up to {largest}, the model has {config.vocab_size} rows"
-        )
-    return backend
-
-
-def read_settings(path: Path, config: EncoderConfig) -> Settings:
+def read_settings(path: Path, spec: EncoderSpec) -> Settings:
     """What the small files of a folder say about texts: length limit, prompts, pooling."""
-    transformer = _optional(path / "sentence_bert_config.json")
-    if transformer.get("do_lower_case"):
-        raise UserError(f"{path}: do_lower_case in sentence_bert_config.json is not supported")
-    tokenizer = _optional(path / "tokenizer_config.json")
-    limit = int(transformer.get("max_seq_length") or tokenizer.get("model_max_length") or config.max_length)
-    prompts = _optional(path / "config_sentence_transformers.json")
+    transformer = read_transformer_settings(encoder_folder(path))
+    modules = read_pooled_head(path, spec.width)
+    model = read_model_settings(path, modules.normalised)
+    limit = transformer.max_length or spec.max_length
+    if "max_seq_length" in transformer.file and limit > spec.max_length:
+        warnings.warn(
+            f"{path}: max_seq_length says {limit} tokens, the model has positions for {spec.max_length}: "
+            "longer texts are cut there",
+            stacklevel=2,
+        )
     return Settings(
-        max_length=min(limit, config.max_length),
-        prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text},
-        default_prompt=prompts.get("default_prompt_name"),
-        pooling=_read_pooling(path),
-        dims=tuple(prompts.get("matryoshka_dims") or ()),
+        min(limit, spec.max_length),
+        model.prompts,
+        model.default_prompt,
+        model.similarity,
+        model.dims,
+        modules,
+        transformer,
     )
-
-
-def _slow_tokenizer(path: Path) -> Backend:
-    """Folders with only ``vocab.txt`` or a sentencepiece model: transformers converts them."""
-    from transformers import AutoTokenizer
-
-    if not any(re.search(r"^vocab\.|\.model$", file.name) for file in path.iterdir()):
-        # transformers would make a tokenizer that knows no word
-        raise UserError(f"{path} has neither a tokenizer.json nor a vocabulary file")
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True).backend_tokenizer
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} has no tokenizer.json and none could be made ({reason})") from None
-
-
-def _tokenizer_files(path: Path) -> dict[str, bytes]:
-    return {f.name: f.read_bytes() for f in sorted(path.iterdir()) if _TOKENIZER_FILES.match(f.name)}
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _read_pooling(path: Path) -> str:
-    if not (path / "modules.json").is_file():
-        warnings.warn(f"{path} has no modules.json: mean pooling is assumed", stacklevel=2)
-        return "mean"
-    modules = read_json(path / "modules.json", list)
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
-    if kinds not in (MODULES, MODULES[:2]):
-        known, found = " + ".join(MODULES), " + ".join(kinds)
-        raise UserError(f"{path}: a model made of {found} is not supported, only {known}")
-    values = read_json(path / modules[1]["path"] / "config.json")
-    modes = values.get("pooling_mode") or [mode for key, mode in LEGACY_POOLING.items() if values.get(key)]
-    mode = modes if isinstance(modes, str) else "+".join(modes)
-    if mode not in POOLING:
-        raise UserError(f"{path}: pooling {mode!r} is not supported (known: {', '.join(POOLING)})")
-    if not values.get("include_prompt", True):
-        raise UserError(f"{path}: pooling that leaves the prompt out (include_prompt false) is not supported")
-    return str(mode)

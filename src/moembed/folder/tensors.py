@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from moembed.families.registry import Family
 from moembed.files import read_json
-from moembed.model.encoder import Encoder, EncoderConfig
+from moembed.model.encoder import tensor_shapes
+from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
 
 # Heads and buffers that come with a pretrained checkpoint and play no part in an embedding.
@@ -65,7 +66,7 @@ def stored_dtypes(path: Path, allow_pickle: bool = False) -> list[str]:
 
 
 def read_state(
-    path: Path, config: EncoderConfig, family: Family, allow_pickle: bool = False
+    path: Path, spec: EncoderSpec, family: Family, allow_pickle: bool = False
 ) -> dict[str, Tensor]:
     """The tensors of a model folder by our names.
 
@@ -74,8 +75,8 @@ def read_state(
             non-finite tensor, or one of integers.
     """
     theirs = _read_tensors(path, allow_pickle)
-    shapes = tensor_shapes(config)
-    table = {ours: stored for ours, stored in family.names(config).items() if ours in shapes}
+    shapes = tensor_shapes(spec)
+    table = {ours: stored for ours, stored in family.names(spec).items() if ours in shapes}
     if missing := sorted(set(shapes) - set(table)):
         raise UserError(f"{path}: this layout has no place for {missing[0]!r}")
     anchor = table["word.weight"].names[0]
@@ -92,9 +93,19 @@ def read_state(
     return state
 
 
-def tensor_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Encoder(config).state_dict().items()}
+def read_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], allow_pickle: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of these names and shapes, which are all that a folder holds.
+
+    Raises:
+        UserError: as in ``read_state``.
+    """
+    theirs = _read_tensors(path, allow_pickle)
+    found = {name: _take(theirs, name, shape, path) for name, shape in shapes.items()}
+    if theirs:
+        raise UserError(f"{path}: the tensor {next(iter(theirs))!r} belongs to no part of this module")
+    return found
 
 
 def _read_tensors(path: Path, allow_pickle: bool) -> dict[str, Tensor]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moembed.families.registry import family_of
+from moembed.families.registry import family_to_write
 from moembed.files import replacing, write_json
-from moembed.folder.parts import LEGACY_POOLING, MODULES, Parts
+from moembed.folder.modules import write_modules
+from moembed.folder.parts import Parts
+from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
+from moembed.folder.tokenizer import pad_token
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
-
-_PADDING = ("[PAD]", "<pad>")
 
 
 def write_folder(path: Path, parts: Parts) -> None:
@@ -22,12 +24,12 @@ def write_folder(path: Path, parts: Parts) -> None:
 
     The folder appears whole or not at all: it is written under another name and then takes its place.
     """
-    family = family_of({"model_type": parts.config.family})
+    family = family_to_write(parts.spec, parts.source)
     theirs: dict[str, Tensor] = {}
-    table = family.names(parts.config)
+    table = family.names(parts.spec)
     for ours, tensor in parts.state.items():
         if ours not in table:
-            raise UserError(f"the {parts.config.family} layout has no place for {ours!r}")
+            raise UserError(f"the {family.name} layout has no place for {ours!r}")
         pieces = table[ours].write(tensor.detach().cpu())
         names = (family.prefixes[0] + name for name in table[ours].names)
         theirs |= {name: piece.contiguous() for name, piece in zip(names, pieces, strict=True)}
@@ -37,58 +39,44 @@ def write_folder(path: Path, parts: Parts) -> None:
 
 
 def write_small_files(folder: Path, parts: Parts) -> None:
-    """Every file of a model folder but its weights: config, tokenizer, pooling, prompts."""
+    """Every file of a model folder but the encoder's weights: config, tokenizer, modules, prompts."""
     dtype = str(next(iter(parts.state.values())).dtype).removeprefix("torch.")
-    tokenizer = parts.tokenizer
-    transformer = "sentence_transformers.models."
-    modules = [
-        {"idx": i, "name": str(i), "path": place, "type": transformer + kind}
-        for i, (kind, place) in enumerate(zip(MODULES, ["", "1_Pooling", "2_Normalize"], strict=True))
-    ]
-    pooling = {
-        "word_embedding_dimension": parts.config.width,
-        "embedding_dimension": parts.config.width,
-        "pooling_mode": parts.pooling,
-        **{key: mode == parts.pooling for key, mode in LEGACY_POOLING.items()},
-        "include_prompt": True,
-    }
+    tokenizer, files = parts.tokenizer, dict(parts.files)
+    kept = json.loads(files.pop(TRANSFORMER_FILES[0], b"{}"))
     settings: dict[str, Any] = {
         "model_type": "SentenceTransformer",
         "prompts": tokenizer.prompts,
         "default_prompt_name": tokenizer.default_prompt,
-        "similarity_fn_name": "cosine",
+        "similarity_fn_name": parts.similarity_fn_name or "cosine",
     }
     settings |= {"matryoshka_dims": list(parts.dims)} if parts.dims else {}
     write_json(folder / "config.json", _config_values(parts, dtype))
-    write_json(folder / "modules.json", modules)
-    (folder / "1_Pooling").mkdir()
-    (folder / "2_Normalize").mkdir()
-    write_json(folder / "1_Pooling" / "config.json", pooling)
-    write_json(folder / "config_sentence_transformers.json", settings)
+    write_modules(folder, parts)
+    write_json(folder / SENTENCE_TRANSFORMERS, settings)
     write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": tokenizer.max_length, "do_lower_case": False},
+        folder / TRANSFORMER_FILES[0],
+        {"do_lower_case": False} | kept | {"max_seq_length": tokenizer.max_length},
     )
-    for name, content in parts.files.items():
+    for name, content in files.items():
         (folder / name).write_bytes(content)
-    if "tokenizer.json" not in parts.files:
+    if "tokenizer.json" not in files:
         tokenizer.backend.save(str(folder / "tokenizer.json"))
-    if "tokenizer_config.json" not in parts.files:
+    if "tokenizer_config.json" not in files:
         write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
 
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """What transformers needs beside a bare tokenizer.json to batch texts: a name for padding."""
-    pad = next((token for token in _PADDING if tokenizer.backend.token_to_id(token) is not None), None)
+    pad = pad_token(tokenizer.backend)
     named = {"pad_token": pad} if pad else {}
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokenizer.max_length} | named
 
 
 def _config_values(parts: Parts, dtype: str) -> dict[str, Any]:
     """The config as it was read, with what no longer is true written over it; else a new one."""
-    family, source = family_of({"model_type": parts.config.family}), parts.source
-    written = family.write_config(parts.config)
-    if source.get("model_type") != written["model_type"]:
+    family, source = family_to_write(parts.spec, parts.source), parts.source
+    written = family.write_config(parts.spec)
+    if source.get("model_type") != family.name or source.keys() == {"model_type"}:
         return written | {"dtype": dtype}
-    values = source if family.read_config(source) == parts.config else source | written
+    values = source if family.read_config(source) == parts.spec else source | written
     return values | {key: dtype for key in ("dtype", "torch_dtype") if key in source}

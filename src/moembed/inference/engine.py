@@ -1,31 +1,136 @@
-"""The form in which an encoder serves on a CPU: every matrix of its blocks packed, and in memory once.
+"""The form in which an encoder serves: a frozen twin of it that owns its packed matrices.
 
-``pack`` takes the matrices out of their parameters and puts `moembed.inference.packed` ones beside them;
-``unpack`` puts them back, bit for bit. While packed, a parameter keeps its shape and holds NaN: what reads it
-by mistake shows. ``int8`` rounds for good: weights and the vocabulary table once, activations at every
-product; routers, norms, biases and attention stay as they are.
+``freeze`` copies the tree of modules, not the weights. On a CPU every matrix of the twin is packed into the
+layout that its dot products read; what is small (norms, biases, position tables) is shared with the encoder.
+The encoder itself is never touched: it can be trained, saved, copied and iterated over as if it had never
+served. ``int8`` rounds: weights and the vocabulary table once, activations at every product; routers, norms,
+biases and attention stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING
+import copy
+import os
+import threading
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from moembed.inference.packed import FloatMatrix, Int8Matrix, Int8Table, Linear, Tiled
+from moembed.inference.fingerprint import Fingerprint
+from moembed.inference.packed import FloatMatrix, Int8Matrix, Int8Table, Tiled, tiles
+from moembed.model.encoder import Encoder
 from moembed.moe.ffn import Activation, FeedForward
 from moembed.moe.layer import MoE
-from moembed.types import UserError
-
-if TYPE_CHECKING:
-    from moembed.model.encoder import Encoder
+from moembed.moe.router import Router, Routing
 
 Matrix = FloatMatrix | Int8Matrix
-Held = tuple[Tensor, Sequence[Matrix]]  # a parameter and the matrices that hold its values now
 Part = tuple[Tensor, "Tensor | None"]  # weight and bias of one matrix
+
+_building = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: the thread that held the lock may not be there any more."""
+    global _building
+    _building = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Engine:
+    """The frozen twins of one encoder: made when first asked for, and again when the encoder has changed.
+
+    Any number of threads may ask. A copy, or a pickle, is an engine that has made nothing yet.
+    """
+
+    def __init__(self, int8: bool = False) -> None:
+        self.int8 = int8
+        self._made: tuple[Fingerprint, Encoder] | None = None
+
+    def __reduce__(self) -> tuple[type[Engine], tuple[bool]]:
+        return Engine, (self.int8,)
+
+    def encoder(self, module: Encoder) -> Encoder:
+        """What computes the values of ``module`` in inference: packed, unless ``module`` is in training."""
+        if module.training:
+            return freeze(module, pack=False)
+        if (made := self._current()) is None:
+            with _building:
+                if (made := self._current()) is None:
+                    fingerprint = Fingerprint(module)
+                    made = freeze(module, self.int8)
+                    self._made = (fingerprint, made)
+        return made
+
+    def drop(self) -> None:
+        """Give the memory of the packed matrices back."""
+        self._made = None
+
+    def _current(self) -> Encoder | None:
+        made = self._made
+        return made[1] if made is not None and made[0].holds() else None
+
+
+class Packed(nn.Module):
+    """A linear layer, a feed-forward block or a vocabulary table in its packed form."""
+
+    def __init__(self, compute: Tiled | Int8Table) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def forward(self, input_T: Tensor) -> Tensor:
+        return self.compute(input_T)
+
+
+class PackedRouter(Router):
+    """A router whose product of a token does not depend, to the bit, on how many other tokens there are."""
+
+    matrix: Tiled
+
+    def logits(self, states_TD: Tensor) -> Tensor:
+        return self.matrix(states_TD)
+
+
+class PackedMoE(MoE):
+    """Experts on packed matrices, tile by tile, and one weighted sum of the rows of each token."""
+
+    packed: Sequence[Tiled]  # one per expert
+
+    def routed(self, hidden_TD: Tensor, routing: Routing, *_: object) -> Tensor:
+        order_P = routing.expert_P.argsort(stable=True)
+        token_P = routing.token_P[order_P]
+        output_PD = hidden_TD.new_empty(len(token_P), hidden_TD.shape[1])
+        counts = routing.stats.count_E.tolist()
+        slices = zip(self.packed, torch.split(token_P, counts), torch.split(output_PD, counts), strict=True)
+        for expert, token_N, output_ND in slices:
+            for rows, computed in tiles(len(token_N)):
+                output_ND[rows] = expert.tile(hidden_TD[token_N[rows]], computed)
+        return _combine(output_PD, order_P, routing)
+
+
+def can_round() -> bool:
+    """Whether this build of PyTorch has oneDNN, and with it the products of 8-bit matrices."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def freeze(encoder: Encoder, int8: bool = False, pack: bool = True) -> Encoder:
+    """A twin of ``encoder`` in inference mode; its tree of modules is its own, its unpacked tensors are not.
+
+    Where this machine cannot pack (a GPU, a precision without kernels), or ``pack`` is false, the twin shares
+    all of its tensors.
+    """
+    make: type[Matrix] | None = None
+    if pack and _can_pack(encoder):
+        make = Int8Matrix if int8 else FloatMatrix
+    twin = _twin(encoder, make)
+    assert isinstance(twin, Encoder)
+    if make is Int8Matrix:
+        twin._modules["word"] = Packed(Int8Table(encoder.word.weight))
+    return twin
 
 
 def _can_pack(encoder: Encoder) -> bool:
@@ -37,82 +142,29 @@ def _can_pack(encoder: Encoder) -> bool:
     return weight.dtype == torch.float32 or bool(bfloat16)
 
 
-def can_round() -> bool:
-    """Whether this build of PyTorch has oneDNN, and with it the products of 8-bit matrices."""
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+def _twin(module: nn.Module, make: type[Matrix] | None) -> nn.Module:
+    if make is not None and isinstance(module, nn.Linear):
+        return Packed(_tiled(make, None, [(module.weight, module.bias), None, None]))
+    if make is not None and isinstance(module, FeedForward):
+        linears = (module.up, module.gate, module.down)
+        parts = [(linear.weight, linear.bias) if linear is not None else None for linear in linears]
+        return Packed(_tiled(make, module.activation_name, parts))
+    twin = copy.copy(module)
+    for name in ("_parameters", "_buffers"):
+        twin.__dict__[name] = dict(module.__dict__[name])
+    children = module._modules.items()
+    twin.__dict__["_modules"] = {name: child and _twin(child, make) for name, child in children}
+    twin.__dict__["training"] = False
+    if make is not None and isinstance(twin, MoE):
+        twin.__class__ = PackedMoE
+        twin.__dict__["packed"] = _experts(twin, make)
+    elif make is not None and isinstance(twin, Router):
+        twin.__class__ = PackedRouter
+        twin.__dict__["matrix"] = Tiled(FloatMatrix(twin.weight_ED.float(), None, None), None, None)
+    return twin
 
 
-@torch.no_grad()
-def pack(encoder: Encoder, int8: bool = False) -> None:
-    """Pack the blocks of ``encoder`` in place, for ``int8`` its vocabulary table too.
-
-    Where this machine cannot, or it was done before, nothing happens.
-    """
-    if encoder.held or not _can_pack(encoder):
-        return
-    make: type[Matrix] = Int8Matrix if int8 else FloatMatrix
-    for module in encoder.modules():
-        if isinstance(module, Linear):
-            new = _pack_linear(module, make)
-        elif isinstance(module, FeedForward):
-            new = _pack_feed_forward(module, make)
-        elif isinstance(module, MoE):
-            new = _pack_experts(module, make)
-        elif module is encoder.word and int8:
-            module.packed = Int8Table(module.weight)
-            new = [(module.weight, ())]
-        else:
-            continue
-        for parameter, _ in new:
-            parameter.data = torch.full((1,), torch.nan, dtype=parameter.dtype).expand(parameter.shape)
-        encoder.held += new
-
-
-@torch.no_grad()
-def unpack(encoder: Encoder) -> None:
-    """Undo ``pack``.
-
-    Raises:
-        UserError: the matrices were rounded to int8.
-    """
-    for parameter, matrices in encoder.held:
-        parameter.data = _value(parameter, matrices)
-    encoder.held = []
-    for module in encoder.modules():
-        if isinstance(module, (Linear, FeedForward, MoE)):
-            module.packed = None
-
-
-@torch.no_grad()
-def values(encoder: Encoder) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every tensor of ``encoder``, packed or not, one at a time."""
-    packed = {id(parameter): matrices for parameter, matrices in encoder.held}
-    for name, tensor in chain(encoder.named_parameters(), encoder.named_buffers()):
-        matrices = packed.get(id(tensor))
-        yield name, tensor.detach() if matrices is None else _value(tensor, matrices)
-
-
-def _value(parameter: Tensor, matrices: Sequence[Matrix]) -> Tensor:
-    parts = [matrix.packed.to_dense() for matrix in matrices if isinstance(matrix, FloatMatrix)]
-    if not parts:
-        raise UserError("this model was rounded to int8; load it with dtype='float32' to train or save it")
-    return parts[0] if parameter.ndim == 2 else torch.stack(parts)
-
-
-def _pack_linear(linear: Linear, make: type[Matrix]) -> list[Held]:
-    linear.packed = _tiled(make, None, [(linear.weight, linear.bias), None, None])
-    return [(linear.weight, linear.packed.matrices())]
-
-
-def _pack_feed_forward(block: FeedForward, make: type[Matrix]) -> list[Held]:
-    linears = (block.up, block.gate, block.down)
-    parts = [(linear.weight, linear.bias) if linear is not None else None for linear in linears]
-    block.packed = tiled = _tiled(make, block.activation_name, parts)
-    weights = [linear.weight for linear in linears if linear is not None]
-    return [(weight, [matrix]) for weight, matrix in zip(weights, tiled.matrices(), strict=True)]
-
-
-def _pack_experts(moe: MoE, make: type[Matrix]) -> list[Held]:
+def _experts(moe: MoE, make: type[Matrix]) -> list[Tiled]:
     stacks = (
         (moe.up_EFD, moe.up_bias_EF),
         (moe.gate_EFD, moe.gate_bias_EF),
@@ -124,12 +176,10 @@ def _pack_experts(moe: MoE, make: type[Matrix]) -> list[Held]:
             return None
         return weight[expert], bias[expert] if bias is not None else None
 
-    moe.packed = [
+    return [
         _tiled(make, moe.activation_name, [part(*stack, expert) for stack in stacks])
         for expert in range(len(moe.up_EFD))
     ]
-    weights = [weight for weight, _ in stacks if weight is not None]
-    return list(zip(weights, zip(*(tiled.matrices() for tiled in moe.packed), strict=True), strict=True))
 
 
 def _tiled(make: type[Matrix], activation: Activation | None, parts: Sequence[Part | None]) -> Tiled:
@@ -140,4 +190,17 @@ def _tiled(make: type[Matrix], activation: Activation | None, parts: Sequence[Pa
         make(*up, None if gate else activation),
         make(*gate, activation) if gate else None,
         make(*down, None) if down else None,
+    )
+
+
+def _combine(output_PD: Tensor, order_P: Tensor, routing: Routing) -> Tensor:
+    """``y_t = sum of weight_p * output_p`` over the pairs p of token t; ``order_P`` sorted them by expert."""
+    place_P = torch.empty_like(order_P)
+    place_P[order_P] = torch.arange(len(order_P), device=order_P.device)
+    return F.embedding_bag(
+        place_P,
+        output_PD,
+        torch.searchsorted(routing.token_P, torch.arange(routing.stats.tokens, device=order_P.device)),
+        per_sample_weights=routing.weight_P.to(output_PD.dtype),
+        mode="sum",
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moembed.moe.ffn import ACTIVATIONS, Activation
 
@@ -139,21 +139,3 @@ def tiles(rows: int) -> Iterator[tuple[slice, int]]:
 
 def _padded(rows: int) -> int:
     return -(-rows // _STEP) * _STEP if rows > _STEP // 2 else rows
-
-
-class Linear(nn.Linear):
-    """``nn.Linear`` that can be packed."""
-
-    packed: Tiled | None = None
-
-    def forward(self, hidden_TD: Tensor) -> Tensor:
-        return super().forward(hidden_TD) if self.packed is None else self.packed(hidden_TD)
-
-
-class Embedding(nn.Embedding):
-    """``nn.Embedding`` that can be packed."""
-
-    packed: Int8Table | None = None
-
-    def forward(self, token_T: Tensor) -> Tensor:
-        return super().forward(token_T) if self.packed is None else self.packed(token_T)

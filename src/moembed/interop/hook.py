@@ -1,36 +1,39 @@
 """Registration with transformers' auto classes that costs nothing until transformers is used.
 
 ``import moembed`` must stay light, and transformers offers no entry point to plug into. So we wait for its
-registry of configs to be imported and register ours right after; if it is there already, at once.
+registries of configs and of models to be imported and register ours right after; what is there already, at
+once.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-REGISTRY = "transformers.models.auto.configuration_auto"
-
 
 def install() -> None:
     """Make ``AutoConfig``, ``AutoModel`` and ``SentenceTransformer`` know ``model_type: moembed``."""
-    if REGISTRY in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _AfterImport())
+    for registry, register in REGISTRIES.items():
+        if registry in sys.modules:
+            register()
+        else:
+            sys.meta_path.insert(0, _AfterImport(registry, register))
 
 
 class _AfterImport(MetaPathFinder):
     """Lets the usual finders find the registry and adds one step to its loading; then it is gone."""
 
+    def __init__(self, registry: str, register: Callable[[], None]) -> None:
+        self.registry, self.register = registry, register
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != REGISTRY:
+        if fullname != self.registry:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
@@ -40,15 +43,30 @@ class _AfterImport(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            _register()
+            self.register()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
-def _register() -> None:
+def _register_config() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
     from moembed.interop.config import MoembedConfig
 
     AutoConfig.register(MoembedConfig.model_type, MoembedConfig, exist_ok=True)
+
+
+def _register_model() -> None:
+    from transformers.models.auto.modeling_auto import AutoModel
+
+    from moembed.interop.config import MoembedConfig
+    from moembed.interop.model import MoembedModel
+
+    AutoModel.register(MoembedConfig, MoembedModel, exist_ok=True)
+
+
+REGISTRIES = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_model,
+}

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
-from moembed.config import validate
+from moembed.families.own import read_encoder
 from moembed.interop.config import MoembedConfig
 from moembed.losses.balance import balance_loss, z_loss
-from moembed.model.encoder import Encoder, EncoderConfig
+from moembed.model.encoder import Encoder
 from moembed.types import RouterStats, UserError
 
 _REFUSED = ("inputs_embeds", "position_ids", "output_attentions")
@@ -43,7 +42,7 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def __init__(self, config: MoembedConfig) -> None:
         super().__init__(config)
-        self.encoder = Encoder(validate(EncoderConfig, config.encoder, "config.json: encoder"))
+        self.encoder = Encoder(read_encoder(config.encoder))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
@@ -78,7 +77,7 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         if not length_B:
             raise UserError("the batch holds no token: attention_mask is 0 everywhere")
 
-        last = len(self.encoder.layers)
+        last = self.encoder.spec.num_layers
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
@@ -109,7 +108,7 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         assert isinstance(value, nn.Embedding)
-        self.encoder.word = value  # type: ignore[assignment]
+        self.encoder.word = value
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -117,7 +116,7 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         for name, parameter in module.named_parameters(recurse=False):
             if getattr(parameter, "_is_hf_initialized", False):
                 continue
-            if isinstance(module, nn.LayerNorm) and name == "weight":
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm) and name == "weight":
                 parameter.fill_(1)
             elif parameter.ndim == 1 or "bias" in name:
                 parameter.zero_()
@@ -143,6 +142,3 @@ def _real_tokens(real_BS: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     order_B = length_B.argsort(stable=True)
     place_T, column_T = real_BS[order_B].nonzero(as_tuple=True)
     return order_B[place_T], column_T, [length for length in length_B[order_B].tolist() if length]
-
-
-AutoModel.register(MoembedConfig, MoembedModel, exist_ok=True)

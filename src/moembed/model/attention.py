@@ -1,80 +1,145 @@
-"""Bidirectional self-attention over a packed batch, on roads that give the same values.
+"""Self-attention over a packed batch, on backends that give the same values.
 
 - ``packed`` hands every run of equally long texts to the fused kernel at once, so no padding exists.
 - ``varlen`` hands it the whole batch, of whatever lengths. For GPUs.
-- ``padded`` is the textbook road, softmax(QK'/sqrt(C) + mask)V on a padded batch: slow, obvious, the tests'
+- ``padded`` is the definition, softmax(QK'/sqrt(C) + mask)V on a padded batch: slow, obvious, the tests'
   reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from moembed.inference.packed import Linear
-from moembed.model.rope import rotate
-from moembed.moe.backends import AUTO, named, possible
+from moembed.config import Strict
+from moembed.machine import AUTO, requested_backend, supported_backend
+from moembed.model.norm import NormSpec, make_norm
+from moembed.model.rope import CosSin, RopeSpec, rotate
 from moembed.packing import offsets, on_device
+
+
+class AttentionSpec(Strict):
+    """Self-attention of one layer.
+
+    Attributes:
+        num_kv_heads: heads of keys and values; each serves ``num_heads / num_kv_heads`` heads of queries in
+            a row (Ainslie et al., arXiv 2305.13245).
+        bias: of the projection to queries, keys and values; ``out_bias`` of the one back.
+        qk_norm: of every head of queries and keys, before they are rotated; None: there is none.
+        window: a token sees those at most so many positions away; None: all.
+        causal: a token sees only itself and those before it.
+        rope: rotary positions; None: there are none.
+    """
+
+    num_heads: int = Field(ge=1)
+    num_kv_heads: int = Field(ge=1)
+    head_size: int = Field(ge=1)
+    bias: bool = True
+    out_bias: bool = True
+    qk_norm: NormSpec | None = None
+    window: int | None = Field(default=None, ge=0)
+    causal: bool = False
+    rope: RopeSpec | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> AttentionSpec:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.rope and self.head_size % 2:
+            raise ValueError(f"heads of size {self.head_size} cannot be rotary: it is odd")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which tokens of its text a token sees."""
+
+    causal: bool = False
+    window: int | None = None
+
+    def seen_SS(self, length: int, device: torch.device) -> Tensor | None:
+        """True where the row sees the column; None where every token sees all."""
+        limited = self.window is not None and self.window < length - 1
+        if not (self.causal and length > 1) and not limited:
+            return None
+        distance_SS = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+        seen_SS = distance_SS >= 0 if self.causal else torch.ones_like(distance_SS, dtype=torch.bool)
+        return seen_SS & (distance_SS.abs() <= self.window) if self.window is not None else seen_SS
 
 
 class Attention(nn.Module):
     """Multi-head attention; one fused projection laid out ``[q | k | v]``, heads contiguous inside each."""
 
-    def __init__(self, width: int, num_heads: int, bias: bool) -> None:
+    def __init__(self, width: int, spec: AttentionSpec) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv = Linear(width, 3 * width, bias=bias)
-        self.out = Linear(width, width, bias=bias)
+        self.spec = spec
+        self.heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        self.mask = Mask(spec.causal, spec.window)
+        self.qkv = nn.Linear(width, sum(self.heads) * spec.head_size, bias=spec.bias)
+        self.out = nn.Linear(spec.num_heads * spec.head_size, width, bias=spec.out_bias)
+        self.query_norm = make_norm(spec.head_size, spec.qk_norm) if spec.qk_norm else None
+        self.key_norm = make_norm(spec.head_size, spec.qk_norm) if spec.qk_norm else None
 
     def forward(
         self,
         hidden_TD: Tensor,
         length_B: Sequence[int],
-        rotation: tuple[Tensor, Tensor] | None = None,
+        cos_sin: CosSin | None = None,
         dropout: float = 0.0,
-        road: str = AUTO,
+        backend: str = AUTO,
     ) -> Tensor:
-        tokens, width = hidden_TD.shape
-        states = self.qkv(hidden_TD).view(tokens, 3, self.num_heads, width // self.num_heads)
-        if states.device.type == "cpu" and not _has_bfloat16_tiles():
-            states = states.float()
-        query_THC, key_THC, value_THC = states.unbind(1)
-        if rotation is not None:
-            query_THC, key_THC = rotate(query_THC, *rotation), rotate(key_THC, *rotation)
-        mixed_THC = ROADS[_choose(road, states, dropout)](query_THC, key_THC, value_THC, length_B, dropout)
-        return self.out(mixed_THC.reshape(tokens, width).to(hidden_TD.dtype))
+        # projections, and what is done to each head alone
+        states_THC = self.qkv(hidden_TD).unflatten(-1, (sum(self.heads), self.spec.head_size))
+        if states_THC.device.type == "cpu" and not _has_bfloat16_tiles():
+            states_THC = states_THC.float()
+        query_THC, key_THC, value_THC = states_THC.split(self.heads, dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            query_THC, key_THC = self.query_norm(query_THC), self.key_norm(key_THC)
+        if cos_sin is not None:
+            query_THC, key_THC = rotate(query_THC, *cos_sin), rotate(key_THC, *cos_sin)
+        if (shared := self.spec.num_heads // self.spec.num_kv_heads) > 1:
+            key_THC, value_THC = (x.repeat_interleave(shared, dim=1) for x in (key_THC, value_THC))
+        # attention proper
+        run = BACKENDS[_choose(backend, query_THC, self.mask, dropout)]
+        mixed_THC = run((query_THC, key_THC, value_THC), length_B, self.mask, dropout)
+        return self.out(mixed_THC.flatten(1).to(hidden_TD.dtype))
 
 
-def packed(
-    query_THC: Tensor, key_THC: Tensor, value_THC: Tensor, length_B: Sequence[int], dropout: float
-) -> Tensor:
+States = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (T, H, C)
+
+
+def packed(states: States, length_B: Sequence[int], mask: Mask, dropout: float) -> Tensor:
     """One fused call per run of equal lengths; texts in ``length_B`` stand shortest first."""
     runs = [(length, len(list(group))) for length, group in groupby(length_B)]
     sizes = [length * count for length, count in runs]
-    split = [torch.split(states_THC, sizes) for states_THC in (query_THC, key_THC, value_THC)]
+    split = [torch.split(states_THC, sizes) for states_THC in states]
     mixed = []
-    for (length, count), *states in zip(runs, *split, strict=True):
-        query, key, value = (x.unflatten(0, (count, length)).transpose(1, 2) for x in states)
+    for (length, count), *parts in zip(runs, *split, strict=True):
+        query, key, value = (x.unflatten(0, (count, length)).transpose(1, 2) for x in parts)
+        seen_SS = mask.seen_SS(length, query.device)
         with torch.autocast(query.device.type, enabled=False):
-            attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            attended = F.scaled_dot_product_attention(query, key, value, seen_SS, dropout)
         mixed.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed)
 
 
-def varlen(
-    query_THC: Tensor, key_THC: Tensor, value_THC: Tensor, length_B: Sequence[int], dropout: float
-) -> Tensor:
-    """One call of FlashAttention (Dao, arXiv 2307.08691), which reads where each text starts; no dropout."""
+def varlen(states: States, length_B: Sequence[int], mask: Mask, dropout: float) -> Tensor:
+    """One call of FlashAttention (Dao, arXiv 2307.08691), which reads where each text starts."""
     assert dropout == 0
-    start_B = on_device(offsets(length_B), query_THC.device, torch.int32)
+    assert mask == Mask()
+    start_B = on_device(offsets(length_B), states[0].device, torch.int32)
     longest = max(length_B)
-    return _varlen_attn()(query_THC, key_THC, value_THC, start_B, start_B, longest, longest)
+    return _varlen_attn()(*states, start_B, start_B, longest, longest)
 
 
 @cache
@@ -92,53 +157,60 @@ def _has_bfloat16_tiles() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
-def padded(
-    query_THC: Tensor, key_THC: Tensor, value_THC: Tensor, length_B: Sequence[int], dropout: float
-) -> Tensor:
+def padded(states: States, length_B: Sequence[int], mask: Mask, dropout: float) -> Tensor:
     """The same by definition: pad to the longest text, mask, softmax, unpad."""
-    real_BS = torch.arange(max(length_B))[None, :] < torch.tensor(length_B)[:, None]
-    real_BS = real_BS.to(query_THC.device)
+    device = states[0].device
+    place_S = torch.arange(max(length_B), device=device)
+    real_BS = place_S < torch.tensor(length_B, device=device)[:, None]
+    hidden_BHSS = ~real_BS[:, None, None, :]
+    if mask.causal:
+        hidden_BHSS = hidden_BHSS | (place_S[None, :] > place_S[:, None])
+    if mask.window is not None:
+        hidden_BHSS = hidden_BHSS | ((place_S[None, :] - place_S[:, None]).abs() > mask.window)
 
     def pad(states_THC: Tensor) -> Tensor:
-        states = states_THC.new_zeros(*real_BS.shape, *states_THC.shape[1:])
-        states[real_BS] = states_THC
-        return states.transpose(1, 2)
+        padded_BSHC = states_THC.new_zeros(*real_BS.shape, *states_THC.shape[1:])
+        padded_BSHC[real_BS] = states_THC
+        return padded_BSHC.transpose(1, 2)
 
-    query, key, value = pad(query_THC), pad(key_THC), pad(value_THC)
+    query, key, value = map(pad, states)
     score_BHSS = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    score_BHSS = score_BHSS.masked_fill(~real_BS[:, None, None, :], float("-inf"))
+    # finite, for a row of padding may see nothing at all
+    score_BHSS = score_BHSS.masked_fill(hidden_BHSS, torch.finfo(score_BHSS.dtype).min)
     weight_BHSS = F.dropout(score_BHSS.softmax(-1), dropout)
     return (weight_BHSS @ value).transpose(1, 2)[real_BS]
 
 
-ROADS: dict[str, Callable[[Tensor, Tensor, Tensor, Sequence[int], float], Tensor]] = {
+BACKENDS: dict[str, Callable[[States, Sequence[int], Mask, float], Tensor]] = {
     "packed": packed,
     "varlen": varlen,
     "padded": padded,
 }
 
 
-def _choose(wanted: str, states: Tensor, dropout: float) -> str:
-    """``wanted``, or for ``auto`` the road ``varlen`` wherever it can run, else ``packed``."""
-    name = named("attention_road", wanted, ROADS)
+def _choose(wanted: str, query_THC: Tensor, mask: Mask, dropout: float) -> str:
+    """``wanted``, or for ``auto`` the backend ``varlen`` wherever it can run, else ``packed``."""
+    name = requested_backend("attention_backend", wanted, BACKENDS)
     if name not in (None, "varlen"):
         return name
-    obstacle = _obstacle(states, dropout)
+    reason = _unsupported_reason(query_THC, mask, dropout)
     if name is None:
-        return "packed" if obstacle else "varlen"
-    return possible("attention_road", name, obstacle, "packed")
+        return "packed" if reason else "varlen"
+    return supported_backend("attention_backend", name, reason, "packed")
 
 
-def _obstacle(states: Tensor, dropout: float) -> str | None:
+def _unsupported_reason(query_THC: Tensor, mask: Mask, dropout: float) -> str | None:
     """Why ``varlen`` cannot run on these queries, keys and values."""
-    if states.device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():
+    if query_THC.device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():
         return "needs FlashAttention and a CUDA device"
-    if torch.cuda.get_device_capability(states.device) < (8, 0):
+    if torch.cuda.get_device_capability(query_THC.device) < (8, 0):
         return "needs an Ampere GPU or a newer one"
-    if states.dtype not in (torch.bfloat16, torch.float16):
+    if query_THC.dtype not in (torch.bfloat16, torch.float16):
         return "needs bfloat16 or float16"
-    if states.shape[-1] % 8 or states.shape[-1] > 256:
+    if query_THC.shape[-1] % 8 or query_THC.shape[-1] > 256:
         return "needs heads of a multiple of 8 up to 256 channels"
     if dropout:
         return "knows no dropout"
+    if mask != Mask():
+        return "is told of no window and no causal mask"
     return None if _varlen_attn() else "needs PyTorch 2.10"

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from moembed.config import Strict
 
-def rotation(position_T: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angle ``p * base^(-2i / head_width)``, each ``(T, 1, head_width / 2)`` fp32."""
-    exponent = torch.arange(0, head_width, 2, device=position_T.device, dtype=torch.float32) / head_width
-    angle = position_T.float()[:, None] * base**-exponent
+CosSin = tuple[Tensor, Tensor]
+
+
+class RopeSpec(Strict):
+    """``base`` of the angles; positions are divided by ``scaling`` (Chen et al., arXiv 2306.15595)."""
+
+    base: float = Field(default=10000.0, gt=0)
+    scaling: float = Field(default=1.0, gt=0)
+
+
+def cos_sin(position_T: Tensor, head_size: int, spec: RopeSpec) -> CosSin:
+    """Cosine and sine of the angle ``p / scaling * base^(-2i / C)``, each ``(T, 1, C / 2)`` fp32."""
+    exponent = torch.arange(0, head_size, 2, device=position_T.device, dtype=torch.float32) / head_size
+    angle = (position_T.float() / spec.scaling)[:, None] * spec.base**-exponent
     return angle.cos()[:, None], angle.sin()[:, None]
 
 

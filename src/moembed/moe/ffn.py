@@ -7,7 +7,10 @@ from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+
+from moembed.config import Strict
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -18,21 +21,29 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+class FeedForwardSpec(Strict):
+    """A feed-forward block: ``width`` of its hidden states, activation, gate, biases.
+
+    In a layer with experts every expert has this form, but for the biases, of which ``MoESpec.bias`` decides.
+    """
+
+    width: int = Field(ge=1)
+    activation: Activation = "gelu"
+    gated: bool = False
+    bias: bool = True
+
+
 class FeedForward(nn.Module):
     """``down(act(up(x)))``, or gated ``down(act(gate(x)) * up(x))`` (Shazeer, arXiv 2002.05202)."""
 
-    packed: Callable[[Tensor], Tensor] | None = None  # set while serving, see `moembed.inference.engine`
-
-    def __init__(self, width: int, hidden: int, activation: Activation, gated: bool, bias: bool) -> None:
+    def __init__(self, width: int, spec: FeedForwardSpec) -> None:
         super().__init__()
-        self.activation, self.activation_name = ACTIVATIONS[activation], activation
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.gate = nn.Linear(width, hidden, bias=bias) if gated else None
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.activation, self.activation_name = ACTIVATIONS[spec.activation], spec.activation
+        self.up = nn.Linear(width, spec.width, bias=spec.bias)
+        self.gate = nn.Linear(width, spec.width, bias=spec.bias) if spec.gated else None
+        self.down = nn.Linear(spec.width, width, bias=spec.bias)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        if self.packed is not None:
-            return self.packed(hidden_TD)
         up_TF = self.up(hidden_TD)
         if self.gate is None:
             return self.down(self.activation(up_TF))

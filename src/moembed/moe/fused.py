@@ -1,4 +1,4 @@
-"""The road ``fused``: gather, product, bias and activation in one Triton kernel, and no sum by atomics.
+"""The backend ``fused``: gather, product, bias and activation in one Triton kernel, and no sum by atomics.
 
 Forward: one kernel per linear layer and one for the weighted sum; between them lie ``(P, F)`` and ``(P, D)``.
 Backward: the products of `moembed.moe.grouped`, from what stood before the activation. Both give the same
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moembed.moe.experts import Experts
 from moembed.moe.ffn import ACTIVATIONS, Activation
 from moembed.moe.grouped import Sorted, misaligned, multiply, precision
 from moembed.moe.router import Routing
 
 if TYPE_CHECKING:
-    from moembed.moe.layer import MoE
-    from moembed.moe.triton_kernels import Tiles
+    from moembed.moe.triton_kernels import Tiles  # needs triton, which may not be there
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,13 @@ class Plan:
         return cls(pairs, Tiles.of(pairs.end_E, count), place_P, start_T)
 
 
-def fused(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
+def fused(experts: Experts, hidden_TD: Tensor, routing: Routing) -> Tensor:
     dtype = precision(hidden_TD)
-    weights = (moe.up_EFD, moe.up_bias_EF, moe.gate_EFD, moe.gate_bias_EF, moe.down_EDF, moe.down_bias_ED)
+    ups = (experts.up_EFD, experts.up_bias_EF, experts.gate_EFD, experts.gate_bias_EF)
+    weights = (*ups, experts.down_EDF, experts.down_bias_ED)
     output_TD = _Experts.apply(  # type: ignore[no-untyped-call]
         Plan.of(routing, dtype),
-        moe.activation_name,
+        experts.activation,
         torch.is_grad_enabled(),
         routing.weight_P.contiguous(),
         hidden_TD.to(dtype).contiguous(),
@@ -68,13 +69,12 @@ class _Experts(torch.autograd.Function):
         up: Tensor, up_bias: Tensor | None, gate: Tensor | None, gate_bias: Tensor | None,
         down: Tensor, down_bias: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        from moembed.moe.triton_kernels import combine, linear
+        from moembed.moe.triton_kernels import Matrices, combine, linear
 
+        into, out_of = Matrices(up, up_bias, gate, gate_bias), Matrices(down, down_bias)
         token_P = plan.pairs.token_P
-        inner_PF, up_PF, gate_PF = linear(
-            hidden_TD, plan.tiles, up, up_bias, gate, gate_bias, token_P, activation, keep
-        )
-        output_PD, *_ = linear(inner_PF, plan.tiles, down, down_bias)
+        inner_PF, up_PF, gate_PF = linear(hidden_TD, plan.tiles, into, token_P, activation, keep)
+        output_PD, *_ = linear(inner_PF, plan.tiles, out_of)
         if keep:
             ctx.plan, ctx.activation = plan, ACTIVATIONS[activation]
             ctx.save_for_backward(
@@ -126,13 +126,13 @@ class _Experts(torch.autograd.Function):
         )  # fmt: skip
 
 
-def obstacle(moe: MoE, dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported_reason(experts: Experts, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why ``fused`` cannot run."""
     if not _has_triton():
         return "needs the package triton"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "needs a CUDA device"
-    return misaligned(moe, dtype)
+    return misaligned(experts, dtype)
 
 
 @cache

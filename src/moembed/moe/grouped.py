@@ -1,21 +1,19 @@
-"""The road ``grouped_mm``: PyTorch multiplies all experts at once and reads on the device where each begins.
+"""The backends that sort the pairs by expert: ``grouped``, and ``grouped_mm`` for GPUs.
 
-The host never asks how many tokens an expert got, so a GPU never waits for it.
+``grouped_mm`` multiplies all experts at once and reads on the device where each begins: the host never asks
+how many tokens an expert got, so a GPU never waits for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moembed.moe.experts import Experts, add_up
 from moembed.moe.router import Routing
-
-if TYPE_CHECKING:
-    from moembed.moe.layer import MoE
 
 multiply = getattr(F, "grouped_mm", None) or torch._grouped_mm  # it became public in PyTorch 2.10
 
@@ -39,7 +37,18 @@ class Sorted:
         return cls(order_P, routing.token_P[order_P], chosen_PE.to(dtype), end_E)
 
 
-def grouped_mm(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
+def grouped(experts: Experts, hidden_TD: Tensor, routing: Routing) -> Tensor:
+    """One sort of the pairs by expert, one gather, one product per expert on a contiguous slice, one sum."""
+    order_P = routing.expert_P.argsort(stable=True)
+    token_P = routing.token_P[order_P]
+    counts = routing.stats.count_E.tolist()
+    slices_ND = torch.split(hidden_TD[token_P], counts)
+    pairs = zip(experts.functions(), slices_ND, strict=True)
+    output_PD = torch.cat([expert(slice_ND) for expert, slice_ND in pairs if len(slice_ND)])
+    return add_up(output_PD, token_P, routing.weight_P[order_P], hidden_TD)
+
+
+def grouped_mm(experts: Experts, hidden_TD: Tensor, routing: Routing) -> Tensor:
     dtype = precision(hidden_TD)
     pairs = Sorted.of(routing, dtype)
 
@@ -49,20 +58,13 @@ def grouped_mm(moe: MoE, hidden_TD: Tensor, routing: Routing) -> Tensor:
         return product_PO if bias_EO is None else torch.addmm(product_PO, pairs.chosen_PE, bias_EO.to(dtype))
 
     hidden_PD = hidden_TD.to(dtype)[pairs.token_P]
-    inner_PF = linear(hidden_PD, moe.up_EFD, moe.up_bias_EF)
-    if moe.gate_EFD is None:
-        inner_PF = moe.activation(inner_PF)
+    inner_PF = linear(hidden_PD, experts.up_EFD, experts.up_bias_EF)
+    if experts.gate_EFD is None:
+        inner_PF = experts.act(inner_PF)
     else:
-        inner_PF = moe.activation(linear(hidden_PD, moe.gate_EFD, moe.gate_bias_EF)) * inner_PF
-    output_PD = linear(inner_PF, moe.down_EDF, moe.down_bias_ED)
+        inner_PF = experts.act(linear(hidden_PD, experts.gate_EFD, experts.gate_bias_EF)) * inner_PF
+    output_PD = linear(inner_PF, experts.down_EDF, experts.down_bias_ED)
     return add_up(output_PD, pairs.token_P, routing.weight_P[pairs.order_P], hidden_TD)
-
-
-def add_up(output_PD: Tensor, token_P: Tensor, weight_P: Tensor, hidden_TD: Tensor) -> Tensor:
-    """``y_t = sum of weight_p * output_p`` over the pairs p of token t, in fp32; shaped as ``hidden_TD``."""
-    weighted_PD = output_PD.float() * weight_P[:, None]
-    output_TD = torch.zeros_like(hidden_TD, dtype=torch.float32).index_add(0, token_P, weighted_PD)
-    return output_TD.to(hidden_TD.dtype)
 
 
 def precision(hidden_TD: Tensor) -> torch.dtype:
@@ -71,19 +73,19 @@ def precision(hidden_TD: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
 
 
-def obstacle(moe: MoE, dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported_reason(experts: Experts, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why ``grouped_mm`` cannot run, or not without asking the GPU where the experts begin."""
     if device.type == "cuda":
         if dtype != torch.bfloat16:
             return "needs bfloat16 on a GPU"
         if torch.cuda.get_device_capability(device) < (8, 0):
             return "needs an Ampere GPU or a newer one"
-    return misaligned(moe, dtype)
+    return misaligned(experts, dtype)
 
 
-def misaligned(moe: MoE, dtype: torch.dtype) -> str | None:
+def misaligned(experts: Experts, dtype: torch.dtype) -> str | None:
     """Why the kernels of `multiply` cannot read the rows of these experts."""
-    _, hidden, width = moe.up_EFD.shape
+    _, hidden, width = experts.shape
     if width * dtype.itemsize % 16 or hidden * dtype.itemsize % 16:
         return f"needs widths that are multiples of {16 // dtype.itemsize}, not {width} and {hidden}"
     return None

@@ -30,7 +30,7 @@ class RouterConfig(Strict):
     """How tokens meet experts.
 
     ``normalize`` divides the chosen weights of a token by their p-norm (1: they sum to 1); None keeps the raw
-    probabilities, as the published Nomic Embed v2 does. ``jitter`` multiplies the router's input by uniform
+    probabilities, as in arXiv 2502.07972. ``jitter`` multiplies the router's input by uniform
     noise in [1 - jitter, 1 + jitter] while training. ``selection_bias`` adds to the probabilities of each
     expert a bias that takes part in the choice and in nothing else; training moves it to balance the load
     (Wang et al., arXiv 2408.15664).
@@ -83,7 +83,7 @@ class Router(nn.Module):
             states_TD = hidden_TD.float()
             if self.training and (jitter := self.config.jitter):
                 states_TD = states_TD * torch.empty_like(states_TD).uniform_(1 - jitter, 1 + jitter)
-            logit_TE = states_TD @ self.weight_ED.float().T
+            logit_TE = self.logits(states_TD)
             prob_TE = logit_TE.softmax(-1)
             score_TE = prob_TE.detach() if self.bias_E is None else prob_TE.detach() + self.bias_E
             token_P, expert_P = ROUTERS[self.config.kind](score_TE, self.config.top_k, length_B)
@@ -107,6 +107,10 @@ class Router(nn.Module):
                 top_mass=chosen_P.detach().sum(),
             )
         return Routing(token_P, expert_P, weight_P, stats, chosen_P.detach(), entropy_T)
+
+    def logits(self, states_TD: Tensor) -> Tensor:
+        """A score per token and expert, fp32 ``(T, E)``."""
+        return states_TD @ self.weight_ED.float().T
 
 
 def token_choice(score_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:

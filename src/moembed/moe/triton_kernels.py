@@ -1,4 +1,4 @@
-"""Triton kernels of the road ``fused``: a linear layer of experts, and the weighted sum of what they gave.
+"""Triton kernels of the backend ``fused``: a linear layer of experts, and the weighted sum of what they gave.
 
 One program computes a tile of ``ROWS`` pairs of one expert. It gathers their tokens while it multiplies, and
 adds bias and activation to the accumulator, so nothing is written that only the next step would read.
@@ -108,13 +108,20 @@ class Tiles:
         return cls(expert_N, first_N, end_E[expert_N])
 
 
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """A linear layer of every expert, and the one that gates it."""
+
+    weight_EFD: Tensor
+    bias_EF: Tensor | None = None
+    gate_EFD: Tensor | None = None
+    gate_bias_EF: Tensor | None = None
+
+
 def linear(
     input_ND: Tensor,
     tiles: Tiles,
-    weight_EFD: Tensor,
-    bias_EF: Tensor | None = None,
-    gate_EFD: Tensor | None = None,
-    gate_bias_EF: Tensor | None = None,
+    matrices: Matrices,
     token_P: Tensor | None = None,
     activation: str | None = None,
     keep: bool = False,
@@ -126,6 +133,7 @@ def linear(
         keep: return beside the ``(P, F)`` output what stood before the activation, of weight and of gate.
     """
     pairs = len(input_ND if token_P is None else token_P)
+    weight_EFD, gate_EFD = matrices.weight_EFD, matrices.gate_EFD
     _, outputs, inputs = weight_EFD.shape
     output_PF = input_ND.new_empty(pairs, outputs)
     kept_PF = torch.empty_like(output_PF) if keep else None
@@ -134,7 +142,8 @@ def linear(
     grid = (triton.cdiv(outputs, columns), len(tiles.expert_N))
     with torch.cuda.device_of(input_ND):
         _linear_kernel[grid](
-            input_ND, token_P, weight_EFD, bias_EF, gate_EFD, gate_bias_EF, output_PF, kept_PF, kept_gate_PF,
+            input_ND, token_P, weight_EFD, matrices.bias_EF, gate_EFD, matrices.gate_bias_EF,
+            output_PF, kept_PF, kept_gate_PF,
             tiles.expert_N, tiles.first_N, tiles.end_N, outputs, inputs,
             ACTIVATION=activation or "none",
             PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",

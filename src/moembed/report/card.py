@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from moembed.compare.estimates import Difference
+from moembed.compare.formatting import difference, estimate, p_value
+from moembed.compare.verdict import is_real
+from moembed.evaluation.result import EvaluatedTask, EvaluationResult
+from moembed.files import read_json, write_text
+from moembed.folder.modules import PooledHead, encoder_folder
 from moembed.folder.read import Settings, read_config, read_settings
-from moembed.model.encoder import EncoderConfig, num_parameters
-
-Results = Mapping[str, Mapping[str, Any]]
+from moembed.model.encoder import num_parameters
+from moembed.model.spec import EncoderSpec
 
 
 def write_card(
@@ -22,7 +26,7 @@ def write_card(
     name: str,
     base: str | None = None,
     data: Sequence[str] = (),
-    results: Results | None = None,
+    results: EvaluationResult | None = None,
     license: str | None = None,
 ) -> None:
     """Write ``README.md`` into a model folder. The arguments are those of ``card``.
@@ -30,57 +34,58 @@ def write_card(
     Raises:
         UserError: not a model folder.
     """
-    config = read_config(folder)
-    text = card(config, read_settings(folder, config), name, base, data, results, license)
-    unfinished = folder / ".README.md.new"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, folder / "README.md")
+    spec = read_config(folder)
+    family = read_json(encoder_folder(folder) / "config.json")["model_type"]
+    text = card(spec, read_settings(folder, spec), name, family, base, data, results, license)
+    write_text(folder / "README.md", text)
 
 
 def card(
-    config: EncoderConfig,
+    spec: EncoderSpec,
     settings: Settings,
     name: str,
+    family: str = "moembed",
     base: str | None = None,
     data: Sequence[str] = (),
-    results: Results | None = None,
+    results: EvaluationResult | None = None,
     license: str | None = None,
 ) -> str:
     """The card as Markdown. What is not known is left out, never guessed.
 
     Args:
         name: what users will load: a hub id or a folder.
+        family: the ``model_type`` it is stored under.
         base: the model it was made from. A hub id also goes into the metadata; of a path only the last part
             is told.
         data: what it was trained on; of paths only the last part is told.
-        results: by task, counts of queries and documents, and ``metrics`` and ``differences`` as in a report.
+        results: of an evaluation of this model and others.
         license: of this model.
     """
     parts = [
-        f"---\n{yaml.safe_dump(_metadata(config, base, license), sort_keys=False)}---",
+        f"---\n{yaml.safe_dump(_metadata(spec, family, base, license), sort_keys=False)}---",
         f"# {_title(name)}",
-        _what(config),
-        _facts(config, settings),
+        _what(spec, settings),
+        _facts(spec, settings),
         _training(base, data),
-        *(_results(task, result) for task, result in (results or {}).items()),
+        *(_results(results) if results else ()),
         _prompts(settings),
-        _usage(config, settings, name),
+        _usage(spec, settings, name, family),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(config: EncoderConfig, base: str | None, license: str | None) -> dict[str, Any]:
-    library = "sentence-transformers" if _known_to_transformers(config) else "moembed"
+def _metadata(spec: EncoderSpec, family: str, base: str | None, license: str | None) -> dict[str, Any]:
+    library = "sentence-transformers" if _known_to_transformers(spec, family) else "moembed"
     tags = [library, "sentence-similarity", "feature-extraction", "moembed"]
     values = {"library_name": library, "pipeline_tag": "sentence-similarity"}
     values |= {"license": license} if license else {}
     values |= {"base_model": base} if base and _is_hub_id(base) else {}
-    return values | {"tags": list(dict.fromkeys(tags)) + (["mixture-of-experts"] if config.moe else [])}
+    return values | {"tags": list(dict.fromkeys(tags)) + (["mixture-of-experts"] if spec.moe else [])}
 
 
-def _known_to_transformers(config: EncoderConfig) -> bool:
+def _known_to_transformers(spec: EncoderSpec, family: str) -> bool:
     """Its NomicBERT has no experts: it would load such a folder as a wrong dense model."""
-    return not (config.family == "nomic_bert" and config.moe)
+    return not (family == "nomic_bert" and spec.moe)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -96,30 +101,42 @@ def _title(name: str) -> str:
     return _last(str(path.parent)) if path.name == "model" else _last(name)  # the model of a run folder
 
 
-def _what(config: EncoderConfig) -> str:
-    kind = "sparse Mixture-of-Experts" if config.moe else "dense"
+def _what(spec: EncoderSpec, settings: Settings) -> str:
+    kind = "sparse Mixture-of-Experts" if spec.moe else "dense"
     return (
         f"A {kind} text embedding model, made with moembed: it turns a text into a vector of length 1 with "
-        f"{config.width} coordinates. The cosine (or dot product) of two vectors says how near the texts are "
-        "in meaning."
+        f"{_dim(spec, settings)} coordinates. The cosine (or dot product) of two vectors says how near the "
+        "texts are in meaning."
     )
 
 
-def _facts(config: EncoderConfig, settings: Settings) -> str:
-    rows = [("Parameters", f"{num_parameters(config):,}")]
-    if moe := config.moe:
+def _dim(spec: EncoderSpec, settings: Settings) -> int:
+    modules = settings.modules
+    return modules.head.dim(modules.pooling.dim(spec.width))
+
+
+def _pooling(modules: PooledHead) -> str:
+    """Pooling and what follows it, in words."""
+    steps = [f"a dense layer ({step.activation})" for step in modules.head.dense]
+    return ", then ".join([modules.pooling.name, *steps, "L2 normalisation"])
+
+
+def _facts(spec: EncoderSpec, settings: Settings) -> str:
+    head = settings.modules.head.num_parameters()
+    rows = [("Parameters", f"{num_parameters(spec) + head:,}")]
+    if moe := spec.moe:
         shared = f", {moe.num_shared_experts} shared" if moe.num_shared_experts else ""
         rows += [
-            ("Active per token", f"{num_parameters(config, active=True):,}"),
-            ("Experts", f"{moe.num_experts} in each of {len(moe.layers)} layers{shared}"),
+            ("Active per token", f"{num_parameters(spec, active=True) + head:,}"),
+            ("Experts", f"{moe.num_experts} in each of {len(spec.moe_layers)} layers{shared}"),
             ("Experts per token", f"{moe.router.top_k}"),
         ]
     rows += [
-        ("Layers", f"{config.num_layers}"),
-        ("Dimensions", f"{config.width}"),
+        ("Layers", f"{spec.num_layers}"),
+        ("Dimensions", f"{_dim(spec, settings)}"),
         *([("Trained to be cut to", ", ".join(map(str, settings.dims)))] if settings.dims else []),
         ("Longest text", f"{settings.max_length} tokens"),
-        ("Pooling", f"{settings.pooling}, then L2 normalisation"),
+        ("Pooling", _pooling(settings.modules)),
     ]
     return "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
 
@@ -130,28 +147,35 @@ def _training(base: str | None, data: Sequence[str]) -> str:
     return "## Training\n\n" + "\n".join(lines) if lines else ""
 
 
-def _results(task: str, result: Mapping[str, Any]) -> str:
-    metrics, differences = result["metrics"], result.get("differences", {})
-    columns = list(next(iter(metrics.values())))
+def _results(results: EvaluationResult) -> list[str]:
+    return [_task(name, task, results.reference) for name, task in results.tasks.items()]
+
+
+def _task(name: str, task: EvaluatedTask, reference: str) -> str:
+    columns = list(next(iter(task.metrics.values())))
+    amounts = f"{task.items:,} items"
+    if task.documents is not None:
+        amounts = f"{task.items:,} queries, {task.documents:,} documents"
     lines = [
-        f"## Results: {task}",
+        f"## Results: {name}",
         "",
-        f"{result['queries']:,} queries, {result['documents']:,} documents; 95 % bootstrap intervals.",
+        f"{amounts}; 95 % bootstrap intervals.",
         "",
         f"| | {' | '.join(columns)} |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for system, cells in metrics.items():
-        lines.append(f"| {_last(system)} | {' | '.join(_interval(cells[c], 'value') for c in columns)} |")
-    for systems, cells in differences.items():
+    for system, cells in task.metrics.items():
+        lines.append(f"| {_last(system)} | {' | '.join(estimate(cells[c]) for c in columns)} |")
+    for system, gaps in task.differences.items():
         lines += [""] if not lines[-1].startswith("- ") else []
-        told = (f"{c} {_interval(cells[c], 'mean', '+')} (p = {cells[c]['p_value']:.2g})" for c in columns)
-        lines.append(f"- {systems}: {', '.join(told)}")
-    return "\n".join([*lines, *(f"\n{note}" for note in result.get("notes", []))])
+        told = (f"{c} {_gap(gaps[c])}" for c in columns)
+        lines.append(f"- {_last(system)} − {_last(reference)}: {', '.join(told)}")
+    return "\n".join([*lines, *(f"\n{note}" for note in task.notes)])
 
 
-def _interval(cell: Mapping[str, float], middle: str, sign: str = "") -> str:
-    return f"{cell[middle]:{sign}.3f} [{cell['low']:{sign}.3f}, {cell['high']:{sign}.3f}]"
+def _gap(gap: Difference) -> str:
+    doubt = "" if is_real(gap) else ", no clear difference"
+    return f"{difference(gap)} ({p_value(gap.p_holm)}{doubt})"
 
 
 def _prompts(settings: Settings) -> str:
@@ -162,7 +186,7 @@ def _prompts(settings: Settings) -> str:
     return f"## Prompts\n\nPut in front of a text, by name.{default}\n\n```json\n{told}\n```"
 
 
-def _usage(config: EncoderConfig, settings: Settings, name: str) -> str:
+def _usage(spec: EncoderSpec, settings: Settings, name: str, family: str) -> str:
     call = "\n".join(
         [
             f"model = {{}}({json.dumps(name)})",
@@ -172,10 +196,10 @@ def _usage(config: EncoderConfig, settings: Settings, name: str) -> str:
         ]
     )
     ours = f"from moembed import Embedder\n\n{call.format('Embedder.from_pretrained')}"
-    imports = "import moembed  # makes the architecture known\n" if config.family == "moembed" else ""
+    imports = "import moembed  # makes the architecture known\n" if family == "moembed" else ""
     theirs = f"{imports}from sentence_transformers import SentenceTransformer\n\n"
     sentence_transformers = f"```python\n{theirs}{call.format('SentenceTransformer')}\n```"
-    if not _known_to_transformers(config):
+    if not _known_to_transformers(spec, family):
         sentence_transformers = "Not without remote code: the NomicBERT of transformers has no experts."
     query = settings.prompts.get("query", "") + "how do moles find worms?"
     client = "\n".join(

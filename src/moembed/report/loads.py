@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from moembed.report.plots import STAND_IN, short, svg, whole_numbers
 
@@ -19,13 +20,9 @@ if TYPE_CHECKING:
 
 UNDER, OVER = (40, 116, 214), (232, 104, 28)  # readable on a white and on a black page
 COLUMNS = 240  # of a heat map
-SCALE = (
-    '<div class="legend">no tokens<span class="scale" style="background:linear-gradient(90deg,'
-    f'rgb{UNDER},transparent,rgb{OVER})"></span>2/E or more</div>'
-)
 
 
-def heat(label: str, step: np.ndarray, load_LRE: Mapping[int, np.ndarray]) -> str:
+def heat(label: str, step: np.ndarray, load_LRE: Mapping[int, np.ndarray]) -> Markup:
     """Load of each expert over the steps, one band per layer."""
 
     def draw(figure: Figure) -> None:
@@ -41,7 +38,7 @@ def heat(label: str, step: np.ndarray, load_LRE: Mapping[int, np.ndarray]) -> st
     return svg(label, _height(load_LRE), draw)
 
 
-def grid(label: str, rows: Sequence[str], load_LRE: Mapping[int, np.ndarray]) -> str:
+def grid(label: str, rows: Sequence[str], load_LRE: Mapping[int, np.ndarray]) -> Markup:
     """Load of each expert by row, such as a source, one band per layer; NaN is left blank."""
     band = 26 + 16 * len(rows)
 
@@ -55,7 +52,7 @@ def grid(label: str, rows: Sequence[str], load_LRE: Mapping[int, np.ndarray]) ->
     return svg(label, 50 + band * len(load_LRE), draw)
 
 
-def bars(label: str, load_LE: Mapping[int, np.ndarray]) -> str:
+def bars(label: str, load_LE: Mapping[int, np.ndarray]) -> Markup:
     """Load of each expert as a share of ``1/E`` (dashed), one band per layer."""
 
     def draw(figure: Figure) -> None:

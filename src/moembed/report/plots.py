@@ -12,10 +12,10 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup, escape
 
 from moembed.types import UserError
 
@@ -74,7 +74,7 @@ class Point(NamedTuple):
 LOOKS = tuple(map(Look, HUES, MARKERS))
 
 
-def curve(label: str, step: np.ndarray, value: np.ndarray, smooth: np.ndarray | None = None) -> str:
+def curve(label: str, step: np.ndarray, value: np.ndarray, smooth: np.ndarray | None = None) -> Markup:
     """``value`` over ``step``; with ``smooth``, that line in front and the raw one faint behind it."""
 
     def draw(figure: Figure) -> None:
@@ -98,7 +98,7 @@ def dots(
     series: Sequence[Sequence[tuple[float, ...]]],
     looks: Sequence[Look],
     zero: bool = False,
-) -> str:
+) -> Markup:
     """A dot and its interval per row and series; ``series[i][row]`` is value, low, high (NaN: not drawn).
 
     With ``zero`` the axis shows zero: the values are differences.
@@ -130,7 +130,7 @@ def tradeoff(
     looks: Sequence[Look],
     cost: str,
     written: Callable[[float], str],
-) -> str:
+) -> Markup:
     """Score against cost on a logarithmic axis; a line joins the points no cheaper one of the series beats.
 
     Args:
@@ -243,7 +243,7 @@ def require_matplotlib() -> None:
         raise UserError("the report draws with matplotlib: pip install 'moembed[demo]'") from None
 
 
-def svg(label: str, height: float, draw: Callable[[Figure], None]) -> str:
+def svg(label: str, height: float, draw: Callable[[Figure], None]) -> Markup:
     """What ``draw`` puts on a figure ``WIDTH`` px wide; a page holds one drawing of each ``label``."""
     require_matplotlib()
     from matplotlib import style
@@ -265,4 +265,6 @@ def svg(label: str, height: float, draw: Callable[[Figure], None]) -> str:
     body = re.sub(r' id="([^"]*)"', lambda id: f' id="{prefix}-{id[1]}"' if id[1] in used else "", body)
     body = re.sub(r'(url\(|href=")#', rf"\1#{prefix}-", body)
     name = escape(label)
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}"><title>{name}</title>{body}'
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}"><title>{name}</title>{body}'
+    )

@@ -12,7 +12,7 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -269,50 +269,3 @@ def load(name: str) -> Suite:
 def missing(library: str) -> str | None:
     """How to install a peer that is not there, or None if it is."""
     return None if version(library) else f"{library} is not installed: pip install {library}"
-
-
-# ---- records -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """When, how and where rows were measured, and the rows of every suite under its question."""
-
-    date: str
-    command: str
-    machine: dict[str, Any]
-    suites: dict[Suite, list[Row]]
-
-    def as_dict(self) -> dict[str, Any]:
-        about = {"date": self.date, "command": self.command, "machine": self.machine}
-        return about | {
-            "suites": {
-                suite.name: {"question": suite.question, "rows": [row.as_dict() for row in rows]}
-                for suite, rows in self.suites.items()
-            }
-        }
-
-    def table(self, suite: Suite) -> list[list[str]]:
-        """Cells of the rows of a suite; what answers the same question stands together."""
-        rows = self.suites[suite]
-        place = {question: i for i, question in enumerate(dict.fromkeys(row.question for row in rows))}
-        return [row.cells() for row in sorted(rows, key=lambda row: place[row.question])]
-
-    def facts(self) -> list[tuple[str, str]]:
-        machine = self.machine | {"isa": ", ".join(self.machine["isa"])} | self.machine["versions"]
-        about = {"date": self.date, "command": self.command} | machine
-        return [(key, str(value or "none")) for key, value in about.items() if key != "versions"]
-
-    def write(self, path: Path) -> None:
-        """As Markdown; an older record gives way only when the new one is whole."""
-        parts = ["# Performance", _table(("", ""), self.facts())]
-        for suite in self.suites:
-            parts += [f"## {suite.name}", suite.question, _table(HEAD, self.table(suite))]
-        fresh = path.with_name(f".{path.name}.new")
-        fresh.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, ["---"] * len(head), *rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,76 +1,131 @@
-"""An evaluation: systems one after the other on all tasks, baselines before them, and what each cost."""
+"""`moembed evaluate`, and `moembed.evaluate` in Python: several systems on several tasks, with baselines."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from moembed.compare.comparison import compare
-from moembed.compare.scores import MAIN, Scores
+from moembed.compare.scores import MAIN, Scores, save_scores
+from moembed.console import Interrupted
 from moembed.embedder import Embedder
+from moembed.encoding import Progress
 from moembed.evaluation.beir import RetrievalTask
-from moembed.evaluation.files import PairTask, Task
-from moembed.evaluation.sample import Agreement, agreement, sample
+from moembed.evaluation.files import Task, load_any
+from moembed.evaluation.result import Cost, EvaluatedTask, EvaluationResult, SizeScore
+from moembed.evaluation.sample import agreement, sample
 from moembed.evaluation.static import StaticEncoder
-from moembed.evaluation.systems import Advance, EncodeCounted, ModelEncoder, Remembered
-from moembed.evaluation.tasks import Encode, evaluate, evaluate_bm25
+from moembed.evaluation.systems import MeasuredEncoder
+from moembed.evaluation.tasks import Encode, evaluate_bm25, metrics_of
+from moembed.evaluation.tasks import evaluate as evaluate_task
+from moembed.files import require_writable
 from moembed.folder.bases import locate_base
-from moembed.machine import best_dtype
-from moembed.packing import pack, token_budget
-from moembed.replicas import Replicas
-from moembed.runs.bench import forget_peak, resident_memory
-from moembed.types import RouterStats, UserError
+from moembed.runs.system import Bar, EvaluationOptions, Outcome, Source, evaluate_system
+from moembed.search.codecs import CODECS
+from moembed.types import UserError
 
 BASELINES = ("bm25", "static", "base")
-_ROUTED = 64  # texts of a language whose routing is looked at
-_TOKENS = 8192  # of them, computed at a time
-_CURVE_DRAWS = 500  # resamples for the interval of a point
+_CURVE_DRAWS = 500  # resamples for the interval of a size
 
-Bar = Callable[[str, int], AbstractContextManager[Advance]]
-View = tuple[int, str]  # coordinates kept, codec
+ADVICE = "--keep FOLDER keeps the scores of every finished system, --cache FOLDER all vectors"
 
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How every system is evaluated; each of ``dims`` is combined with each of ``codecs``."""
-
-    metrics: tuple[str, ...] | None = None
-    dtype: str = "auto"
-    allow_pickle: bool = False
-    processes: int = 1
-    cache: Path | None = None
-    dims: tuple[int, ...] = ()
-    codecs: tuple[str, ...] = ()
+Models = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Embedder]
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What one system scored by task, in full and as every smaller vector, and what that took."""
-
-    scores: dict[str, Scores] = field(default_factory=dict)
-    views: dict[View, dict[str, Scores]] = field(default_factory=dict)
-    view_bytes: dict[View, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    truncated: dict[str, int] = field(default_factory=dict)
-    cost: dict[str, float] = field(default_factory=dict)
-    routers: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
+@contextmanager
+def no_bar(what: str, total: int) -> Iterator[Progress]:
+    """Progress that nobody sees."""
+    yield lambda count: None
 
 
-# ---- which systems -----------------------------------------------------------------------------------------
+def evaluate(
+    models: Models,
+    tasks: str | Path | Task | Sequence[str | Path | Task],
+    options: EvaluationOptions | None = None,
+    bar: Bar = no_bar,
+) -> EvaluationResult:
+    """Score every model on every task, with 95 % intervals; each is compared to the last.
+
+    Baselines come first, unless ``options.baselines`` is False. All that can be refused is refused before
+    anything is computed.
+
+    Args:
+        models: one or several model folders, run folders, hub ids, ``minilm``, or ``bm25``, ``static``,
+            ``base``; or a mapping from names to them and to models in memory.
+        tasks: one or several folders and files as docs/evaluating.md describes them, or tasks.
+        bar: shows progress: ``bar(what, total)`` is a context that gives ``advance(count)``.
+
+    Raises:
+        UserError: a model or task that cannot be read, options that do not fit.
+        Interrupted: stopped by the user (a KeyboardInterrupt); its message says what is kept.
+    """
+    # ---- what cannot be done is refused before anything is computed
+    options = options or EvaluationOptions()
+    for folder in (options.keep, options.cache):
+        if folder:
+            require_writable(Path(folder) / "scores.parquet")
+    loaded = load_tasks(_listed(tasks), options)
+    sources = name_systems(models, options.baselines, options.allow_pickle)
+    if options.keep:
+        _require_own_files(sources)
+    if options.sample:
+        loaded = sample_tasks(loaded, options.sample, sources.get("static"))
+
+    # ---- one system after the other; what is finished is kept at once
+    outcomes: dict[str, Outcome] = {}
+    unkept: list[str] = []
+    try:
+        for name, source in sources.items():
+            outcomes[name] = evaluate_system(name, source, loaded, options, bar)
+            if options.keep and not _keep(Path(options.keep), name, outcomes[name]):
+                unkept.append(name)
+        return replace(summarise(outcomes, loaded), unkept=unkept or None)
+    except (KeyboardInterrupt, UserError) as error:
+        finished = [name for name in outcomes if name not in unkept]
+        if isinstance(error, KeyboardInterrupt):
+            kept = _what_is_kept(finished, options)
+            raise Interrupted(kept or f"nothing is kept; {ADVICE}") from None
+        kept = _what_is_kept(finished, options) if finished else ""
+        raise UserError(f"{error}; {kept}" if kept else str(error)) from None
 
 
-def name_systems(
-    models: Sequence[str], baselines: bool, allow_pickle: bool = False
-) -> dict[str, Path | None]:
-    """Name -> model folder (of BM25 none), in the order of the table; baselines nobody named come first.
+def _listed(given: str | Path | Task | Sequence[str | Path | Task]) -> Sequence[str | Path | Task]:
+    """One thing is a list of one: a text must not be taken for its letters."""
+    return given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
+# ---- what is evaluated -------------------------------------------------------------------------------------
+
+
+def load_tasks(tasks: Sequence[str | Path | Task], options: EvaluationOptions) -> list[Task]:
+    """The tasks, and everything about them and the options that can be refused before a model is loaded.
+
+    The same path twice counts once.
+    """
+    paths = {Path(task).resolve(): task for task in tasks if isinstance(task, (str, Path))}
+    loaded = [load_any(path) for path in paths]
+    loaded += [task for task in tasks if not isinstance(task, (str, Path))]
+    if not loaded:
+        raise UserError("there is no task to evaluate on: give folders or files of tasks")
+    if len({task.name for task in loaded}) < len(loaded):
+        raise UserError("two tasks have the same name, which results go by: rename one of them")
+    for task in loaded:
+        metrics_of(task.kind, options.metrics)
+    for codec in options.codecs:
+        if codec not in CODECS:
+            raise UserError(f"unknown codec {codec!r}; known are {', '.join(CODECS)}")
+    return loaded
+
+
+def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) -> dict[str, Source]:
+    """Name -> model folder or model (of BM25 none), in the order of the table; baselines nobody named first.
 
     ``base`` is what the first of the models that tells was trained from, ``static`` the word vectors of it,
     or else of the first model.
@@ -78,213 +133,147 @@ def name_systems(
     Raises:
         UserError: no such model; ``base`` or ``static`` is asked for, and no model tells.
     """
-    folders = {name: locate_base(name, allow_pickle=allow_pickle) for name in models if name not in BASELINES}
-    base = next(filter(None, map(_base_of, folders.values())), None)
-    known = {"bm25": None, "static": base or next(iter(folders.values()), None), "base": base}
+    if isinstance(models, (str, Path)):
+        models = [models]
+    given = models if isinstance(models, Mapping) else {str(name): name for name in models}
+    sources: dict[str, Source] = {
+        name: model if isinstance(model, Embedder) else locate_base(str(model), allow_pickle=allow_pickle)
+        for name, model in given.items()
+        if name not in BASELINES
+    }
+    base = next(filter(None, map(_base_of, sources.values())), None)
+    known: dict[str, Source] = {"bm25": None, "static": base or next(iter(sources.values()), None)}
+    known["base"] = base
     for name in ("static", "base"):
-        if name in models and known[name] is None:
+        if name in given and known[name] is None:
             raise UserError(f"{name!r} is the baseline of a model, and no other model here tells its base")
     added = [name for name in BASELINES if name == "bm25" or known[name]] if baselines else []
-    if base in folders.values() and "base" in added:
+    if "base" in added and any(source == base for source in sources.values() if isinstance(source, Path)):
         added.remove("base")
-    first = [name for name in added if name not in models]
-    return {name: known[name] if name in BASELINES else folders[name] for name in (*first, *models)}
+    first = [name for name in added if name not in given]
+    return {name: known[name] if name in BASELINES else sources[name] for name in (*first, *given)}
 
 
-def _base_of(folder: Path) -> Path | None:
+def _base_of(source: Source) -> Path | None:
     """The folder of the model that a run started from, if its recipe stands beside and the model still is."""
+    if not isinstance(source, Path):
+        return None
     try:
-        recipe = yaml.safe_load((folder.parent / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((source.parent / "recipe.yaml").read_text(encoding="utf-8"))
         return locate_base(recipe["base"], recipe.get("revision"))
     except (OSError, UserError, KeyError, TypeError, yaml.YAMLError):
         return None
 
 
-# ---- one system --------------------------------------------------------------------------------------------
+def sample_tasks(tasks: Sequence[Task], queries: int, static: Source) -> list[Task]:
+    """Tasks of retrieval with fewer queries; a note tells how well each sample ranks.
 
-
-def evaluate_system(
-    name: str, folder: Path | None, tasks: Sequence[Task], options: Options, bar: Bar
-) -> Outcome:
-    """One system on all tasks; of what it cannot do (BM25 on sentence pairs) there are no scores.
-
-    Raises:
-        UserError: a model that cannot be read, a metric nobody knows, a codec or dim the vectors do not have.
+    That is measured by systems that cost little: BM25, and the word vectors of ``static``.
     """
-    if folder is None:
-        return _bm25(tasks, options)
-    forget_peak()
-    dtype = best_dtype() if options.dtype == "auto" else options.dtype
-    model = Embedder.from_pretrained(folder, dtype=dtype, allow_pickle=options.allow_pickle)
-    if name == "static":
-        return _vectors(StaticEncoder(model), name, tasks, replace(options, dims=(), codecs=()), bar)
-    with _computing(model, folder, dtype, options) as encode:
-        outcome = _vectors(ModelEncoder(model, encode, options.cache), name, tasks, options, bar)
-    outcome.cost |= {
-        "parameters": model.num_parameters(),
-        "active_parameters": model.num_parameters(active=True),
-    }
-    if peak := resident_memory(peak=True):
-        outcome.cost["peak_memory_bytes"] = peak
-    outcome.about = {"space_id": model.space_id(model.role_prompt("document")), "dtype": dtype}
-    outcome.routers = routing(model, tasks)
-    return outcome
-
-
-@contextmanager
-def _computing(model: Embedder, folder: Path, dtype: str, options: Options) -> Iterator[EncodeCounted]:
-    if options.processes == 1:
-        yield model.encode_counted
-        return
-    with Replicas(
-        folder, options.processes, {"dtype": dtype, "allow_pickle": options.allow_pickle}
-    ) as copies:
-        yield copies.encode_counted
-
-
-def _bm25(tasks: Sequence[Task], options: Options) -> Outcome:
-    outcome = Outcome()
-    for task in tasks:
-        start = time.perf_counter()
-        scores = evaluate_bm25(task, options.metrics)
-        if scores:
-            outcome.scores[task.name] = scores
-            outcome.seconds[task.name] = time.perf_counter() - start
-    return outcome
-
-
-def _vectors(
-    encoder: ModelEncoder | StaticEncoder, name: str, tasks: Sequence[Task], options: Options, bar: Bar
-) -> Outcome:
-    outcome = Outcome()
-    with bar(name, sum(map(texts_of, tasks))) as advance:
-        for task in tasks:
-            encoder.progress, cut, start = advance, encoder.truncated, time.perf_counter()
-            remembered = Remembered(encoder)
-            outcome.scores[task.name] = evaluate(task, remembered, options.metrics)
-            outcome.seconds[task.name] = time.perf_counter() - start
-            outcome.truncated[task.name] = encoder.truncated - cut
-            for dim in options.dims or (encoder.dim,) * bool(options.codecs):
-                for codec in options.codecs or ("float32",):
-                    seen, size = remembered.seen_as(codec, dim)
-                    outcome.views.setdefault((dim, codec), {})[task.name] = evaluate(
-                        task, seen, options.metrics
-                    )
-                    outcome.view_bytes[dim, codec] = size
-    outcome.cost["bytes_per_vector"] = 4 * encoder.dim
-    if encoder.texts:  # not all came from the cache
-        outcome.cost["texts_per_second"] = encoder.texts / encoder.seconds
-    return outcome
-
-
-def texts_of(task: Task) -> int:
-    """How many texts it embeds, at most."""
-    if isinstance(task, RetrievalTask):
-        return len(task.queries) + len(task.documents)
-    if isinstance(task, PairTask):
-        return len({*task.sentence1, *task.sentence2})
-    return len(task.texts)
-
-
-# ---- routers -----------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def routing(model: Embedder, tasks: Sequence[Task]) -> dict[str, dict[str, list[float]]]:
-    """``[layer][language]`` -> the share of every expert, by a language's first texts; {} if dense."""
-    texts: dict[str, list[str]] = {}
-    for task in tasks:
-        for text, language in _spoken(task):
-            known = texts.setdefault(language or "unknown", [])
-            if len(known) < _ROUTED:
-                known.append(text)
-    loads: dict[str, dict[str, list[float]]] = {}
-    for language, some in texts.items():
-        for stats in _routed(model, some):
-            loads.setdefault(str(stats.layer), {})[language] = stats.load_E.tolist()
-    return loads
-
-
-def _spoken(task: Task) -> Iterator[tuple[str, str]]:
-    if isinstance(task, RetrievalTask):
-        for text, query in zip(task.queries, task.query_ids, strict=True):
-            yield text, task.language.get(query, "")
-    else:
-        yield from zip(
-            task.sentence1 if isinstance(task, PairTask) else task.texts, task.language, strict=True
-        )
-
-
-def _routed(model: Embedder, texts: Sequence[str]) -> list[RouterStats]:
-    rows, _ = model.tokenizer.rows(texts)
-    total: list[RouterStats] = []
-    for group in token_budget([len(row) for row in rows], _TOKENS):
-        found = model(pack([rows[i] for i in group]).to(model.device)).router
-        total = [a + b for a, b in zip(total, found, strict=True)] if total else found
-    return total
-
-
-# ---- all of them -------------------------------------------------------------------------------------------
-
-
-def summarise(outcomes: Mapping[str, Outcome], tasks: Sequence[Task]) -> dict[str, Any]:
-    """The result of ``compare``, with what each task is and left out, and what each system cost."""
-    result = compare({name: [outcome.scores] for name, outcome in outcomes.items()})
-    for task in tasks:
-        row = result["tasks"][task.name]
-        noted = [
-            note for o in outcomes.values() if task.name in o.scores for note in o.scores[task.name].notes
-        ]
-        row["notes"] = [*task.notes, *dict.fromkeys(noted)]
-        if isinstance(task, RetrievalTask):
-            row["documents"] = len(task.documents)
-        for key in ("seconds", "truncated"):
-            found = {name: getattr(outcome, key).get(task.name) for name, outcome in outcomes.items()}
-            row[key] = {name: value for name, value in found.items() if value is not None}
-    result["cost"] = {name: outcome.cost for name, outcome in outcomes.items() if outcome.cost}
-    result["curves"] = {name: _curve(outcome) for name, outcome in outcomes.items() if outcome.views}
-    result["routers"] = {name: outcome.routers for name, outcome in outcomes.items() if outcome.routers}
-    return result
-
-
-def _curve(outcome: Outcome) -> list[dict[str, Any]]:
-    seen = compare({str(view): [scores] for view, scores in outcome.views.items()}, draws=_CURVE_DRAWS)
-    return [
-        {
-            "dim": dim,
-            "codec": codec,
-            "bytes": outcome.view_bytes[dim, codec],
-            "score": seen["overall"]["metrics"][str((dim, codec))]["score"],
-        }
-        for dim, codec in outcome.views
-    ]
-
-
-# ---- samples -----------------------------------------------------------------------------------------------
-
-
-def sample_tasks(
-    tasks: Sequence[Task], queries: int, static: Encode | None
-) -> tuple[list[Task], dict[str, Agreement]]:
-    """Tasks of retrieval with fewer queries, and how well each sample ranks, by systems that cost little.
-
-    Args:
-        static: what else than BM25 is compared on the whole task and on its sample.
-    """
+    if isinstance(static, Path):
+        static = Embedder.from_pretrained(static)
+    encoder = MeasuredEncoder(StaticEncoder(static)) if static else None
     sampled: list[Task] = []
-    agreements: dict[str, Agreement] = {}
     for task in tasks:
-        if not isinstance(task, RetrievalTask) or task.kind != "retrieval":
-            sampled.append(task)
-            continue
-        smaller = sample(task, queries)
+        smaller: Task = task
+        if isinstance(task, RetrievalTask) and task.kind == "retrieval":
+            smaller = sample(task, queries)
+            if smaller is not task:
+                whole, part = (_cheap(some, encoder) for some in (task, smaller))
+                told = f"sampled: {agreement(whole, part, MAIN['retrieval'])}"
+                smaller = replace(smaller, notes=[*smaller.notes, told])
         sampled.append(smaller)
-        if smaller is not task:
-            whole, part = (_cheap(some, static) for some in (task, smaller))
-            agreements[task.name] = agreement(whole, part, MAIN["retrieval"])
-    return sampled, agreements
+    return sampled
 
 
 def _cheap(task: Task, static: Encode | None) -> dict[str, Scores]:
-    scores = {"bm25": evaluate_bm25(task), "static": evaluate(task, static) if static else None}
+    scores = {"bm25": evaluate_bm25(task), "static": evaluate_task(task, static) if static else None}
     return {name: found for name, found in scores.items() if found}
+
+
+# ---- what is kept ------------------------------------------------------------------------------------------
+
+
+def _require_own_files(names: Iterable[str]) -> None:
+    """Refuse two systems whose scores would go to one file, where the second would replace the first."""
+    files: dict[str, str] = {}
+    for name in names:
+        if (other := files.setdefault(_file_name(name), name)) != name:
+            raise UserError(f"the scores of {other} and {name} would both be {_file_name(name)}: rename one")
+
+
+def _file_name(system: str) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', system).strip('-.') or 'model'}.parquet"
+
+
+def _keep(folder: Path, name: str, outcome: Outcome) -> bool:
+    """Write the scores of a system; where that fails, warn: the evaluation is worth more than its file."""
+    if not outcome.scores:
+        return True
+    about = {"system": name, **outcome.about}
+    try:
+        save_scores(folder / _file_name(name), list(outcome.scores.values()), about)
+    except UserError as error:
+        warnings.warn(f"the scores of {name} are not kept: {error}; the evaluation goes on", stacklevel=3)
+        return False
+    return True
+
+
+def _what_is_kept(finished: Sequence[str], options: EvaluationOptions) -> str:
+    parts = []
+    if options.keep and finished:
+        parts.append(f"the scores of {', '.join(finished)} are kept in {options.keep}")
+    if options.cache:
+        parts.append(f"the vectors made so far are kept in {options.cache}, and the same command finds them")
+    return " and ".join(parts)
+
+
+# ---- the result --------------------------------------------------------------------------------------------
+
+
+def summarise(
+    outcomes: Mapping[str, Outcome], tasks: Sequence[Task], reference: str | None = None
+) -> EvaluationResult:
+    """The comparison of all systems, with what each task is and left out, and what each system cost."""
+    compared = compare({name: [outcome.scores] for name, outcome in outcomes.items()}, reference)
+    found = _fields(compared)
+    found["tasks"] = {}
+    for task in tasks:
+        if task.name in compared.tasks:
+            found["tasks"][task.name] = _task(task, _fields(compared.tasks[task.name]), outcomes)
+        else:
+            warnings.warn(f"no system here can be scored on {task.name}, a task of {task.kind}", stacklevel=2)
+    return EvaluationResult(
+        **found,
+        cost={name: outcome.cost for name, outcome in outcomes.items() if outcome.cost != Cost()},
+        curves={name: _curve(outcome) for name, outcome in outcomes.items() if outcome.sizes},
+        routers={name: outcome.routers for name, outcome in outcomes.items() if outcome.routers},
+    )
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _task(task: Task, cells: dict[str, Any], outcomes: Mapping[str, Outcome]) -> EvaluatedTask:
+    scored = {name: outcome for name, outcome in outcomes.items() if task.name in outcome.scores}
+    noted = [note for outcome in scored.values() for note in outcome.scores[task.name].notes]
+    return EvaluatedTask(
+        **cells,
+        notes=[*task.notes, *dict.fromkeys(noted)],
+        documents=len(task.documents) if isinstance(task, RetrievalTask) else None,
+        seconds={name: outcome.seconds[task.name] for name, outcome in scored.items()},
+        truncated={
+            name: outcome.truncated[task.name]
+            for name, outcome in scored.items()
+            if task.name in outcome.truncated
+        },
+    )
+
+
+def _curve(outcome: Outcome) -> list[SizeScore]:
+    seen = compare({str(size): [scores] for size, scores in outcome.sizes.items()}, draws=_CURVE_DRAWS)
+    return [
+        SizeScore(*size, outcome.size_bytes[size], seen.overall.metrics[str(size)]["score"])
+        for size in outcome.sizes
+    ]

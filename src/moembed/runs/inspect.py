@@ -11,9 +11,12 @@ import torch
 
 from moembed.data.sources import iter_rows
 from moembed.embedder import Embedder
+from moembed.files import read_json
+from moembed.folder.modules import encoder_folder
 from moembed.folder.read import read_config, read_settings
 from moembed.folder.tensors import stored_dtypes, weight_files
-from moembed.model.encoder import Encoder, EncoderConfig, num_parameters
+from moembed.model.encoder import Encoder, num_parameters
+from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoE
 from moembed.packing import pack, token_budget
 from moembed.search.embed import column_texts
@@ -25,42 +28,54 @@ BATCH_TOKENS = 16384
 
 def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
     """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there."""
-    config = read_config(folder)
-    settings = read_settings(folder, config)
-    moe = config.moe
+    spec, inside = read_config(folder), encoder_folder(folder)
+    settings = read_settings(folder, spec)
+    head = settings.modules.head
+    layer, moe = spec.layers[0], spec.moe
     return {
-        "family": config.family,
-        "layers": config.num_layers,
-        "width": config.width,
-        "heads": config.num_heads,
-        "ffn_width": config.ffn_width,
-        "vocabulary": config.vocab_size,
-        "position": config.position,
-        "norm": config.norm,
+        "family": read_json(inside / "config.json")["model_type"],
+        "layers": spec.num_layers,
+        "width": spec.width,
+        "heads": layer.attention.num_heads,
+        "ffn_width": layer.ffn.width,
+        "vocabulary": spec.vocab_size,
+        "position": _positions(spec),
+        "norm": layer.place,
         "experts": f"{moe.num_experts}, {moe.router.top_k} per token" if moe else "none (dense)",
-        "moe_layers": list(moe.layers) if moe else [],
+        "moe_layers": list(spec.moe_layers),
         "router": moe.router.model_dump() if moe else {},
         "expert_bias": moe.bias if moe else None,
         "shared_experts": moe.num_shared_experts if moe else 0,
-        "pooling": settings.pooling,
+        "pooling": settings.modules.pooling.name,
         "prompts": settings.prompts,
         "max_length": settings.max_length,
-        **_count(config),
-        "dtype_on_disk": ", ".join(stored_dtypes(folder, allow_pickle)) or None,
-        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(folder, allow_pickle)),
+        **(
+            {"dense": [f"{d.in_dim} -> {d.out_dim} ({d.activation})" for d in head.dense]}
+            if head.dense
+            else {}
+        ),
+        **_count(spec, head.num_parameters()),
+        "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
+        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
     }
 
 
-def _count(config: EncoderConfig) -> dict[str, Any]:
+def _positions(spec: EncoderSpec) -> str:
+    if spec.embeddings.positions:
+        return "absolute"
+    return "rope" if any(layer.attention.rope for layer in spec.layers) else "none"
+
+
+def _count(spec: EncoderSpec, head: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
     with torch.device("meta"):
-        blocks = [block for block in Encoder(config).modules() if isinstance(block, MoE)]
-    total = num_parameters(config)
+        blocks = [block for block in Encoder(spec).modules() if isinstance(block, MoE)]
+    total = num_parameters(spec) + head
     routers = sum(block.router.weight_ED.numel() for block in blocks)
     return {
         "parameters": total,
-        "active_parameters": num_parameters(config, active=True),
-        "embedding_parameters": config.vocab_size * config.width,
+        "active_parameters": num_parameters(spec, active=True) + head,
+        "embedding_parameters": spec.vocab_size * spec.width,
         "expert_parameters": sum(block.routed_parameters() for block in blocks),
         "bytes_in_memory": {"float32": 4 * total, "bfloat16": 2 * total + 2 * routers},
     }
@@ -79,7 +94,7 @@ def expert_load(
     Raises:
         UserError: a dense model, no rows, or a row without a string in ``column``.
     """
-    if model.encoder.config.moe is None:
+    if model.encoder.spec.moe is None:
         raise UserError("this model has no experts, so there is no load to show")
     count = 0
     stats: dict[int, RouterStats] = {}
@@ -95,7 +110,7 @@ def expert_load(
 
 
 def _route(model: Embedder, texts: list[str], prompt_name: str | None) -> Iterable[RouterStats]:
-    token_rows, _ = model.tokenizer.rows(texts, prompt_name)
+    token_rows, _ = model.tokenizer.rows(texts, prompt=model.tokenizer.prompt(prompt_name))
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
     batches = (pack([token_rows[i] for i in group]).to(model.device) for group in groups)
     return chain.from_iterable(model(batch).router for batch in batches)

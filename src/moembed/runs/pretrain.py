@@ -1,40 +1,38 @@
-"""What comes before pairs: tokenizers, and the recipe of pretraining that `run_pretraining` carries out."""
+"""A pretraining run: which base, which texts, how to hide words. `pretrain` carries it out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, field_validator
 
-from moembed.config import Strict, config_hash, dump, load
+from moembed.config import Strict, config_hash, dump, load, resolve
 from moembed.console import progress_bar, say
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
-from moembed.files import replacing, require_free
+from moembed.files import locked, require_free, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.folder.write import write_folder
 from moembed.machine import choose_precision
 from moembed.report.card import write_card
 from moembed.tokenizer import Tokenizer
-from moembed.training.corpus import Language, open_corpus
-from moembed.training.distributed import World, joined
-from moembed.training.heads import Heads, read_heads
 from moembed.training.log import read_metrics
-from moembed.training.masking import Vocabulary
-from moembed.training.objective import OBJECTIVES
-from moembed.training.pretrain import PretrainConfig, pretrain
+from moembed.training.masked_lm.corpus import Language, open_corpus
+from moembed.training.masked_lm.heads import Heads, read_heads
+from moembed.training.masked_lm.masking import Vocabulary
+from moembed.training.masked_lm.objective import OBJECTIVES
+from moembed.training.masked_lm.settings import MaskedLMConfig
+from moembed.training.masked_lm.train import train_masked_lm
+from moembed.training.parallel import World, joined
 from moembed.types import UserError
-from moembed.weights.pieces import extend, learn, tokenizer_files
 from moembed.weights.positions import to_rope
-from moembed.weights.vocabulary import pad, with_tokenizer
-
-_LONGEST = 512  # tokens per text that a tokenizer without a model is said to be for
+from moembed.weights.vocabulary import pad
 
 
 class RopeConfig(Strict):
@@ -44,7 +42,7 @@ class RopeConfig(Strict):
     max_positions: int = Field(default=2048, ge=3)
 
 
-class PretrainRecipe(PretrainConfig):
+class PretrainConfig(MaskedLMConfig):
     """``data`` is a file name, a list of them, or a list of sources with columns and languages; one with
     ``subsets``, a list, stands for as many sources.
 
@@ -70,88 +68,127 @@ class PretrainRecipe(PretrainConfig):
         return sources
 
 
-def load_pretraining(path: Path, overrides: Sequence[str]) -> PretrainRecipe:
-    return load(PretrainRecipe, path, overrides)
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """What a pretraining run leaves.
+
+    Attributes:
+        run: the run folder: metrics, checkpoints, tokens, the head that guesses words.
+        model: the folder of the trained model.
+        recipe: hash of the resolved config.
+        sequences: that were trained on.
+        stopped_by_user: whether Ctrl-C or SIGTERM ended it early.
+        held_out: loss in nats and accuracy by language, before the run and at its end, as in the metrics.
+    """
+
+    run: str
+    model: str
+    recipe: str
+    steps: int
+    seconds: float
+    sequences: int
+    stopped_by_user: bool
+    held_out: dict[str, dict[str, float]]
 
 
-def run_pretraining(recipe: PretrainRecipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Load, tokenise, train, save, in one process or in each that ``torchrun`` started.
+def load_pretraining(path: Path, overrides: Sequence[str]) -> PretrainConfig:
+    return load(PretrainConfig, path, overrides)
 
-    Returns what ``moembed pretrain --json`` prints.
+
+def pretrain(
+    config: PretrainConfig | Mapping[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> PretrainResult:
+    """Train an encoder to guess hidden words, as ``moembed pretrain`` does.
+
+    Args:
+        config: a `PretrainConfig`, a mapping with the same keys, or a YAML file.
+        resume: go on from the newest checkpoint of ``out``.
+        overwrite: replace the run folder ``out`` if it exists.
+        overrides: keys that replace those of ``config``, nested ones dotted.
 
     Raises:
         UserError: anything wrong with the base or the texts, or a run folder that already exists.
     """
-    with joined() as world:
-        return _run(recipe, resume, overwrite, world)
+    resolved = resolve(PretrainConfig, config, overrides)
+    with joined() as world, locked(Path(resolved.out)) if world.first else nullcontext():
+        return _run(resolved, resume, overwrite, world)
 
 
-def _run(recipe: PretrainRecipe, resume: bool, overwrite: bool, world: World) -> dict[str, Any]:
-    run = Path(recipe.out)
+def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) -> PretrainResult:
+    run = Path(config.out)
     tell = say if world.first else lambda text: None
     if resume and not run.is_dir():
         raise UserError(f"{run} does not exist, so there is nothing to resume")
-    folder = locate_base(recipe.base)
-    parts = build(read_folder(folder), recipe)
-    words = parts.tokenizer.backend.get_vocab_size()
-    heads = Heads(parts.config, words, OBJECTIVES[recipe.objective].decoder, recipe.seed)
+
+    # ---- the model and its heads
+    folder = locate_base(config.base)
+    parts = build(read_folder(folder), config)
+    vocabulary = parts.tokenizer.backend.get_vocab_size()
+    heads = Heads(parts.spec, vocabulary, OBJECTIVES[config.objective].decoder, config.seed)
     head = "the base's head" if read_heads(folder, heads) else "a fresh head"
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     model, heads = Embedder(parts).to(device), heads.to(device)
-    if not world.first:
-        world.agree(None)  # the first process makes the run folder and tokenises the texts into it
-    elif not resume:
-        require_free(run, overwrite)
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-    corpus = _corpus(recipe, parts.tokenizer, run, resume)
-    if world.first:
-        world.agree(None)
+
+    # ---- the run folder and the tokens; the first process makes them, the others read them
+    with world.first_ahead():
+        if world.first and not resume:
+            require_free(run, overwrite)
+            run.mkdir(parents=True, exist_ok=True)
+            write_text(run / "recipe.yaml", dump(config))
+        corpus = _corpus(config, parts.tokenizer, run, resume)
     tell(
-        f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {recipe.sequence_length} tokens; "
-        f"{model.num_parameters():,} parameters and {head}, {choose_precision(recipe.precision, device)}, "
-        f"recipe {config_hash(recipe)}"
+        f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {config.sequence_length} tokens; "
+        f"{model.num_parameters():,} parameters and {head}, {choose_precision(config.precision, device)}, "
+        f"recipe {config_hash(config)}"
     )
-    trained = pretrain(recipe, model, heads, corpus, run, resume, record=recipe)
+
+    # ---- training, and what is made of it
+    trained = train_masked_lm(config, model, heads, corpus, run, resume, config)
     if world.first:
-        data = sorted({source.path for source in recipe.data})
-        write_card(run / "model", str(run / "model"), base_name(recipe.base), data)
+        data = sorted({source.path for source in config.data})
+        write_card(run / "model", str(run / "model"), base_name(config.base), data)
     tell(f"{trained.steps} steps in {trained.seconds:.0f} s; the model is in {run / 'model'}")
     if trained.stopped_by_user:
         tell(f"stopped early; resume with: moembed pretrain {run / 'recipe.yaml'} --resume")
-    facts = {"run": str(run), "model": str(run / "model"), "recipe": config_hash(recipe)}
-    return facts | asdict(trained) | _looks(run)
+    return PretrainResult(
+        str(run), str(run / "model"), config_hash(config), trained.steps, trained.seconds, trained.pairs,
+        trained.stopped_by_user, _looks(run),
+    )  # fmt: skip
 
 
-def build(parts: Parts, recipe: PretrainRecipe) -> Parts:
+def build(parts: Parts, config: PretrainConfig) -> Parts:
     """The model a recipe starts from; with rotary positions it reads ``rope.max_positions`` tokens.
 
     Raises:
         UserError: sequences longer than it reads, a tokenizer without a mask token.
     """
     Vocabulary.of(parts.tokenizer.backend)
-    config, state, tokenizer = parts.config, parts.state, parts.tokenizer
-    if recipe.rope:
-        config, state = to_rope(config, state, recipe.rope.base, recipe.rope.max_positions)
+    spec, state, tokenizer = parts.spec, parts.state, parts.tokenizer
+    if config.rope:
+        spec, state = to_rope(spec, state, config.rope.base, config.rope.max_positions)
         prompts, default = tokenizer.prompts, tokenizer.default_prompt
-        tokenizer = Tokenizer(tokenizer.backend, config.max_length, prompts, default)
-    if recipe.pad_vocabulary:
-        config, state = pad(config, state, recipe.pad_vocabulary)
-    if recipe.sequence_length > config.max_length:
+        tokenizer = Tokenizer(tokenizer.backend, spec.max_length, prompts, default)
+    if config.pad_vocabulary:
+        spec, state = pad(spec, state, config.pad_vocabulary)
+    if config.sequence_length > spec.max_length:
         raise UserError(
-            f"sequence_length {recipe.sequence_length} is more than the {config.max_length} tokens the model "
-            "reads; shorten it, or give the model rotary positions with rope.max_positions"
+            f"sequence_length {config.sequence_length} is more than the {spec.max_length} tokens the model"
+            " reads; shorten it, or give the model rotary positions with rope.max_positions"
         )
-    return replace(parts, config=config, state=state, tokenizer=tokenizer)
+    return replace(parts, spec=spec, state=state, tokenizer=tokenizer)
 
 
-def _corpus(recipe: PretrainRecipe, tokenizer: Tokenizer, run: Path, resume: bool) -> list[Language]:
-    made_of = [source.model_dump(mode="json") for source in recipe.data]
+def _corpus(config: PretrainConfig, tokenizer: Tokenizer, run: Path, resume: bool) -> list[Language]:
+    made_of = [source.model_dump(mode="json") for source in config.data]
     try:
         with progress_bar("tokenising", None) as advance:
             return open_corpus(
-                run / "tokens", read_texts(recipe.data), tokenizer.backend, recipe.sequence_length,
-                recipe.packed, made_of, advance,
+                run / "tokens", read_texts(config.data), tokenizer.backend, config.sequence_length,
+                config.packed, made_of, advance,
             )  # fmt: skip
     except UserError:
         if not resume:  # so that the folder is not in the way of the next try
@@ -163,45 +200,3 @@ def _looks(run: Path) -> dict[str, Any]:
     """The held-out figures before the run and the newest ones, from the metrics."""
     lines = read_metrics(run / "metrics.jsonl")
     return {key: value for line in lines for key, value in line.items() if key.startswith("held_out")}
-
-
-def make_tokenizer(
-    paths: Sequence[str], out: Path, kind: str = "unigram", vocab_size: int = 32000, lowercase: bool = False,
-    base: str | None = None, extend_by: int | None = None, column: str = "text", overwrite: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Learn a tokenizer on texts, or more pieces for that of ``base``; with ``base``, write a model folder.
-
-    Returns the number of pieces, and with ``base`` where their rows came from.
-
-    Raises:
-        UserError: anything wrong with the texts or the base, ``extend_by`` without ``base``, a folder in the
-            way.
-    """
-    if extend_by is not None and base is None:
-        raise UserError("--extend adds pieces to the tokenizer of a model: name the model with --base")
-    require_free(out, overwrite)
-    configs = [TextConfig(path=path, text=column) for path in paths]
-
-    def texts() -> Iterator[str]:
-        with progress_bar("reading texts", None) as advance:
-            for block in read_texts(configs):
-                yield from (text.text for text in block)
-                advance(len(block))
-
-    if base is None:
-        backend = learn(kind, texts, vocab_size, lowercase)
-        with replacing(out) as folder:
-            for name, content in tokenizer_files(backend, _LONGEST).items():
-                (folder / name).write_bytes(content)
-        return {"pieces": backend.get_vocab_size()}
-    parts = read_folder(locate_base(base))
-    if extend_by is None:
-        backend = learn(kind, texts, vocab_size, lowercase)
-        files = tokenizer_files(backend, parts.tokenizer.max_length)
-    else:
-        backend = extend(parts.tokenizer.backend, texts, extend_by)
-        files = tokenizer_files(backend, parts.tokenizer.max_length, parts.files)
-    parts, origins = with_tokenizer(parts, backend, files)
-    write_folder(out, parts)
-    write_card(out, str(out), base_name(base))
-    return {"pieces": backend.get_vocab_size(), **asdict(origins)}

@@ -1,41 +1,45 @@
-"""A recipe: which base, which data, whether to upcycle, and how to train. `run_recipe` carries it out."""
+"""A training run: which base, which data, whether to upcycle, and how to train. `train` carries it out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, field_validator
 
-from moembed.config import config_hash, dump, load
+from moembed.config import config_hash, dump, load, resolve
 from moembed.console import progress_bar, say
 from moembed.data.docstrings import collect
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
-from moembed.files import require_free
+from moembed.files import locked, require_free, write_text
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.machine import choose_precision
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
-from moembed.training.distributed import World, joined
-from moembed.training.evaluation import load_tasks
-from moembed.training.held_out import learnt
-from moembed.training.loop import Trained, train
-from moembed.training.settings import SourceOptions, TrainConfig
+from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions, fit_lengths
+from moembed.training.contrastive.task import Mixture, num_train_rows
+from moembed.training.contrastive.train import train_contrastive
+from moembed.training.monitors.retrieval import load_tasks
+from moembed.training.parallel import World, joined
 from moembed.types import Pair, UserError
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
+
+ENDS = {"steps", "epochs", "minutes"}
 
 
 class TrainSource(SourceConfig, SourceOptions):
     """Where pairs lie, and how they are trained on."""
 
 
-class Recipe(TrainConfig):
+class TrainConfig(ContrastiveConfig):
     """``data`` is a file name, a list of them, or a list of sources with columns and weights; the name
     ``docstrings`` means the built-in pairs of `moembed.data.docstrings`. ``sampling`` lets their sizes count.
     ``validation`` names sources, in the same forms, for the held-out loss alone. An entry with ``each``, a
@@ -77,109 +81,166 @@ def _each(source: Any) -> list[Any]:
     ]
 
 
-def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training run leaves.
+
+    Attributes:
+        run: the run folder: metrics, checkpoints, report.
+        model: the folder of the trained model.
+        recipe: hash of the resolved config.
+        seconds: that training took, those before an interruption included.
+        truncated: texts that were cut.
+        stopped_by_user: whether Ctrl-C or SIGTERM ended it early.
+    """
+
+    run: str
+    model: str
+    recipe: str
+    steps: int
+    seconds: float
+    pairs: int
+    truncated: int
+    stopped_by_user: bool
+
+
+def load_recipe(path: Path, overrides: Sequence[str]) -> TrainConfig:
     """Read a recipe; ``steps``, ``epochs`` or ``minutes`` among the overrides replaces the file's."""
     given = {override.partition("=")[0] for override in overrides}
-    ends = {"steps", "epochs", "minutes"}
-    dropped = [f"{end}=null" for end in sorted(ends - given)] if ends & given else []
-    return load(Recipe, path, [*dropped, *overrides])
+    dropped = [f"{end}=null" for end in sorted(ENDS - given)] if ENDS & given else []
+    return load(TrainConfig, path, [*dropped, *overrides])
 
 
-def run_recipe(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Load, upcycle, train, save, in one process or in each that ``torchrun`` started.
+def train(
+    config: TrainConfig | Mapping[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> TrainResult:
+    """Train an embedder on pairs, as ``moembed train`` does; in each process that ``torchrun`` started.
 
-    Returns what ``moembed train --json`` prints.
+    >>> train("recipes/finetune.yaml", data="pairs.jsonl", out="runs/mine", steps=200)    # doctest: +SKIP
+
+    Args:
+        config: a `TrainConfig`, a mapping with the same keys, or a YAML file.
+        resume: go on from the newest checkpoint of ``out``.
+        overwrite: replace the run folder ``out`` if it exists.
+        overrides: keys that replace those of ``config``, nested ones dotted, as in
+            ``**{"optim.learning_rate": 1e-4}``. Each of ``steps``, ``epochs`` and ``minutes`` replaces
+            whichever of them ``config`` has.
 
     Raises:
         UserError: anything wrong with the base or the data, or a run folder that already exists.
     """
-    with joined() as world:
-        return _run(recipe, resume, overwrite, world)
+    ends = dict.fromkeys(ENDS - overrides.keys()) if ENDS & overrides.keys() else {}
+    resolved = resolve(TrainConfig, config, {**ends, **overrides})
+    with joined() as world, locked(Path(resolved.out)) if world.first else nullcontext():
+        return _run(resolved, resume, overwrite, world)
 
 
-def _run(recipe: Recipe, resume: bool, overwrite: bool, world: World) -> dict[str, Any]:
-    run = Path(recipe.out)
+def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> TrainResult:
+    run = Path(config.out)
     tell = say if world.first else lambda text: None
     if resume and not run.is_dir():
         raise UserError(f"{run} does not exist, so there is nothing to resume")
-    if not world.first:
-        world.agree(None)  # the first process fills the cache of the data, the others read it
-    sources, weights = open_sources(recipe)
-    used = [i for i, source in enumerate(sources) if _is_used(source, recipe)]
-    if len(used) < len(sources):
-        tell(f"{len(sources) - len(used)} sources have fewer pairs than a batch and are left out")
-    sources, weights = [sources[i] for i in used], [weights[i] for i in used]
-    validation = [open_source(config) for config in recipe.validation]
-    for source in [*sources, *validation]:
-        tell(source.describe())
-    tasks = load_tasks(recipe.evaluate)
-    model = build(read_base(recipe.base, recipe.revision, recipe.allow_pickle), recipe)
-    if world.first and not resume:
-        require_free(run, overwrite)
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-    if world.first:
-        world.agree(None)
+
+    # ---- the data; the first process fills its cache, the others read it
+    with world.first_ahead():
+        mixture = open_mixture(config)
+        if left_out := len(config.data) - len(mixture.sources):
+            tell(f"{left_out} sources have fewer pairs than a batch and are left out")
+        for source in [*mixture.sources, *mixture.validation]:
+            tell(source.describe())
+            for note in source.notes:
+                tell(f"note: {source.name}: {note}")
+        tasks = load_tasks(config.evaluate)
+        for task in tasks:
+            for note in task.notes:
+                tell(f"note: {task.name}: {note}")
+
+        # ---- the model, and the lengths that suit both
+        model = build(read_base(config.base, config.revision, config.allow_pickle), config)
+        positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
+        config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
+        for note in notes:
+            tell(note)
+
+        # ---- the run folder: nothing was wrong so far
+        if world.first and not resume:
+            require_free(run, overwrite)
+            run.mkdir(parents=True, exist_ok=True)
+            write_text(run / "recipe.yaml", dump(config))
     tell(
         f"{model.num_parameters():,} parameters, {model.num_parameters(active=True):,} active, "
-        f"{choose_precision(recipe.precision, model.device)}, recipe {config_hash(recipe)}"
+        f"{choose_precision(config.precision, model.device)}, recipe {config_hash(config)}"
         + (f", {world.size} processes" if world.size > 1 else "")
     )
-    trained = train(
-        recipe, model, sources, weights, run, resume=resume, record=recipe,
-        options=[recipe.data[i] for i in used], validation=validation, tasks=tasks,
-    )  # fmt: skip
+
+    # ---- training, and what is made of it
+    trained = train_contrastive(config, model, mixture, run, resume, config, tasks)
+    result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
-        _finish(recipe, trained, run)
-    return {"run": str(run), "model": str(run / "model"), "recipe": config_hash(recipe), **asdict(trained)}
+        _finish(config, result)
+    return result
 
 
-def _is_used(source: Source, recipe: Recipe) -> bool:
-    return recipe.small_sources == "refuse" or learnt(source, recipe) >= recipe.batch_size
-
-
-def _finish(recipe: Recipe, trained: Trained, run: Path) -> None:
+def _finish(config: TrainConfig, result: TrainResult) -> None:
     """The card, the report, and what to say at the end."""
-    data = [source.path for source in recipe.data]
-    write_card(run / "model", str(run / "model"), base_name(recipe.base), data)
+    run, model = Path(result.run), Path(result.model)
+    data = [source.path for source in config.data]
+    write_card(model, result.model, base_name(config.base), data)
     say(
-        f"{trained.steps} steps, {trained.pairs:,} pairs in {trained.seconds:.0f} s; "
-        f"{trained.truncated:,} texts were cut; the model is in {run / 'model'}"
+        f"{result.steps} steps, {result.pairs:,} pairs in {result.seconds:.0f} s; "
+        f"{result.truncated:,} texts were cut; the model is in {result.model}"
     )
     try:
         say(f"the report is in {write_report(run, f'moembed train: {run.name}')}")
     except UserError as error:  # no matplotlib, or no step was made
         say(f"no report: {error}")
-    if trained.stopped_by_user:
+    if result.stopped_by_user:
         say(f"stopped early; resume with: moembed train {run / 'recipe.yaml'} --resume")
 
 
-def open_sources(recipe: Recipe) -> tuple[list[Source], list[float]]:
-    """The sources of a recipe and their weights in the mix."""
-    sources = [open_source(config) for config in recipe.data]
-    sizes, weights = [len(source) for source in sources], [config.weight for config in recipe.data]
-    return sources, mix(sizes, weights, recipe.sampling.exponent, recipe.sampling.cap)
+def open_mixture(config: TrainConfig) -> Mixture:
+    """The sources of a config that are used, with their weights in the mix and their options."""
+    sources, weights = open_sources(config)
+    used = [
+        i for i, source in enumerate(sources)
+        if config.small_sources == "refuse" or num_train_rows(source, config) >= config.batch_size
+    ]  # fmt: skip
+    if not used:
+        raise UserError(f"every source has fewer pairs than a batch of {config.batch_size}; lower batch_size")
+    validation = [open_source(source) for source in config.validation]
+    return Mixture(
+        [sources[i] for i in used], [weights[i] for i in used], [config.data[i] for i in used], validation
+    )
 
 
-def open_source(config: SourceConfig) -> Source:
+def open_sources(config: TrainConfig) -> tuple[list[Source], list[float]]:
+    """The sources of a config and their weights in the mix."""
+    sources = [open_source(source) for source in config.data]
+    sizes, weights = [len(source) for source in sources], [source.weight for source in config.data]
+    return sources, mix(sizes, weights, config.sampling.exponent, config.sampling.cap)
+
+
+def open_source(source: SourceConfig) -> Source:
     """The pairs of a file, or the built-in ones of the installed packages (the demo's training side)."""
-    if config.path != "docstrings" or Path(config.path).exists():
-        with progress_bar(f"reading {config.title}", None) as advance:
-            return load_source(config, advance)
+    if source.path != "docstrings" or Path(source.path).exists():
+        with progress_bar(f"reading {source.called}", None) as advance:
+            return load_source(source, advance)
     return Source.from_pairs("docstrings", (Pair(pair.query, pair.document) for pair in collect().train))
 
 
-def build(parts: Parts, recipe: Recipe) -> Embedder:
-    """The model a recipe starts from."""
-    if recipe.upcycle:
-        config, state = upcycle(parts.config, parts.state, recipe.upcycle)
-        parts = replace(parts, config=config, state=state)
-    if recipe.loss.bias_rate:
-        config, state = add_selection_bias(parts.config, parts.state)
-        parts = replace(parts, config=config, state=state)
-    if recipe.prompts is not None:
-        parts.tokenizer.prompts = dict(recipe.prompts)
+def build(parts: Parts, config: TrainConfig) -> Embedder:
+    """The model a run starts from."""
+    if config.upcycle:
+        spec, state = upcycle(parts.spec, parts.state, config.upcycle)
+        parts = replace(parts, spec=spec, state=state)
+    if config.loss.bias_rate:
+        spec, state = add_selection_bias(parts.spec, parts.state)
+        parts = replace(parts, spec=spec, state=state)
+    if config.prompts is not None:
+        parts.tokenizer.prompts = dict(config.prompts)
     model = Embedder(parts)
-    import torch
-
     return model.to("cuda") if torch.cuda.is_available() else model

@@ -2,8 +2,8 @@
 
 A codec is fitted to documents, turns vectors into codes and codes back into vectors. Documents are stored as
 codes; a query is never stored, so it stays float32 unless the search itself works on codes
-(``binary-symmetric``). ``view`` gives both sides as a search sees them: one encode of the texts draws the
-whole curve of score against bytes.
+(``binary-symmetric``). ``as_searched`` gives both sides as a search sees them: one encode of the texts draws
+the whole curve of score against bytes.
 
 Codes of ``int8`` and ``binary`` are those of `sentence_transformers.quantize_embeddings` (``int8`` and
 ``ubinary``). Sources: Jégou et al., *Product quantization* (2011), on asymmetric distances; Kusupati et al.,
@@ -18,6 +18,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from moembed.encoding import truncate
 from moembed.types import UserError
 
 _LEVELS = 255  # steps between the smallest and the largest value of a dimension
@@ -142,7 +143,7 @@ CODECS: Mapping[str, type[Codec]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class Searched:
     """Both sides of a search, float32, for any search by cosine; and the bytes a stored document takes."""
 
     query_QM: np.ndarray
@@ -150,9 +151,9 @@ class View:
     bytes_per_vector: int
 
 
-def view(
+def as_searched(
     query_QM: np.ndarray, document_NM: np.ndarray, codec: str = "float32", dim: int | None = None
-) -> View:
+) -> Searched:
     """What a search with this codec and only the first ``dim`` coordinates sees.
 
     Raises:
@@ -164,19 +165,4 @@ def view(
     fitted = CODECS[codec].fit(document_NM)
     if fitted.symmetric:
         query_QM = fitted.decode(fitted.encode(query_QM))
-    return View(query_QM, fitted.decode(fitted.encode(document_NM)), fitted.bytes_per_vector)
-
-
-def truncate(vector_NM: np.ndarray, dim: int | None) -> np.ndarray:
-    """The first ``dim`` coordinates, made unit vectors again (zeros stay); None: the vectors themselves.
-
-    Raises:
-        UserError: ``dim`` is not within the vectors.
-    """
-    if dim is None:
-        return vector_NM
-    if not 1 <= dim <= vector_NM.shape[1]:
-        raise UserError(f"dim {dim} is not within 1..{vector_NM.shape[1]}")
-    cut_NM = vector_NM[:, :dim].astype(np.float32)
-    norm_N1 = np.linalg.norm(cut_NM, axis=1, keepdims=True)
-    return cut_NM / np.where(norm_N1 > 0, norm_N1, 1)
+    return Searched(query_QM, fitted.decode(fitted.encode(document_NM)), fitted.bytes_per_vector)

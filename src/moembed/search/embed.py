@@ -4,28 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import numpy as np
+from typing import Any, Literal
 
 from moembed.data.sources import iter_rows
-from moembed.search.index import IndexWriter
+from moembed.encoding import TextEncoder, View
+from moembed.files import locked
+from moembed.search.index_writer import IndexWriter
 from moembed.types import UserError
 
 
-class TextEncoder(Protocol):
-    """What embedding a file asks of a model; ``moembed.embedder.Embedder`` is one."""
+@dataclass(frozen=True, slots=True)
+class EmbedConfig:
+    """What is embedded, and as what.
 
-    @property
-    def dim(self) -> int: ...
+    Attributes:
+        column: the column that holds the text.
+        role: whose texts they are, for the manifest.
+        prompt: this text is put before each of them.
+        prompt_name: the name the model has for it, for the manifest.
+        dim: coordinates that are kept; None keeps all.
+        block_rows: rows of a part: what a killed run loses at most.
+        model_path: where the model lies, for the manifest.
+    """
 
-    def space_id(self, prompt_name: str | None, dim: int) -> str: ...
-
-    def encode_counted(
-        self, texts: list[str], *, prompt_name: str | None, dim: int
-    ) -> tuple[np.ndarray, int]: ...
+    column: str = "text"
+    role: Literal["document", "query"] | None = "document"
+    prompt: str = ""
+    prompt_name: str | None = None
+    dim: int | None = None
+    block_rows: int = 4096
+    model_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,53 +61,67 @@ def embed_file(
     model: TextEncoder,
     source: str | Path,
     out: str | Path,
-    *,
-    column: str = "text",
-    role: Literal["document", "query"] | None = "document",
-    prompt_name: str | None = None,
-    dim: int | None = None,
-    block_rows: int = 4096,
-    model_path: str | None = None,
+    config: EmbedConfig = EmbedConfig(),
     progress: Callable[[int], None] | None = None,
 ) -> EmbedSummary:
-    """Embed ``column`` of every row of a JSONL, Parquet or CSV source into the index folder ``out``.
+    """Embed a column of every row of a JSONL, Parquet or CSV source into the index folder ``out``.
 
     Rows stream through in blocks; each block becomes one part of the folder, with all columns of the input.
-    The same call goes on after the last whole part of a started folder and does nothing to a finished one.
-    ``role`` and ``model_path`` are noted in the manifest; the prompt comes from ``prompt_name`` alone.
-    ``progress`` is told the rows done so far, those of earlier runs included.
+    The same call goes on after the whole parts of a started folder, mends the damaged ones of a finished
+    folder and does nothing to a sound one. ``progress`` is told the rows done so far, those of earlier runs
+    included.
 
     Raises:
         UserError: missing or changed source, a started folder of other settings, a row without a string in
-            ``column`` (the empty string is one), no rows at all, a full disk (earlier parts stay).
+            the column (the empty string is one), no rows at all, a ``dim`` that the model does not have, a
+            full disk (earlier parts stay), another process that writes to ``out``.
     """
-    if block_rows < 1:
-        raise UserError(f"block_rows must be at least 1, got {block_rows}")
-    source, dim = Path(source), dim or model.dim
-    space_id = model.space_id(prompt_name, dim)
-    writer = IndexWriter(
-        out,
-        space_id=space_id,
-        dim=dim,
-        role=role,
-        prompt_name=prompt_name,
-        column=column,
-        block_rows=block_rows,
-        **_fingerprint(source),
-        model_path=model_path,
-    )
-    earlier_rows = writer.rows
-    if not writer.complete:
-        for rows in islice(iter_rows(source, block_rows), len(writer.parts), None):
-            texts = column_texts(rows, column, source, writer.rows)
-            vector_NM, truncated = model.encode_counted(texts, prompt_name=prompt_name, dim=dim)
-            writer.append(vector_NM, rows, truncated)
-            if progress:
-                progress(writer.rows)
-        if not writer.rows:
-            raise UserError(f"{source} holds no rows to embed")
-        writer.finish()
-    return EmbedSummary(Path(out), space_id, dim, writer.rows, writer.rows - earlier_rows, writer.truncated)
+    if config.block_rows < 1:
+        raise UserError(f"block_rows must be at least 1, got {config.block_rows}")
+    source, out = Path(source), Path(out)
+    dim = model.dim if config.dim is None else config.dim
+    if not 1 <= dim <= model.dim:
+        raise UserError(f"dim {dim} is not possible: vectors of this model have 1 to {model.dim} coordinates")
+    stamp = _fingerprint(source)
+    space_id = model.space(prompt=config.prompt, view=View(dim=dim))
+    with locked(out):
+        writer = IndexWriter(
+            out,
+            space_id=space_id,
+            dim=dim,
+            role=config.role,
+            prompt_name=config.prompt_name,
+            column=config.column,
+            block_rows=config.block_rows,
+            **stamp,
+            model_path=config.model_path,
+        )
+        earlier_rows = writer.rows
+        if not writer.complete:
+            _embed_missing(model, source, writer, config, dim, progress)
+    return EmbedSummary(out, space_id, dim, writer.rows, writer.rows - earlier_rows, writer.truncated)
+
+
+def _embed_missing(
+    model: TextEncoder,
+    source: Path,
+    writer: IndexWriter,
+    config: EmbedConfig,
+    dim: int,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Write the parts that are not there yet, and finish the folder."""
+    for part, rows in enumerate(iter_rows(source, config.block_rows)):
+        if writer.has(part):
+            continue
+        texts = column_texts(rows, config.column, source, part * config.block_rows)
+        found = model.vectors(texts, prompt=config.prompt, view=View(dim=dim))
+        writer.append(found.array, rows, found.truncated)
+        if progress:
+            progress(writer.rows)
+    if not writer.rows:
+        raise UserError(f"{source} holds no rows to embed")
+    writer.finish()
 
 
 def _fingerprint(source: Path) -> dict[str, Any]:

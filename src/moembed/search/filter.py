@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from moembed.config import Strict
 from moembed.data.sources import Source, SourceConfig, load_source
+from moembed.files import locked
 from moembed.search.exact import pair_scores, ranks
 from moembed.search.output import Partial, Progress, no_progress, pair_rows, stamps
 from moembed.search.teacher import Teacher
@@ -25,7 +26,7 @@ from moembed.search.vectors import parts, save_array
 from moembed.types import UserError
 
 KEPT_AT = (1, 2, 3, 5, 10, 20, 50, 100)
-_QUERIES = 16384  # queries whose vectors are held at a time
+_QUERIES = 16384  # queries whose vectors are in memory at a time
 _PAIRS = 8192  # pairs that are Python objects at a time
 
 
@@ -49,7 +50,7 @@ class FilterSummary:
     """What became of the pairs; ``sources`` and ``languages`` map a label to (kept, all).
 
     ``kept_at`` is the share of pairs that a rule of that ``k`` would have kept. ``whole_blocks`` counts the
-    blocks of no more than ``k`` pairs, where nothing can be dropped.
+    blocks of no more than ``k`` pairs, where nothing can be dropped. ``notes`` says what was not used.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class FilterSummary:
     kept_at: dict[int, float]
     sources: dict[str, tuple[int, int]]
     languages: dict[str, tuple[int, int]]
+    notes: list[str] = field(default_factory=list)
 
 
 def filter_pairs(
@@ -83,26 +85,28 @@ def filter_pairs(
 
     Raises:
         UserError: unusable pairs, teacher or output; no block of more than ``k`` pairs;
-            blocks in ``out.partial`` of other options.
+            blocks in ``out.partial`` of other options; another process that writes ``out``.
     """
     source = load_source(pairs)
     blocks = _blocks(source, config)
     largest = max(map(len, blocks))
     if config.k >= largest:
         raise UserError(f"k {config.k} keeps every pair: no block has more than {largest}")
-    options = {"inputs": stamps([pairs]), "teacher": teacher.identity()} | config.model_dump(exclude={"k"})
-    partial = Partial(Path(out), options, overwrite)
-    rank_N = np.empty(len(source), dtype=np.int64)
-    for number, row_P in enumerate(blocks):
-        file = partial / f"ranks-{number:05d}.npy"
-        if not file.exists():
-            folder, title = cache or partial / "vectors", f"block {number + 1} of {len(blocks)}"
-            save_array(file, _rank_block(source, row_P, teacher, folder, title, progress))
-            if not cache:
-                shutil.rmtree(folder, ignore_errors=True)
-        rank_N[row_P] = np.load(file)
-    kept = np.flatnonzero(rank_N <= config.k)
-    partial.finish(pair_rows(source, kept[i : i + _PAIRS]) for i in range(0, len(kept), _PAIRS))
+    options = {"inputs": stamps(pairs), "teacher": teacher.identity()} | config.model_dump(exclude={"k"})
+    with locked(Path(out)):
+        partial = Partial(Path(out), options, overwrite)
+        rank_N = np.empty(len(source), dtype=np.int64)
+        for number, row_P in enumerate(blocks):
+            file = partial / f"ranks-{number:05d}.npy"
+            if not file.exists():
+                folder, title = cache or partial / "vectors", f"block {number + 1} of {len(blocks)}"
+                save_array(file, _rank_block(source, row_P, teacher, folder, title, progress))
+                if not cache:
+                    shutil.rmtree(folder, ignore_errors=True)
+            rank_N[row_P] = np.load(file)
+        kept = np.flatnonzero(rank_N <= config.k)
+        rows = (pair_rows(source, kept[i : i + _PAIRS]) for i in range(0, len(kept), _PAIRS))
+        partial.finish(rows, f"no pair stays: no document is among the {config.k} best of its query; raise k")
     return FilterSummary(
         path=Path(out),
         pairs=len(source),
@@ -112,6 +116,7 @@ def filter_pairs(
         kept_at={k: float((rank_N <= k).mean()) for k in KEPT_AT},
         sources=_shares(source, "group", kept),
         languages=_shares(source, "language", kept),
+        notes=source.remarks(),
     )
 
 

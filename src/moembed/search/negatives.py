@@ -77,13 +77,13 @@ class Chooser:
         self._rows: Counter[int] = Counter()
 
     def choose(
-        self, pair: int, query: int, positives: np.ndarray, hit_K: np.ndarray, bound: float
+        self, pair: int, query: int, excluded: np.ndarray, hit_K: np.ndarray, bound: float
     ) -> np.ndarray | None:
         """The hits that become negatives, nearest first; None if the pair is dropped.
 
         Args:
             pair, query: their numbers; that of the pair seeds the random choice.
-            positives: documents of this query, never its negatives.
+            excluded: documents that are never its negatives, as those that answer the query.
             hit_K: its nearest documents, best first, as fields ``row`` (-1 is none) and ``score``.
             bound: of ``bounds``.
         """
@@ -91,7 +91,7 @@ class Chooser:
         if config.per_query_cap and self._rows[query] >= config.per_query_cap:
             self.dropped["query cap"] += 1
             return None
-        hit_K = hit_K[(hit_K["row"] >= 0) & ~np.isin(hit_K["row"], positives)][config.skip_top :]
+        hit_K = hit_K[(hit_K["row"] >= 0) & ~np.isin(hit_K["row"], excluded)][config.skip_top :]
         hit_K = hit_K[hit_K["score"] < bound]
         if cap := config.per_document_cap:
             free_K = [self._served[row] < cap for row in hit_K["row"].tolist()]

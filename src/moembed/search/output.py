@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moembed.data.layouts import shards
+from moembed.data.layouts import corpus_shards, shards
 from moembed.data.sources import Source, SourceConfig
 from moembed.data.writer import jsonl_writer
 from moembed.files import write_whole
@@ -89,8 +89,17 @@ class Partial:
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
-    def finish(self, blocks: Iterable[list[Row]]) -> None:
-        """Write the file, then delete the folder."""
+    def finish(self, blocks: Iterable[list[Row]], nothing: str) -> None:
+        """Write the file, then delete the folder.
+
+        Raises:
+            UserError: ``nothing``, where the blocks hold no row: no file is written.
+        """
+        blocks = iter(blocks)
+        first = next(filter(None, blocks), None)
+        if first is None:
+            raise UserError(nothing)
+        blocks = chain([first], blocks)
         if self.out.suffix == ".parquet":
             write_whole(self.out, lambda file: _write_parquet(file, blocks))
         else:
@@ -100,11 +109,12 @@ class Partial:
         shutil.rmtree(self.folder)
 
 
-def stamps(inputs: Sequence[SourceConfig]) -> list[Any]:
+def stamps(pairs: SourceConfig, corpus: SourceConfig | None = None) -> list[Any]:
     """What changes when the rows of the inputs do, or which of them are read."""
+    inputs = [(pairs, shards)] + ([(corpus, corpus_shards)] if corpus else [])
     return [
-        [config.model_dump(), [shard.stamp() for shard in shards(config.path, config.split, config.subset)]]
-        for config in inputs
+        [config.model_dump(), [shard.stamp() for shard in find(config.path, config.split, config.subset)]]
+        for config, find in inputs
     ]
 
 

@@ -6,13 +6,15 @@ A teacher gives vectors; the score of a query and a document is their cosine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from moembed.search.embed import TextEncoder
+from moembed.encoding import FULL, Progress, TextEncoder, View, as_texts, truncate
+from moembed.encoding import Vectors as Encoded
 from moembed.search.texts import Column, Distinct, Role
 from moembed.search.vectors import SHARD_ROWS, VectorCache, Vectors
 from moembed.types import UserError
@@ -37,12 +39,6 @@ class Teacher(Protocol):
         """
 
 
-class RoleEncoder(TextEncoder, Protocol):
-    """What a teacher asks of a model; ``moembed.embedder.Embedder`` is one."""
-
-    def role_prompt(self, role: str) -> str | None: ...
-
-
 class ModelTeacher:
     """A model, with its own prompts or with ``prompts``: texts put in front of queries or documents.
 
@@ -50,31 +46,19 @@ class ModelTeacher:
         truncated: texts embedded so far that were longer than the model reads.
     """
 
-    def __init__(self, model: RoleEncoder, prompts: Mapping[Role, str | None] | None = None) -> None:
+    def __init__(self, model: TextEncoder, prompts: Mapping[Role, str | None] | None = None) -> None:
         self.model = model
         self.truncated = 0
         self._prompts = prompts or {}
-        self._spaces = {role: self._space(role) for role in ROLES}
-
-    def _space(self, role: Role) -> str:
-        prompt = self._prompts.get(role)
-        if prompt is None:
-            return self.model.space_id(self.model.role_prompt(role), self.model.dim)
-        bare = self.model.space_id(None, self.model.dim)
-        return hashlib.sha256(repr([bare, prompt]).encode()).hexdigest()[:16]
+        self._spaces = {role: model.space(role=role, prompt=self._prompts.get(role)) for role in ROLES}
 
     def identity(self) -> dict[str, Any]:
         return {str(role): space for role, space in self._spaces.items()}
 
     def encode(self, texts: list[str], role: Role) -> np.ndarray:
-        prompt, name = self._prompts.get(role), None
-        if prompt is None:
-            name = self.model.role_prompt(role)
-        else:
-            texts = [prompt + text for text in texts]
-        vector_NM, truncated = self.model.encode_counted(texts, prompt_name=name, dim=self.model.dim)
-        self.truncated += truncated
-        return vector_NM
+        found = self.model.vectors(texts, role=role, prompt=self._prompts.get(role))
+        self.truncated += found.truncated
+        return found.array
 
     def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> Vectors:
         role = texts.column.role
@@ -151,7 +135,7 @@ class StoredTeacher:
 
 
 class SentenceTransformerEncoder:
-    """A sentence-transformers model in the manner of an Embedder; cuts long texts without counting them.
+    """A sentence-transformers model as a text encoder; cuts long texts without counting them.
 
     Raises:
         UserError: the library is not installed, or cannot load the model.
@@ -171,32 +155,63 @@ class SentenceTransformerEncoder:
             raise UserError(f"sentence-transformers cannot load {name}: {first}") from None
         self.dim = int(self._model.encode([""], show_progress_bar=False).shape[1])
 
-    def role_prompt(self, role: str) -> str | None:
-        names = {"query": ("query",), "document": ("document", "passage", "corpus")}[role]
-        return next((name for name in names if name in self._model.prompts), self._model.default_prompt_name)
+    @property
+    def max_length(self) -> int | None:
+        """Tokens read of a text, special ones and prompt included."""
+        return self._model.max_seq_length
 
-    def space_id(self, prompt_name: str | None, dim: int) -> str:
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        """See `moembed.encoding.TextEncoder`."""
+        digest = self._weights.copy()
+        prefix, dim = self._prefix(role, prompt), view.dim or self.dim
+        facts = [str(self._model), self._model.max_seq_length, prefix, dim]
+        digest.update(repr(facts).encode())
+        return digest.hexdigest()[:16]
+
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Encoded:
+        """See `moembed.encoding.TextEncoder`; how many texts were cut is not known."""
+        if view.layers is not None or view.experts is not None:
+            raise UserError("a model of sentence-transformers is seen whole: leave layers and experts out")
+        listed, prefix = as_texts(texts), self._prefix(role, prompt)
+        vector_NM = np.zeros((0, self.dim), dtype=np.float32)
+        if listed:
+            vector_NM = self._model.encode(listed, prompt=prefix, show_progress_bar=False)
+        if progress:
+            progress(len(listed))
+        array = truncate(np.asarray(vector_NM, dtype=np.float32), view.dim)
+        return Encoded(array, 0, self.space(role=role, prompt=prompt, view=view))
+
+    @cached_property
+    def _weights(self) -> Any:
+        """A hash of the weights that goes on with whatever else the space depends on."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self._model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
-        facts = [str(self._model), self._model.max_seq_length, self._prompt(prompt_name), dim]
-        digest.update(repr(facts).encode())
-        return digest.hexdigest()[:16]
+        return digest
 
-    def encode_counted(
-        self, texts: list[str], *, prompt_name: str | None, dim: int
-    ) -> tuple[np.ndarray, int]:
-        vector_NM = self._model.encode(texts, prompt=self._prompt(prompt_name), show_progress_bar=False)
-        return np.asarray(vector_NM, dtype=np.float32)[:, :dim], 0
-
-    def _prompt(self, name: str | None) -> str:
-        return self._model.prompts[name] if name else ""  # None would mean the default prompt there
+    def _prefix(self, role: str | None, prompt: str | None) -> str:
+        """The text put in front; None would mean the default prompt there."""
+        if prompt is not None:
+            return prompt
+        if role is None:
+            return ""
+        names = {"document": ("document", "passage", "corpus")}.get(role, (role,))
+        found = next((name for name in names if name in self._model.prompts), self._model.default_prompt_name)
+        return self._model.prompts[found] if found else ""
 
 
 def open_teacher(
     name: str,
-    load: Callable[[str], RoleEncoder],
+    load: Callable[[str], TextEncoder],
     prompts: Mapping[Role, str | None] | None = None,
 ) -> Teacher:
     """``vectors:FOLDER``, ``st:NAME`` of sentence-transformers, or what ``load`` makes of any other name.

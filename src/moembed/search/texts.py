@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+from zlib import crc32
 
 import numpy as np
 
 from moembed.data.sources import Source
+from moembed.data.text_key import normalize, text_key
 from moembed.search.vectors import text_keys
 
 Role = Literal["query", "document"]
 
 _BLOCK = 8192  # texts that are Python objects at one time
+_ENDING = 8  # characters of ``endings``
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Distinct:
-    """The distinct texts of a column in the order they first appear.
+    """The distinct texts of a column in the order they first appear; texts equal by ``text_key`` are one.
 
     Attributes:
-        row_U: the row where each stands first.
-        key_U: their ``text_keys``.
+        row_U: the row where each stands first; the spelling there is the one that is embedded.
+        key_U: its ``text_keys``.
         text_N: for every row looked at, the number of its text.
     """
 
@@ -70,14 +73,39 @@ class Distinct:
 def distinct(column: Column, rows: np.ndarray | None = None) -> Distinct:
     """The distinct texts among ``rows``, or of the whole column."""
     row_N = np.arange(len(column)) if rows is None else rows
-    key_N = np.concatenate(
-        [text_keys([]), *(text_keys(column.take(some)) for some in _split(row_N))]
-    )  # hashed block by block: the texts may not fit into memory
-    key_U, first_U, text_N = np.unique(key_N, return_index=True, return_inverse=True)
+    # hashed block by block: the texts may not fit into memory
+    blocks = [_keys(column.take(some)) for some in _split(row_N)]
+    equal_N, key_N = (np.concatenate([text_keys([]), *keys]) for keys in zip(*blocks, strict=True))
+    _, first_U, text_N = np.unique(equal_N, return_index=True, return_inverse=True)
     order_U = np.argsort(first_U)
     number_U = np.empty_like(order_U)
     number_U[order_U] = np.arange(len(order_U))
-    return Distinct(column, row_N[first_U[order_U]], key_U[order_U], number_U[text_N])
+    return Distinct(column, row_N[first_U[order_U]], key_N[first_U[order_U]], number_U[text_N])
+
+
+def _keys(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of the texts up to what makes two texts equal, and of their exact spelling."""
+    exact_N = text_keys(texts)
+    return np.frombuffer(b"".join(map(text_key, texts)), dtype=exact_N.dtype), exact_N
+
+
+def endings(texts: Distinct) -> np.ndarray:
+    """A number for every distinct text, the same where the last characters are: int64.
+
+    A text and the same text behind a title have the same number; the reverse is for ``same_but_title``.
+    """
+    parts = [_ending_numbers(texts.take(some)) for some in _split(np.arange(len(texts)))]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+
+def _ending_numbers(texts: list[str]) -> np.ndarray:
+    return np.array([crc32(normalize(text)[-_ENDING:].encode("utf-8", "surrogatepass")) for text in texts])
+
+
+def same_but_title(one: str, other: str) -> bool:
+    """Whether two texts are equal, or would be if one of them had no title, or other words, in front."""
+    short, long = sorted((normalize(one), normalize(other)), key=len)
+    return bool(short) and (short == long or long.endswith(f" {short}"))
 
 
 def _split(row_N: np.ndarray) -> list[np.ndarray]:

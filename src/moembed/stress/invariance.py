@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from moembed.stress.subject import Subject
 from moembed.stress.texts import CITIES, FACTS, FILLER
-
-if TYPE_CHECKING:
-    from moembed.embedder import Embedder
 
 # Largest difference of a coordinate that is still rounding: other shapes add numbers in another order.
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2, "int8": 2e-2}
@@ -35,7 +32,7 @@ def measure(subject: Subject) -> dict[str, Any] | None:
     """What company does to the vectors of ``TEXTS``, and what casing does; None for BM25, which has none."""
     if subject.model is None:
         return None
-    dtype = _dtype(subject.model)
+    dtype = subject.model.dtype
     company = _company(subject)
     return {
         "dtype": dtype,
@@ -78,7 +75,7 @@ def _alone(subject: Subject, texts: list[str]) -> np.ndarray:
 def _encode(subject: Subject, texts: list[str]) -> np.ndarray:
     """The text itself, without a prompt: what LONG is cut at does not matter here."""
     assert subject.model
-    return subject.model.encode_counted(texts, progress=subject.advance)[0]
+    return subject.model.vectors(texts, prompt="", progress=subject.advance).array
 
 
 def _agreement(a_BM: np.ndarray, b_BM: np.ndarray) -> dict[str, float]:
@@ -97,8 +94,3 @@ def _distribution(cosine_B: np.ndarray) -> dict[str, float]:
         "50%": float(middle),
         "95%": float(high),
     }
-
-
-def _dtype(model: Embedder) -> str:
-    """The precision of its arithmetic; ``digest`` is kept by a model that was rounded to int8."""
-    return "int8" if model.digest else str(model.encoder.word.weight.dtype).removeprefix("torch.")

@@ -12,7 +12,7 @@ from moembed.compare.significance import Runs, interval, resample
 from moembed.compare.statistics import MEAN
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.bm25 import tokenize
-from moembed.evaluation.systems import ModelEncoder
+from moembed.evaluation.systems import MeasuredEncoder
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Subject:
     def __init__(self, name: str, model: Embedder | None) -> None:
         self.name, self.model = name, model
         self.advance: Callable[[int], object] = lambda count: None
-        self._encoder = ModelEncoder(model) if model else None
+        self._encoder = MeasuredEncoder(model) if model else None
         self._documents: tuple[list[str], np.ndarray] | None = None
 
     @property
@@ -42,15 +42,14 @@ class Subject:
     @property
     def limit(self) -> int | None:
         """Tokens the model reads of a text; None: there is no end."""
-        return self.model.tokenizer.max_length if self.model else None
+        return self.model.max_length if self.model else None
 
     def length(self, text: str) -> int:
         """Of a document: its tokens, prompt and special ones included; for BM25 its words."""
         if self.model is None:
             return len(tokenize(text))
-        tokenizer = self.model.tokenizer
-        prefix = tokenizer.prompt(self.model.role_prompt("document"))
-        return len(tokenizer.backend.encode(prefix + text).ids)
+        prefix = self.model.role_prefix("document")
+        return len(self.model.tokenizer.backend.encode(prefix + text).ids)
 
     def score(self, task: RetrievalTask, metrics: Sequence[str]) -> dict[str, np.ndarray]:
         """``[metric] -> (Q,)``; documents equal to those of the last task are not embedded again."""

@@ -6,12 +6,17 @@ import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from moembed.files import write_text, writing
+from moembed.training.settings import Length
+from moembed.training.task import Terms
 
 _PLAIN_EVERY_SECONDS = 10.0
 _SHADES = " ▁▂▃▄▅▆▇█"
@@ -21,22 +26,17 @@ class Log:
     """Append-only JSONL plus a bar on a terminal, plain lines elsewhere (both on stderr).
 
     Args:
-        last_step, minutes: how the run ends; one of them is None.
         start: steps done before, when a run is resumed; their lines are kept, later ones dropped.
         silent: writes and shows nothing: of several processes, one logs.
     """
 
-    def __init__(
-        self, run: Path, last_step: int | None, minutes: float | None, start: int, resume: bool,
-        silent: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, run: Path, length: Length, start: int, resume: bool, silent: bool = False) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        self.silent = silent
+        self.silent, self.length = silent, length
         path = Path(os.devnull) if silent else run / "metrics.jsonl"
         if not silent:
             self._drop_lines_after(path, start if resume else 0)
         self.file = path.open("a", encoding="utf-8")
-        self.last_step, self.minutes = last_step, minutes
         self.shown = -math.inf
         self.recent: list[tuple[float, int]] = []
         console = Console(file=sys.stderr)
@@ -48,7 +48,7 @@ class Log:
             console=console,
             disable=silent or not console.is_terminal,
         )
-        self.task = self.progress.add_task("", total=1.0)
+        self.bar = self.progress.add_task("", total=1.0)
 
     def __enter__(self) -> Log:
         self.progress.start()
@@ -63,37 +63,39 @@ class Log:
     @staticmethod
     def _drop_lines_after(path: Path, step: int) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        fresh = path.with_name("metrics.jsonl.new")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        fresh.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def say(self, sentence: str) -> None:
         """A line for the eye, above the bar."""
         if not self.silent:
             self.progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
-    def step(self, **values: Any) -> None:
-        self.recent = [*self.recent[-20:], (values["elapsed"], values["pairs"])]
+    def step(self, step: int, elapsed: float, terms: Terms, entries: Mapping[str, Any]) -> None:
+        """Write a step's line and show how it goes."""
+        self.recent = [*self.recent[-20:], (elapsed, terms.pairs)]
         seconds = self.recent[-1][0] - self.recent[0][0]
         rate = sum(pairs for _, pairs in self.recent[1:]) / seconds if seconds > 0 else 0.0
-        values["pairs_per_second"] = round(rate or values["pairs"] / max(values["elapsed"], 1e-9), 2)
-        self.file.write(json.dumps(values) + "\n")
-        self.file.flush()
+        rate = round(rate or terms.pairs / max(elapsed, 1e-9), 2)
+        router = [part.summary() for part in terms.router]
+        sizes = {"pairs": terms.pairs, "truncated": terms.truncated, "pairs_per_second": rate}
+        line = {"step": step, "elapsed": elapsed, "loss": terms.loss, **terms.log, **sizes, "router": router}
+        with writing(Path(self.file.name)):
+            self.file.write(json.dumps(line | dict(entries)) + "\n")
+            self.file.flush()
 
-        done = values["step"] / self.last_step if self.last_step else values["elapsed"] / (60 * self.minutes)  # type: ignore[operator]
-        left = values["elapsed"] * (1 - done) / done if done < 1 else 0.0
+        done = self.length.progress(step, elapsed)
+        left = elapsed * (1 - done) / done if 0 < done < 1 else 0.0
         text = (
-            f"step {values['step']}{f'/{self.last_step}' if self.last_step else ''}  "
-            f"loss {values['loss']:.3f}  "
-            f"{values['pairs_per_second']:.0f} pairs/s  ETA {left // 60:.0f}:{left % 60:02.0f}"
+            f"step {step}{f'/{self.length.steps}' if self.length.steps else ''}  loss {terms.loss:.3f}  "
+            f"{rate:.0f} pairs/s  ETA {left // 60:.0f}:{left % 60:02.0f}"
         )
-        if values["router"]:
-            text += "  load " + " ".join(_load_bar(part["load"]) for part in values["router"])
-        self.progress.update(self.task, completed=min(done, 1.0), description=text)
+        if terms.router:
+            text += "  load " + " ".join(_load_bar(part.load_E.tolist()) for part in terms.router)
+        self.progress.update(self.bar, completed=min(done, 1.0), description=text)
         if self.silent or not self.progress.disable:
             return
-        if values["elapsed"] - self.shown >= _PLAIN_EVERY_SECONDS:
-            self.shown = values["elapsed"]
+        if elapsed - self.shown >= _PLAIN_EVERY_SECONDS:
+            self.shown = elapsed
             print(text, file=sys.stderr, flush=True)
 
 

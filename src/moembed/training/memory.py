@@ -1,4 +1,4 @@
-"""Giving memory back that the C library would keep."""
+"""Memory that the C library would keep, returned to the system."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-EVERY = 2  # chunks: what is given back has to be asked for again, which costs time
+EVERY = 2  # chunks: what is returned has to be asked for again, which costs time
 
 
-def give_back(device: str, chunk: int) -> None:
+def trim_heap(device: str, chunk: int) -> None:
     """After some chunks on the CPU: return freed blocks to the system.
 
     glibc keeps them, and often cannot use them again for aligned ones of the same size, as torch asks for:
     the process would grow with every chunk. Nothing to do on other devices and with other C libraries.
     """
-    if device == "cpu" and chunk % EVERY == EVERY - 1 and (trim := _trim()):
+    if device == "cpu" and chunk % EVERY == EVERY - 1 and (trim := _malloc_trim()):
         trim(0)
 
 
 @cache
-def _trim() -> Callable[[int], int] | None:
+def _malloc_trim() -> Callable[[int], int] | None:
     if not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None), "malloc_trim", None)

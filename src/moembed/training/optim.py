@@ -59,16 +59,26 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
     return config.learning_rate * warmup * SCHEDULES[config.schedule](min(decay, 1.0), time)
 
 
-def adamw(model: nn.Module, config: OptimConfig, *others: nn.Module) -> torch.optim.AdamW:
-    """AdamW with decay on matrices (router and experts included) and none on biases and norms.
+def set_learning_rate(
+    optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, progress: float
+) -> float:
+    """Give every group of the optimiser the rate of this step, and return it."""
+    rate = learning_rate(config, step, progress)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    return rate
 
-    Args:
-        others: modules that are trained along without decay, such as a learned temperature.
-    """
+
+def clip_gradients(model: nn.Module, config: OptimConfig) -> float:
+    """Scale all gradients down together to the norm ``config.clip``; returns the norm they had."""
+    return float(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+
+
+def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with decay on matrices (router and experts included) and none on biases, norms and scalars."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[parameter.ndim >= 2 and "bias" not in name].append(parameter)
-    groups[False] += [parameter for other in others for parameter in other.parameters()]
     return torch.optim.AdamW(
         [
             {"params": groups[True], "weight_decay": config.weight_decay},

@@ -1,7 +1,8 @@
-"""What a training run can be told: its length, its batches, its loss, its bookkeeping."""
+"""What every training run can be told, whatever it trains."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,60 +11,16 @@ from moembed.config import Strict
 from moembed.evaluation.metrics import parse_metric
 from moembed.training.optim import OptimConfig
 
-Kind = Literal["info_nce", "symmetric_info_nce"]
-LARGEST_SCALE = 100.0  # 1 / temperature, where it is learned: as in CLIP (Radford et al., arXiv 2103.00020)
 
+class LoopConfig(Strict):
+    """Optimiser, precision, checkpoints and the seed."""
 
-class MatryoshkaConfig(Strict):
-    """Prefixes of the vector that are trained, and the weight of each (null: 1)."""
-
-    dims: tuple[int, ...] = Field(min_length=1)
-    weights: tuple[float, ...] | None = None
-
-    @model_validator(mode="after")
-    def _one_weight_each(self) -> MatryoshkaConfig:
-        if min(self.dims) < 1 or (self.weights and len(self.weights) != len(self.dims)):
-            raise ValueError("dims are at least 1, and each has one weight")
-        return self
-
-
-class LossConfig(Strict):
-    """The loss of a step: ``kind``, over ``matryoshka`` prefixes and ``depths``, and the router's terms.
-
-    ``learn_temperature`` starts at ``temperature`` and never goes below 0.01. ``depths`` maps numbers of
-    layers to weights; the last layer must be among them. ``balance_window`` is the number of steps over which
-    the expert counts of the balance loss run: with batches from one source each, an expert may be right to
-    rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss.
-    """
-
-    kind: Kind = "info_nce"
-    temperature: float = Field(default=0.02, gt=0)
-    learn_temperature: bool = False
-    matryoshka: MatryoshkaConfig | None = None
-    depths: dict[int, float] | None = Field(default=None, min_length=1)
-    balance: float = Field(default=0.01, ge=0)  # coefficient of the load-balancing loss
-    balance_window: int = Field(default=1, ge=1)
-    bias_rate: float = Field(default=0.0, ge=0)  # the paper of this method uses 0.001
-    z: float = Field(default=0.0, ge=0)  # coefficient of the router z-loss
-
-    @model_validator(mode="after")
-    def _starts_within_the_clamp(self) -> LossConfig:
-        if self.learn_temperature and self.temperature < 1 / LARGEST_SCALE:
-            raise ValueError(f"a learned temperature stays at {1 / LARGEST_SCALE} or above; start there")
-        return self
-
-
-class SourceOptions(Strict):
-    """What one source may do in its own way.
-
-    ``query_prompt`` and ``document_prompt`` name prompts of the model; null: those of the two roles, "": no
-    prompt. ``loss`` replaces ``loss.kind``: ``symmetric_info_nce`` suits pairs in which either text could be
-    the query.
-    """
-
-    query_prompt: str | None = None
-    document_prompt: str | None = None
-    loss: Kind | None = None
+    optim: OptimConfig = OptimConfig()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    activation_checkpointing: bool = False  # less memory per token for a third more computing
+    save_every: int = Field(default=500, ge=1)  # steps between two checkpoints
+    keep_checkpoints: int = Field(default=2, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class EvaluateConfig(Strict):
@@ -101,32 +58,15 @@ class EvaluateConfig(Strict):
         return self
 
 
-class TrainConfig(Strict):
-    """How long, how large, how fast. Exactly one of ``steps``, ``epochs`` and ``minutes`` ends the run."""
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Where a run ends: after ``steps``, or after ``minutes`` if the number of steps is not known."""
 
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    minutes: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=256, ge=2)  # pairs per step, all processes together
-    chunk_tokens: int = Field(default=16384, ge=1)  # tokens computed at a time: memory, not the result
-    query_length: int = Field(default=64, ge=3)
-    document_length: int = Field(default=256, ge=3)
-    negatives: int | None = Field(default=None, ge=0)  # hard negatives used per pair; None: all of them
-    loss: LossConfig = LossConfig()
-    optim: OptimConfig = OptimConfig()
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    activation_checkpointing: bool = False  # less memory per token for a third more computing
-    workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
-    held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
-    evaluate_every: int = Field(default=500, ge=1)  # steps between two looks at the held-out loss
-    evaluate: EvaluateConfig | None = None
-    diagnose_every: int = Field(default=10, ge=1)  # steps between two looks at the routing by role
-    save_every: int = Field(default=500, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    seed: int = 0
+    steps: int | None
+    minutes: float | None = None
 
-    @model_validator(mode="after")
-    def _one_end(self) -> TrainConfig:
-        if sum(end is not None for end in (self.steps, self.epochs, self.minutes)) != 1:
-            raise ValueError("give exactly one of steps, epochs and minutes")
-        return self
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the run that is done; 1 or more: it is over."""
+        if self.steps is not None:
+            return step / self.steps
+        return seconds / (60 * (self.minutes or 0))

@@ -1,1 +1,1 @@
-"""Operations on weights: pure functions (config, state) -> (config, state), so they compose."""
+"""Operations on weights: pure functions (spec, state) -> (spec, state), so they compose."""

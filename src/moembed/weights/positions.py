@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moembed.model.encoder import EncoderConfig
+from moembed.model.block import LayerSpec
+from moembed.model.rope import RopeSpec
+from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
 
 
 def to_rope(
-    config: EncoderConfig, state: dict[str, Tensor], base: float = 10_000.0, max_positions: int = 2048
-) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    spec: EncoderSpec, state: dict[str, Tensor], base: float = 10_000.0, max_positions: int = 2048
+) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """Drop the position table and turn queries and keys by their positions instead.
 
     Every other tensor stays, the token-type rows too, as in the base of Nomic Embed v2 (arXiv 2502.07972).
@@ -20,13 +22,14 @@ def to_rope(
     Raises:
         UserError: heads of odd width, which have no halves to turn.
     """
-    if config.width // config.num_heads % 2:
-        raise UserError(f"heads of width {config.width // config.num_heads} cannot be rotary: it is odd")
-    changes = {
-        "family": config.family if config.position == "rope" else "moembed",
-        "position": "rope",
-        "position_offset": 0,
-        "rope_base": base,
-        "max_positions": max_positions,
-    }
-    return config.model_copy(update=changes), {k: v for k, v in state.items() if k != "position.weight"}
+    odd = (layer.attention.head_size for layer in spec.layers if layer.attention.head_size % 2)
+    if (size := next(odd, None)) is not None:
+        raise UserError(f"heads of width {size} cannot be rotary: it is odd")
+    rope = RopeSpec(base=base)
+
+    def rotary(_: int, layer: LayerSpec) -> LayerSpec:
+        return layer.model_copy(update={"attention": layer.attention.model_copy(update={"rope": rope})})
+
+    embeddings = spec.embeddings.model_copy(update={"positions": None})
+    changed = spec.with_layers(rotary).replace(embeddings=embeddings, max_length=max_positions)
+    return changed, {k: v for k, v in state.items() if k != "position.weight"}

@@ -13,7 +13,7 @@ from tokenizers import decoders
 from torch import Tensor
 
 from moembed.folder.parts import Parts
-from moembed.model.encoder import EncoderConfig
+from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 
 Key = tuple[bool, str]  # whether the piece begins a word, and its text
@@ -32,8 +32,8 @@ class Origins:
 
 
 def transplant(
-    config: EncoderConfig, state: dict[str, Tensor], old: Backend, new: Backend
-) -> tuple[EncoderConfig, dict[str, Tensor], Origins]:
+    spec: EncoderSpec, state: dict[str, Tensor], old: Backend, new: Backend
+) -> tuple[EncoderSpec, dict[str, Tensor], Origins]:
     """The word embeddings for the pieces of ``new``; every other tensor stays.
 
     A piece that ``old`` has too, whatever its spelling, keeps its row; so do pad, unknown, first, last and
@@ -67,7 +67,7 @@ def transplant(
         starts = torch.tensor([0, *(len(ids) for ids in pieces.values())]).cumsum(0)[:-1]
         table[list(pieces)] = F.embedding_bag(flat, rows.float(), starts, mode="mean").to(rows.dtype)
     origins = Origins(len(shared), len(pieces), len(rest) - len(pieces))
-    return config.model_copy(update={"vocab_size": len(table)}), state | {"word.weight": table}, origins
+    return spec.with_vocabulary(len(table)), state | {"word.weight": table}, origins
 
 
 def spelling(backend: Backend) -> Callable[[str], Key]:
@@ -91,24 +91,22 @@ def spelling(backend: Backend) -> Callable[[str], Key]:
     return key
 
 
-def pad(
-    config: EncoderConfig, state: dict[str, Tensor], multiple: int
-) -> tuple[EncoderConfig, dict[str, Tensor]]:
+def pad(spec: EncoderSpec, state: dict[str, Tensor], multiple: int) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """Rows of zeros, up to a multiple of ``multiple``: no text reaches them, matrix products run faster."""
-    rows = -(-config.vocab_size // multiple) * multiple
-    table = F.pad(state["word.weight"], (0, 0, 0, rows - config.vocab_size))
-    return config.model_copy(update={"vocab_size": rows}), state | {"word.weight": table}
+    rows = -(-spec.vocab_size // multiple) * multiple
+    table = F.pad(state["word.weight"], (0, 0, 0, rows - spec.vocab_size))
+    return spec.with_vocabulary(rows), state | {"word.weight": table}
 
 
 def with_tokenizer(parts: Parts, backend: Backend, files: dict[str, bytes]) -> tuple[Parts, Origins]:
     """``parts`` with another tokenizer and the word embeddings for it; prompts and length limit stay."""
     old = parts.tokenizer
-    config, state, origins = transplant(parts.config, parts.state, old.backend, backend)
-    moved_pad = config.position_offset and _pad(backend) != config.position_offset - 1
-    if moved_pad:  # RoBERTa's own code finds positions through the id of its pad token
-        config = config.model_copy(update={"family": "moembed"})
+    spec, state, origins = transplant(parts.spec, parts.state, old.backend, backend)
+    source, positions = parts.source, spec.embeddings.positions
+    if positions and positions.offset and _pad(backend) != positions.offset - 1:
+        source = {}  # RoBERTa's own code finds positions through the id of its pad token: not its layout
     tokenizer = Tokenizer(backend, old.max_length, old.prompts, old.default_prompt)
-    return replace(parts, config=config, state=state, tokenizer=tokenizer, files=files), origins
+    return replace(parts, spec=spec, state=state, tokenizer=tokenizer, files=files, source=source), origins
 
 
 def _pad(backend: Backend) -> int | None:

@@ -9,7 +9,6 @@ llama.cpp fixes the graph of an architecture in its own code, so a file can only
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from moembed.embedder import Embedder
 from moembed.export.gguf.graph import as_graph
 from moembed.export.gguf.vocabulary import add_vocabulary
 from moembed.families import bert, nomic
+from moembed.files import unfinished
 from moembed.folder.parts import Parts
 from moembed.types import UserError
 
@@ -69,33 +69,25 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
 
     parts = replace(parts, state={name: tensor.cpu().float() for name, tensor in parts.state.items()})
     architecture, graph = as_graph(parts, fold_expert_bias)
-    widths = (graph.config.width, graph.config.ffn_width)
+    widths = (graph.spec.width, graph.spec.layers[0].ffn.width)
     if kind == "q8_0" and any(width % _BLOCK for width in widths):
         raise UserError(
             f"q8_0 needs widths that are multiples of {_BLOCK}, this model has {widths[0]} and {widths[1]}; "
             "choose f16 or bf16"
         )
-    fresh = out.with_name(f".{out.name}.new")
-    writer = gguf.GGUFWriter(fresh, architecture)
+    writer = gguf.GGUFWriter(None, architecture)
     _add_config(writer, graph, kind)
-    add_vocabulary(writer, graph.tokenizer.backend, graph.config.vocab_size)
+    add_vocabulary(writer, graph.tokenizer.backend, graph.spec.vocab_size)
     for name, array, exact in _tensors(graph, architecture):
         # beside Q8_0 matrices llama.cpp rounds the activations too, which short texts feel most in attention
         rounded = "F16" if kind == "q8_0" and ".attn_" in name else kind.upper()
         dtype = gguf.GGMLQuantizationType["F32" if exact else rounded]
         writer.add_tensor(name, gguf.quantize(array, dtype), raw_dtype=dtype)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        writer.write_header_to_file()
+    with unfinished(out) as fresh:
+        writer.write_header_to_file(fresh)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(fresh, out)
-    except OSError as error:
-        raise UserError(f"could not write {out} ({error})") from None
-    finally:
-        if fresh.exists():
-            fresh.unlink()
     cosine_B = (_vectors(parts) * _vectors(graph)).sum(1)
     biased = any(name.endswith(".ffn.bias_D") and tensor.any() for name, tensor in parts.state.items())
     return {
@@ -112,34 +104,35 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
 
 
 def _vectors(parts: Parts) -> np.ndarray:
-    return Embedder(parts).eval().encode_counted(_PROBE)[0]
+    return Embedder(parts).eval().vectors(_PROBE, prompt="").array
 
 
 def _add_config(writer: GGUFWriter, graph: Parts, kind: Kind) -> None:
     import gguf
 
-    config = graph.config
+    spec = graph.spec
+    layer = spec.layers[0]  # all are alike, but for the experts: as_graph refuses others
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPE[kind]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(graph.tokenizer.max_length)
-    writer.add_embedding_length(config.width)
-    writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.ffn_width)
-    writer.add_head_count(config.num_heads)
-    writer.add_layer_norm_eps(config.norm_eps)
+    writer.add_embedding_length(spec.width)
+    writer.add_block_count(spec.num_layers)
+    writer.add_feed_forward_length(layer.ffn.width)
+    writer.add_head_count(layer.attention.num_heads)
+    writer.add_layer_norm_eps(layer.norm.eps)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType[graph.pooling.upper()])
+    writer.add_pooling_type(gguf.PoolingType[graph.pooling.name.upper()])
     writer.add_token_type_count(
-        max(config.num_token_types, 1)
+        max(spec.embeddings.token_types, 1)
     )  # a count of 0 is refused, a missing table not
-    if config.position == "rope":
-        writer.add_rope_freq_base(config.rope_base)
-    if moe := config.moe:
+    if rope := layer.attention.rope:
+        writer.add_rope_freq_base(rope.base)
+    if moe := spec.moe:
         writer.add_expert_count(moe.num_experts)
         writer.add_expert_used_count(moe.router.top_k)
         # the Nomic layout has let pass only 1, 1 + n, 1 + 2n ...
-        writer.add_moe_every_n_layers((*moe.layers, config.num_layers + 1)[1] - 1)
+        writer.add_moe_every_n_layers((*spec.moe_layers, spec.num_layers + 1)[1] - 1)
 
 
 def _tensors(graph: Parts, architecture: str) -> Iterator[tuple[str, np.ndarray, bool]]:
@@ -149,13 +142,14 @@ def _tensors(graph: Parts, architecture: str) -> Iterator[tuple[str, np.ndarray,
     """
     import gguf
 
-    config = graph.config
+    spec = graph.spec
     code = next(code for code, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    known = gguf.get_tensor_name_map(code, config.num_layers)
-    table = (bert if architecture == "bert" else nomic).names(config)
+    known = gguf.get_tensor_name_map(code, spec.num_layers)
+    table = (bert if architecture == "bert" else nomic).names(spec)
     for ours, tensor in graph.state.items():
-        if ours == "position.weight":  # the graph counts from 0 and wants one row per position
-            tensor = tensor[config.position_offset :][: graph.tokenizer.max_length]
+        if ours == "position.weight" and (rows := spec.embeddings.positions):
+            # the graph counts from 0 and wants one row per position
+            tensor = tensor[rows.offset :][: graph.tokenizer.max_length]
         stacked = tensor.ndim == 3  # experts keep an axis of their own
         pieces = [tensor] if stacked else table[ours].write(tensor)
         for theirs, piece in zip(table[ours].names, pieces, strict=True):

@@ -8,8 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from moembed.export.nomic import to_nomic
+from moembed.families.bert import write_config as write_bert
 from moembed.folder.parts import Parts
-from moembed.model.encoder import EncoderConfig
+from moembed.model.block import LayerSpec
+from moembed.model.head import HeadConfig
+from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
 
 POOLING = ("mean", "cls")
@@ -18,43 +21,53 @@ POOLING = ("mean", "cls")
 def as_graph(parts: Parts, fold_expert_bias: bool) -> tuple[str, Parts]:
     """The architecture's name and the model that its graph computes: GELU by tanh, no expert bias.
 
+    The config of a family must be able to say the model, and `_require` what its graph makes of that: so a
+    field of the spec that neither knows is refused.
+
     Raises:
         UserError: what the graph cannot express, all of it in one sentence.
     """
-    if parts.config.position == "rope" or parts.config.moe:
+    rotary = parts.spec.embeddings.positions is None
+    if rotary or parts.spec.moe_layers:
         try:
             parts = to_nomic(parts)
         except UserError as error:
             raise UserError(
                 f"llama.cpp runs rotary models and experts in the Nomic layout: {error}"
             ) from None
-    config = parts.config
-    rotary = "nomic-bert" if config.gated else "nomic-bert-moe"
-    architecture = rotary if config.position == "rope" else "bert"
-    _require(config, parts.pooling, architecture)
-    state = dict(parts.state)
-    for layer in config.moe.layers if config.moe else ():
+    parts = replace(parts, spec=parts.spec.without_noise())
+    spec, state = parts.spec, dict(parts.state)
+    nomic = "nomic-bert" if spec.layers[0].ffn.gated else "nomic-bert-moe"
+    architecture = nomic if rotary else "bert"
+    _require(spec, parts.pooling.name, architecture)
+    if parts.head != HeadConfig():
+        raise UserError("llama.cpp reads no dense layers behind pooling, and this model has some")
+    for layer in spec.moe_layers:
         bias_D = state.pop(f"layers.{layer}.ffn.bias_D")
         if fold_expert_bias and bias_D.any():
             state |= _folded(state, f"layers.{layer}", bias_D)
-    changes: dict[str, Any] = {}
-    if config.activation == "gelu":
-        changes["activation"] = "gelu_tanh"
-    if config.moe:
-        changes["moe"] = config.moe.model_copy(update={"bias": "none"})
-    return architecture, replace(parts, config=config.model_copy(update=changes), state=state)
+
+    def computed(_: int, layer: LayerSpec) -> LayerSpec:
+        changes: dict[str, Any] = {}
+        if layer.ffn.activation == "gelu":
+            changes["ffn"] = layer.ffn.model_copy(update={"activation": "gelu_tanh"})
+        if layer.moe:
+            changes["moe"] = layer.moe.model_copy(update={"bias": "none"})
+        return layer.model_copy(update=changes)
+
+    return architecture, replace(parts, spec=spec.with_layers(computed), state=state, source={})
 
 
-def _require(config: EncoderConfig, pooling: str, architecture: str) -> None:
-    moe, gated = config.moe, config.gated
-    plain = config.activation in ("gelu", "gelu_tanh")
-    obstacles = {
-        "pre-norm blocks": config.norm == "pre",
-        f"activation {config.activation!r} in plain blocks (GELU is known)": not gated and not plain,
-        f"activation {config.activation!r} in gated blocks (SiLU is known)": gated
-        and config.activation != "silu",
+def _require(spec: EncoderSpec, pooling: str, architecture: str) -> None:
+    layer, moe = spec.layers[0], spec.moe
+    gated, activation = layer.ffn.gated, layer.ffn.activation
+    plain = activation in ("gelu", "gelu_tanh")
+    unsayable = {
+        "pre-norm blocks": layer.place == "pre",
+        f"activation {activation!r} in plain blocks (GELU is known)": not gated and not plain,
+        f"activation {activation!r} in gated blocks (SiLU is known)": gated and activation != "silu",
         "gated blocks beside absolute positions": gated and architecture == "bert",
-        "biases in gated blocks": gated and config.ffn_bias,
+        "biases in gated blocks": gated and layer.ffn.bias,
         "gated experts": gated and moe is not None,
         "shared experts": moe is not None and moe.num_shared_experts > 0,
         "expert weights divided by their norm (router.normalize null keeps the raw probabilities it takes)": (
@@ -62,8 +75,11 @@ def _require(config: EncoderConfig, pooling: str, architecture: str) -> None:
         ),
         f"pooling {pooling!r} (known: {', '.join(POOLING)})": pooling not in POOLING,
     }
-    if found := [what for what, true in obstacles.items() if true]:
+    if found := [what for what, true in unsayable.items() if true]:
         raise UserError(f"llama.cpp's {architecture} graph cannot run this model: it has {'; '.join(found)}")
+    if architecture == "bert":  # what came this far in another way went through the Nomic config
+        offset = spec.embeddings.positions.offset if spec.embeddings.positions else 0
+        write_bert(spec, "roberta" if offset else "bert")
 
 
 def _folded(state: dict[str, Tensor], layer: str, bias_D: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The encoder, pooling and normalisation as an ONNX graph.
+"""The encoder, pooling and head as an ONNX graph.
 
 Padding is left behind at the entrance: everything but attention and pooling works on the T real tokens of the
 batch, as in the encoder itself.
@@ -15,13 +15,23 @@ import torch
 from moembed.export.onnx.experts import INT64, Experts, feed_forward, moe_block, sparse
 from moembed.export.onnx.graph import Graph, numpy
 from moembed.folder.parts import Parts
-from moembed.model.encoder import EncoderConfig
-from moembed.model.rope import rotation
+from moembed.model.attention import AttentionSpec
+from moembed.model.block import LayerSpec
+from moembed.model.embeddings import EmbeddingSpec, PositionTable
+from moembed.model.head import Dense, HeadConfig
+from moembed.model.norm import NormSpec
+from moembed.model.rope import CosSin, RopeSpec, cos_sin
+from moembed.model.spec import EncoderSpec, differences
+from moembed.moe.ffn import Activation, FeedForwardSpec
+from moembed.moe.layer import MoESpec
+from moembed.moe.router import RouterConfig
+from moembed.types import UserError
 
 if TYPE_CHECKING:
     import onnx
 
 FLOAT, BOOL = 1, 9  # onnx.TensorProto
+_ALSO_IN_BLOCKS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "silu": "silu"}
 LOWEST = float(np.finfo(np.float32).min)  # finite, so that a text without tokens gives no NaN
 
 
@@ -40,30 +50,33 @@ def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.M
     """The model as a graph.
 
     Inputs ``input_ids`` and ``attention_mask``, int64 ``(batch, length)``, padded on either side. Outputs
-    ``sentence_embedding``, fp32 ``(batch, D)`` of length 1, and ``last_hidden_state``, fp32
+    ``sentence_embedding``, fp32 ``(batch, M)`` of length 1, and ``last_hidden_state``, fp32
     ``(batch, length, D)``, 0 where there is no token.
 
     Raises:
-        UserError: the router is of a kind the graph cannot hold.
+        UserError: the model has something that the graph does not compute; the sentence names it.
     """
     from onnx import helper
 
-    config, graph = parts.config, Graph(parts.state, int8)
+    require_computed(parts.spec)
+    head_state = {f"head.{name}": tensor for name, tensor in parts.head_state.items()}
+    graph = Graph(parts.state | head_state, int8)
     layout = read_mask(graph)
-    hidden_TD = encoder(graph, config, layout, experts)
+    hidden_TD = encoder(graph, parts.spec, layout, experts)
     real_BS1 = graph.op("Unsqueeze", layout.real_BS, graph.ints(2))
     hidden_BSD = graph.op("Gather", hidden_TD, layout.slot_BS)
     hidden_BSD = graph.op("Where", real_BS1, hidden_BSD, graph.scalar(0.0), result="last_hidden_state")
-    vector_BD = pool(graph, parts.pooling, layout, hidden_BSD)
-    graph.op("LpNormalization", vector_BD, axis=-1, p=2, result="sentence_embedding")
+    pooled = [pool(graph, mode, layout, hidden_BSD) for mode in parts.pooling.modes]
+    vector_BM = graph.op("Concat", *pooled, axis=1) if len(pooled) > 1 else pooled[0]
+    head(graph, parts.head, vector_BM, result="sentence_embedding")
 
     batch, length = "batch", "length"
     value = helper.make_tensor_value_info
     return graph.model(
         [value(name, INT64, [batch, length]) for name in ("input_ids", "attention_mask")],
         [
-            value("sentence_embedding", FLOAT, [batch, config.width]),
-            value("last_hidden_state", FLOAT, [batch, length, config.width]),
+            value("sentence_embedding", FLOAT, [batch, parts.head.dim(parts.pooling.dim(parts.spec.width))]),
+            value("last_hidden_state", FLOAT, [batch, length, parts.spec.width]),
         ],
     )
 
@@ -85,65 +98,142 @@ def read_mask(graph: Graph) -> Layout:
     )
 
 
-def encoder(graph: Graph, config: EncoderConfig, layout: Layout, experts: Experts) -> str:
+def require_computed(spec: EncoderSpec) -> None:
+    """Refuse a model of which the graph would compute another.
+
+    The spec is written once more out of the fields that this file reads: a field that is not among them has
+    its default there, and is found by that.
+
+    Raises:
+        UserError: one sentence that names every such field.
+    """
+    spec, table = spec.without_noise(), spec.embeddings.positions
+    computed = EncoderSpec(
+        width=spec.width,
+        max_length=spec.max_length,
+        embeddings=EmbeddingSpec(
+            vocabulary=spec.vocab_size,
+            positions=PositionTable(rows=table.rows, offset=table.offset) if table else None,
+            token_types=spec.embeddings.token_types,
+            norm=NormSpec(eps=spec.embeddings.norm.eps) if spec.embeddings.norm else None,
+        ),
+        layers=tuple(map(_computed, spec.layers)),
+        last_state=spec.last_state,
+    )
+    if found := differences(spec, computed):
+        raise UserError(f"the ONNX graph cannot run this model: it has {'; '.join(found)}")
+
+
+def _computed(layer: LayerSpec) -> LayerSpec:
+    attention, rope, moe = layer.attention, layer.attention.rope, layer.moe
+    router = RouterConfig(top_k=moe.router.top_k, normalize=moe.router.normalize) if moe else None
+    return LayerSpec(
+        attention=AttentionSpec(
+            num_heads=attention.num_heads,
+            num_kv_heads=attention.num_heads,
+            head_size=attention.head_size,
+            bias=attention.bias,
+            out_bias=attention.out_bias,
+            rope=RopeSpec(base=rope.base, scaling=rope.scaling) if rope else None,
+        ),
+        ffn=FeedForwardSpec(
+            width=layer.ffn.width,
+            activation=layer.ffn.activation,
+            gated=layer.ffn.gated,
+            bias=layer.ffn.bias,
+        ),
+        moe=MoESpec(
+            num_experts=moe.num_experts,
+            num_shared_experts=moe.num_shared_experts,
+            shared_weight=moe.shared_weight,
+            bias=moe.bias,
+            router=router,
+        )
+        if moe and router
+        else None,
+        norm=NormSpec(eps=layer.norm.eps),
+        place=layer.place,
+    )
+
+
+def encoder(graph: Graph, spec: EncoderSpec, layout: Layout, experts: Experts) -> str:
     """Embeddings and blocks -> hidden_TD, norms and residuals as in ``moembed.model.encoder``."""
 
     def real(value_BS: str) -> str:
         return graph.op("Gather", graph.op("Reshape", value_BS, graph.ints(-1)), layout.token_T)
 
+    # embeddings
     position_T = real(layout.position_BS)
     states_TD = graph.op("Gather", graph.parameter("word.weight"), real("input_ids"))
-    if config.num_token_types:
+    if spec.embeddings.token_types:
         first_D = graph.constant("token_type.0", numpy(graph.state["token_type.weight"][0]))
         states_TD = graph.op("Add", states_TD, first_D)
-    if config.position == "absolute":
-        table = graph.constant("position", numpy(graph.state["position.weight"][config.position_offset :]))
+    if rows := spec.embeddings.positions:
+        table = graph.constant("position", numpy(graph.state["position.weight"][rows.offset :]))
         states_TD = graph.op("Add", states_TD, graph.op("Gather", table, position_T))
-    states_TD = graph.layer_norm(states_TD, "norm", config.norm_eps)
-    turn = turns(graph, config, position_T) if config.position == "rope" else None
+    if spec.embeddings.norm:
+        states_TD = graph.layer_norm(states_TD, "norm", spec.embeddings.norm.eps)
 
-    pre, output_TD = config.norm == "pre", states_TD
-    for i in range(config.num_layers):
-        name = f"layers.{i}"
+    # layers
+    turned: dict[tuple[RopeSpec, int], tuple[str, str]] = {}
+    for number, layer in enumerate(spec.layers):
+        rope, head_size = layer.attention.rope, layer.attention.head_size
+        if rope and (rope, head_size) not in turned:
+            tables = cos_sin(torch.arange(spec.max_length), head_size, rope)
+            turned[rope, head_size] = _looked_up(graph, f"rope.{len(turned)}", tables, position_T)
+        turn = turned[rope, head_size] if rope else None
+        states_TD, added_TD = block(graph, layer, f"layers.{number}", (states_TD, layout, turn), experts)
+    return states_TD if spec.last_state == "full" else added_TD
 
-        def norm(states_TD: str, which: str, name: str = name) -> str:
-            return graph.layer_norm(states_TD, f"{name}.{which}", config.norm_eps)
 
-        input_TD = norm(states_TD, "attention_norm") if pre else states_TD
-        mixed_TD = attention(graph, config, f"{name}.attention", input_TD, layout, turn)
-        states_TD = graph.op("Add", states_TD, mixed_TD)
-        if not pre:
-            states_TD = norm(states_TD, "attention_norm")
-        input_TD = norm(states_TD, "ffn_norm") if pre else states_TD
-        if config.moe and i in config.moe.layers:
-            output_TD = moe_block(graph, config, f"{name}.ffn", input_TD, experts)
-        else:
-            output_TD = feed_forward(graph, config, f"{name}.ffn", input_TD)
-        states_TD = graph.op("Add", states_TD, output_TD)
-        if not pre:
-            output_TD = states_TD = norm(states_TD, "ffn_norm")
-    return output_TD
+def block(
+    graph: Graph,
+    layer: LayerSpec,
+    name: str,
+    states: tuple[str, Layout, tuple[str, str] | None],
+    experts: Experts,
+) -> tuple[str, str]:
+    """One layer: its states, and what its feed-forward part added to them."""
+    states_TD, layout, turn = states
+    pre = layer.place == "pre"
+
+    def norm(states_TD: str, which: str) -> str:
+        return graph.layer_norm(states_TD, f"{name}.{which}", layer.norm.eps)
+
+    # attention
+    input_TD = norm(states_TD, "attention_norm") if pre else states_TD
+    mixed_TD = attention(graph, layer.attention, f"{name}.attention", input_TD, layout, turn)
+    states_TD = graph.op("Add", states_TD, mixed_TD)
+    states_TD = states_TD if pre else norm(states_TD, "attention_norm")
+    # feed-forward
+    input_TD = norm(states_TD, "ffn_norm") if pre else states_TD
+    if layer.moe:
+        added_TD = moe_block(graph, layer, f"{name}.ffn", input_TD, experts)
+    else:
+        added_TD = feed_forward(graph, layer.ffn, f"{name}.ffn", input_TD)
+    states_TD = graph.op("Add", states_TD, added_TD)
+    return (states_TD if pre else norm(states_TD, "ffn_norm")), added_TD
 
 
 def attention(
     graph: Graph,
-    config: EncoderConfig,
+    spec: AttentionSpec,
     name: str,
     hidden_TD: str,
     layout: Layout,
     turn: tuple[str, str] | None,
 ) -> str:
     """softmax(QK' / sqrt(C) + mask) V over each text; padded here, and here alone."""
-    heads, head_width = config.num_heads, config.width // config.num_heads
+    heads, head_size = spec.num_heads, spec.head_size
     query, key, value = (
-        graph.op("Reshape", states_TD, graph.ints(-1, heads, head_width))
+        graph.op("Reshape", states_TD, graph.ints(-1, heads, head_size))
         for states_TD in graph.ops(
             "Split", graph.linear(hidden_TD, f"{name}.qkv"), results=3, axis=1, num_outputs=3
         )
     )
     if turn:
         query, key = rotated(graph, query, *turn), rotated(graph, key, *turn)
-    query = graph.op("Mul", query, graph.scalar(head_width**-0.5))
+    query = graph.op("Mul", query, graph.scalar(head_size**-0.5))
 
     def padded(states_THC: str, order: tuple[int, ...]) -> str:
         return graph.op("Transpose", graph.op("Gather", states_THC, layout.slot_BS), perm=order)
@@ -152,17 +242,15 @@ def attention(
     score_BHSS = graph.op("Add", score_BHSS, layout.hidden_by_attention_B11S)
     mixed_BHSC = graph.op("MatMul", graph.op("Softmax", score_BHSS, axis=-1), padded(value, (0, 2, 1, 3)))
     mixed_BSHC = graph.op("Transpose", mixed_BHSC, perm=(0, 2, 1, 3))
-    flat = graph.op("Reshape", mixed_BSHC, graph.ints(-1, config.width))
+    flat = graph.op("Reshape", mixed_BSHC, graph.ints(-1, heads * head_size))
     return graph.linear(graph.op("Gather", flat, layout.token_T), f"{name}.out")
 
 
-def turns(graph: Graph, config: EncoderConfig, position_T: str) -> tuple[str, str]:
+def _looked_up(graph: Graph, name: str, tables: CosSin, position_T: str) -> tuple[str, str]:
     """Cosine and sine for every token, ``(T, 1, C / 2)``, out of the encoder's own tables."""
-    head_width = config.width // config.num_heads
-    tables = rotation(torch.arange(config.max_positions), head_width, config.rope_base)
     cosine, sine = (
-        graph.op("Gather", graph.constant(f"rope.{name}", numpy(table)), position_T)
-        for name, table in zip(("cosine", "sine"), tables, strict=True)
+        graph.op("Gather", graph.constant(f"{name}.{part}", numpy(values)), position_T)
+        for part, values in zip(("cosine", "sine"), tables, strict=True)
     )
     return cosine, sine
 
@@ -177,16 +265,13 @@ def rotated(graph: Graph, states_THC: str, cosine: str, sine: str) -> str:
 
 
 def pool(graph: Graph, pooling: str, layout: Layout, hidden_BSD: str) -> str:
-    """A vector per text that points where the pooled one points; its length is lost to normalisation anyway.
-
-    All but ``max`` are sums with weights, so they need no division.
-    """
+    """One way of pooling: all but ``max`` are sums with weights, divided. A text without tokens: zeros."""
     if pooling == "max":
         real_BS1 = graph.op("Unsqueeze", layout.real_BS, graph.ints(2))
         low_BSD = graph.op("Where", real_BS1, hidden_BSD, graph.scalar(LOWEST))
         return graph.op("ReduceMax", low_BSD, graph.ints(1), keepdims=0)
     position_BS, one_BS = layout.position_BS, graph.op("Cast", layout.real_BS, to=INT64)
-    if pooling == "mean":
+    if pooling in ("mean", "mean_sqrt_len_tokens"):
         weight_BS = one_BS
     elif pooling == "weightedmean":
         weight_BS = graph.op("Mul", one_BS, graph.op("Add", position_BS, graph.scalar(1)))
@@ -195,4 +280,35 @@ def pool(graph: Graph, pooling: str, layout: Layout, hidden_BSD: str) -> str:
         chosen_BS = graph.op("Equal", position_BS, ends[pooling])
         weight_BS = graph.op("And", chosen_BS, layout.real_BS)
     weight_B1S = graph.op("Unsqueeze", graph.op("Cast", weight_BS, to=FLOAT), graph.ints(1))
-    return graph.op("Squeeze", graph.op("MatMul", weight_B1S, hidden_BSD), graph.ints(1))
+    sum_BD = graph.op("Squeeze", graph.op("MatMul", weight_B1S, hidden_BSD), graph.ints(1))
+    if pooling in ("cls", "lasttoken"):
+        return sum_BD
+    total_B1 = graph.op("ReduceSum", weight_B1S, graph.ints(2), keepdims=0)
+    total_B1 = graph.op("Max", total_B1, graph.scalar(1.0))
+    return graph.op(
+        "Div", sum_BD, graph.op("Sqrt", total_B1) if pooling == "mean_sqrt_len_tokens" else total_B1
+    )
+
+
+def head(graph: Graph, config: HeadConfig, vector_BM: str, result: str) -> str:
+    """The steps behind pooling; ``result`` names the last value."""
+    for i, step in enumerate(config.steps):
+        name = result if i == len(config.steps) - 1 else None
+        if isinstance(step, Dense):
+            vector_BM = dense(graph, step, f"head.{i}", vector_BM)
+        else:
+            vector_BM = graph.op("LpNormalization", vector_BM, axis=-1, p=2, result=name)
+    return vector_BM
+
+
+def dense(graph: Graph, step: Dense, name: str, input_BM: str) -> str:
+    output_BM = graph.linear(input_BM, f"{name}.linear")
+    if step.activation in ("tanh", "sigmoid"):
+        output_BM = graph.op(step.activation.capitalize(), output_BM)
+    elif step.activation != "identity":
+        output_BM = graph.activation(output_BM, _ALSO_IN_BLOCKS[step.activation])
+    if not step.residual:
+        return output_BM
+    across = f"{name}.residual"
+    residual_BM = graph.linear(input_BM, across) if f"{across}.weight" in graph.state else input_BM
+    return graph.op("Add", output_BM, residual_BM)

@@ -11,28 +11,28 @@ from collections.abc import Callable
 import numpy as np
 
 from moembed.export.onnx.graph import Graph
-from moembed.model.encoder import EncoderConfig
-from moembed.moe.layer import MoEConfig
+from moembed.model.block import LayerSpec
+from moembed.moe.ffn import FeedForwardSpec
+from moembed.moe.layer import MoESpec
 from moembed.moe.router import RouterConfig
-from moembed.types import UserError
 
 INT64 = 7  # onnx.TensorProto.INT64
 
-# (graph, config, name of the block, hidden_TD, logit_TE) -> the weighted sum of the routed experts, (T, D)
-Experts = Callable[[Graph, EncoderConfig, str, str, str], str]
+# (graph, layer, name of the block, hidden_TD, logit_TE) -> the weighted sum of the routed experts, (T, D)
+Experts = Callable[[Graph, LayerSpec, str, str, str], str]
 
 
-def moe_block(graph: Graph, config: EncoderConfig, name: str, hidden_TD: str, experts: Experts) -> str:
+def moe_block(graph: Graph, layer: LayerSpec, name: str, hidden_TD: str, experts: Experts) -> str:
     """The feed-forward block of a layer with experts: routed and shared ones and the shared bias."""
-    moe = experts_of(config)
+    moe = experts_of(layer)
     router = f"{name}.router.weight_ED"
     logit_TE = graph.product(hidden_TD, router, graph.state[router])  # choices are made in fp32, always
-    output_TD = experts(graph, config, name, hidden_TD, logit_TE)
+    output_TD = experts(graph, layer, name, hidden_TD, logit_TE)
     if moe.bias == "shared":
         output_TD = graph.op("Add", output_TD, graph.parameter(f"{name}.bias_D"))
     if not moe.num_shared_experts:
         return output_TD
-    shared_TD = feed_forward(graph, config, f"{name}.shared", hidden_TD)
+    shared_TD = feed_forward(graph, layer.ffn, f"{name}.shared", hidden_TD)
     if moe.shared_weight == "mean":
         share = 1 / (moe.router.top_k + 1)
         output_TD = graph.op("Mul", output_TD, graph.scalar(1 - share))
@@ -40,16 +40,16 @@ def moe_block(graph: Graph, config: EncoderConfig, name: str, hidden_TD: str, ex
     return graph.op("Add", output_TD, shared_TD)
 
 
-def feed_forward(graph: Graph, config: EncoderConfig, name: str, hidden_TD: str) -> str:
+def feed_forward(graph: Graph, ffn: FeedForwardSpec, name: str, hidden_TD: str) -> str:
     """The dense block, which shared experts are too."""
     up_TF = graph.linear(hidden_TD, f"{name}.up")
-    gate_TF = graph.linear(hidden_TD, f"{name}.gate") if config.gated else None
-    return graph.linear(_activated(graph, config, up_TF, gate_TF), f"{name}.down")
+    gate_TF = graph.linear(hidden_TD, f"{name}.gate") if ffn.gated else None
+    return graph.linear(_activated(graph, ffn, up_TF, gate_TF), f"{name}.down")
 
 
-def sparse(graph: Graph, config: EncoderConfig, name: str, hidden_TD: str, logit_TE: str) -> str:
+def sparse(graph: Graph, layer: LayerSpec, name: str, hidden_TD: str, logit_TE: str) -> str:
     """Order the pairs by expert, split, compute, restore the order, weigh, add."""
-    moe = experts_of(config)
+    moe = experts_of(layer)
     top_k = moe.router.top_k
     weight_TK, expert_TK = routing(graph, moe.router, logit_TE)
     expert_P = graph.op("Reshape", expert_TK, graph.ints(-1))
@@ -60,21 +60,21 @@ def sparse(graph: Graph, config: EncoderConfig, name: str, hidden_TD: str, logit
     hidden_PD = graph.op("Gather", hidden_TD, graph.op("Div", order_P, graph.scalar(top_k)))
     slices = graph.ops("Split", hidden_PD, count_E, results=moe.num_experts, axis=0)
     output_PD = graph.op(
-        "Concat", *(expert(graph, config, name, e, slice_ND) for e, slice_ND in enumerate(slices)), axis=0
+        "Concat", *(expert(graph, layer.ffn, name, e, slice_ND) for e, slice_ND in enumerate(slices)), axis=0
     )
     count = graph.op("Size", order_P)
     place_P = graph.op("Range", graph.scalar(0), count, graph.scalar(1))
     restore_P = graph.op("ScatterElements", order_P, order_P, place_P)
     restored_PD = graph.op("Gather", output_PD, restore_P)
-    output_TKD = graph.op("Reshape", restored_PD, graph.ints(-1, top_k, config.width))
+    output_TKD = graph.op(
+        "Reshape", restored_PD, graph.ints(-1, top_k, len(graph.state[f"{name}.router.weight_ED"][0]))
+    )
     weight_TK1 = graph.op("Unsqueeze", weight_TK, graph.ints(2))
     return graph.op("ReduceSum", graph.op("Mul", output_TKD, weight_TK1), graph.ints(1), keepdims=0)
 
 
 def routing(graph: Graph, router: RouterConfig, logit_TE: str) -> tuple[str, str]:
     """Weights and numbers of the ``top_k`` most probable experts of every token, ``(T, K)`` each."""
-    if router.kind != "token_choice":
-        raise UserError(f"a router of kind {router.kind!r} cannot be exported to ONNX, only 'token_choice'")
     prob_TE = graph.op("Softmax", logit_TE, axis=-1)
     weight_TK, expert_TK = graph.ops("TopK", prob_TE, graph.ints(router.top_k), results=2)
     if (power := router.normalize) is None:
@@ -84,7 +84,7 @@ def routing(graph: Graph, router: RouterConfig, logit_TE: str) -> tuple[str, str
     return graph.op("Div", weight_TK, norm_T1), expert_TK
 
 
-def expert(graph: Graph, config: EncoderConfig, name: str, number: int, hidden_ND: str) -> str:
+def expert(graph: Graph, ffn: FeedForwardSpec, name: str, number: int, hidden_ND: str) -> str:
     """What one expert makes of its tokens; the graph holds its slice of every 3-D parameter."""
 
     def part(kind: str, shape: str, input_: str) -> str:
@@ -99,16 +99,16 @@ def expert(graph: Graph, config: EncoderConfig, name: str, number: int, hidden_N
         )
 
     up_NF = part("up", "EFD", hidden_ND)
-    gate_NF = part("gate", "EFD", hidden_ND) if config.gated else None
-    return part("down", "EDF", _activated(graph, config, up_NF, gate_NF))
+    gate_NF = part("gate", "EFD", hidden_ND) if ffn.gated else None
+    return part("down", "EDF", _activated(graph, ffn, up_NF, gate_NF))
 
 
-def _activated(graph: Graph, config: EncoderConfig, up: str, gate: str | None) -> str:
+def _activated(graph: Graph, ffn: FeedForwardSpec, up: str, gate: str | None) -> str:
     if gate is None:
-        return graph.activation(up, config.activation)
-    return graph.op("Mul", graph.activation(gate, config.activation), up)
+        return graph.activation(up, ffn.activation)
+    return graph.op("Mul", graph.activation(gate, ffn.activation), up)
 
 
-def experts_of(config: EncoderConfig) -> MoEConfig:
-    assert config.moe is not None
-    return config.moe
+def experts_of(layer: LayerSpec) -> MoESpec:
+    assert layer.moe is not None
+    return layer.moe

@@ -11,7 +11,6 @@ It is the layout that sentence-transformers (``backend="onnx"``), fastembed and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,16 +21,17 @@ import torch
 
 from moembed.embedder import Embedder
 from moembed.export.onnx.encoder import build
+from moembed.export.onnx.tokenizer import read_rows, write_tokenizer
 from moembed.files import replacing
 from moembed.folder.parts import Parts
 from moembed.folder.write import write_small_files
-from moembed.model.encoder import EncoderConfig
+from moembed.model.spec import EncoderSpec
 from moembed.packing import pack
-from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
-from moembed.weights.selection_bias import without_selection_bias
+from moembed.weights.selection_bias import remove_selection_bias
 
 ONE_FILE = 2**31 - 2**24  # bytes of weights; a protobuf message ends at 2 GiB, and the graph needs a little
+_LONGEST = 1024  # tokens of a row that the check runs
 TOLERANCE = 1e-3  # ten times what is promised: a close call between two experts may fall the other way
 
 
@@ -43,12 +43,14 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
             states. Router, attention, norms and embedding tables stay in fp32.
 
     Returns:
-        ``bytes`` of the weights file(s), and how close onnxruntime came to this package on random token rows:
-        ``max_error``, the largest difference of a coordinate, and ``cosine``, the lowest of a row.
+        ``bytes`` of the weights file(s), and how close onnxruntime came to this package on random token rows
+        and on the rows that the written tokenizer makes of short texts and a long one: ``max_error``, the
+        largest difference of a coordinate, and ``cosine``, the lowest of a row.
 
     Raises:
         UserError: onnx or onnxruntime is not installed, an expert-choice router, the disk is full.
-        RuntimeError: the fp32 graph gives other vectors than the model.
+        RuntimeError: the written tokenizer gives other tokens than the model's, or the fp32 graph other
+            vectors.
     """
     try:
         import onnx
@@ -56,18 +58,21 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
     except ImportError:
         raise UserError("ONNX export needs onnx and onnxruntime: pip install 'moembed[onnx]'") from None
 
-    parts = without_selection_bias(parts, "ONNX")
-    parts = replace(parts, state={name: tensor.cpu().float() for name, tensor in parts.state.items()})
+    spec, state = remove_selection_bias(parts.spec.without_noise(), parts.state, "ONNX")
+    state = {name: tensor.cpu().float() for name, tensor in state.items()}
+    head_state = {name: tensor.cpu().float() for name, tensor in parts.head_state.items()}
+    parts = replace(parts, spec=spec, state=state, head_state=head_state)
     model = build(parts, int8)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE
     with replacing(out) as folder:
         write_small_files(folder, parts)
-        _write_tokenizer_config(folder, parts.tokenizer)
+        write_tokenizer(folder, parts.tokenizer)
         file = folder / "onnx" / "model.onnx"
         file.parent.mkdir()
         onnx.save_model(model, file, save_as_external_data=external, location=f"{file.name}_data")
         del model
-        error, cosine = compare(file, Embedder(parts).eval())
+        rows = [*_random_rows(parts.spec), *(_shortened(row) for row in read_rows(folder, parts.tokenizer))]
+        error, cosine = compare(file, Embedder(parts).eval(), [row for row in rows if row])
         if not int8 and error > TOLERANCE:
             raise RuntimeError(f"the exported graph is off by {error:.2g}; nothing was written to {out}")
         size = sum(f.stat().st_size for f in file.parent.iterdir())
@@ -81,24 +86,15 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer_config(folder: Path, tokenizer: Tokenizer) -> None:
-    """Fill in what other runtimes read from this file alone: the length limit and a token to pad with."""
-    file = folder / "tokenizer_config.json"
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    known = tokenizer.backend.get_vocab()
-    pad = next((token for token in ("[PAD]", "<pad>") if token in known), tokenizer.backend.id_to_token(0))
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": pad} | values
-    values |= {"model_max_length": tokenizer.max_length}
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 # ---- running what was written ------------------------------------------------------------------------------
 
 
-def compare(file: Path, model: Embedder) -> tuple[float, float]:
-    """Largest difference and lowest cosine between the vectors of file and model, on random token rows."""
-    rows = _random_rows(model.encoder.config)
-    found_BD = run_rows(file, rows)
+def compare(file: Path, model: Embedder, rows: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Largest difference of a coordinate and lowest cosine between the vectors of file and model."""
+    by_length = sorted(rows, key=len)  # the long ones apart: one batch is padded to its longest row
+    rows = [list(row) for row in by_length]
+    split = len(rows) - 1
+    found_BD = np.concatenate([run_rows(file, some) for some in (rows[:split], rows[split:]) if some])
     with torch.inference_mode():
         expected_BD = model(pack(rows)).vector_BM.numpy()
     return float(np.abs(found_BD - expected_BD).max()), float((found_BD * expected_BD).sum(-1).min())
@@ -116,9 +112,14 @@ def run_rows(file: Path, rows: Sequence[Sequence[int]]) -> np.ndarray:
     return np.asarray(session.run(["sentence_embedding"], inputs)[0])
 
 
-def _random_rows(config: EncoderConfig, count: int = 32) -> list[list[int]]:
+def _shortened(row: list[int]) -> list[int]:
+    """A row the check can afford: attention of thousands of tokens takes gigabytes."""
+    return row if len(row) <= _LONGEST else [*row[: _LONGEST - 1], row[-1]]
+
+
+def _random_rows(spec: EncoderSpec, count: int = 32) -> list[list[int]]:
     """Of one token up to 64: enough of them that every expert has work, and some have none in the short."""
     random = np.random.default_rng(0)
-    longest = min(64, config.max_length)
+    longest = min(64, spec.max_length)
     lengths = [1, *random.integers(1, longest, count, endpoint=True)]
-    return [random.integers(config.vocab_size, size=length).tolist() for length in lengths]
+    return [random.integers(spec.vocab_size, size=length).tolist() for length in lengths]

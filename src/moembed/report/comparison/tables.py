@@ -2,133 +2,107 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from html import escape
-from typing import Any
+from dataclasses import replace
 
-from moembed.report import html, words
-from moembed.report.comparison import data
-from moembed.report.comparison.data import Evaluation, Gap, Row, Score, Size
+from moembed.compare import formatting
+from moembed.compare.estimates import Estimate
+from moembed.compare.results import Comparison
+from moembed.evaluation.result import SizeScore
+from moembed.report.comparison.rows import Row, Rows, row
+from moembed.report.pieces import MISSING, Cell, Table, difference_cell, score_cell
 
-MISSING = '<span class="muted">–</span>'
 FIGURES = "The figures"
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "texts_per_second": ("Texts per second", words.count),
-    "peak_memory_bytes": ("Peak memory", words.size),
-    "active_parameters": ("Active parameters", words.count),
-    "parameters": ("All parameters", words.count),
+    "texts_per_second": ("Texts per second", formatting.count),
+    "peak_memory_bytes": ("Peak memory", formatting.size),
+    "active_parameters": ("Active parameters", formatting.count),
+    "parameters": ("All parameters", formatting.count),
     "bytes_per_vector": ("Bytes per vector", "{:,.0f}".format),
-    "seconds": ("This evaluation", words.duration),
+    "seconds": ("This evaluation", formatting.duration),
 }
 
 
-def scores(evaluation: Evaluation) -> str:
+def scores(rows: Rows) -> Table:
     """Tasks x systems by the main metric of each task; the highest score of a row is marked."""
     groups = {
-        escape(heading): [[_title(row), *_scores(row.scores, evaluation.systems)] for row in rows]
-        for heading, rows in evaluation.groups()
+        heading: [[_title(one), *_scores(one.scores, rows.systems)] for one in some]
+        for heading, some in rows.groups()
     }
-    return html.grouped_table(["", *_heads(evaluation)], groups)
+    return Table(["", *_heads(rows)], groups)
 
 
-def differences(evaluation: Evaluation) -> str:
+def differences(rows: Rows) -> Table:
     """Tasks x other systems: how far each is from the reference."""
     groups = {
-        escape(heading): [
-            [_title(row), *(_gap(row.gaps.get(other)) for other in evaluation.others)] for row in rows
+        heading: [
+            [_title(one), *(difference_cell(one.gaps.get(other)) for other in rows.others)] for one in some
         ]
-        for heading, rows in evaluation.groups()
+        for heading, some in rows.groups()
     }
-    heads = [f"{escape(other)}<small>− {escape(evaluation.reference)}</small>" for other in evaluation.others]
-    return html.grouped_table(["", *heads], groups)
+    return Table(["", *(Cell(other, [f"− {rows.reference}"]) for other in rows.others)], groups)
 
 
-def figures(rows: Sequence[Row], evaluation: Evaluation) -> str:
-    """What a plot of ``rows`` shows, to read off."""
-    cells = [[_title(row), *_scores(row.scores, evaluation.systems)] for row in rows]
-    return html.details(FIGURES, html.table(["", *_heads(evaluation)], cells))
+def figures(some: Sequence[Row], rows: Rows) -> Table:
+    """What a plot of ``some`` rows shows, to read off."""
+    cells = [[_title(one), *_scores(one.scores, rows.systems)] for one in some]
+    return Table(["", *_heads(rows)], {"": cells}, FIGURES)
 
 
-def metrics(result: Mapping[str, Any], evaluation: Evaluation) -> str:
-    """Every metric of every task; empty where no task has more than its main one."""
+def metrics(result: Comparison, rows: Rows) -> list[Table]:
+    """Every metric of every task; nothing where no task has more than its main one."""
     groups = {}
-    for name, task in result["tasks"].items():
-        found = dict.fromkeys(metric for cells in task["metrics"].values() for metric in cells)
+    for name, task in result.tasks.items():
+        found = dict.fromkeys(metric for cells in task.metrics.values() for metric in cells)
         if len(found) > 1:
-            rows = [data.row(words.metric_name(metric), metric, task) for metric in found]
-            groups[escape(name)] = [
-                [_title(row), *(_score(row.scores.get(system)) for system in evaluation.systems)]
-                for row in rows
+            lines = [row(formatting.metric_name(metric), metric, task) for metric in found]
+            groups[name] = [
+                [_title(line), *(score_cell(line.scores.get(system)) for system in rows.systems)]
+                for line in lines
             ]
-    if not groups:
-        return ""
-    return html.details("Every metric", html.grouped_table(["", *_heads(evaluation)], groups))
+    return [Table(["", *_heads(rows)], groups, "Every metric")] if groups else []
 
 
-def costs(cost: Mapping[str, Mapping[str, float]]) -> str:
+def costs(cost: Mapping[str, Mapping[str, float]]) -> Table:
     """Systems x what is known of their costs."""
     known = [key for key in COSTS if any(key in figures for figures in cost.values())]
-    rows = [
-        [escape(system), *(COSTS[key][1](figures[key]) if key in figures else MISSING for key in known)]
+    lines = [
+        [system, *(COSTS[key][1](figures[key]) if key in figures else MISSING for key in known)]
         for system, figures in cost.items()
     ]
-    return html.table(["", *(COSTS[key][0] for key in known)], rows)
+    return Table(["", *(COSTS[key][0] for key in known)], {"": lines})
 
 
-def sizes(sizes: Mapping[str, Sequence[Size]]) -> str:
+def sizes(sizes: Mapping[str, Sequence[SizeScore]]) -> Table:
     """Dimensions x codecs of every system, to read off."""
     codecs = list(dict.fromkeys(size.codec for some in sizes.values() for size in some))
-    groups = {}
+    groups: dict[str, list[list[Cell | str]]] = {}
     for system, some in sizes.items():
         cells = {(size.dim, size.codec): _size(size) for size in some}
         dims = sorted({size.dim for size in some}, reverse=True)
-        groups[escape(system)] = [
+        groups[system] = [
             [f"{dim:,}", *(cells.get((dim, codec), MISSING) for codec in codecs)] for dim in dims
         ]
-    return html.details(FIGURES, html.grouped_table(["Dimensions", *map(escape, codecs)], groups))
+    return Table(["Dimensions", *codecs], groups, FIGURES)
 
 
-def _heads(evaluation: Evaluation) -> Iterator[str]:
-    for system in evaluation.systems:
-        mark = "<small>reference</small>" if evaluation.others and system == evaluation.reference else ""
-        yield escape(system) + mark
+def _heads(rows: Rows) -> Iterator[Cell]:
+    for system in rows.systems:
+        yield Cell(system, ["reference"] if rows.others and system == rows.reference else [])
 
 
-def _title(row: Row) -> str:
-    name = f"<b>{escape(row.name)}</b>" if row.mean else escape(row.name)
-    return name + (f"<small>{escape(row.about)}</small>" if row.about else "")
+def _title(one: Row) -> Cell:
+    return Cell(one.name, [one.about], "strong" if one.mean else "")
 
 
-def _scores(scores: Mapping[str, Score], systems: Sequence[str]) -> Iterator[str]:
+def _scores(scores: Mapping[str, Estimate], systems: Sequence[str]) -> Iterator[Cell]:
     """A cell per system; the best of several is marked."""
     best = max((score.value for score in scores.values()), default=0.0)
     for system in systems:
         score = scores.get(system)
-        yield _score(score, mark=score is not None and len(scores) > 1 and score.value == best)
+        yield score_cell(score, best=score is not None and len(scores) > 1 and score.value == best)
 
 
-def _score(score: Score | None, mark: bool = False) -> str:
-    if score is None:
-        return MISSING
-    value = words.decimal(score.value)
-    return (f"<mark>{value}</mark>" if mark else value) + _small(words.interval(score.low, score.high))
-
-
-def _gap(gap: Gap | None) -> str:
-    if gap is None:
-        return MISSING
-    value = words.decimal(gap.value, "+")
-    if gap.real:
-        value = f"<b>{'▲' if gap.value > 0 else '▼'} {value}</b>"
-    effect = "" if math.isnan(gap.effect) else f"effect {words.decimal(gap.effect, '+')}"
-    facts = ", ".join(filter(None, (words.p_value(gap.p_value), effect)))
-    return value + _small(words.interval(gap.low, gap.high)) + _small(facts)
-
-
-def _size(size: Size) -> str:
-    return _score(size.score) + _small(f"{size.bytes:,.0f} B")
-
-
-def _small(text: str) -> str:
-    return f"<small>{escape(text)}</small>" if text else ""
+def _size(size: SizeScore) -> Cell:
+    cell = score_cell(size.score)
+    return replace(cell, small=[*cell.small, f"{size.bytes:,.0f} B"])

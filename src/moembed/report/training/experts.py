@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 from typing import Any
 
 import numpy as np
 
-from moembed.report import html, loads, words
-from moembed.report.training import data, text
-from moembed.report.training.data import Log
+from moembed.compare.formatting import decimal
+from moembed.report import loads
+from moembed.report.pieces import Card, Cell, Row, Table
+from moembed.report.training import text
+from moembed.report.training.reading import Log, mapping, number
 
 ROWS = 24  # of a heat map, at most
 KINDS = {
@@ -18,11 +19,12 @@ KINDS = {
     "source": "source",
     "language": "languages",
 }  # what texts differ in -> key of the log
+MEANS = {"entropy": "Entropy, nats", "top_mass": "Chosen probability"}  # key of the log -> head of a column
 
 Shape = list[tuple[int, int]]  # layer and number of experts of every router
 
 
-def cards(log: Log) -> Iterator[str]:
+def cards(log: Log) -> Iterator[Card]:
     """Load of every expert over the run and at its end; nothing for a dense model."""
     routed = [record for record in log if _shape(record)]
     if not routed:
@@ -37,17 +39,17 @@ def cards(log: Log) -> Iterator[str]:
     }
     late_LE = {layer: load_RE[-last:].mean(axis=0) for layer, load_RE in load_LRE.items()}
     heat = loads.heat("Expert load by layer and step", step, load_LRE)
-    yield html.card(
-        "Load over the run", loads.SCALE + heat, "One row per expert. Blank: the fair share, 1/E."
-    )
+    about = "One row per expert. Blank: the fair share, 1/E."
+    yield Card("Load over the run", about, scale=True, drawing=heat)
+    bars = loads.bars("Expert load at the end of the run", late_LE)
     about = f"Mean of the last {text.logged(last)}. Dashed: the fair share, 1/E."
-    yield html.card("Load at the end", loads.bars("Expert load at the end of the run", late_LE), about)
-    yield html.card("Routing at the end", _routing(routed[-last:], late_LE), wide=True)
+    yield Card("Load at the end", about, drawing=bars)
+    yield _routing(routed[-last:], late_LE)
     for kind in KINDS:
         yield from _by_kind(kind, routed, shape)
 
 
-def _by_kind(kind: str, records: Log, shape: Shape) -> Iterator[str]:
+def _by_kind(kind: str, records: Log, shape: Shape) -> Iterator[Card]:
     """Load by role, source or language of the texts, if the log knows more than one."""
     found: dict[str, list[Any]] = {}
     for record in records:
@@ -64,17 +66,24 @@ def _by_kind(kind: str, records: Log, shape: Shape) -> Iterator[str]:
         )
         for place, (layer, _) in enumerate(shape)
     }
-    rows = []
+    rows: list[Row] = []
     for row, label in enumerate(labels):
-        stats = [entry for router in found[label] for entry in router]
-        means = [np.mean([data.number(entry.get(key)) for entry in stats]) for key in ("entropy", "top_mass")]
+        means = _means([entry for router in found[label] for entry in router])
         dead = sum(int((load_RE[row] == 0).sum()) for load_RE in load_LRE.values())
-        rows.append([escape(label), *(words.decimal(float(mean)) for mean in means), str(dead)])
-    table = html.table([kind.capitalize(), "Entropy, nats", "Chosen probability", "Dead experts"], rows)
+        rows.append([label, *means, str(dead)])
     left_out = f" The {ROWS} most frequent of {len(found)}." if len(found) > ROWS else ""
-    about = f"Mean of the second half of what was logged. One column per expert.{left_out}"
-    drawing = loads.grid(f"Expert load by {kind}", labels, load_LRE)
-    yield html.card(f"Load by {kind}", loads.SCALE + drawing + table, about)
+    yield Card(
+        f"Load by {kind}",
+        f"Mean of the second half of what was logged. One column per expert.{left_out}",
+        scale=True,
+        drawing=loads.grid(f"Expert load by {kind}", labels, load_LRE),
+        tables=[Table([kind.capitalize(), *MEANS.values(), "Dead experts"], {"": rows})],
+    )
+
+
+def _means(stats: list[Any]) -> list[str]:
+    """``MEANS`` of the records of routers."""
+    return [decimal(float(np.mean([number(entry.get(key)) for entry in stats]))) for key in MEANS]
 
 
 def _labelled(record: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
@@ -83,7 +92,7 @@ def _labelled(record: dict[str, Any], key: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, str):
         yield value, record["router"]
     else:
-        yield from data.mapping(value).items()
+        yield from mapping(value).items()
 
 
 def _shape(record: dict[str, Any]) -> Shape:
@@ -94,16 +103,19 @@ def _shape(record: dict[str, Any]) -> Shape:
         return []
 
 
-def _routing(records: Log, load_LE: dict[int, np.ndarray]) -> str:
+def _routing(records: Log, load_LE: dict[int, np.ndarray]) -> Card:
     """Dead experts in words, then one row of figures per layer."""
     dead = {layer: np.flatnonzero(load_E == 0).tolist() for layer, load_E in load_LE.items()}
-    rows = []
+    rows: list[Row] = []
     for place, (layer, load_E) in enumerate(load_LE.items()):
         extremes = ((load_E[expert], expert) for expert in (load_E.argmin(), load_E.argmax()))
-        shares = [f"{100 * load:.1f} %<small>expert&nbsp;{expert}</small>" for load, expert in extremes]
-        stats = [record["router"][place] for record in records]
-        means = [np.mean([data.number(entry.get(key)) for entry in stats]) for key in ("entropy", "top_mass")]
-        rows.append([str(layer), *shares, *(words.decimal(float(mean)) for mean in means)])
-    head = ["Layer", "Lightest expert", "Heaviest expert", "Entropy, nats", "Chosen probability"]
-    style = "alert" if any(dead.values()) else "muted"
-    return f'<p class="{style}">{text.verdict(dead, len(records))}</p>{html.table(head, rows)}'
+        shares = [Cell(f"{100 * load:.1f} %", [f"expert\u00a0{expert}"]) for load, expert in extremes]
+        rows.append([str(layer), *shares, *_means([record["router"][place] for record in records])])
+    head = ["Layer", "Lightest expert", "Heaviest expert", *MEANS.values()]
+    return Card(
+        "Routing at the end",
+        wide=True,
+        text=text.verdict(dead, len(records)),
+        alert=any(dead.values()),
+        tables=[Table(head, {"": rows})],
+    )

@@ -1,17 +1,20 @@
-"""The words and numbers of a report, as plain text."""
+"""The sentences of a report, as plain text."""
 
 from __future__ import annotations
 
 import math
 
-from moembed.report.training.data import Estimate, Log, Table, number, series, smooth
-from moembed.report.words import decimal, interval, metric_name
+from moembed.compare.estimates import Difference
+from moembed.compare.formatting import decimal, difference, metric_name, p_value
+from moembed.compare.verdict import is_real
+from moembed.report.training.reading import Log, RunReport, number, series, smooth
 
 SYSTEMS = {"moe": "trained MoE", "base": "dense base", "twin": "dense twin", "bm25": "BM25"}
 
 
-def summary(log: Log, metrics: Table, differences: Table) -> str:
+def summary(log: Log, report: RunReport) -> str:
     """What the run reached, in one sentence."""
+    metrics = report.metrics
     if not metrics:
         return _unevaluated(log)
     system = "moe" if "moe" in metrics else list(metrics)[-1]
@@ -22,7 +25,7 @@ def summary(log: Log, metrics: Table, differences: Table) -> str:
         clauses.append(f"reaches {decimal(score.value)} nDCG@10")
     gaps = [
         _gap(row["ndcg@10"], system_name(pair.removeprefix(f"{system}-")))
-        for pair, row in differences.items()
+        for pair, row in report.differences.items()
         if pair.startswith(f"{system}-") and "ndcg@10" in row
     ]
     if gaps:
@@ -48,15 +51,14 @@ def _looked_at(log: Log) -> str:
     return f"the best mean {metric} while it trained was {decimal(mean.max())}, at step {best['step']}"
 
 
-def _gap(gap: Estimate, other: str) -> str:
-    """A difference in words; one whose interval includes zero is called neither a gain nor a loss."""
-    if gap.low > 0:
-        return f"gains {decimal(gap.value)} nDCG@10 {interval(gap.low, gap.high)} over the {other}"
-    if gap.high < 0:
-        return f"loses {decimal(-gap.value)} nDCG@10 {interval(-gap.high, -gap.low)} against the {other}"
-    brackets = interval(gap.low, gap.high)
-    doubt = f"{brackets}, which includes zero" if brackets else "without an interval"
-    return f"shows no clear difference from the {other} (nDCG@10 {decimal(gap.value, '+')} {doubt})"
+def _gap(gap: Difference, other: str) -> str:
+    """A difference in words; one that is not real is called neither a gain nor a loss."""
+    if is_real(gap):
+        if gap.mean > 0:
+            return f"gains {difference(gap, '')} nDCG@10 over the {other}"
+        return f"loses {difference(gap.turned(), '')} nDCG@10 against the {other}"
+    doubt = p_value(gap.p_holm) or "without a test"
+    return f"shows no clear difference from the {other} (nDCG@10 {difference(gap)}, {doubt})"
 
 
 def warnings(log: Log, skipped: int) -> list[str]:

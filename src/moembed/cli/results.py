@@ -1,0 +1,57 @@
+"""Where a command leaves its result: checked before the work begins, written when it is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moembed.console import say
+from moembed.files import require_writable, write_json
+from moembed.types import UserError
+
+if TYPE_CHECKING:
+    from moembed.compare.results import Comparison
+
+ResultFile = Annotated[Path | None, typer.Option("--out", help="Also write the JSON result to this file.")]
+Page = Annotated[
+    Path | None, typer.Option("--html", help="Also write a page (and its figures beside it, as .json).")
+]
+
+
+def require_outputs(out: Path | None, page: Path | None) -> None:
+    """Refuse now what could not be drawn or written once everything has been computed."""
+    if page:
+        from moembed.report.plots import require_matplotlib
+
+        if page.suffix != ".html":
+            raise UserError(f"--html {page} does not end in .html: the figures go beside the page as .json")
+        if not page.parent.is_dir():
+            raise UserError(f"there is no folder {page.parent} to write {page.name} into: make it first")
+        require_matplotlib()
+    for path in (out, page, page and page.with_suffix(".json")):
+        if path:
+            require_writable(path)
+
+
+def write_result(result: Comparison, out: Path | None, page: Path | None) -> None:
+    """Write the result to the files that were asked for; one that fails does not keep the others back.
+
+    Raises:
+        UserError: for the first that could not be written.
+    """
+    from moembed.report.comparison import write_comparison
+
+    failed: list[UserError] = []
+    for path in filter(None, (out, page and page.with_suffix(".json"), page)):
+        try:
+            if path == page:
+                write_comparison(path, result)
+                say(f"The page is {path}")
+            else:
+                write_json(path, result.to_json())
+        except UserError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]

@@ -1,0 +1,236 @@
+"""The modules of a sentence-transformers folder: ``modules.json`` and what lies in the folder of each.
+
+Transformer, then Pooling, then any number of Dense and Normalize. A module is a config of ours, its tensors
+and its entry here, read and written side by side.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moembed.files import read_json, write_json
+from moembed.folder.parts import Parts
+from moembed.folder.tensors import read_tensors
+from moembed.model.head import Dense, HeadConfig, Normalize, Step
+from moembed.model.pooling import POOLING, Pooling
+from moembed.types import UserError
+
+# Older files have a flag for each way; several stand side by side in this order.
+_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_POOLING_KEYS = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"}
+_DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function", "use_residual"}
+_DENSE_KEYS |= {"module_input_name", "module_output_name"}
+_ACTIVATIONS = {
+    "identity": "torch.nn.modules.linear.Identity",
+    "tanh": "torch.nn.modules.activation.Tanh",
+    "relu": "torch.nn.modules.activation.ReLU",
+    "gelu": "torch.nn.modules.activation.GELU",
+    "silu": "torch.nn.modules.activation.SiLU",
+    "sigmoid": "torch.nn.modules.activation.Sigmoid",
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    """One entry of ``modules.json``: its class without the package, and its folder inside the model's."""
+
+    kind: str
+    path: str
+
+
+def read_modules(folder: Path) -> list[Module]:
+    """The modules in their order; none where there is no ``modules.json``.
+
+    Raises:
+        UserError: a damaged file, a module with code of its own, a path that leads out of the folder.
+    """
+    file = folder / "modules.json"
+    if not file.is_file():
+        return []
+    modules = []
+    for entry in read_json(file, list):
+        kind, path = (entry.get(key) if isinstance(entry, dict) else None for key in ("type", "path"))
+        if not isinstance(kind, str) or not isinstance(path, str):
+            raise UserError(f"{file}: every module needs a type and a path, and {entry!r} lacks one")
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise UserError(f"{file}: the path {path!r} leads out of the folder")
+        if not kind.startswith("sentence_transformers."):
+            raise UserError(f"{file}: the module {kind} brings code of its own, which is not run")
+        modules.append(Module(kind.rsplit(".", 1)[-1], path))
+    return modules
+
+
+def encoder_folder(folder: Path) -> Path:
+    """Where ``config.json``, the weights and the tokenizer lie: mostly the folder itself."""
+    modules = read_modules(folder)
+    if modules and modules[0].path and not (folder / modules[0].path / "config.json").is_file():
+        raise UserError(
+            f"{folder}: its first module is {modules[0].kind} in {modules[0].path}, where no config.json lies"
+        )
+    return folder / modules[0].path if modules else folder
+
+
+@dataclass(frozen=True)
+class PooledHead:
+    """What follows the encoder: pooling, the steps behind it, and whether the folder itself normalises."""
+
+    pooling: Pooling = field(default_factory=Pooling)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    normalised: bool = True
+
+
+def read_pooled_head(folder: Path, width: int) -> PooledHead:
+    """The configs of all modules but the first.
+
+    Args:
+        width: of the encoder's states.
+
+    Raises:
+        UserError: a module, a way of pooling or an activation that is not known; sizes that do not fit.
+    """
+    modules = read_modules(folder)
+    if not modules:
+        warnings.warn(f"{folder} has no modules.json: mean pooling is assumed", stacklevel=2)
+        return PooledHead()
+    kinds = [module.kind for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "Normalize"}:
+        found = " + ".join(kinds)
+        raise UserError(
+            f"{folder}: a model made of {found} is not supported, only Transformer + Pooling, then Dense and "
+            "Normalize"
+        )
+    pooling = _read_pooling(folder / modules[1].path / "config.json", width)
+    steps: list[Step] = []
+    dim = pooling.dim(width)
+    for module in modules[2:]:
+        if module.kind == "Dense":
+            step = _read_dense(folder / module.path / "config.json")
+            if step.in_dim != dim:
+                raise UserError(f"{folder / module.path} takes {step.in_dim} coordinates and is given {dim}")
+            dim = step.out_dim
+            steps.append(step)
+        else:
+            steps.append(Normalize())
+    normalised = bool(steps) and isinstance(steps[-1], Normalize)
+    return PooledHead(pooling, HeadConfig(tuple(steps if normalised else [*steps, Normalize()])), normalised)
+
+
+def read_head_state(folder: Path, head: HeadConfig, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """The tensors of the steps, by the names of ``HeadConfig.shapes``; each is checked.
+
+    Raises:
+        UserError: a missing, extra, misshapen or non-finite tensor.
+    """
+    state: dict[str, Tensor] = {}
+    paths = [module.path for module in read_modules(folder)[2:]]
+    for i, step in enumerate(head.steps):
+        if isinstance(step, Dense):
+            tensors = read_tensors(folder / paths[i], step.shapes(), allow_pickle)
+            state |= {f"{i}.{name}": tensor for name, tensor in tensors.items()}
+    return state
+
+
+def write_modules(folder: Path, parts: Parts) -> None:
+    """``modules.json`` and the folder of every module but the first, which is the folder itself."""
+    kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in parts.head.steps)]
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], start=1))]
+    entries = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    write_json(folder / "modules.json", entries)
+    for path in paths[1:]:
+        (folder / path).mkdir()
+    write_json(folder / paths[1] / "config.json", _pooling_values(parts.pooling, parts.spec.width))
+    for i, (step, path) in enumerate(zip(parts.head.steps, paths[2:], strict=True)):
+        if isinstance(step, Dense):
+            write_json(folder / path / "config.json", _dense_values(step))
+            tensors = {name: parts.head_state[f"{i}.{name}"].cpu().contiguous() for name in step.shapes()}
+            save_file(tensors, folder / path / "model.safetensors", metadata={"format": "pt"})
+
+
+# ---- pooling -----------------------------------------------------------------------------------------------
+
+
+def _read_pooling(file: Path, width: int) -> Pooling:
+    values = read_json(file)
+    modes = _modes(values, file)
+    if unknown := [mode for mode in modes if mode not in POOLING]:
+        raise UserError(f"{file}: pooling {unknown[0]!r} is not supported (known: {', '.join(POOLING)})")
+    if not values.get("include_prompt", True):
+        raise UserError(f"{file}: pooling that leaves the prompt out (include_prompt false) is not supported")
+    stated = values.get("embedding_dimension", values.get("word_embedding_dimension", width))
+    if stated != width:
+        raise UserError(f"{file} pools vectors of {stated} coordinates, the encoder's have {width}")
+    note_unread(file, set(values) - _POOLING_KEYS - set(_FLAGS))
+    return Pooling("+".join(modes))
+
+
+def _modes(values: dict[str, Any], file: Path) -> Sequence[str]:
+    """``pooling_mode``, else the flags of older files, else mean: as sentence-transformers takes them."""
+    modes = values.get("pooling_mode") or [mode for key, mode in _FLAGS.items() if values.get(key)]
+    modes = [modes] if isinstance(modes, str) else modes or ["mean"]
+    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes):
+        raise UserError(f"{file}: pooling_mode must be a name or a list of names, not {modes!r}")
+    return modes
+
+
+def _pooling_values(pooling: Pooling, width: int) -> dict[str, Any]:
+    modes = list(pooling.modes)
+    return {
+        "word_embedding_dimension": width,
+        "embedding_dimension": width,
+        "pooling_mode": modes if len(modes) > 1 else modes[0],
+        **{key: mode in modes for key, mode in _FLAGS.items()},
+        "include_prompt": True,
+    }
+
+
+# ---- Dense -------------------------------------------------------------------------------------------------
+
+
+def _read_dense(file: Path) -> Dense:
+    values = read_json(file)
+    into, out = (values.get(key) for key in ("in_features", "out_features"))
+    if not (type(into) is int and type(out) is int and into > 0 and out > 0):
+        raise UserError(f"{file}: in_features and out_features must be counts, not {into!r} and {out!r}")
+    for key in ("module_input_name", "module_output_name"):
+        if (name := values.get(key) or "sentence_embedding") != "sentence_embedding":
+            raise UserError(f"{file}: {key} {name!r} is not supported, only 'sentence_embedding'")
+    function = values.get("activation_function", _ACTIVATIONS["tanh"]) or _ACTIVATIONS["identity"]
+    known = {theirs.rsplit(".", 1)[-1]: ours for ours, theirs in _ACTIVATIONS.items()}
+    package, _, name = str(function).rpartition(".")
+    if name not in known or not package.startswith("torch.nn"):
+        raise UserError(f"{file}: activation {function!r} is not supported (known: {', '.join(known)})")
+    note_unread(file, set(values) - _DENSE_KEYS)
+    return Dense(into, out, bool(values.get("bias", True)), known[name], bool(values.get("use_residual")))
+
+
+def _dense_values(step: Dense) -> dict[str, Any]:
+    return {
+        "in_features": step.in_dim,
+        "out_features": step.out_dim,
+        "bias": step.bias,
+        "activation_function": _ACTIVATIONS[step.activation],
+        **({"use_residual": True} if step.residual else {}),
+    }
+
+
+def note_unread(file: Path, keys: set[str]) -> None:
+    """Say once which keys of a file are not read."""
+    if keys:
+        warnings.warn(f"{file}: not read, and without effect here: {', '.join(sorted(keys))}", stacklevel=3)

@@ -1,0 +1,41 @@
+"""What a token is before the first layer: its word, its position, its type."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from moembed.config import Strict
+from moembed.model.norm import NormSpec
+
+
+class PositionTable(Strict):
+    """Learned positions: the first token of a text reads row ``offset`` (some models start above 0)."""
+
+    rows: int = Field(ge=1)
+    offset: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_first_row(self) -> PositionTable:
+        if self.offset >= self.rows:
+            raise ValueError(f"the first position is row {self.offset} of a table of {self.rows}")
+        return self
+
+
+class EmbeddingSpec(Strict):
+    """The sum of a row per word and what else there is, then a norm.
+
+    Attributes:
+        token_types: rows of the table of token types; every token is of the first. 0: there is no table.
+    """
+
+    vocabulary: int = Field(ge=1)
+    positions: PositionTable | None = None
+    token_types: int = Field(default=0, ge=0)
+    norm: NormSpec | None = None
+
+
+def table(rows: int, width: int) -> nn.Embedding:
+    """An embedding without values; drawing them, only to read others, would load torch's compiler."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))

@@ -1,0 +1,163 @@
+"""From the pooled vector to the embedding: linear layers, if the model has any, and length 1."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moembed.types import UserError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda vector_BM: vector_BM,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+}
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """``x / |x|``; zeros stay zeros."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """``y = activation(W x + b)``, and ``+ x`` or ``+ R x`` with a residual, R where the widths differ."""
+
+    in_dim: int
+    out_dim: int
+    bias: bool = True
+    activation: str = "tanh"
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise UserError(
+                f"activation {self.activation!r} of a dense layer is not supported (known: {known})"
+            )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of the layer, by the names of sentence-transformers."""
+        shapes: dict[str, tuple[int, ...]] = {"linear.weight": (self.out_dim, self.in_dim)}
+        if self.bias:
+            shapes["linear.bias"] = (self.out_dim,)
+        if self.residual and self.in_dim != self.out_dim:
+            shapes["residual.weight"] = (self.out_dim, self.in_dim)
+        return shapes
+
+
+Step = Dense | Normalize
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The steps in their order; the last one always normalises.
+
+    Raises:
+        UserError: a head that ends otherwise, or dense layers that do not fit one behind the other.
+    """
+
+    steps: tuple[Step, ...] = (Normalize(),)
+
+    def __post_init__(self) -> None:
+        if not self.steps or not isinstance(self.steps[-1], Normalize):
+            raise UserError("the last step of a head must be Normalize: an embedding has length 1")
+        for one, next_ in pairwise(self.dense):
+            if one.out_dim != next_.in_dim:
+                raise UserError(
+                    f"a dense layer of {one.out_dim} outputs stands before one of {next_.in_dim} inputs"
+                )
+
+    @property
+    def dense(self) -> list[Dense]:
+        return [step for step in self.steps if isinstance(step, Dense)]
+
+    def dim(self, pooled: int) -> int:
+        """Coordinates of the embedding, of pooled vectors of so many."""
+        return self.dense[-1].out_dim if self.dense else pooled
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """All tensors: ``{step}.{name}``."""
+        return {
+            f"{i}.{name}": shape
+            for i, step in enumerate(self.steps)
+            if isinstance(step, Dense)
+            for name, shape in step.shapes().items()
+        }
+
+    def num_parameters(self) -> int:
+        return sum(prod(shape) for shape in self.shapes().values())
+
+
+class Head(nn.Module):
+    """The steps of a config on pooled vectors ``(B, M)``, in fp32.
+
+    Its parameters have the names of ``HeadConfig.shapes``, with ``_`` for the dots.
+
+    Args:
+        config: the steps.
+        state: their tensors, taken over without copying.
+    """
+
+    def __init__(self, config: HeadConfig, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.config = config
+        for name in config.shapes():
+            self.register_parameter(_flat(name), nn.Parameter(state[name]))
+
+    def dim(self, pooled: int) -> int:
+        """See ``HeadConfig.dim``."""
+        return self.config.dim(pooled)
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors by the names of ``HeadConfig.shapes``."""
+        return {name: getattr(self, _flat(name)).detach() for name in self.config.shapes()}
+
+    def facts(self) -> list[str]:
+        """What tells one head from another; nothing of one that normalises alone."""
+        if not self.config.dense:
+            return []
+        digest = hashlib.sha256()
+        for tensor in self.state().values():
+            digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
+        return [repr(self.config), digest.hexdigest()]
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Copy values into the parameters."""
+        with torch.no_grad():
+            for name in self.config.shapes():
+                getattr(self, _flat(name)).copy_(state[name])
+
+    def forward(self, vector_BM: Tensor) -> Tensor:
+        for i, step in enumerate(self.config.steps):
+            if isinstance(step, Dense):
+                vector_BM = self._dense(i, step, vector_BM)
+            else:
+                vector_BM = F.normalize(vector_BM, dim=-1)
+        return vector_BM
+
+    def _dense(self, i: int, step: Dense, vector_BM: Tensor) -> Tensor:
+        def tensor(name: str) -> Tensor | None:
+            return getattr(self, _flat(f"{i}.{name}")).float() if name in step.shapes() else None
+
+        weight = tensor("linear.weight")
+        assert weight is not None
+        output_BM = ACTIVATIONS[step.activation](F.linear(vector_BM, weight, tensor("linear.bias")))
+        if not step.residual:
+            return output_BM
+        across = tensor("residual.weight")
+        return output_BM + (vector_BM if across is None else F.linear(vector_BM, across))
+
+
+def _flat(name: str) -> str:
+    return "step" + name.replace(".", "_")

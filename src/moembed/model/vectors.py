@@ -1,0 +1,38 @@
+"""Packed batch -> unit vectors: encoder, pooling, head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moembed.model.encoder import Encoder
+from moembed.model.head import Head
+from moembed.model.pooling import Pooling
+from moembed.types import Batch, Encoded
+
+
+def unit_vectors(
+    encoder: Encoder, pooling: Pooling, head: Head, batch: Batch, depths: Sequence[int] | None = None
+) -> Encoded:
+    """Unit vectors ``(B, M)`` fp32 in the caller's order, for every depth asked for; default: the last.
+
+    A text without a single token has the vector of zeros.
+    """
+    empty = batch.length_B.count(0)  # the shortest texts stand first
+    length_B = batch.length_B[empty:]
+    if batch.length_B and not length_B:
+        dim = head.dim(pooling.dim(encoder.spec.width))
+        zeros_BM = torch.zeros(empty, dim, device=batch.token_T.device)
+        return Encoded(dict.fromkeys(depths or [encoder.spec.num_layers], zeros_BM))
+    hidden, router = encoder(batch.token_T, length_B, depths)
+
+    def vectors(states_TD: Tensor) -> Tensor:
+        vector_BM = head(pooling(states_TD, length_B))
+        if empty:
+            vector_BM = F.pad(vector_BM, (0, 0, empty, 0))
+        return vector_BM[batch.restore_B]
+
+    return Encoded({depth: vectors(states_TD) for depth, states_TD in hidden.items()}, router)

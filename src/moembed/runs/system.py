@@ -1,0 +1,177 @@
+"""One system on all tasks of an evaluation: its scores, in full and as smaller vectors, and what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from moembed.compare.scores import Scores
+from moembed.embedder import Embedder
+from moembed.encoding import Progress, TextEncoder
+from moembed.evaluation.beir import RetrievalTask
+from moembed.evaluation.files import PairTask, Task
+from moembed.evaluation.result import Cost, Routers
+from moembed.evaluation.routing import routing
+from moembed.evaluation.static import StaticEncoder
+from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder
+from moembed.evaluation.tasks import evaluate, evaluate_bm25
+from moembed.machine import best_dtype
+from moembed.replicas import Replicas
+from moembed.runs.bench import forget_peak, resident_memory
+from moembed.types import UserError
+
+Bar = Callable[[str, int], AbstractContextManager[Progress]]
+Size = tuple[int, str]  # coordinates kept, codec
+Source = Path | Embedder | None  # a model folder, a model in memory, or BM25
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """How every system is evaluated.
+
+    Attributes:
+        metrics: of each kind of task those that measure it; None: see `moembed.evaluation.tasks`.
+        sample: queries of every retrieval task, with hard and relevant documents; None: all.
+        dims, codecs: also as vectors of so many coordinates, stored so; each is combined with each.
+        baselines: BM25, static word vectors and the base of the first run are evaluated beside.
+        dtype: float32, bfloat16 or auto.
+        processes: embed in so many; the GPUs, or the cores, are dealt out to them.
+        cache: folder that keeps all vectors for the next evaluation.
+        keep: folder for the scores of every item, a file a system, for ``moembed compare``.
+        allow_pickle: read pytorch_model.bin where there is no safetensors file.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    sample: int | None = None
+    dims: tuple[int, ...] = ()
+    codecs: tuple[str, ...] = ()
+    baselines: bool = True
+    dtype: str = "auto"
+    processes: int = 1
+    cache: str | Path | None = None
+    keep: str | Path | None = None
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("metrics", "dims", "codecs"):
+            value = getattr(self, name)
+            if isinstance(value, (str, int)):
+                raise UserError(f"{name} is a list, as in {name}=({value!r},), also where there is one")
+        if self.processes < 1 or (self.sample is not None and self.sample < 1):
+            raise UserError("processes and sample are at least 1")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one system scored by task, in full and in every smaller size, and what that took."""
+
+    scores: dict[str, Scores] = field(default_factory=dict)
+    sizes: dict[Size, dict[str, Scores]] = field(default_factory=dict)
+    size_bytes: dict[Size, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+    routers: Routers = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def evaluate_system(
+    name: str, source: Source, tasks: Sequence[Task], options: EvaluationOptions, bar: Bar
+) -> Outcome:
+    """One system on all tasks; of what it cannot do (BM25 on sentence pairs) there are no scores.
+
+    Raises:
+        UserError: a model that cannot be read, a metric nobody knows, a codec or dim the vectors do not have.
+    """
+    if source is None:
+        return _bm25(tasks, options)
+    forget_peak()
+    dtype = best_dtype() if options.dtype == "auto" else options.dtype
+    model = source
+    if isinstance(model, Path):
+        model = Embedder.from_pretrained(model, dtype=dtype, allow_pickle=options.allow_pickle)
+    if name == "static":
+        return evaluate_encoder(StaticEncoder(model), name, tasks, replace(options, dims=(), codecs=()), bar)
+    with _computing(model, source, dtype, options) as encoder:
+        if options.cache:
+            encoder = CachedEncoder(model, Path(options.cache), encoder)
+        outcome = evaluate_encoder(encoder, name, tasks, options, bar)
+    outcome.cost = replace(
+        outcome.cost,
+        parameters=model.num_parameters(),
+        active_parameters=model.num_parameters(active=True),
+        peak_memory_bytes=resident_memory(peak=True) or None,
+    )
+    outcome.about = {"space_id": model.space(role="document"), "dtype": dtype}
+    outcome.routers = routing(model, tasks)
+    return outcome
+
+
+@contextmanager
+def _computing(
+    model: Embedder, source: Source, dtype: str, options: EvaluationOptions
+) -> Iterator[TextEncoder]:
+    if options.processes == 1:
+        yield model
+        return
+    if not isinstance(source, Path):
+        raise UserError(
+            "a model in memory is evaluated in this process: give its folder, or leave out processes"
+        )
+    settings = {"dtype": dtype, "allow_pickle": options.allow_pickle}
+    with Replicas(source, options.processes, settings) as copies:
+        yield copies
+
+
+def _bm25(tasks: Sequence[Task], options: EvaluationOptions) -> Outcome:
+    outcome = Outcome()
+    for task in tasks:
+        start = time.perf_counter()
+        scores = evaluate_bm25(task, options.metrics)
+        if scores:
+            outcome.scores[task.name] = scores
+            outcome.seconds[task.name] = time.perf_counter() - start
+    return outcome
+
+
+def evaluate_encoder(
+    encoder: TextEncoder,
+    name: str,
+    tasks: Sequence[Task],
+    options: EvaluationOptions,
+    bar: Bar,
+) -> Outcome:
+    """What the vectors of an encoder score on all tasks, and in every size that ``options`` asks for."""
+    if wrong := [dim for dim in options.dims if not 0 < dim <= encoder.dim]:
+        raise UserError(f"dim {wrong[0]} is not between 1 and the {encoder.dim} coordinates of {name}")
+    measured = encoder if isinstance(encoder, MeasuredEncoder) else MeasuredEncoder(encoder)
+    outcome = Outcome()
+    with bar(name, sum(map(num_texts, tasks))) as advance:
+        for task in tasks:
+            measured.progress, cut, start = advance, measured.truncated, time.perf_counter()
+            known = CachedVectors(measured)
+            outcome.scores[task.name] = evaluate(task, known, options.metrics)
+            outcome.seconds[task.name] = time.perf_counter() - start
+            outcome.truncated[task.name] = measured.truncated - cut
+            for dim in options.dims or (encoder.dim,) * bool(options.codecs):
+                for codec in options.codecs or ("float32",):
+                    seen, size = known.seen_as(codec, dim)
+                    scores = evaluate(task, seen, options.metrics)
+                    outcome.sizes.setdefault((dim, codec), {})[task.name] = scores
+                    outcome.size_bytes[dim, codec] = size
+    speed = measured.texts / measured.seconds if measured.texts else None  # all may come from the cache
+    outcome.cost = Cost(bytes_per_vector=4 * encoder.dim, texts_per_second=speed)
+    return outcome
+
+
+def num_texts(task: Task) -> int:
+    """How many texts of a task are embedded, at most."""
+    if isinstance(task, RetrievalTask):
+        return len(task.queries) + len(task.documents)
+    if isinstance(task, PairTask):
+        return len({*task.sentence1, *task.sentence2})
+    return len(task.texts)

@@ -1,0 +1,80 @@
+"""`moembed tokenizer`: learn a vocabulary on texts, and give it to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moembed.console import progress_bar
+from moembed.data.text import TextConfig, read_texts
+from moembed.files import locked, replacing, require_free
+from moembed.folder.bases import base_name, locate_base
+from moembed.folder.read import read_folder
+from moembed.folder.write import write_folder
+from moembed.report.card import write_card
+from moembed.types import UserError
+from moembed.weights.pieces import extend, learn, tokenizer_files
+from moembed.weights.vocabulary import with_tokenizer
+
+LONGEST = 512  # tokens per text that a tokenizer without a model is said to be for
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerPlan:
+    """What to learn: a vocabulary of ``kind`` and ``vocab_size``, or ``extend_by`` more for ``base``."""
+
+    kind: str = "unigram"
+    vocab_size: int = 32000
+    lowercase: bool = False
+    base: str | None = None
+    extend_by: int | None = None
+
+
+def make_tokenizer(
+    paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str = "text", overwrite: bool = False
+) -> dict[str, Any]:
+    """Learn a tokenizer on texts, or more pieces for that of a base; with a base, write a model folder.
+
+    Returns the number of pieces, and with a base where their rows came from.
+
+    Raises:
+        UserError: anything wrong with the texts or the base, ``extend_by`` without ``base``, a folder in the
+            way.
+    """
+    if plan.extend_by is not None and plan.base is None:
+        raise UserError("--extend adds pieces to the tokenizer of a model: name the model with --base")
+    with locked(out):
+        require_free(out, overwrite)
+        return _alone(paths, out, plan, column) if plan.base is None else _for_base(paths, out, plan, column)
+
+
+def _alone(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str) -> dict[str, Any]:
+    backend = learn(plan.kind, lambda: _texts(paths, column), plan.vocab_size, plan.lowercase)
+    with replacing(out) as folder:
+        for name, content in tokenizer_files(backend, LONGEST).items():
+            (folder / name).write_bytes(content)
+    return {"pieces": backend.get_vocab_size()}
+
+
+def _for_base(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str) -> dict[str, Any]:
+    assert plan.base is not None
+    parts = read_folder(locate_base(plan.base))
+    if plan.extend_by is None:
+        backend = learn(plan.kind, lambda: _texts(paths, column), plan.vocab_size, plan.lowercase)
+        files = tokenizer_files(backend, parts.tokenizer.max_length)
+    else:
+        backend = extend(parts.tokenizer.backend, lambda: _texts(paths, column), plan.extend_by)
+        files = tokenizer_files(backend, parts.tokenizer.max_length, parts.files)
+    parts, origins = with_tokenizer(parts, backend, files)
+    write_folder(out, parts)
+    write_card(out, str(out), base_name(plan.base))
+    return {"pieces": backend.get_vocab_size(), **asdict(origins)}
+
+
+def _texts(paths: Sequence[str], column: str) -> Iterator[str]:
+    with progress_bar("reading texts", None) as advance:
+        for block in read_texts([TextConfig(path=path, text=column) for path in paths]):
+            yield from (text.text for text in block)
+            advance(len(block))

@@ -1,0 +1,1 @@
+"""The contrastive task: pairs, GradCache, the loss, and what is looked at on the way."""

@@ -1,0 +1,128 @@
+"""One step's texts: pairs -> token rows -> chunks, a mask of known answers, and the group of every text."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moembed.data.text_key import text_number
+from moembed.embedder import Embedder
+from moembed.losses.negatives import Duplicates
+from moembed.packing import pack, token_budget
+from moembed.tokenizer import Tokenizer
+from moembed.training.contrastive.gradcache import Chunks
+from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
+from moembed.training.monitors.routing import Group
+from moembed.training.parallel import ALONE, World
+from moembed.types import Pair
+
+_SLICE = 1024  # texts tokenised at a time: the tokenizer's own records are far larger than the ids
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFormat:
+    """How the pairs of a source are used: the prompts of its two roles, and its loss."""
+
+    query_prompt: str | None
+    document_prompt: str | None
+    loss: str
+
+    @classmethod
+    def of(cls, model: Embedder, options: SourceOptions, config: LossConfig) -> SourceFormat:
+        """The options of a source, completed; a prompt the model does not have is refused."""
+        given = {"query": options.query_prompt, "document": options.document_prompt}
+        names = [model.role_prompt(role) if name is None else name or None for role, name in given.items()]
+        for name in names:
+            model.tokenizer.prompt(name)
+        return cls(names[0], names[1], options.loss or config.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """A step's batch, ready to embed. Its vectors lie queries first, then documents, then hard negatives.
+
+    ``chunks`` hold the texts of this process alone; everything else is about the whole batch, except
+    ``tokens`` and ``truncated``, which count what this process embeds.
+    """
+
+    pairs: Sequence[Pair]
+    source: int
+    loss: str
+    chunks: Chunks
+    known: Duplicates
+    weight_Q: Tensor | None  # 1 for the queries whose loss this process computes; None: all of them
+    tokens: int
+    truncated: int
+    same: int  # hard negatives that are their own positive
+    groups: list[Group]
+    group_CB: list[Tensor]  # of every text of every chunk, its place in ``groups``
+
+
+def prepare(
+    pairs: Sequence[Pair], form: SourceFormat, tokenizer: Tokenizer, config: ContrastiveConfig,
+    world: World = ALONE, source: int = 0, languages: Sequence[str] | None = None,
+) -> PairBatch:  # fmt: skip
+    """Tokenise this process's pairs, pack them into chunks of at most ``chunk_tokens``, mask duplicates."""
+    # every text of the step in its row: queries, documents, hard negatives; and which are this process's
+    queries = [pair.query for pair in pairs]
+    negatives = [(i, text) for i, pair in enumerate(pairs) for text in pair.negatives[: config.negatives]]
+    documents = [pair.document for pair in pairs] + [text for _, text in negatives]
+    owner_B = [*range(len(pairs)), *range(len(pairs)), *(i for i, _ in negatives)]
+    own = set(world.share(len(pairs)))
+    row_B = [row for row, owner in enumerate(owner_B) if owner in own]
+    num_queries = sum(row < len(queries) for row in row_B)
+
+    # those become tokens
+    texts = [(queries + documents)[row] for row in row_B]
+    rows, truncated = _tokens(tokenizer, texts[:num_queries], form.query_prompt, config.query_length)
+    more, cut = _tokens(tokenizer, texts[num_queries:], form.document_prompt, config.document_length)
+    rows, truncated = rows + more, truncated + cut
+
+    # what group of texts each is counted in by the routing probe
+    language_Q = languages or [""] * len(pairs)
+    group_B = [("query" if row < len(queries) else "document", language_Q[owner_B[row]]) for row in row_B]
+    groups = [(role, language) for role in ("document", "query") for language in sorted(set(language_Q))]
+    number = {group: i for i, group in enumerate(groups)}
+    # neighbours in length share a chunk
+    chunks = token_budget([len(row) for row in rows], config.chunk_tokens)
+    own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
+    return PairBatch(
+        pairs=pairs,
+        source=source,
+        loss=form.loss,
+        chunks=Chunks(
+            batches=[pack([rows[i] for i in chunk]) for chunk in chunks],
+            row_CB=[torch.tensor([row_B[i] for i in chunk]) for chunk in chunks],
+            rows=len(owner_B),
+        ),
+        known=Duplicates.of(_numbers(queries), number_N, own_Q),
+        weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
+        tokens=sum(map(len, rows)),
+        truncated=truncated,
+        same=int((number_N[len(pairs) :] == number_N[[i for i, _ in negatives]]).sum()),
+        groups=groups,
+        group_CB=[torch.tensor([number[group_B[i]] for i in chunk]) for chunk in chunks],
+    )
+
+
+def _tokens(
+    tokenizer: Tokenizer, texts: Sequence[str], prompt: str | None, length: int
+) -> tuple[list[array[int]], int]:
+    """Token rows of four bytes per token, and how many texts were cut."""
+    rows: list[array[int]] = []
+    truncated = 0
+    for start in range(0, len(texts), _SLICE):
+        window = texts[start : start + _SLICE]
+        some, cut = tokenizer.rows(window, prompt=tokenizer.prompt(prompt), max_length=length)
+        rows += [array("i", row) for row in some]
+        truncated += cut
+    return rows, truncated
+
+
+def _numbers(texts: Sequence[str]) -> Tensor:
+    """A number for every text, the same for texts that are equal by `moembed.data.text_key`."""
+    return torch.tensor(list(map(text_number, texts)))

@@ -1,0 +1,125 @@
+"""What contrastive training can be told: its length, its batches, its loss, what is looked at."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from moembed.config import Strict
+from moembed.training.settings import EvaluateConfig, LoopConfig
+from moembed.types import UserError
+
+Kind = Literal["info_nce", "symmetric_info_nce"]
+LARGEST_SCALE = 100.0  # 1 / temperature, where it is learned: as in CLIP (Radford et al., arXiv 2103.00020)
+
+
+class MatryoshkaConfig(Strict):
+    """Prefixes of the vector that are trained, and the weight of each (null: 1)."""
+
+    dims: tuple[int, ...] = Field(min_length=1)
+    weights: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> MatryoshkaConfig:
+        if min(self.dims) < 1 or (self.weights and len(self.weights) != len(self.dims)):
+            raise ValueError("dims are at least 1, and each has one weight")
+        return self
+
+
+class LossConfig(Strict):
+    """The loss of a step: ``kind``, over ``matryoshka`` prefixes and ``depths``, and the router's terms.
+
+    ``learn_temperature`` starts at ``temperature`` and never goes below 0.01. ``depths`` maps numbers of
+    layers to weights; the last layer must be among them. ``balance_window`` is the number of steps over which
+    the expert counts of the balance loss run: with batches from one source each, an expert may be right to
+    rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss.
+    """
+
+    kind: Kind = "info_nce"
+    temperature: float = Field(default=0.02, gt=0)
+    learn_temperature: bool = False
+    matryoshka: MatryoshkaConfig | None = None
+    depths: dict[int, float] | None = Field(default=None, min_length=1)
+    balance: float = Field(default=0.01, ge=0)  # coefficient of the load-balancing loss
+    balance_window: int = Field(default=1, ge=1)
+    bias_rate: float = Field(default=0.0, ge=0)  # the paper of this method uses 0.001
+    z: float = Field(default=0.0, ge=0)  # coefficient of the router z-loss
+
+    @model_validator(mode="after")
+    def _starts_within_the_clamp(self) -> LossConfig:
+        if self.learn_temperature and self.temperature < 1 / LARGEST_SCALE:
+            raise ValueError(f"a learned temperature stays at {1 / LARGEST_SCALE} or above; start there")
+        return self
+
+
+class SourceOptions(Strict):
+    """What one source may do in its own way.
+
+    ``query_prompt`` and ``document_prompt`` name prompts of the model; null: those of the two roles, "": no
+    prompt. ``loss`` replaces ``loss.kind``: ``symmetric_info_nce`` suits pairs in which either text could be
+    the query.
+    """
+
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    loss: Kind | None = None
+
+
+class ContrastiveConfig(LoopConfig):
+    """How long, how large, how fast. Exactly one of ``steps``, ``epochs`` and ``minutes`` ends the run."""
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=256, ge=2)  # pairs per step, all processes together
+    chunk_tokens: int = Field(default=16384, ge=1)  # tokens computed at a time: memory, not the result
+    query_length: int = Field(default=64, ge=3)
+    document_length: int = Field(default=256, ge=3)
+    negatives: int | None = Field(default=None, ge=0)  # hard negatives used per pair; None: all of them
+    loss: LossConfig = LossConfig()
+    workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
+    held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
+    evaluate_every: int = Field(default=500, ge=1)  # steps between two looks at the held-out loss
+    evaluate: EvaluateConfig | None = None
+    diagnose_every: int = Field(default=10, ge=1)  # steps between two looks at the routing by role
+
+    @model_validator(mode="after")
+    def _one_end(self) -> ContrastiveConfig:
+        if sum(end is not None for end in (self.steps, self.epochs, self.minutes)) != 1:
+            raise ValueError("give exactly one of steps, epochs and minutes")
+        return self
+
+
+Config = TypeVar("Config", bound=ContrastiveConfig)
+
+
+def fit_lengths(config: Config, positions: int, max_length: int) -> tuple[Config, int, list[str]]:
+    """Bring ``query_length`` and ``document_length`` together with what the model reads.
+
+    A length that was asked for is used, up to the positions there are. A default is lowered to what the model
+    reads.
+
+    Args:
+        positions: the longest text the weights have positions for, in tokens.
+        max_length: where the model cuts a text so far.
+
+    Returns:
+        The config as it will run, where the model cuts a text from now on, and sentences about what changed.
+
+    Raises:
+        UserError: a length that was asked for is more than there are positions.
+    """
+    keys = ("query_length", "document_length")
+    asked = {key: getattr(config, key) for key in keys if key in config.model_fields_set}
+    for key, length in asked.items():
+        if length > positions:
+            raise UserError(f"{key} is {length}, but the model has {positions} positions; lower {key}")
+    longest = max([max_length, *asked.values()])
+    notes = []
+    if longest > max_length:
+        notes.append(f"the model cut texts at {max_length} tokens; from now on it reads {longest}")
+    lowered = {key: longest for key in keys if getattr(config, key) > longest}
+    for key in lowered:
+        notes.append(f"{key} is {longest}, not {getattr(config, key)}: the model cuts texts there")
+    return config.model_copy(update=lowered), longest, notes

@@ -1,0 +1,174 @@
+"""The contrastive task: which pairs make up a step, what their vectors cost, and what moves beside them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moembed.data.sampler import Sampler
+from moembed.data.sources import Source
+from moembed.embedder import Embedder
+from moembed.folder.read import read_folder
+from moembed.machine import choose_precision
+from moembed.training.contrastive import gradcache
+from moembed.training.contrastive.balance import Balance
+from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
+from moembed.training.contrastive.objective import Objective
+from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
+from moembed.training.monitors.routing import RoutingProbe
+from moembed.training.parallel import World, summed, unsummed
+from moembed.training.task import Stateful, Terms
+from moembed.types import Batch, Encoded, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What pairs are drawn from.
+
+    Attributes:
+        weights: relative number of batches of each source; default: as many of each.
+        options: of each source, its own prompts and loss.
+        validation: sources for the held-out loss alone.
+    """
+
+    sources: Sequence[Source]
+    weights: Sequence[float] = ()
+    options: Sequence[SourceOptions] = ()
+    validation: Sequence[Source] = ()
+
+    def contents(self) -> dict[str, str]:
+        """Name -> fingerprint of every source."""
+        found: dict[str, str] = {}
+        for where, some in (("", self.sources), ("validation ", self.validation)):
+            for source in some:
+                name, number = f"{where}{source.name}", 2
+                while name in found:  # two sources may be called the same
+                    name, number = f"{where}{source.name} ({number})", number + 1
+                found[name] = source.fingerprint()
+        return found
+
+
+class ContrastiveTask:
+    """Batches of pairs, each of one source; GradCache over the chunks of a batch; the routers' balance."""
+
+    def __init__(self, config: ContrastiveConfig, model: Embedder, mixture: Mixture, world: World) -> None:
+        """Raises UserError: fewer pairs than a batch, an unknown prompt, a loss that does not suit it."""
+        if config.batch_size < world.size:
+            raise UserError(
+                f"batch_size {config.batch_size} is less than one pair for each of {world.size} processes"
+            )
+        self.config, self.model, self.mixture, self.world = config, model, mixture, world
+        sources = mixture.sources
+        options = mixture.options or [SourceOptions()] * len(sources)
+        self.forms = [SourceFormat.of(model, option, config.loss) for option in options]
+        self.names = [source.name for source in sources]
+        self.sizes = [num_train_rows(source, config) for source in sources]
+        weights = mixture.weights or [1.0] * len(sources)
+        self.sampler = Sampler(self.sizes, weights, config.batch_size, config.seed, self.names)
+        self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
+
+        self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
+        self.module: nn.Module = nn.ModuleDict({"model": model, "objective": self.objective})
+        self.parallel = summed(model, world)
+        self.probe = RoutingProbe(model, config.diagnose_every, world)
+        self.embed = embedding(model, config, list(self.objective.depths), self.parallel)
+        self.workers = config.workers
+        model.encoder.activation_checkpointing = config.activation_checkpointing
+
+    @property
+    def steps(self) -> int | None:
+        """Of the whole run, where that is known."""
+        if self.config.epochs is not None:
+            return max(1, round(self.config.epochs * self.sampler.total_steps))
+        return self.config.steps
+
+    def batch(self, step: int) -> PairBatch:
+        with self.drawing:
+            source, rows = self.sampler.batch(step)
+            pairs = self.mixture.sources[source].pairs(rows.tolist())
+            languages = [language or "" for language in self.mixture.sources[source].languages(rows.tolist())]
+        form, tokenizer = self.forms[source], self.model.tokenizer
+        return prepare(pairs, form, tokenizer, self.config, self.world, source, languages)
+
+    def backward(self, step: int, batch: PairBatch) -> Terms:
+        observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
+        costs = gradcache.backward(
+            self.embed, batch.chunks, partial(self.objective, batch=batch), self.balance.loss, self.world,
+            observe, partial(unsummed, self.parallel),
+        )  # fmt: skip
+        for parameter in self.objective.parameters():  # a number: the share of each process of its gradient
+            if parameter.grad is not None:
+                self.world.sum(parameter.grad)
+        tokens, cut = self.world.sum(torch.tensor([batch.tokens, batch.truncated])).tolist()
+        log = {
+            "info_nce": costs.contrastive, "router_loss": costs.router, "tokens": tokens,
+            "same_negatives": batch.same, "source": self.names[batch.source],
+        }  # fmt: skip
+        return Terms(costs.contrastive + costs.router, len(batch.pairs), cut, costs.stats, log)
+
+    def update(self, terms: Terms) -> Mapping[str, Any]:
+        self.objective.clamp()
+        self.balance.update(terms.router)
+        learned = self.config.loss.learn_temperature
+        return {"temperature": torch.as_tensor(self.objective.temperature).item()} if learned else {}
+
+    def examples(self, batch: PairBatch) -> list[dict[str, Any]]:
+        return [asdict(pair) for pair in batch.pairs]
+
+    def contents(self) -> dict[str, str]:
+        return self.mixture.contents()
+
+    def states(self) -> dict[str, Stateful]:
+        return {"objective": self.objective, "balance": self.balance}
+
+    def write(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+    def read(self, folder: Path) -> None:
+        """Raises UserError: the checkpoint's model cuts texts elsewhere, so its run was another one."""
+        parts = read_folder(folder)
+        before, now = parts.tokenizer.max_length, self.model.tokenizer.max_length
+        if before != now:
+            raise UserError(
+                f"{folder} cut texts at {before} tokens where this run would read {now}, as an older version "
+                "did without a word: train into another folder"
+            )
+        self.model.encoder.load_state_dict(parts.state)
+        self.model.head.load(parts.head_state)
+
+    @torch.no_grad()
+    def loss(self, batch: PairBatch) -> float:
+        """The loss of a batch, all of it, without a gradient."""
+        vectors: dict[int, Tensor] = {}
+        for chunk, row_B in zip(batch.chunks.batches, batch.chunks.row_CB, strict=True):
+            for depth, vector_BM in self.embed(chunk).by_depth.items():
+                if depth not in vectors:
+                    vectors[depth] = vector_BM.new_zeros(batch.chunks.rows, vector_BM.shape[1])
+                vectors[depth][row_B] = vector_BM
+        return float(self.objective(vectors, batch))
+
+
+def embedding(
+    model: Embedder, config: ContrastiveConfig, depths: Sequence[int], forward: nn.Module | None = None
+) -> Callable[[Batch], Encoded]:
+    """Embeds a chunk in the precision of training; ``forward``: a wrapper to call in place of ``model``."""
+    kind, precision = model.device.split(":")[0], choose_precision(config.precision, model.device)
+
+    def embed(chunk: Batch) -> Encoded:
+        with torch.autocast(kind, precision, enabled=precision != torch.float32):
+            encoded: Encoded = (forward or model)(chunk.to(model.device), depths)
+            return encoded
+
+    return embed
+
+
+def num_train_rows(source: Source, config: ContrastiveConfig) -> int:
+    """How many rows of a source, from the first on, are trained on; the others are held out."""
+    return len(source) - round(config.held_out * len(source))

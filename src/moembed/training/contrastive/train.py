@@ -1,0 +1,65 @@
+"""Contrastive training of a model on sources: the task, what looks at it, and the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moembed.config import Strict
+from moembed.console import say
+from moembed.embedder import Embedder
+from moembed.evaluation.beir import RetrievalTask
+from moembed.training.contrastive.held_out import HeldOutLoss
+from moembed.training.contrastive.settings import ContrastiveConfig
+from moembed.training.contrastive.task import ContrastiveTask, Mixture
+from moembed.training.loop import Trained, run_loop
+from moembed.training.monitors.dead_experts import DeadExpertAlarm
+from moembed.training.monitors.retrieval import RetrievalMonitor, load_tasks
+from moembed.training.parallel import current
+from moembed.training.settings import Length
+from moembed.training.task import Monitor
+
+NAMED = 3  # sources whose leftovers are said one by one
+
+
+def train_contrastive(
+    config: ContrastiveConfig, model: Embedder, mixture: Mixture, run: Path, resume: bool = False,
+    record: Strict | None = None, tasks: Sequence[RetrievalTask] | None = None,
+) -> Trained:  # fmt: skip
+    """Train ``model`` in place; ``run`` gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/``.
+
+    Args:
+        record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
+        tasks: those of ``config.evaluate``, where they were read before.
+
+    Raises:
+        UserError: fewer pairs than a batch, a task folder that is missing or changed, and what `run_loop`
+            refuses.
+    """
+    world = current()
+    task = ContrastiveTask(config, model, mixture, world)
+    monitors: list[Monitor] = [task.probe, HeldOutLoss(task, chooses=config.evaluate is None)]
+    if config.evaluate:
+        found = load_tasks(config.evaluate) if tasks is None else tasks
+        # a GPU has room for as much as training takes at a time; None: the budget that suits a CPU
+        chunk = None if model.device == "cpu" else config.chunk_tokens
+        monitors.append(RetrievalMonitor(config.evaluate, config, found, model, world, chunk))
+    monitors.append(DeadExpertAlarm("raise loss.balance or set loss.bias_rate"))
+    if world.first:
+        for sentence in leftovers(task.sizes, task.names, config.batch_size):
+            say(sentence)
+    return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
+
+
+def leftovers(sizes: Sequence[int], names: Sequence[str], batch_size: int) -> list[str]:
+    """What every epoch leaves out of each source, because batches are full."""
+    tails = [(size % batch_size, size, name) for size, name in zip(sizes, names, strict=True)]
+    tails = sorted((tail for tail in tails if tail[0]), reverse=True)
+    said = [
+        f"{tail:,} of the {size:,} pairs of {name} are left over in every epoch, other ones each time: every "
+        f"batch has {batch_size} pairs of one source"
+        for tail, size, name in tails[:NAMED]
+    ]
+    if rest := tails[NAMED:]:
+        said.append(f"so are {sum(tail for tail, *_ in rest):,} pairs of {len(rest)} other sources")
+    return said

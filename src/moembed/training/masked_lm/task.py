@@ -1,0 +1,132 @@
+"""The masked-LM task: sequences of one language -> masks, chunks -> what the guesses cost.
+
+Batches and masks are functions of (seed, step), so a resumed run goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from moembed.data.sampler import Sampler, mix
+from moembed.embedder import Embedder
+from moembed.folder.read import read_folder
+from moembed.machine import choose_precision
+from moembed.training.masked_lm.corpus import Language
+from moembed.training.masked_lm.heads import Heads
+from moembed.training.masked_lm.masking import Vocabulary
+from moembed.training.masked_lm.objective import OBJECTIVES, Chunk, Guesses, backward, prepare
+from moembed.training.masked_lm.settings import MaskedLMConfig
+from moembed.training.parallel import World, summed
+from moembed.training.task import Stateful, Terms
+from moembed.types import UserError
+
+_STREAM = 11  # of random numbers, drawn from the seed
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A language whose first ``num_train`` sequences are trained on and whose last are held out."""
+
+    language: Language
+    num_train: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedBatch:
+    """This process's sequences of a step, by their number in the batch, and the same masked and packed."""
+
+    language: str
+    sequences: Mapping[int, np.ndarray]
+    chunks: list[Chunk]
+
+
+def split(corpus: Sequence[Language], config: MaskedLMConfig) -> list[Split]:
+    """Hold the last sequences of each language back; leave small languages out if ``config`` says so.
+
+    Raises:
+        UserError: no language is left.
+    """
+    parts = []
+    for language in corpus:
+        held_out = min(max(1, round(config.held_out.share * len(language))), config.held_out.sequences)
+        part = Split(language, len(language) - held_out)
+        if part.num_train >= config.batch_size or config.small_languages == "refuse":
+            parts.append(part)
+    if not parts:
+        raise UserError(
+            f"no language has {config.batch_size} sequences of {config.sequence_length} tokens, so there is "
+            "no batch to learn from; lower batch_size or sequence_length, or add texts"
+        )
+    return parts
+
+
+class MaskedLMTask:
+    """Batches of sequences, each of one language, whose hidden tokens are guessed."""
+
+    workers = 1
+
+    def __init__(
+        self, config: MaskedLMConfig, model: Embedder, heads: Heads, corpus: Sequence[Language], world: World
+    ) -> None:
+        """Raises UserError: a language with fewer sequences than a batch, no mask token."""
+        if config.batch_size < world.size:
+            raise UserError(
+                f"batch_size {config.batch_size} is less than one for each of {world.size} processes"
+            )
+        self.config, self.model, self.heads, self.world = config, model, heads, world
+        self.parts = split(corpus, config)
+        sizes = [part.num_train for part in self.parts]
+        names = [part.language.name for part in self.parts]
+        weights = mix(sizes, [1.0] * len(sizes), config.language_exponent)
+        self.sampler = Sampler(sizes, weights, config.batch_size, config.seed, names)
+        self.vocabulary = Vocabulary.of(model.tokenizer.backend)
+        self.plan = OBJECTIVES[config.objective].plan(config.mask, config.decoder_mask)
+        self.precision = choose_precision(config.precision, model.device)
+        self.module: nn.Module = Guesses(model, heads)
+        self.parallel = summed(self.module, world)
+        model.encoder.activation_checkpointing = config.activation_checkpointing
+
+    def batch(self, step: int) -> MaskedBatch:
+        number, rows = self.sampler.batch(step)
+        language = self.parts[number].language
+        sequences = {i: language.sequence(int(rows[i])) for i in self.world.share(len(rows))}
+        key = [self.config.seed, _STREAM, step]
+        chunks = prepare(sequences, self.vocabulary, self.plan, self.config.chunk_tokens, key)
+        return MaskedBatch(language.name, sequences, chunks)
+
+    def backward(self, step: int, batch: MaskedBatch) -> Terms:
+        device = self.model.device
+        costs = backward(self.parallel, batch.chunks, self.config.router, device, self.precision, self.world)
+        log = {
+            "mlm": costs.mlm, "decoder": costs.decoder, "router_loss": costs.router,
+            "accuracy": costs.accuracy, "tokens": costs.tokens, "source": batch.language,
+        }  # fmt: skip
+        return Terms(costs.loss, self.config.batch_size, 0, costs.stats, log)
+
+    def update(self, terms: Terms) -> Mapping[str, Any]:
+        return {}
+
+    def examples(self, batch: MaskedBatch) -> list[dict[str, Any]]:
+        rows = [row.tolist() for row in batch.sequences.values()]
+        texts = self.model.tokenizer.backend.decode_batch(rows)
+        return [{"text": text, "language": batch.language} for text in texts]
+
+    def contents(self) -> dict[str, str]:
+        return {part.language.name: part.language.fingerprint() for part in self.parts}
+
+    def states(self) -> dict[str, Stateful]:
+        return {"heads": self.heads}
+
+    def write(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+    def read(self, folder: Path) -> None:
+        parts = read_folder(folder)
+        self.model.encoder.load_state_dict(parts.state)
+        self.model.head.load(parts.head_state)

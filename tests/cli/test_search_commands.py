@@ -1,0 +1,160 @@
+"""`moembed embed, index, search` from the outside: the cosine stays the cosine, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Run
+from moembed.embedder import Embedder
+from moembed.files import locked
+from moembed.search import embed as embed_module
+
+TEXTS = ["owls hunt", "moles dig"]
+
+
+@pytest.fixture
+def saved_model(moe_model: Embedder, tmp_path: Path) -> Path:
+    moe_model.save_pretrained(tmp_path / "mymodel")
+    return tmp_path / "mymodel"
+
+
+def rows_file(path: Path, *columns: dict[str, Any]) -> Path:
+    rows = [{"text": text, **more} for text, more in zip(TEXTS, columns or ({}, {}), strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("values", [(99, 1), ("high", "low"), (None, [1])])
+def test_a_column_named_score_never_takes_the_place_of_the_cosine(
+    run: Run, saved_model: Path, tmp_path: Path, values: tuple[Any, Any]
+) -> None:
+    first, second = ({"score": value, "row": 7, "page": 3} for value in values)
+    source = rows_file(tmp_path / "a.jsonl", first, second)
+    code, _, err = run("index", source, "--model", saved_model, "--out", tmp_path / "i", "--dtype", "float32")
+    assert code == 0, err
+    model = Embedder.from_pretrained(saved_model)
+    cosine = (model.encode_query(["moles"]) @ model.encode_document(TEXTS).T)[0]
+
+    code, out, err = run("search", tmp_path / "i", "moles", "--json")
+    assert code == 0, err
+    hits = json.loads(out)
+    assert [hit["score"] for hit in hits] == pytest.approx(sorted(cosine, reverse=True), abs=1e-4)
+    for hit in hits:
+        value = values[TEXTS.index(hit["text"])]
+        assert hit == {
+            "score": hit["score"],
+            "text": hit["text"],
+            "page": 3,
+            "row": {"score": value, "row": 7},
+        }
+
+    code, out, err = run("search", tmp_path / "i", "moles")
+    assert code == 0, err
+    assert out.startswith(f"{cosine.max():.3f}  score: {values[int(cosine.argmax())]}")
+
+
+def test_without_a_clash_a_hit_is_the_score_and_the_columns(
+    run: Run, saved_model: Path, tmp_path: Path
+) -> None:
+    source = rows_file(tmp_path / "a.jsonl", {"row": 1, "rank": 2}, {"row": 3, "rank": 4})
+    assert run("index", source, "--model", saved_model, "--out", tmp_path / "i")[0] == 0
+    for hit in json.loads(run("search", tmp_path / "i", "owls", "--json")[1]):
+        assert set(hit) == {"score", "text", "row", "rank"}
+        assert isinstance(hit["row"], int)
+
+
+def test_an_index_finds_its_model_from_any_folder(
+    run: Run, saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_file(tmp_path / "a.jsonl")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run("index", "a.jsonl", "--model", "mymodel", "--out", "elsewhere/i")[0] == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = run("search", "i", "owls", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)) == 2
+
+    saved_model.rename(tmp_path / "moved")
+    code, out, err = run("search", "i", "owls")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: the index i was made with the model {saved_model}, which is not there any more: "
+        "name the model with --model\n"
+    )
+    assert run("search", "i", "owls", "--model", "../moved")[0] == 0
+
+
+def test_a_damaged_part_is_named_and_mended_by_the_same_command(
+    run: Run, saved_model: Path, tmp_path: Path
+) -> None:
+    index = ("index", rows_file(tmp_path / "a.jsonl"), "--model", saved_model, "--out", tmp_path / "i")
+    assert run(*index)[0] == 0
+    file = tmp_path / "i" / "part-00000.npy"
+    whole = file.read_bytes()
+    for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        code, out, err = run("search", tmp_path / "i", "owls")
+        assert (code, out) == (2, "")
+        assert "part-00000.npy is damaged" in err
+        assert "run the command that made the index again" in err
+        with warnings.catch_warnings():  # pytest would count the note as a warning of its own
+            warnings.simplefilter("always")
+            code, out, err = run(*index)
+        assert code == 0, err
+        assert "(2 embedded now)" in out
+        assert file.read_bytes() == whole
+    assert "nothing to do" in run(*index)[1]
+    assert run("search", tmp_path / "i", "owls")[0] == 0
+
+
+def test_two_processes_on_one_folder(run: Run, saved_model: Path, tmp_path: Path) -> None:
+    source = rows_file(tmp_path / "a.jsonl")
+    with locked(tmp_path / "i"):
+        code, out, err = run("embed", source, "--model", saved_model, "--out", tmp_path / "i")
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'i'} is in use by another process" in err
+    assert run("embed", source, "--model", saved_model, "--out", tmp_path / "i")[0] == 0
+
+
+def test_an_interruption_says_what_is_kept(
+    run: Run, saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = rows_file(tmp_path / "a.jsonl")
+    command = ("embed", source, "--model", saved_model, "--out", tmp_path / "v")
+    real = embed_module.IndexWriter.append
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def write_then_stop(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        monkeypatch.setattr(embed_module.IndexWriter, "finish", stop)
+
+    monkeypatch.setattr(embed_module.IndexWriter, "append", stop)
+    assert run(*command) == (
+        130, "", "stopped: nothing new was written; run the same command again to go on\n",
+    )  # fmt: skip
+    monkeypatch.setattr(embed_module.IndexWriter, "append", write_then_stop)
+    code, out, err = run(*command)
+    assert (code, out) == (130, "")
+    assert err == f"stopped: 2 rows are kept in {tmp_path / 'v'}; run the same command again to go on\n"
+    monkeypatch.undo()
+    code, out, err = run(*command, "--json")
+    assert code == 0, err
+    assert (json.loads(out)["rows"], json.loads(out)["new_rows"]) == (2, 0)
+
+
+def test_a_finished_index_survives_a_move(run: Run, saved_model: Path, tmp_path: Path) -> None:
+    source = rows_file(tmp_path / "a.jsonl")
+    assert run("index", source, "--model", saved_model, "--out", tmp_path / "i")[0] == 0
+    shutil.move(tmp_path / "i", tmp_path / "j")
+    hits = json.loads(run("search", tmp_path / "j", "owls", "--json")[1])
+    assert np.isfinite([hit["score"] for hit in hits]).all()

@@ -1,0 +1,91 @@
+"""A field of the spec that a format does not know is refused by name, and never dropped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from conftest import MakeModel
+from moembed.export.gguf.graph import as_graph
+from moembed.export.nomic import to_nomic
+from moembed.export.onnx.encoder import require_computed
+from moembed.folder.parts import Parts
+from moembed.model.block import LayerSpec
+from moembed.model.encoder import Encoder
+from moembed.model.norm import NormSpec
+from moembed.model.spec import EncoderSpec
+from moembed.types import UserError
+from random_specs import specs
+
+UNSAYABLE: dict[str, dict[str, Any]] = {
+    "causal": {"causal": True},
+    "window": {"window": 3},
+    "num_kv_heads": {"num_kv_heads": 1},
+    "qk_norm": {"qk_norm": NormSpec(kind="rms")},
+}
+
+
+def with_attention(parts: Parts, changes: dict[str, Any]) -> Parts:
+    def change(_: int, layer: LayerSpec) -> LayerSpec:
+        return layer.model_copy(update={"attention": layer.attention.model_copy(update=changes)})
+
+    spec = parts.spec.with_layers(change)
+    return replace(parts, spec=spec, state=Encoder(spec).state_dict())
+
+
+@pytest.mark.parametrize("field", UNSAYABLE)
+@pytest.mark.parametrize("position", ["absolute", "rope"])
+def test_what_a_format_cannot_say_is_refused_by_name(
+    field: str, position: str, make_model: MakeModel, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    from moembed.export.onnx.encoder import build
+
+    parts = with_attention(make_model(position=position).parts(), UNSAYABLE[field])
+    with pytest.raises(UserError, match=f"the ONNX graph cannot run this model: it has attention.{field}"):
+        build(parts)
+    with pytest.raises(UserError, match=f"cannot hold this model: it has .*attention.{field}"):
+        as_graph(parts, False)
+    with pytest.raises(UserError, match="the Nomic layout cannot hold this model"):
+        to_nomic(parts)
+
+
+def test_norms_and_layers_of_another_kind_are_refused(make_model: MakeModel) -> None:
+    parts, rms = make_model().parts(), NormSpec(kind="rms")
+
+    def only_the_second(number: int, layer: LayerSpec) -> LayerSpec:
+        return layer.model_copy(update={"norm": rms}) if number == 1 else layer
+
+    for spec, told in (
+        (parts.spec.replace(final_norm=rms), "final_norm"),
+        (parts.spec.with_layers(only_the_second), r"norm.kind = 'rms' in the layers \[1\]"),
+    ):
+        for export in (require_computed, lambda spec: as_graph(replace(parts, spec=spec), False)):
+            with pytest.raises(UserError, match=told):
+                export(spec)
+
+
+@settings(max_examples=60)
+@given(specs())
+def test_the_onnx_graph_takes_no_spec_with_a_field_it_does_not_read(spec: EncoderSpec) -> None:
+    """By hand: what `moembed.export.onnx.encoder` computes, and no more."""
+    layers = [*spec.layers]
+    norms = [layer.norm for layer in layers] + [spec.embeddings.norm]
+    sayable = (
+        spec.final_norm is None
+        and all(norm is None or norm.kind == "layer" for norm in norms)
+        and all(layer.shares is None for layer in layers)
+        and all(layer.attention.num_kv_heads == layer.attention.num_heads for layer in layers)
+        and not any(layer.attention.causal or layer.attention.qk_norm for layer in layers)
+        and all(layer.attention.window is None for layer in layers)
+        and not any(layer.moe and layer.moe.router.kind == "expert_choice" for layer in layers)
+    )
+    if sayable:
+        require_computed(spec)
+    else:
+        with pytest.raises(UserError, match="the ONNX graph cannot run this model: it has "):
+            require_computed(spec)
