@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moembed.families.flat import FlatMoE
+from moembed.families.flat import FlatConfig, FlatMoE
 from moembed.inference.engine import freeze
 from moembed.machine import choose_precision
-from moembed.model.encoder import Encoder, FlatConfig, initialise
+from moembed.model.encoder import Encoder, initialise
 from moembed.moe.layer import MoE
 from moembed.moe.router import RouterConfig
 

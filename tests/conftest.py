@@ -124,7 +124,13 @@ def hf_folder(tmp_path: Path, backend: Backend) -> HfFolder:
     """``hf_folder("bert", hidden_act="relu")``: a random transformers model, saved as a complete folder."""
     import transformers
 
-    classes = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "nomic_bert": "NomicBert"}
+    classes = {
+        "bert": "Bert",
+        "roberta": "Roberta",
+        "xlm-roberta": "XLMRoberta",
+        "camembert": "Camembert",
+        "nomic_bert": "NomicBert",
+    }
 
     def make(kind: str, seed: int = 0, head: str = "Model", **changes: Any) -> tuple[Path, nn.Module]:
         values = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -30,10 +30,7 @@ PLAIN_NAMES = {
     "road": "backend", "obstacle": "unsupported_reason", "turn": "cos_sin", "held": "packed_params",
     "leave": "write_result", "Remembered": "CachedVectors", "agree": "broadcast", "places": "true_entries",
 }  # fmt: skip
-NAMES_FOR_NOW = {
-    "model.attention:obstacle", "moe.grouped:obstacle", "moe.fused:obstacle", "moe.backends:obstacle",
-    "evaluation.systems:Remembered", "losses.negatives:places",
-}  # fmt: skip
+NAMES_FOR_NOW: set[str] = set()
 TORCH_FREE = (
     "types",
     "validation",

@@ -28,7 +28,7 @@ from moembed.inference.options import DTYPES, check_device, check_dtype
 from moembed.inference.residency import release_pages
 from moembed.inference.sentences import Sentences
 from moembed.inference.windows import windows
-from moembed.model.encoder import Encoder, num_parameters
+from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.head import Head
 from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
@@ -63,8 +63,7 @@ class Embedder(Sentences, nn.Module):
         if not isinstance(source, Parts):
             self.__dict__.update(type(self).from_pretrained(source, **options).__dict__)
             return
-        with torch.device("meta"):
-            self.encoder = Encoder(source.spec)
+        self.encoder = skeleton(source.spec)
         self.encoder.load_state_dict(source.state, assign=True)
         self.encoder.requires_grad_(True)
         self.tokenizer = source.tokenizer

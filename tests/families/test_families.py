@@ -24,7 +24,7 @@ from moembed.packing import offsets, pack
 from moembed.types import UserError
 
 EQUAL = {"rtol": 0.0, "atol": 1e-5}  # fp32 on two orders of summation; states are of order 1
-KINDS = ["bert", "roberta", "xlm-roberta", "nomic_bert"]
+KINDS = ["bert", "roberta", "xlm-roberta", "camembert", "nomic_bert"]
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
     ("bert", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}),
@@ -34,6 +34,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("roberta", {"pad_token_id": 4, "type_vocab_size": 1, "hidden_act": "gelu_new"}),
     ("xlm-roberta", {"num_attention_heads": 4}),
     ("xlm-roberta", {"hidden_act": "relu", "num_hidden_layers": 1}),
+    ("camembert", {"hidden_act": "relu"}),
     ("nomic_bert", {}),
     ("nomic_bert", {"hidden_act": "gelu", "type_vocab_size": 1, "layer_norm_eps": 1e-3}),
     (

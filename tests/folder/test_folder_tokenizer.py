@@ -44,6 +44,13 @@ def wordpiece(lowercase: bool = True, special: bool = True) -> Backend:
     return made
 
 
+def padded() -> Backend:
+    made = wordpiece()
+    made.enable_padding(length=9)
+    made.enable_truncation(9)
+    return made
+
+
 def byte_level() -> Backend:
     vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])}
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
@@ -87,6 +94,7 @@ VARIANTS: dict[str, tuple[str, Callable[[], Backend], Change]] = {
     "bert": ("bert", wordpiece, named(**BERT)),
     "bert fast": ("bert", wordpiece, named(tokenizer_class="BertTokenizerFast")),
     "bert of a config": ("moembed", wordpiece, named(**BERT)),
+    "bert, padded and cut": ("bert", padded, named(**BERT)),
     "as it is": ("bert", wordpiece, named(**FAST)),
     "as it is, ours": ("moembed", wordpiece, {}),
     "an unknown class": ("bert", wordpiece, named(tokenizer_class="OwlTokenizer")),
@@ -125,7 +133,14 @@ VARIANTS: dict[str, tuple[str, Callable[[], Backend], Change]] = {
 }  # fmt: skip
 # Here transformers has nothing to add, so tokenizer.json is taken as it is, and transformers is not imported.
 AS_STORED = ["bert, nothing beside", "bert", "bert fast", "bert of a config", "as it is", "as it is, ours"]
-AS_STORED += ["cased", "lower case, as it is", "other ends, as it is", "decoder", "roberta"]
+AS_STORED += [
+    "bert, padded and cut",
+    "cased",
+    "lower case, as it is",
+    "other ends, as it is",
+    "decoder",
+    "roberta",
+]
 AS_STORED += ["roberta with wordpieces", "xlm-roberta", "xlm-roberta, as it is", "xlm-roberta in nomic"]
 
 
@@ -148,6 +163,8 @@ def test_the_ids_are_those_of_transformers(variant: str, tmp_path: Path) -> None
 
     theirs = AutoTokenizer.from_pretrained(make(tmp_path, variant), local_files_only=True)
     ours, _ = read_tokenizer(tmp_path, ROWS)
+    theirs.backend_tokenizer.no_truncation()
+    theirs.backend_tokenizer.no_padding()
     assert ids(ours) == [theirs(text)["input_ids"] for text in TEXTS]
 
 
@@ -241,3 +258,8 @@ def test_a_vocabulary_of_less_than_half_the_rows_is_said_once(tmp_path: Path) ->
     make(tmp_path, "bert")
     with pytest.warns(UserWarning, match=r"knows 101 words and the model has 300 rows"):
         read_tokenizer(tmp_path, ROWS)
+
+
+def test_minilm_needs_no_transformers(minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_by_transformers", lambda stored: pytest.fail("transformers was asked"))
+    assert read_tokenizer(minilm, 30522)[1] == "right"

@@ -15,7 +15,7 @@ from torch import Tensor
 from moembed.losses import contrastive
 from moembed.losses.balance import balance_loss, corrected_bias, z_loss
 from moembed.losses.contrastive import LOSSES, info_nce, symmetric_info_nce
-from moembed.losses.negatives import Duplicates, Mask, masked_places
+from moembed.losses.negatives import Duplicates, Mask, masked_entries
 from moembed.moe.ffn import ACTIVATIONS, FeedForwardSpec
 from moembed.moe.router import ROUTERS, RouterConfig
 from moembed.training.contrastive.settings import LossConfig
@@ -154,7 +154,7 @@ def duplicates(queries: list[int], documents: list[int]) -> Duplicates:
 def dense(mask: Duplicates, rows: list[int]) -> Tensor:
     row_R = torch.tensor(rows)
     mask_RN = torch.zeros(len(rows), len(mask.text_N), dtype=torch.bool)
-    mask_RN[masked_places(mask, row_R, mask.positive_Q[row_R])] = True
+    mask_RN[masked_entries(mask, row_R, mask.positive_Q[row_R])] = True
     return mask_RN
 
 

@@ -124,9 +124,11 @@ def test_pretrain_then_train_on_it(run: Run, texts_file: Path, tmp_path: Path, h
     for key in ("held_out", "held_out_before", "held_out_accuracy", "held_out_accuracy_before"):
         assert result[key].keys() == {"en", "de"}
     made = Embedder.from_pretrained(tmp_path / "run", device="cpu")
-    config = made.encoder.spec
-    assert (config.position, config.max_length, made.tokenizer.max_length) == ("rope", 64, 64)
-    assert config.vocab_size % 64 == 0
+    spec = made.encoder.spec
+    assert spec.embeddings.positions is None
+    assert all(layer.attention.rope for layer in spec.layers)
+    assert (spec.max_length, made.tokenizer.max_length) == (64, 64)
+    assert spec.vocab_size % 64 == 0
 
     again = recipe(tmp_path, tmp_path / "run", texts_file, out=str(tmp_path / "again"))
     code, shown, err = run("pretrain", again, "sequence_length=60", "batch_size=2")

@@ -153,7 +153,7 @@ def test_sentence_transformers_agree_with_an_embedder(tmp_path, hf_folder: HfFol
         np.testing.assert_allclose(theirs.encode(texts, role), ours.encode(texts, role), atol=1e-5)
     assert isinstance(theirs, ModelTeacher)
     bare = ModelTeacher(theirs.model, {"query": ""})
-    wanted = Embedder.from_pretrained(folder, device="cpu").encode(texts)
+    wanted = Embedder.from_pretrained(folder, device="cpu").encode(texts, prompt="")
     np.testing.assert_allclose(bare.encode(texts, "query"), wanted, atol=1e-5)
     spaces = {*theirs.identity().values(), *bare.identity().values()}
     assert len(spaces) == 3, "queries, bare queries, documents"

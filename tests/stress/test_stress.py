@@ -86,7 +86,7 @@ def test_what_was_cut_is_said(run, make_model, tmp_path: Path) -> None:
         (("bm25", "--only", "long", "--lengths", "8"), "take lengths of 64 or more"),
         (("bm25", "bm25"), "named twice"),
         (("bm25", "--save", "."), "already exists"),
-        (("bm25", "--people", "2"), "not 2"),
+        (("bm25", "--people", "2"), "at least 3"),
         (("bm25", "--only", "limit", "--task", "nowhere"), "no such task folder"),
         (("bm25", "--only", "limit", "--out", "."), ". is a folder"),
         (("bm25", "--only", "limit", "--out", __file__ + "/x.json"), "cannot write"),

@@ -108,6 +108,8 @@ def test_experts_that_no_memory_holds_are_refused_with_their_bytes(experts: int,
     )
     with pytest.raises(UserError, match=told):
         upcycle(parts.spec, parts.state, UpcycleConfig(num_experts=experts))
+    with pytest.raises(UserError, match="no machine holds a model of these sizes"):
+        upcycle(parts.spec, parts.state, UpcycleConfig(num_experts=10**17))
 
 
 def test_the_router_alone_depends_on_the_seed(make_model: MakeModel) -> None:

@@ -16,6 +16,7 @@ from moembed.embedder import Embedder
 from moembed.families.registry import family_to_write
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
+from moembed.types import UserError
 from moembed.weights.pieces import extend, learn, tokenizer_files
 from moembed.weights.vocabulary import Origins, pad, spelling, transplant, with_tokenizer
 
@@ -145,6 +146,12 @@ def test_roberta_positions_do_not_hang_on_a_pad_token_that_moved(hf_folder: HfFo
     moves, _ = with_tokenizer(parts, learn("wordpiece", texts, 30), {})
     names = [family_to_write(parts.spec, parts.source).name for parts in (stays, moves)]
     assert names == ["roberta", "moembed"]
+
+
+def test_more_rows_than_memory_are_refused(make_model: MakeModel) -> None:
+    parts = make_model().parts()
+    with pytest.raises(UserError, match="1,000,000,000,000 rows of word embeddings make a model of "):
+        pad(parts.spec, parts.state, 10**12)
 
 
 def test_padding_adds_rows_that_no_text_reaches(make_model: MakeModel, texts: list[str]) -> None:

@@ -128,6 +128,8 @@ def _as_stored(stored: StoredTokenizer) -> tuple[Backend, str] | None:
         backend = Backend.from_file(str(file))
     except Exception as error:  # the Rust library raises bare Exception
         raise UserError(f"{file} is not a readable tokenizer ({error})") from None
+    backend.no_padding()  # what is compared below is one text, whole and alone
+    backend.no_truncation()
     name = stored.config.get("tokenizer_class") or stored.model.get("tokenizer_class")
     name = str(name or _CLASS_OF_MODEL.get(stored.model.get("model_type", ""), "")).removesuffix("Fast")
     if name not in _CLASSES or stored.options:
@@ -263,6 +265,8 @@ def _by_transformers(stored: StoredTokenizer) -> tuple[Backend, str]:
             f"{folder}: {type(made).__name__} has no fast form, so its tokenizer cannot be read; "
             "convert it to a tokenizer.json and put that into the folder"
         )
+    backend.no_padding()
+    backend.no_truncation()
     return backend, str(made.truncation_side)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moembed.losses.negatives import Mask, masked_places
+from moembed.losses.negatives import Mask, masked_entries
 
 
 class BlockedCrossEntropy(torch.autograd.Function):
@@ -35,7 +35,7 @@ class BlockedCrossEntropy(torch.autograd.Function):
             positive_R, own_R = positive_Q[row_R], torch.arange(len(row_R), device=row_R.device)
             score_RN = torch.mm(query_QM[row_R], document_NM.T, out=buffer_RN[: len(row_R)]).mul_(scale)
             if mask_QN is not None:
-                score_RN[masked_places(mask_QN, row_R, positive_R)] = float("-inf")
+                score_RN[masked_entries(mask_QN, row_R, positive_R)] = float("-inf")
             positive_score_R, largest_R = score_RN[own_R, positive_R], score_RN.amax(1)
             sum_R = score_RN.sub_(largest_R[:, None]).exp_().sum(1)
             total += weight_Q[row_R] @ (sum_R.log() + largest_R - positive_score_R)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moembed.losses.blocked import BlockedCrossEntropy
-from moembed.losses.negatives import Duplicates, Mask, masked_places
+from moembed.losses.negatives import Duplicates, Mask, masked_entries
 
 BLOCK = 2**22  # most scores held at a time
 
@@ -54,8 +54,8 @@ def info_nce(
     row_R = weight_Q.nonzero()[:, 0]
     positive_R, score_RN = positive_Q[row_R], query_QM[row_R] @ document_NM.T / temperature
     if mask_QN is not None:
-        places = masked_places(mask_QN, row_R, positive_R)
-        score_RN = score_RN.index_put(places, score_RN.new_tensor(float("-inf")))
+        entries = masked_entries(mask_QN, row_R, positive_R)
+        score_RN = score_RN.index_put(entries, score_RN.new_tensor(float("-inf")))
     loss_R = F.cross_entropy(score_RN, positive_R, reduction="none")
     return (loss_R * weight_Q[row_R]).sum() / weight_Q.sum()
 

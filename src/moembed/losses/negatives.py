@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Places = tuple[Tensor, Tensor]  # row and column of every True
+Entries = tuple[Tensor, Tensor]  # row and column of every True
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Duplicates:
     text, q itself included. Texts are compared by number, equal texts alike, never by vector: dropout makes
     equal texts differ, and near-equal vectors are what training is about.
 
-    The bool ``(Q, N)`` matrix that this means is never held; ``places`` lists the True entries of some rows.
+    The bool ``(Q, N)`` matrix that this means is never made; ``true_entries`` lists those of some rows.
     """
 
     query_Q: Tensor
@@ -32,7 +32,7 @@ class Duplicates:
         )
         return cls(query_Q, text_N, positive_Q)
 
-    def places(self, row_R: Tensor) -> Places:
+    def true_entries(self, row_R: Tensor) -> Entries:
         """Place in ``row_R`` and candidate of every True entry of these rows, the positives among them."""
         place_P, twin_P = _equal(self.query_Q[row_R], self.query_Q)
         texts = int(self.text_N.max()) + 1
@@ -52,17 +52,17 @@ class Duplicates:
 Mask = Tensor | Duplicates
 
 
-def masked_places(mask_QN: Mask, row_R: Tensor, positive_R: Tensor) -> Places:
+def masked_entries(mask_QN: Mask, row_R: Tensor, positive_R: Tensor) -> Entries:
     """Where ``mask_QN[row_R]`` is True, except at the positives, which always count."""
     if isinstance(mask_QN, Duplicates):
-        place_P, candidate_P = mask_QN.places(row_R)
+        place_P, candidate_P = mask_QN.true_entries(row_R)
     else:
         place_P, candidate_P = mask_QN[row_R].nonzero(as_tuple=True)
     negative_P = candidate_P != positive_R[place_P]
     return place_P[negative_P], candidate_P[negative_P]
 
 
-def _equal(key_A: Tensor, number_B: Tensor) -> Places:
+def _equal(key_A: Tensor, number_B: Tensor) -> Entries:
     """All pairs (a, b) with ``key_A[a] == number_B[b]``; both hold numbers as ``unique`` gives them."""
     order_B = number_B.argsort(stable=True)
     count_U = torch.bincount(number_B, minlength=int(key_A.max()) + 1)

@@ -80,14 +80,14 @@ class Encoder(nn.Module):
 
         # layers, up to the deepest that was asked for
         router: list[RouterStats] = []
-        turned: dict[tuple[RopeSpec, int], CosSin] = {}
+        tables: dict[tuple[RopeSpec, int], CosSin] = {}
         for number, layer in enumerate(spec.layers[: max(depths)]):
             block = self.layers[number if layer.shares is None else layer.shares]
             rope, head_size = layer.attention.rope, layer.attention.head_size
-            if rope and (rope, head_size) not in turned:
-                turned[rope, head_size] = cos_sin(position_T, head_size, rope)
-            turn = turned[rope, head_size] if rope else None
-            arguments = (states_TD, length_B, turn, dropout, (self.attention_backend, self.moe_backend))
+            if rope and (rope, head_size) not in tables:
+                tables[rope, head_size] = cos_sin(position_T, head_size, rope)
+            angles = tables[rope, head_size] if rope else None
+            arguments = (states_TD, length_B, angles, dropout, (self.attention_backend, self.moe_backend))
             if self.activation_checkpointing and torch.is_grad_enabled():
                 states_TD, added_TD, stats = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -110,14 +110,27 @@ class Encoder(nn.Module):
         return states_TD if self.final_norm is None else self.final_norm(states_TD)
 
 
+def skeleton(spec: EncoderSpec) -> Encoder:
+    """The encoder without memory for its tensors: their names, shapes and numbers are there.
+
+    Raises:
+        UserError: a tensor of more bytes than can be counted.
+    """
+    try:
+        with torch.device("meta"):
+            return Encoder(spec)
+    except (RuntimeError, TypeError) as error:  # torch counts in 64 bits
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"no machine holds a model of these sizes ({reason})") from None
+
+
 def num_parameters(spec: EncoderSpec, active: bool = False) -> int:
     """Parameters of the encoder; ``active`` counts what one token can touch.
 
     Active = everything but the ``E - k`` routed experts a token does not visit in each MoE layer. The whole
     vocabulary table counts, as in the "305M active" of arXiv 2502.07972.
     """
-    with torch.device("meta"):
-        encoder = Encoder(spec)
+    encoder = skeleton(spec)
     total = sum(parameter.numel() for parameter in encoder.parameters())
     if not active:
         return total
@@ -126,8 +139,7 @@ def num_parameters(spec: EncoderSpec, active: bool = False) -> int:
 
 def tensor_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the encoder."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Encoder(spec).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in skeleton(spec).state_dict().items()}
 
 
 def initialise(encoder: Encoder, std: float = 0.02, seed: int = 0) -> None:

@@ -15,7 +15,7 @@ from moembed.files import read_json
 from moembed.folder.modules import encoder_folder
 from moembed.folder.read import read_config, read_settings
 from moembed.folder.tensors import stored_dtypes, weight_files
-from moembed.model.encoder import Encoder, num_parameters
+from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoE
 from moembed.packing import pack, token_budget
@@ -68,8 +68,7 @@ def _positions(spec: EncoderSpec) -> str:
 
 def _count(spec: EncoderSpec, head: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
-    with torch.device("meta"):
-        blocks = [block for block in Encoder(spec).modules() if isinstance(block, MoE)]
+    blocks = [block for block in skeleton(spec).modules() if isinstance(block, MoE)]
     total = num_parameters(spec) + head
     routers = sum(block.router.weight_ED.numel() for block in blocks)
     return {

@@ -15,6 +15,7 @@ from torch import Tensor
 from moembed.folder.parts import Parts
 from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
+from moembed.weights.size import require_memory
 
 Key = tuple[bool, str]  # whether the piece begins a word, and its text
 
@@ -94,8 +95,10 @@ def spelling(backend: Backend) -> Callable[[str], Key]:
 def pad(spec: EncoderSpec, state: dict[str, Tensor], multiple: int) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """Rows of zeros, up to a multiple of ``multiple``: no text reaches them, matrix products run faster."""
     rows = -(-spec.vocab_size // multiple) * multiple
+    padded = spec.with_vocabulary(rows)
+    require_memory(padded, f"{rows:,} rows of word embeddings")
     table = F.pad(state["word.weight"], (0, 0, 0, rows - spec.vocab_size))
-    return spec.with_vocabulary(rows), state | {"word.weight": table}
+    return padded, state | {"word.weight": table}
 
 
 def with_tokenizer(parts: Parts, backend: Backend, files: dict[str, bytes]) -> tuple[Parts, Origins]:

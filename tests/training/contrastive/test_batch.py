@@ -12,7 +12,7 @@ import torch
 from conftest import MakeModel, NewModel
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
-from moembed.losses.negatives import masked_places
+from moembed.losses.negatives import masked_entries
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
 from moembed.training.contrastive.gradcache import backward
 from moembed.training.contrastive.objective import Objective
@@ -78,7 +78,7 @@ def test_hard_negatives_that_are_their_positive_are_counted_and_masked(make_mode
     ]
     batch = batch_of(make_model(), pairs)
     assert batch.same == 2
-    places = torch.stack(masked_places(batch.known, torch.arange(2), torch.arange(2)), dim=1)
+    places = torch.stack(masked_entries(batch.known, torch.arange(2), torch.arange(2)), dim=1)
     assert sorted(places.tolist()) == [[0, 2], [1, 3], [1, 4]]
 
 
@@ -91,7 +91,7 @@ def test_the_mask_has_the_one_equality_of_texts(make_model: MakeModel) -> None:
     ]
     batch = batch_of(make_model(), pairs)
     assert batch.same == 1
-    places = torch.stack(masked_places(batch.known, torch.arange(3), torch.arange(3)), dim=1)
+    places = torch.stack(masked_entries(batch.known, torch.arange(3), torch.arange(3)), dim=1)
     assert sorted(places.tolist()) == [[0, 1], [0, 3], [1, 0], [1, 3]]
 
 

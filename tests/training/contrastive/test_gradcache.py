@@ -14,7 +14,7 @@ from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.losses.contrastive import info_nce
-from moembed.losses.negatives import masked_places
+from moembed.losses.negatives import masked_entries
 from moembed.moe.router import RouterConfig
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
 from moembed.training.contrastive.gradcache import backward
@@ -55,7 +55,7 @@ def mask(batch: PairBatch) -> Tensor:
     """What must not count as a negative, as a matrix."""
     row_Q = torch.arange(len(batch.pairs))
     mask_QN = torch.zeros(len(row_Q), batch.chunks.rows - len(row_Q), dtype=torch.bool)
-    mask_QN[masked_places(batch.known, row_Q, row_Q)] = True
+    mask_QN[masked_entries(batch.known, row_Q, row_Q)] = True
     return mask_QN
 
 

@@ -175,14 +175,14 @@ def encoder(graph: Graph, spec: EncoderSpec, layout: Layout, experts: Experts) -
         states_TD = graph.layer_norm(states_TD, "norm", spec.embeddings.norm.eps)
 
     # layers
-    turned: dict[tuple[RopeSpec, int], tuple[str, str]] = {}
+    tables: dict[tuple[RopeSpec, int], tuple[str, str]] = {}
     for number, layer in enumerate(spec.layers):
         rope, head_size = layer.attention.rope, layer.attention.head_size
-        if rope and (rope, head_size) not in turned:
-            tables = cos_sin(torch.arange(spec.max_length), head_size, rope)
-            turned[rope, head_size] = _looked_up(graph, f"rope.{len(turned)}", tables, position_T)
-        turn = turned[rope, head_size] if rope else None
-        states_TD, added_TD = block(graph, layer, f"layers.{number}", (states_TD, layout, turn), experts)
+        if rope and (rope, head_size) not in tables:
+            values = cos_sin(torch.arange(spec.max_length), head_size, rope)
+            tables[rope, head_size] = _looked_up(graph, f"rope.{len(tables)}", values, position_T)
+        angles = tables[rope, head_size] if rope else None
+        states_TD, added_TD = block(graph, layer, f"layers.{number}", (states_TD, layout, angles), experts)
     return states_TD if spec.last_state == "full" else added_TD
 
 
@@ -194,7 +194,7 @@ def block(
     experts: Experts,
 ) -> tuple[str, str]:
     """One layer: its states, and what its feed-forward part added to them."""
-    states_TD, layout, turn = states
+    states_TD, layout, angles = states
     pre = layer.place == "pre"
 
     def norm(states_TD: str, which: str) -> str:
@@ -202,7 +202,7 @@ def block(
 
     # attention
     input_TD = norm(states_TD, "attention_norm") if pre else states_TD
-    mixed_TD = attention(graph, layer.attention, f"{name}.attention", input_TD, layout, turn)
+    mixed_TD = attention(graph, layer.attention, f"{name}.attention", input_TD, layout, angles)
     states_TD = graph.op("Add", states_TD, mixed_TD)
     states_TD = states_TD if pre else norm(states_TD, "attention_norm")
     # feed-forward
@@ -221,7 +221,7 @@ def attention(
     name: str,
     hidden_TD: str,
     layout: Layout,
-    turn: tuple[str, str] | None,
+    angles: tuple[str, str] | None,
 ) -> str:
     """softmax(QK' / sqrt(C) + mask) V over each text; padded here, and here alone."""
     heads, head_size = spec.num_heads, spec.head_size
@@ -231,8 +231,8 @@ def attention(
             "Split", graph.linear(hidden_TD, f"{name}.qkv"), results=3, axis=1, num_outputs=3
         )
     )
-    if turn:
-        query, key = rotated(graph, query, *turn), rotated(graph, key, *turn)
+    if angles:
+        query, key = rotated(graph, query, *angles), rotated(graph, key, *angles)
     query = graph.op("Mul", query, graph.scalar(head_size**-0.5))
 
     def padded(states_THC: str, order: tuple[int, ...]) -> str:

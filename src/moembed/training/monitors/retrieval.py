@@ -221,15 +221,11 @@ class RetrievalMonitor(Monitor):
     def _encode(
         self, texts: list[str], role: str, progress: Callable[[int], object] | None = None
     ) -> np.ndarray:
-        """As `Embedder.encode`, in the precision of training; the model is left as it was found."""
-        assert self.model.training, "a model at rest would be packed for serving"
+        """As `Embedder.vectors`, in the precision of training."""
         kind = self.model.device.split(":")[0]
-        try:
-            with torch.autocast(kind, self.precision, enabled=self.precision != torch.float32):
-                rows, _ = self.model.rows(texts, role=role)
-                return self.model.embed(rows, batch_tokens=self.batch_tokens, progress=progress)
-        finally:
-            self.model.train()  # also where the time ran out halfway
+        with torch.autocast(kind, self.precision, enabled=self.precision != torch.float32):
+            rows, _ = self.model.rows(texts, role=role)
+            return self.model.embed(rows, batch_tokens=self.batch_tokens, progress=progress)
 
     # ---- a resumed run -------------------------------------------------------------------------------
 
