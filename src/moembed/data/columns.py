@@ -119,8 +119,7 @@ class ColumnUse:
         self._lists: Counter[str] = Counter()
 
     def see(self, columns: Iterable[str]) -> None:
-        if not self.seen.keys() >= set(columns):
-            self.seen.update(dict.fromkeys(columns))
+        self.seen |= dict.fromkeys(columns)
 
     def use(self, column: str, value: Any, quotes: bool = False) -> None:
         """``value`` of ``column`` is used as a text; ``quotes``: its format knows no quoting."""
