@@ -196,7 +196,7 @@ def test_a_small_file_that_cannot_be_read_is_one_sentence(name: str, hf_folder: 
     folder, _ = hf_folder("bert")
     file = folder / name
     file.write_text("[" * 100_000)
-    with pytest.raises(UserError, match="not valid JSON.*nested too deeply"):
+    with pytest.raises(UserError, match=r"not valid JSON.*nested too deeply"):
         load(folder)
     file.unlink()
     file.mkdir()
