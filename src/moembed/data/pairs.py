@@ -102,7 +102,7 @@ class PairsFile(SourceConfig):
     """A source as commands with options of their own name it: what they advise are these options."""
 
     skip_rows_hint: ClassVar[str] = "leave such rows out with --skip-bad-rows"
-    skip_shards_hint: ClassVar[str] = "mend the file, or name the others"
+    skip_shards_hint: ClassVar[str] = "correct the file, or name the others"
     title_hint: ClassVar[str] = "--title-column {} puts it in front of the document"
     prompt_hint: ClassVar[str] = "--prompt-column {} puts it in front of the query"
 

@@ -211,7 +211,7 @@ def _good_records(
             bad += 1
             problem = f"{shard.where(number)}: {records}"
             if config.bad_rows == "refuse":
-                raise UserError(f"{problem}; mend it, or {config.skip_rows_hint}")
+                raise UserError(f"{problem}; correct it, or {config.skip_rows_hint}")
             left_out.first = left_out.first or problem
             left_out.rows += 1
         if bad and not good and len(found) > 1:
