@@ -19,7 +19,6 @@ import torch
 from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask, load_task
 from moembed.evaluation.metrics import Qrels
-from moembed.evaluation.systems import MeasuredEncoder
 from moembed.evaluation.tasks import evaluate
 from moembed.runs.bench import Alone, AloneError, Options, Row, Timing, alone, missing, ratio
 
@@ -38,7 +37,7 @@ def ours(form: str, task: RetrievalTask) -> Run:
     model.tokenizer.max_length = LENGTH
 
     def run() -> dict[str, float]:
-        scores = evaluate(task, MeasuredEncoder(model), METRICS)
+        scores = evaluate(task, model, METRICS)
         return {metric: float(value_Q.mean()) for metric, value_Q in scores.values.items()}
 
     return run

@@ -20,6 +20,7 @@ from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask, load_task
 from moembed.evaluation.metrics import Qrels
 from moembed.evaluation.sample import subset
+from moembed.evaluation.systems import KeepsDocuments
 from moembed.evaluation.tasks import evaluate
 from moembed.runs.bench import Options, Row
 from moembed.types import UserError
@@ -46,9 +47,9 @@ def compared(question: str, folder: Path, task: RetrievalTask) -> Iterator[Row]:
         except UserError as error:
             yield Row(question, form, note=str(error))
             continue
-        document_NM = model.encode_document(task.documents)
-        vectors = {"query": model.encode_query(task.queries), "document": document_NM}
-        score_Q = evaluate(task, lambda _, role, made=vectors: made[role], [METRIC]).values[METRIC]
+        encoder = KeepsDocuments(model)
+        score_Q = evaluate(task, encoder, [METRIC]).values[METRIC]
+        document_NM = encoder.documents
         note = ""
         if form == "float32":
             exact_NM, exact_Q = document_NM, score_Q

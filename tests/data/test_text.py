@@ -60,7 +60,7 @@ def test_blocks_bound_what_is_held(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"text": ""}, "line 2: column 'text' is empty; mend it, or set bad_rows=skip"),
+        ({"text": ""}, "line 2: column 'text' is empty; correct it, or set bad_rows=skip"),
         ({"text": None}, "line 2: column 'text' is missing"),
         ({"text": 3}, "line 2: column 'text' is of type int, not a string"),
         ({"text": "owl", "language": 3}, "line 2: the language is not a string"),

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from function_encoder import FunctionEncoder
 from moembed.data.sources import SourceConfig, load_corpus, load_source
 from moembed.evaluation.beir import load_task, save_task, without_own
 from moembed.evaluation.mteb_tasks import local_task
@@ -189,7 +190,7 @@ def test_a_document_with_the_id_of_the_query_is_no_candidate(tmp_path: Path) -> 
         vocabulary = ["owls", "hunt", "voles", "bees", "honey"]
         return np.array([[text.count(word) + 0.01 for word in vocabulary] for text in texts])
 
-    assert evaluate(task, encode, ["recall@1"]).values["recall@1"].tolist() == [1, 1]
+    assert evaluate(task, FunctionEncoder(encode), ["recall@1"]).values["recall@1"].tolist() == [1, 1]
 
 
 def test_ids_that_only_look_alike_leave_nothing_out(tmp_path: Path) -> None:

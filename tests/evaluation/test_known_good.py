@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from moembed.compare.scores import MAIN, statistic
@@ -26,11 +25,7 @@ DATA = os.environ.get("MOEMBED_DATA", "")
 def test_known_good_figures(file: str, known: float, minilm: Path) -> None:
     model = Embedder.from_pretrained(minilm, dtype="float32")
     model.tokenizer.max_length = 256
-
-    def encode(texts: list[str], role: str) -> np.ndarray:
-        return model.vectors(texts, role=role).array
-
     task = load_any(Path(DATA) / "eval" / file)
-    scores = evaluate(task, encode)
+    scores = evaluate(task, model)
     main = MAIN[task.kind]
     assert statistic(main)(scores.values[main]) == pytest.approx(known, abs=0.0005)

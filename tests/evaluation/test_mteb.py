@@ -20,7 +20,6 @@ from moembed.compare.statistics import statistic
 from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task, load_any
-from moembed.evaluation.systems import MeasuredEncoder
 from moembed.evaluation.tasks import evaluate
 from moembed.families.flat import FlatMoE
 from moembed.moe.router import RouterConfig
@@ -113,7 +112,7 @@ def reranking(folder: Path) -> Path:
 
 
 def ours(task: Task, model: Embedder, metrics: list[str]) -> dict[str, float]:
-    found = evaluate(task, MeasuredEncoder(model), metrics)
+    found = evaluate(task, model, metrics)
     return {metric: statistic(metric)(found.values[metric]) for metric in metrics}
 
 
@@ -413,7 +412,7 @@ def test_data_that_cannot_be_had(
     monkeypatch.setattr(runner, "_named", unreachable)
     moe_model.save_pretrained(tmp_path / "model")
     names = [str(retrieval), str(sts(tmp_path))]
-    with pytest.raises(UserError, match=r"the data of mteb's task alike cannot be had \(.+\): get on line"):
+    with pytest.raises(UserError, match=r"mteb's task alike cannot be loaded \(.+\): check the network"):
         run_mteb([str(tmp_path / "model")], names, dtype="float32", cache=tmp_path / "cache")
     shown = capsys.readouterr().out
     assert "burrows" in shown

@@ -11,7 +11,7 @@ from conftest import TEXTS, MakeModel
 from moembed.embedder import Embedder
 from moembed.encoding import truncate
 from moembed.evaluation.static import StaticEncoder
-from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder
+from moembed.evaluation.systems import CachedEncoder, CachedVectors, KeepsDocuments, MeasuredEncoder
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def model(make_model: MakeModel) -> Embedder:
 )
 def test_the_prompt_is_that_of_the_role(model: Embedder, role: str, prompt: str | None) -> None:
     encoder = MeasuredEncoder(model)
-    np.testing.assert_array_equal(encoder(TEXTS, role), model.encode(TEXTS, prompt_name=prompt))
+    np.testing.assert_array_equal(
+        encoder.vectors(TEXTS, role=role).array, model.encode(TEXTS, prompt_name=prompt)
+    )
     assert encoder.texts == len(TEXTS)
     assert encoder.seconds > 0
 
@@ -36,35 +38,50 @@ def test_a_cache_gives_the_same_vectors_and_counts_what_was_cut_again(
     texts = [*TEXTS, "mole " * 600]
     first, second = CachedEncoder(model, tmp_path), CachedEncoder(model, tmp_path)
     seen: list[int] = []
-    second.progress = seen.append
-    np.testing.assert_array_equal(first(texts, "query"), second(texts, "query"))
+    expected = first.vectors(texts, role="query").array
+    found = second.vectors(texts, role="query", progress=seen.append).array
+    np.testing.assert_array_equal(expected, found)
     assert (first.texts, second.texts) == (len(texts), 0)
     assert first.truncated == second.truncated == 1
     assert sum(seen) == len(texts)
-    second(texts, "document")
+    second.vectors(texts, role="document")
     assert second.texts == len(texts)  # another prompt is another space
 
 
 def test_a_cache_keeps_models_apart(make_model: MakeModel, tmp_path: Path) -> None:
     one, other = make_model(seed=1).eval(), make_model(seed=2).eval()
-    CachedEncoder(one, tmp_path)(TEXTS, "query")
+    CachedEncoder(one, tmp_path).vectors(TEXTS, role="query")
     encoder = CachedEncoder(other, tmp_path)
-    np.testing.assert_array_equal(encoder(TEXTS, "query"), other.encode_query(TEXTS))
+    np.testing.assert_array_equal(encoder.vectors(TEXTS, role="query").array, other.encode_query(TEXTS))
 
 
-def test_smaller_vectors_come_from_those_remembered(model: Embedder) -> None:
+def test_smaller_vectors_come_from_those_known(model: Embedder) -> None:
     encoder = MeasuredEncoder(model)
-    remembered = CachedVectors(encoder)
-    query, document = remembered(TEXTS[:3], "query"), remembered(TEXTS, "document")
-    encode, size = remembered.seen_as("float32", 8)
-    np.testing.assert_array_equal(encode(TEXTS[:3], "query"), truncate(query, 8))
-    np.testing.assert_array_equal(encode(TEXTS, "document"), truncate(document, 8))
-    assert size == 4 * 8
-    encode, size = remembered.seen_as("binary", 8)
-    assert set(np.unique(encode(TEXTS, "document"))) == {-1.0, 1.0}
-    np.testing.assert_array_equal(encode(TEXTS[:3], "query"), truncate(query, 8))
-    assert size == 1
+    known = CachedVectors(encoder)
+    query = known.vectors(TEXTS[:3], role="query").array
+    document = known.vectors(TEXTS, role="document").array
+    small = known.smaller("float32", 8)
+    np.testing.assert_array_equal(small.vectors(TEXTS[:3], role="query").array, truncate(query, 8))
+    np.testing.assert_array_equal(small.vectors(TEXTS, role="document").array, truncate(document, 8))
+    assert (small.dim, small.bytes_per_vector) == (8, 4 * 8)
+    bits = known.smaller("binary", 8)
+    assert set(np.unique(bits.vectors(TEXTS, role="document").array)) == {-1.0, 1.0}
+    np.testing.assert_array_equal(bits.vectors(TEXTS[:3], role="query").array, truncate(query, 8))
+    assert bits.bytes_per_vector == 1
+    assert len({one.space(role="document") for one in (model, small, bits)}) == 3
     assert encoder.texts == len(TEXTS) + 3  # nothing was embedded again
+
+
+def test_documents_are_kept_until_others_come(model: Embedder) -> None:
+    encoder = KeepsDocuments(model)
+    for _ in range(2):
+        encoder.vectors(TEXTS, role="document")
+        encoder.vectors(TEXTS, role="query")
+    np.testing.assert_array_equal(encoder.documents, model.encode_document(TEXTS))
+    assert encoder.texts == 3 * len(TEXTS)
+    encoder.vectors(TEXTS[:2], role="document")
+    assert len(encoder.documents) == 2
+    assert encoder.texts == 3 * len(TEXTS) + 2
 
 
 def test_static_vectors_are_weighted_sums_of_centred_word_vectors(model: Embedder) -> None:

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from function_encoder import FunctionEncoder
 from moembed.compare.scores import MAIN, Scores, statistic
+from moembed.evaluation import tasks
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import LabelTask, PairTask, Task
 from moembed.evaluation.metrics import METRICS, Qrels
 from moembed.evaluation.probes import REPEATS, SAMPLES
-from moembed.evaluation.tasks import DEFAULT_METRICS, Encode, evaluate, evaluate_bm25, metrics_of
+from moembed.evaluation.tasks import DEFAULT_METRICS, evaluate_bm25, metrics_of
 from moembed.types import UserError
 
 DOCUMENTS = ["moles dig tunnels", "voles eat roots", "", "owls hunt voles"]
@@ -27,6 +30,13 @@ def letters(texts: list[str], role: str = "") -> np.ndarray:
 
 def same(texts: list[str], role: str) -> np.ndarray:
     return np.ones((len(texts), 2), np.float32)
+
+
+Encode = Callable[[list[str], str], np.ndarray]
+
+
+def evaluate(task: Task, encode: Encode, metrics: Sequence[str] | None = None, top_k: int = 100) -> Scores:
+    return tasks.evaluate(task, FunctionEncoder(encode), metrics, top_k)
 
 
 def given_vectors(vectors: dict[str, list[float]]) -> Encode:

@@ -116,7 +116,7 @@ def test_dense_modules_give_the_vectors_of_sentence_transformers(
     assert ours.dim == expected.shape[1]
     for vectors in (ours.encode(texts), load(tmp_path / "again").encode(texts), again.encode(texts)):
         assert distance(vectors, expected) <= EQUAL
-    assert load(tmp_path / "again").space_id() == ours.space_id()
+    assert load(tmp_path / "again").space() == ours.space()
     code, shown, _ = run("inspect", folder, "--json")
     assert code == 0
     assert json.loads(shown)["parameters"] == sum(p.numel() for p in ours.parameters())
@@ -125,13 +125,13 @@ def test_dense_modules_give_the_vectors_of_sentence_transformers(
 
 def test_another_head_is_another_space(hf_folder: HfFolder, tmp_path: Path) -> None:
     folder, _ = hf_folder("bert")
-    plain = load(folder).space_id()
+    plain = load(folder).space()
     add_dense(folder, HEADS["tanh"])
     model = load(folder)
-    before = model.space_id()
+    before = model.space()
     with torch.no_grad():
         next(model.head.parameters()).mul_(2)
-    assert len({plain, before, model.space_id()}) == 3
+    assert len({plain, before, model.space()}) == 3
 
 
 DENSE = "2_Dense/config.json"

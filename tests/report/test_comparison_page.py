@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page_results import SYSTEMS, TASKS, made, result
 
 from moembed.compare import formatting
 from moembed.compare.results import Comparison
@@ -19,6 +18,7 @@ from moembed.report.comparison import rows, summary, tables, write_comparison
 from moembed.report.page import environment
 from moembed.report.pieces import Table
 from moembed.types import UserError
+from page_results import SYSTEMS, TASKS, made, result
 
 SECTIONS = (
     "Scores",

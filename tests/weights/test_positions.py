@@ -33,7 +33,7 @@ def test_every_tensor_but_the_table_stays(hf_folder: HfFolder, texts: list[str],
 def test_order_still_matters_and_length_is_no_longer_bound(make_model: MakeModel) -> None:
     parts = make_model().parts()
     spec, state = to_rope(parts.spec, parts.state, max_positions=64)
-    encoder = Embedder(Parts(spec, state, parts.tokenizer, "mean")).eval().encoder
+    encoder = Embedder(Parts(spec, state, parts.tokenizer, parts.pooling)).eval().encoder
     token_T = torch.arange(5, 45)
     forth, back = (encoder(order, (40,))[0][4].mean(0) for order in (token_T, token_T.flip(0)))
     assert (forth - back).abs().max() > 1e-3

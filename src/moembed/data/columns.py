@@ -126,9 +126,7 @@ class ColumnUse:
         self._lists: Counter[str] = Counter()
 
     def see(self, columns: Iterable[str]) -> None:
-        names = dict.fromkeys(columns)
-        if not self.seen.keys() >= names.keys():
-            self.seen.update(names)
+        self.seen |= dict.fromkeys(columns)
 
     def use(self, column: str, value: Any, quotes: bool = False) -> None:
         """``value`` of ``column`` is used as a text; ``quotes``: its format knows no quoting."""

@@ -98,7 +98,7 @@ class SourceConfig(Strict):
 
     def advice(self, problem: str) -> str:
         """What to do about a bad row; where a column is missing, leaving out rows would leave none."""
-        return self.columns_hint if problem.startswith(NO_COLUMN) else f"mend it, or {self.skip_rows_hint}"
+        return self.columns_hint if problem.startswith(NO_COLUMN) else f"correct it, or {self.skip_rows_hint}"
 
     def not_found(self, columns: Collection[str]) -> list[str]:
         """A sentence on each option that names columns which no row has."""
@@ -133,7 +133,7 @@ class PairsFile(SourceConfig):
     skip_rows_hint: ClassVar[str] = "leave such rows out with --skip-bad-rows"
     columns_hint: ClassVar[str] = "name the columns with --query-column and --document-column"
     negative_hint: ClassVar[str] = "hard negatives are read from columns called negative"
-    skip_shards_hint: ClassVar[str] = "mend the file, or name the others"
+    skip_shards_hint: ClassVar[str] = "correct the file, or name the others"
     title_hint: ClassVar[str] = "--title-column {} puts it in front of the document"
     prompt_hint: ClassVar[str] = "--prompt-column {} puts it in front of the query"
 

@@ -98,7 +98,7 @@ def _texts(config: TextConfig, use: ColumnUse) -> Iterator[Text]:
                     yield found
             elif config.bad_rows == "refuse":
                 raise UserError(
-                    f"{shard.where(number)}: {found}; mend it, or set bad_rows=skip to leave such rows out"
+                    f"{shard.where(number)}: {found}; correct it, or set bad_rows=skip to leave such rows out"
                 )
 
 

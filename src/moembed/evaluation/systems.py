@@ -1,4 +1,4 @@
-"""Wrappers of a text encoder: one counts and keeps vectors on disk, one remembers those of a task."""
+"""Text encoders before another one: they count, keep vectors on disk or in memory, or make them smaller."""
 
 from __future__ import annotations
 
@@ -11,30 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moembed.encoding import FULL, Progress, TextEncoder, Vectors, View, as_texts
-from moembed.evaluation.tasks import Encode
-from moembed.search.codecs import as_searched
+from moembed.search.codecs import Searched, as_searched
 from moembed.search.vectors import VectorCache
+from moembed.types import UserError
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
 
 
-class MeasuredEncoder:
-    """A text encoder that counts what it computes; as a function of texts and role it gives the array alone.
-
-    Args:
-        encoder: who computes.
-
-    Attributes:
-        texts, seconds: how many were computed, and how long that took.
-        truncated: texts asked for that were longer than the model reads.
-        progress: what the function reports to.
-    """
+class WrappedEncoder:
+    """A text encoder that asks another one, ``encoder``, for everything."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
-        self.texts, self.truncated, self.seconds = 0, 0, 0.0
-        self.progress: Progress | None = None
 
     @property
     def dim(self) -> int:
@@ -44,11 +33,32 @@ class MeasuredEncoder:
     def max_length(self) -> int | None:
         return self.encoder.max_length
 
-    def __call__(self, texts: list[str], role: str) -> np.ndarray:
-        return self.vectors(texts, role=role, progress=self.progress).array
-
     def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
         return self.encoder.space(role=role, prompt=prompt, view=view)
+
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        return self.encoder.vectors(texts, role=role, prompt=prompt, view=view, progress=progress)
+
+
+class MeasuredEncoder(WrappedEncoder):
+    """A text encoder that counts what it computes.
+
+    Attributes:
+        texts, seconds: how many were computed, and how long that took.
+        truncated: texts asked for that were longer than the model reads.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__(encoder)
+        self.texts, self.truncated, self.seconds = 0, 0, 0.0
 
     def vectors(
         self,
@@ -109,31 +119,101 @@ class CachedEncoder(MeasuredEncoder):
         return Vectors(array, self.truncated - cut, space)
 
 
-class CachedVectors:
-    """Vectors that were made once, for one task, and what a search among smaller ones sees of them."""
+class KeepsDocuments(MeasuredEncoder):
+    """A measured encoder that keeps its last vectors of documents; for the same texts it gives them again."""
 
-    def __init__(self, encode: Encode) -> None:
-        self.encode = encode
-        self.known: dict[tuple[str, tuple[str, ...]], np.ndarray] = {}
+    documents: np.ndarray
+    _last: tuple[tuple[list[str], str | None, View], Vectors] | None = None
 
-    def __call__(self, texts: list[str], role: str) -> np.ndarray:
-        key = (role, tuple(texts))
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        key = (as_texts(texts), prompt, view)
+        if role == "document" and self._last and self._last[0] == key:
+            return self._last[1]
+        found = super().vectors(key[0], role=role, prompt=prompt, view=view, progress=progress)
+        if role == "document":
+            self._last, self.documents = (key, found), found.array
+        return found
+
+
+class CachedVectors(WrappedEncoder):
+    """Vectors that are made once, for one task; ``smaller`` gives them as stored in fewer bytes."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__(encoder)
+        self.known: dict[tuple[str | None, str | None, View, tuple[str, ...]], Vectors] = {}
+
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        key = (role, prompt, view, tuple(as_texts(texts)))
         if key not in self.known:
-            self.known[key] = self.encode(texts, role)
+            self.known[key] = super().vectors(key[3], role=role, prompt=prompt, view=view, progress=progress)
         return self.known[key]
 
-    def seen_as(self, codec: str, dim: int) -> tuple[Encode, int]:
-        """A function of the texts known, and the bytes of a stored vector; see `moembed.search.codecs`.
+    def smaller(self, codec: str, dim: int) -> CodedEncoder:
+        """The vectors known so far, with ``dim`` coordinates, stored in ``codec``."""
+        documents = next(
+            (found.array for (role, *_), found in self.known.items() if role == "document"), None
+        )
+        return CodedEncoder(self, codec, dim, documents)
 
-        What has no documents, such as pairs of sentences, is stored itself.
-        """
-        documents = next((vectors for (role, _), vectors in self.known.items() if role == "document"), None)
 
-        def encode(texts: list[str], role: str) -> np.ndarray:
-            vectors = self.known[role, tuple(texts)]
-            if role == "query" and documents is not None:
-                return as_searched(vectors, documents, codec, dim).query_QM
-            return as_searched(vectors[:0], vectors, codec, dim).document_NM
+class CodedEncoder(WrappedEncoder):
+    """Vectors as a search among stored ones sees them, see `moembed.search.codecs`.
 
-        some = next(iter(self.known.values()))
-        return encode, as_searched(some[:0], some, codec, dim).bytes_per_vector
+    Args:
+        documents: what is stored, to which codecs are fitted. None: there are no documents, as in pairs of
+            sentences, and every text is stored itself.
+    """
+
+    def __init__(self, known: CachedVectors, codec: str, dim: int, documents: np.ndarray | None) -> None:
+        super().__init__(known)
+        self.codec, self.size, self.documents = codec, dim, documents
+
+    @property
+    def dim(self) -> int:
+        return self.size
+
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        return f"{super().space(role=role, prompt=prompt, view=View(dim=self.size))}-{self.codec}"
+
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        if view != FULL:
+            raise UserError("stored vectors have one size: leave the view out")
+        found = super().vectors(texts, role=role, prompt=prompt, progress=progress)
+        if role == "query" and self.documents is not None:
+            array = as_searched(found.array, self.documents, self.codec, self.size).query_QM
+        else:
+            array = self._stored(found.array).document_NM
+        return Vectors(array, found.truncated, self.space(role=role, prompt=prompt))
+
+    @property
+    def bytes_per_vector(self) -> int:
+        """Of a stored vector."""
+        assert isinstance(self.encoder, CachedVectors)
+        return self._stored(next(iter(self.encoder.known.values())).array).bytes_per_vector
+
+    def _stored(self, vector_NM: np.ndarray) -> Searched:
+        return as_searched(vector_NM[:0], vector_NM, self.codec, self.size)

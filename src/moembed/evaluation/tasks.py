@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from moembed.compare.scores import MAIN, Scores
+from moembed.encoding import Progress, TextEncoder
 from moembed.evaluation import probes
 from moembed.evaluation.beir import RetrievalTask, without_own
 from moembed.evaluation.bm25 import bm25_scores, bm25_search
@@ -31,7 +32,7 @@ DEFAULT_METRICS = {
 }
 _PAIRS = 8192  # judged documents compared at a time
 
-Encode = Callable[[list[str], str], np.ndarray]  # texts, role -> (texts, M)
+_Encode = Callable[[list[str], str], np.ndarray]  # texts, role -> (texts, M)
 
 
 def metrics_of(kind: str, names: Sequence[str] | None = None) -> list[str]:
@@ -65,7 +66,13 @@ def _kinds(metric: str) -> list[str]:
     return kinds
 
 
-def evaluate(task: Task, encode: Encode, metrics: Sequence[str] | None = None, top_k: int = 100) -> Scores:
+def evaluate(
+    task: Task,
+    encoder: TextEncoder,
+    metrics: Sequence[str] | None = None,
+    top_k: int = 100,
+    progress: Progress | None = None,
+) -> Scores:
     """Embed the texts of a task and score what the vectors say.
 
     - retrieval, reranking: the candidates of a query in the order of their cosines.
@@ -79,16 +86,21 @@ def evaluate(task: Task, encode: Encode, metrics: Sequence[str] | None = None, t
     - clustering: the cluster of every text among as many as there are labels, against its label.
 
     Args:
-        encode: ``(texts, role) -> (texts, M)`` vectors; role is query, document, sts, pair_classification,
-            bitext, classification or clustering, and prompts are its business.
+        encoder: is asked for texts of the roles query, document, sts, pair_classification, bitext,
+            classification and clustering; which prompt belongs to a role is its business.
         metrics: see ``metrics_of``; those of rankings without a cut-off look at the whole ranking.
         top_k: length of the rankings of retrieval, or more where a metric's cut-off asks for it.
+        progress: called with the number of texts embedded since the last call.
 
     Raises:
         UserError: unknown metrics (before anything is embedded), or vectors that are not finite, not one per
             text, or of different widths.
     """
     names = metrics_of(task.kind, metrics)
+
+    def encode(texts: list[str], role: str) -> np.ndarray:
+        return encoder.vectors(texts, role=role, progress=progress).array
+
     if isinstance(task, RetrievalTask):
         return _ranking(task, names, _ranked(task, encode, _depth(names, top_k)))
     if isinstance(task, PairTask):
@@ -117,7 +129,7 @@ def _depth(names: Sequence[str], k: int) -> int:
     return max([k, *(parse_metric(name)[1] or k for name in names)])
 
 
-def _ranked(task: RetrievalTask, encode: Encode, k: int) -> np.ndarray:
+def _ranked(task: RetrievalTask, encode: _Encode, k: int) -> np.ndarray:
     query_QM = _vectors(encode, task.queries, "query")
     document_NM = _vectors(encode, task.documents, "document")
     if task.kind == "retrieval":
@@ -149,7 +161,7 @@ def _ranking(task: RetrievalTask, names: Sequence[str], ranked_QK: np.ndarray) -
 # ---- pairs -------------------------------------------------------------------------------------------------
 
 
-def _gold(task: PairTask, names: Sequence[str], encode: Encode) -> Scores:
+def _gold(task: PairTask, names: Sequence[str], encode: _Encode) -> Scores:
     """Pairs of (cosine, gold): of sts a score, of pair classification 1 or 0."""
     vector_NM = _vectors_once(encode, task.sentence1 + task.sentence2, task.kind)
     cosine_Q = exact.pair_scores(vector_NM[: len(task)], vector_NM[len(task) :])
@@ -160,7 +172,7 @@ def _gold(task: PairTask, names: Sequence[str], encode: Encode) -> Scores:
     return scores
 
 
-def _bitext(task: PairTask, names: Sequence[str], encode: Encode) -> Scores:
+def _bitext(task: PairTask, names: Sequence[str], encode: _Encode) -> Scores:
     vector_NM = _vectors_once(encode, task.sentence1 + task.sentence2, "bitext")
     accuracy_Q, f1_Q = np.empty(len(task)), np.empty(len(task))
     for row_P in _by_language(task.language):
@@ -190,7 +202,7 @@ def _pairs(task: PairTask, values: dict[str, np.ndarray]) -> Scores:
 # ---- labels ------------------------------------------------------------------------------------------------
 
 
-def _classification(task: LabelTask, names: Sequence[str], encode: Encode) -> Scores:
+def _classification(task: LabelTask, names: Sequence[str], encode: _Encode) -> Scores:
     label_N, right_N = np.array(task.labels), np.zeros(len(task.texts))
     for row_P in _by_language(task.language):
         train_P, test_P = row_P[task.train_N[row_P]], row_P[~task.train_N[row_P]]
@@ -205,7 +217,7 @@ def _classification(task: LabelTask, names: Sequence[str], encode: Encode) -> Sc
     return _texts(task, item, dict.fromkeys(names, right_N[item] / probes.REPEATS))
 
 
-def _clustering(task: LabelTask, names: Sequence[str], encode: Encode) -> Scores:
+def _clustering(task: LabelTask, names: Sequence[str], encode: _Encode) -> Scores:
     vector_NM = _vectors_once(encode, task.texts, "clustering")
     number = numbered(task.labels)
     cluster_N = probes.clusters(vector_NM, len(number))
@@ -221,7 +233,7 @@ def _texts(task: LabelTask, item: np.ndarray, values: dict[str, np.ndarray]) -> 
 # ---- what all need -----------------------------------------------------------------------------------------
 
 
-def _vectors(encode: Encode, texts: list[str], role: str) -> np.ndarray:
+def _vectors(encode: _Encode, texts: list[str], role: str) -> np.ndarray:
     vector_NM = encode(texts, role)
     if len(vector_NM) != len(texts):
         raise UserError(
@@ -230,7 +242,7 @@ def _vectors(encode: Encode, texts: list[str], role: str) -> np.ndarray:
     return vector_NM
 
 
-def _vectors_once(encode: Encode, texts: list[str], role: str) -> np.ndarray:
+def _vectors_once(encode: _Encode, texts: list[str], role: str) -> np.ndarray:
     """A vector for every text; one that occurs again is not embedded again."""
     number = numbered(texts)
     return _vectors(encode, list(number), role)[[number[text] for text in texts]]

@@ -21,7 +21,7 @@ from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask, save_task
 from moembed.evaluation.metrics import Qrels
 from moembed.evaluation.result import EvaluatedTask, EvaluationResult
-from moembed.evaluation.systems import MeasuredEncoder
+from moembed.evaluation.systems import KeepsDocuments
 from moembed.files import locked, require_free, write_json, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_config, read_folder
@@ -159,18 +159,6 @@ def _task(unseen: Sequence[CodePair], seed: int) -> RetrievalTask:
     )
 
 
-class _KeepsDocuments(MeasuredEncoder):
-    """Keeps the last vectors of documents, so that the index need not make them again."""
-
-    documents: np.ndarray
-
-    def __call__(self, texts: list[str], role: str) -> np.ndarray:
-        array = super().__call__(texts, role)
-        if role == "document":
-            self.documents = array
-        return array
-
-
 def _evaluate(folders: Mapping[str, Path], task: RetrievalTask) -> tuple[EvaluationResult, np.ndarray]:
     """Every model as it would be served here, read from its folder, against the base; and the vectors of
     the documents by the last model, so that the index need not make them again."""
@@ -180,7 +168,7 @@ def _evaluate(folders: Mapping[str, Path], task: RetrievalTask) -> tuple[Evaluat
 
     for name, folder in folders.items():
         model = Embedder.from_pretrained(folder, dtype=best_dtype())
-        encoder = _KeepsDocuments(model)
+        encoder = KeepsDocuments(model)
         outcomes[name] = evaluate_encoder(encoder, f"     {NAMES[name]}", [task], options, progress_bar)
         documents[name] = encoder.documents
         say(f"     {NAMES[name]}: {outcomes[name].seconds[task.name]:.0f} s")

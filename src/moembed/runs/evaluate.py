@@ -16,15 +16,14 @@ from moembed.compare.comparison import compare
 from moembed.compare.scores import MAIN, Scores, save_scores
 from moembed.console import Interrupted
 from moembed.embedder import Embedder
-from moembed.encoding import Progress
+from moembed.encoding import Progress, TextEncoder
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task, load_any
 from moembed.evaluation.result import Cost, EvaluatedTask, EvaluationResult, SizeScore
 from moembed.evaluation.sample import agreement, sample
 from moembed.evaluation.static import StaticEncoder
-from moembed.evaluation.systems import MeasuredEncoder
-from moembed.evaluation.tasks import Encode, evaluate_bm25, metrics_of
 from moembed.evaluation.tasks import evaluate as evaluate_task
+from moembed.evaluation.tasks import evaluate_bm25, metrics_of
 from moembed.files import require_writable
 from moembed.folder.bases import locate_base
 from moembed.runs.system import Bar, EvaluationOptions, Outcome, Source, evaluate_system
@@ -172,7 +171,7 @@ def sample_tasks(tasks: Sequence[Task], queries: int, static: Source) -> list[Ta
     """
     if isinstance(static, Path):
         static = Embedder.from_pretrained(static)
-    encoder = MeasuredEncoder(StaticEncoder(static)) if static else None
+    encoder = StaticEncoder(static) if static else None
     sampled: list[Task] = []
     for task in tasks:
         smaller: Task = task
@@ -186,7 +185,7 @@ def sample_tasks(tasks: Sequence[Task], queries: int, static: Source) -> list[Ta
     return sampled
 
 
-def _cheap(task: Task, static: Encode | None) -> dict[str, Scores]:
+def _cheap(task: Task, static: TextEncoder | None) -> dict[str, Scores]:
     scores = {"bm25": evaluate_bm25(task), "static": evaluate_task(task, static) if static else None}
     return {name: found for name, found in scores.items() if found}
 

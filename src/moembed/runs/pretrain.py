@@ -170,8 +170,7 @@ def build(parts: Parts, config: PretrainConfig) -> Parts:
     spec, state, tokenizer = parts.spec, parts.state, parts.tokenizer
     if config.rope:
         spec, state = to_rope(spec, state, config.rope.base, config.rope.max_positions)
-        prompts, default = tokenizer.prompts, tokenizer.default_prompt
-        tokenizer = Tokenizer(tokenizer.backend, spec.max_length, prompts, default)
+        tokenizer = tokenizer.replaced(max_length=spec.max_length)
     if config.pad_vocabulary:
         spec, state = pad(spec, state, config.pad_vocabulary)
     if config.sequence_length > spec.max_length:

@@ -152,17 +152,17 @@ def evaluate_encoder(
     outcome = Outcome()
     with bar(name, sum(map(num_texts, tasks))) as advance:
         for task in tasks:
-            measured.progress, cut, start = advance, measured.truncated, time.perf_counter()
+            cut, start = measured.truncated, time.perf_counter()
             known = CachedVectors(measured)
-            outcome.scores[task.name] = evaluate(task, known, options.metrics)
+            outcome.scores[task.name] = evaluate(task, known, options.metrics, progress=advance)
             outcome.seconds[task.name] = time.perf_counter() - start
             outcome.truncated[task.name] = measured.truncated - cut
             for dim in options.dims or (encoder.dim,) * bool(options.codecs):
                 for codec in options.codecs or ("float32",):
-                    seen, size = known.seen_as(codec, dim)
-                    scores = evaluate(task, seen, options.metrics)
+                    smaller = known.smaller(codec, dim)
+                    scores = evaluate(task, smaller, options.metrics)
                     outcome.sizes.setdefault((dim, codec), {})[task.name] = scores
-                    outcome.size_bytes[dim, codec] = size
+                    outcome.size_bytes[dim, codec] = smaller.bytes_per_vector
     speed = measured.texts / measured.seconds if measured.texts else None  # all may come from the cache
     outcome.cost = Cost(bytes_per_vector=4 * encoder.dim, texts_per_second=speed)
     return outcome

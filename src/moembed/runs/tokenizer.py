@@ -63,7 +63,8 @@ def _for_base(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str)
     parts = read_folder(locate_base(plan.base))
     if plan.extend_by is None:
         backend = learn(plan.kind, lambda: _texts(paths, column), plan.vocab_size, plan.lowercase)
-        files = tokenizer_files(backend, parts.tokenizer.max_length)
+        side = parts.tokenizer.truncation_side
+        files = tokenizer_files(backend, parts.tokenizer.max_length, truncation_side=side)
     else:
         backend = extend(parts.tokenizer.backend, lambda: _texts(paths, column), plan.extend_by)
         files = tokenizer_files(backend, parts.tokenizer.max_length, parts.files)

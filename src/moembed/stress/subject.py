@@ -12,7 +12,7 @@ from moembed.compare.significance import Runs, interval, resample
 from moembed.compare.statistics import MEAN
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.bm25 import tokenize
-from moembed.evaluation.systems import MeasuredEncoder
+from moembed.evaluation.systems import KeepsDocuments
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class Subject:
     def __init__(self, name: str, model: Embedder | None) -> None:
         self.name, self.model = name, model
         self.advance: Callable[[int], object] = lambda count: None
-        self._encoder = MeasuredEncoder(model) if model else None
-        self._documents: tuple[list[str], np.ndarray] | None = None
+        self._encoder = KeepsDocuments(model) if model else None
 
     @property
     def truncated(self) -> int:
@@ -54,18 +53,12 @@ class Subject:
     def score(self, task: RetrievalTask, metrics: Sequence[str]) -> dict[str, np.ndarray]:
         """``[metric] -> (Q,)``; documents equal to those of the last task are not embedded again."""
         if self._encoder:
-            self._encoder.progress = self.advance
-        scores = evaluate(task, self._encode, metrics) if self._encoder else evaluate_bm25(task, metrics)
-        assert scores is not None, "BM25 ranks documents"
+            scores = evaluate(task, self._encoder, metrics, progress=self.advance)
+        else:
+            ranked = evaluate_bm25(task, metrics)
+            assert ranked is not None, "BM25 ranks documents"
+            scores = ranked
         return {name: scores.values[name] for name in metrics}
-
-    def _encode(self, texts: list[str], role: str) -> np.ndarray:
-        assert self._encoder
-        if role != "document":
-            return self._encoder(texts, role)
-        if self._documents is None or self._documents[0] != texts:
-            self._documents = texts, self._encoder(texts, role)
-        return self._documents[1]
 
 
 def cell(value_Q: np.ndarray) -> dict[str, float]:
