@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from moembed.encoding import FULL, Progress, Vectors, View, as_texts, truncate
+from moembed.encoding import FULL, Progress, Vectors, View, as_texts, role_prompt, truncate
 from moembed.families.own import encoder_json
 from moembed.families.registry import family_to_write
 from moembed.folder.bases import locate_base
@@ -34,17 +34,6 @@ from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
 from moembed.tokenizer import check_prompt
 from moembed.types import Batch, Encoded, UserError
-
-# What texts are embedded for, and what models call the prompt of it: their own words, then those of MTEB.
-ROLES = {
-    "query": ("query",),
-    "document": ("document", "passage", "corpus"),
-    "sts": ("sts", "STS"),
-    "pair_classification": ("pair_classification", "PairClassification"),
-    "bitext": ("bitext", "BitextMining"),
-    "classification": ("classification", "Classification"),
-    "clustering": ("clustering", "Clustering"),
-}
 
 
 class Embedder(Sentences, nn.Module):
@@ -215,8 +204,7 @@ class Embedder(Sentences, nn.Module):
 
     def role_prompt(self, role: str) -> str | None:
         """The name of the prompt for a role, such as ``query``, else of the default prompt, else None."""
-        names = ROLES.get(role, (role,))
-        return next((n for n in names if n in self.tokenizer.prompts), self.tokenizer.default_prompt)
+        return role_prompt(role, self.tokenizer.prompts, self.tokenizer.default_prompt)
 
     def role_prefix(self, role: str | None) -> str:
         """The text that is put in front of texts of a role; None: of texts without one."""

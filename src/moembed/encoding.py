@@ -31,6 +31,17 @@ class View:
 
 FULL = View()
 
+# What texts are embedded for, and what models call the prompt of it: their own words, then those of MTEB.
+ROLES = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+    "sts": ("sts", "STS"),
+    "pair_classification": ("pair_classification", "PairClassification"),
+    "bitext": ("bitext", "BitextMining"),
+    "classification": ("classification", "Classification"),
+    "clustering": ("clustering", "Clustering"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
@@ -80,6 +91,11 @@ class TextEncoder(Protocol):
         Raises:
             UserError: what is given is no collection of texts; a ``view`` beyond the model.
         """
+
+
+def role_prompt(role: str, prompts: Mapping[str, str], default: str | None) -> str | None:
+    """The name of the prompt for a role, such as ``query``, else ``default``."""
+    return next((name for name in ROLES.get(role, (role,)) if name in prompts), default)
 
 
 def as_texts(texts: Any) -> list[str]:

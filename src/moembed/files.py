@@ -23,6 +23,11 @@ _FULL_TEXTS = {"No space left": errno.ENOSPC, "os error 28": errno.ENOSPC, "uota
 _OURS = ("recipe.yaml", "report.json", "metrics.jsonl", "config.json", "tokenizer.json")
 
 
+def cache_folder() -> Path:
+    """Where what may be made again is kept: ``$MOEMBED_CACHE``, by default ``~/.cache/moembed``."""
+    return Path(os.environ.get("MOEMBED_CACHE") or Path.home() / ".cache" / "moembed")
+
+
 def read_json(path: Path, kind: type = dict) -> Any:
     """The value of a JSON file.
 

@@ -102,7 +102,7 @@ def _alive() -> Iterator[None]:
         yield
     except BrokenProcessPool:
         raise UserError(
-            "a process that embeds texts died, perhaps for want of memory: take fewer processes"
+            "a process that embeds texts died, perhaps because the memory was full: take fewer processes"
         ) from None
 
 

@@ -52,6 +52,16 @@ class Tokenizer:
         self.truncation_side = truncation_side
         self.prompt(default_prompt)  # refuse a default that names nothing
 
+    def replaced(self, backend: Backend | None = None, max_length: int | None = None) -> Tokenizer:
+        """The same prompts and truncation side with another backend, or another limit."""
+        return Tokenizer(
+            backend or self.backend,
+            max_length or self.max_length,
+            self.prompts,
+            self.default_prompt,
+            self.truncation_side,
+        )
+
     def prompt(self, name: str | None) -> str:
         """The prefix called ``name``; None means no prefix."""
         if name is None:

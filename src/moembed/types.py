@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: the command line prints it as one sentence and exits with code 2."""
+    """A mistake that the user can correct: the command line prints one sentence and exits with code 2."""
 
 
 class TruncationWarning(UserWarning):

@@ -412,7 +412,7 @@ def test_data_that_cannot_be_had(
     monkeypatch.setattr(runner, "_named", unreachable)
     moe_model.save_pretrained(tmp_path / "model")
     names = [str(retrieval), str(sts(tmp_path))]
-    with pytest.raises(UserError, match=r"the data of mteb's task alike cannot be had \(.+\): get on line"):
+    with pytest.raises(UserError, match=r"mteb's task alike cannot be loaded \(.+\): check the network"):
         run_mteb([str(tmp_path / "model")], names, dtype="float32", cache=tmp_path / "cache")
     shown = capsys.readouterr().out
     assert "burrows" in shown

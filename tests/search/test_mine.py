@@ -379,5 +379,5 @@ def test_hints_name_the_options_of_the_command(run: Run, pairs, tmp_path):
         np.save(teacher / f"{name}.npy", np.eye(8, dtype=np.float32))
     code, _, err = run("mine", pairs.path, "--teacher", f"vectors:{teacher}", "--corpus", corpus, *out)
     assert code == 2
-    assert err.endswith("column 'text' is empty; mend it, or leave such rows out with --skip-bad-rows\n")
+    assert err.endswith("column 'text' is empty; correct it, or leave such rows out with --skip-bad-rows\n")
     assert err.count("\n") == 1

@@ -16,6 +16,7 @@ from moembed.embedder import Embedder
 from moembed.families.registry import family_to_write
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
+from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 from moembed.weights.pieces import extend, learn, tokenizer_files
 from moembed.weights.vocabulary import Origins, pad, spelling, transplant, with_tokenizer
@@ -137,6 +138,19 @@ def test_a_transplanted_folder_is_read_again(make_model: MakeModel, texts: list[
     again = Embedder.from_pretrained(folder, device="cpu")
     assert again.tokenizer.prompts == parts.tokenizer.prompts
     np.testing.assert_array_equal(again.encode(texts), Embedder(made).eval().encode(texts))
+
+
+def test_long_texts_are_still_cut_on_the_same_side(make_model: MakeModel, tmp_path: Path) -> None:
+    parts = make_model().parts()
+    parts.tokenizer = Tokenizer(parts.tokenizer.backend, 8, truncation_side="left")
+    backend = learn("wordpiece", lambda: GERMAN, 60)
+    files = tokenizer_files(backend, 8, truncation_side="left")
+    made, _ = with_tokenizer(parts, backend, files)
+    Embedder(made).save_pretrained(tmp_path / "model")
+    again = read_folder(tmp_path / "model").tokenizer
+    text = [" ".join(GERMAN)]
+    assert made.tokenizer.rows(text) == again.rows(text)
+    assert again.truncation_side == "left"
 
 
 def test_roberta_positions_do_not_hang_on_a_pad_token_that_moved(hf_folder: HfFolder) -> None:

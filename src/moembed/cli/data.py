@@ -79,12 +79,12 @@ def dedup(
     Example: `moembed data dedup pairs.jsonl --out clean.jsonl --near 0.8`
     """
     from moembed.data.dedup import dedup_file
-    from moembed.data.pairs import PairsFile
+    from moembed.data.pairs import DedupFile
 
     if out.exists() and not overwrite:
         raise UserError(f"{out} already exists: choose another name, or pass --overwrite")
     with progress_bar(f"reading {pairs}", None) as advance:
-        source = PairsFile(
+        source = DedupFile(
             path=pairs, query=query, document=document, split=split,
             bad_rows="skip" if skip_bad_rows else "refuse",
         )  # fmt: skip

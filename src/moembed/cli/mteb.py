@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moembed.cli.options import load_model
 from moembed.console import print_json, print_table, progress_bar, say
-from moembed.files import write_json
+from moembed.files import cache_folder, write_json
 
 if TYPE_CHECKING:
     from moembed.evaluation.mteb import Asked, MtebEncoder
@@ -39,13 +38,13 @@ def run_mteb(
         out: also write the JSON of the scores to this file.
 
     Raises:
-        UserError: mteb is missing, a name it does not know, or data that cannot be had; all that was
+        UserError: mteb is missing, a name it does not know, or data that cannot be loaded; all that was
             computed before is shown and kept.
     """
     from moembed.evaluation.mteb import evaluate_task, find_tasks
 
     tasks = find_tasks(names)
-    folder = cache or _cache_folder()
+    folder = cache or cache_folder() / "mteb"
     scores: dict[str, dict[str, float]] = {task.metadata.name: {} for task in tasks}
     try:
         for name in models:
@@ -81,10 +80,6 @@ def _encoder(
         revision = folder.name  # a snapshot is named after its commit
     model = load_model(str(folder), dtype, allow_pickle)
     return MtebEncoder(model, label, revision, dim=dim, batch_tokens=batch_tokens, progress=progress_bar)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("MOEMBED_CACHE") or Path.home() / ".cache" / "moembed") / "mteb"
 
 
 def _told(asked: Asked, encoder: MtebEncoder) -> str:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from filelock import FileLock
 
-from moembed.files import reason, unfinished
+from moembed.files import cache_folder, reason, unfinished
 from moembed.types import UserError
 
 IN_MEMORY_BYTES = 64 * 2**20  # a smaller source needs no file
@@ -32,10 +30,9 @@ class Cache:
     """The place of one source's rows; ``key`` is all that they depend on, as JSON."""
 
     def __init__(self, key: Any) -> None:
-        folder = os.environ.get("MOEMBED_CACHE") or Path.home() / ".cache" / "moembed"
         self._key = [_VERSION, key]
         digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()[:32]
-        self._table = Path(folder) / "sources" / f"{digest}.arrow"
+        self._table = cache_folder() / "sources" / f"{digest}.arrow"
         self._facts = self._table.with_suffix(".json")
 
     def read(self) -> tuple[pa.Table, Facts] | None:

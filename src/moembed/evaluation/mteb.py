@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from moembed.embedder import ROLES, Embedder
-from moembed.encoding import View
+from moembed.embedder import Embedder
+from moembed.encoding import ROLES, View
 from moembed.evaluation.files import load_any
 from moembed.types import UserError
 
@@ -208,7 +208,7 @@ def evaluate_task(encoder: MtebEncoder, task: Any, folder: Path) -> Any:
     file that was damaged is written anew.
 
     Raises:
-        UserError: the data of the task cannot be had.
+        UserError: the data of the task cannot be loaded.
     """
     cache = mteb.ResultCache(folder)
     if task.is_aggregate:
@@ -219,7 +219,7 @@ def evaluate_task(encoder: MtebEncoder, task: Any, folder: Path) -> Any:
     known = _known(encoder, task, cache)
     if known and not known.get_missing_evaluations(task):
         return known
-    held = task.data_loaded
+    was_loaded = task.data_loaded
     _load(task)
     result = mteb.evaluate(
         encoder,
@@ -230,7 +230,7 @@ def evaluate_task(encoder: MtebEncoder, task: Any, folder: Path) -> Any:
         show_progress_bar=False,
         encode_kwargs=_ENCODE,
     )
-    if not held:
+    if not was_loaded:
         task.unload_data()
     return result.task_results[0]
 
@@ -249,9 +249,9 @@ def _load(task: Any) -> None:
         task.load_data()
     except Exception as error:  # of the hub, of its client, of the file formats: any kind
         raise UserError(
-            f"the data of mteb's task {task.metadata.name} cannot be had "
-            f"({' '.join(str(error).split()) or type(error).__name__}): get on line, log in with `hf auth "
-            "login` if they are not public, or leave the task out"
+            f"the data of mteb's task {task.metadata.name} cannot be loaded "
+            f"({' '.join(str(error).split()) or type(error).__name__}): check the network, log in with "
+            "`hf auth login` if they are not public, or leave the task out"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The files a model folder is made of: JSON, and tensors that are each checked on the way in."""
+"""The tensors of a model folder, each checked on the way in."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The encoder and everything it is made of; `embedder` is the door."""
+"""The encoder and everything it is made of."""

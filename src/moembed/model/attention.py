@@ -210,7 +210,7 @@ def _unsupported_reason(query_THC: Tensor, mask: Mask, dropout: float) -> str | 
     if query_THC.shape[-1] % 8 or query_THC.shape[-1] > 256:
         return "needs heads of a multiple of 8 up to 256 channels"
     if dropout:
-        return "knows no dropout"
+        return "does not support dropout"
     if mask != Mask():
-        return "is told of no window and no causal mask"
+        return "supports neither a window nor a causal mask"
     return None if _varlen_attn() else "needs PyTorch 2.10"

@@ -6,7 +6,6 @@ What was measured stands in ``backends.json`` under ``$MOEMBED_CACHE`` (default:
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moembed.files import cache_folder, write_json
 from moembed.moe.experts import Experts
 from moembed.moe.router import Router, Routing
+from moembed.types import UserError
 
 Run = Callable[[Experts, Tensor, Routing], Tensor]
 _TOKENS, _REPEATS = 8192, 5  # of a measurement
@@ -90,7 +91,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("MOEMBED_CACHE") or os.path.expanduser("~/.cache/moembed")) / "backends.json"
+    return cache_folder() / "backends.json"
 
 
 def _read() -> dict[str, Any]:
@@ -104,9 +105,5 @@ def _read() -> dict[str, Any]:
 
 def _write(case: str, name: str) -> None:
     """Add it to the file; where none can be written, the next run measures again."""
-    file = _file()
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(_read() | {case: name}, indent=1), encoding="utf-8")
-        os.replace(unfinished, file)
+    with suppress(UserError):
+        write_json(_file(), _read() | {case: name})

@@ -170,8 +170,7 @@ def build(parts: Parts, config: PretrainConfig) -> Parts:
     spec, state, tokenizer = parts.spec, parts.state, parts.tokenizer
     if config.rope:
         spec, state = to_rope(spec, state, config.rope.base, config.rope.max_positions)
-        prompts, default = tokenizer.prompts, tokenizer.default_prompt
-        tokenizer = Tokenizer(tokenizer.backend, spec.max_length, prompts, default)
+        tokenizer = tokenizer.replaced(max_length=spec.max_length)
     if config.pad_vocabulary:
         spec, state = pad(spec, state, config.pad_vocabulary)
     if config.sequence_length > spec.max_length:
@@ -186,9 +185,10 @@ def _corpus(config: PretrainConfig, tokenizer: Tokenizer, run: Path, resume: boo
     made_of = [source.model_dump(mode="json") for source in config.data]
     try:
         with progress_bar("tokenising", None) as advance:
+            texts = read_texts(config.data, lambda note: say(f"note: {note}"))
             return open_corpus(
-                run / "tokens", read_texts(config.data), tokenizer.backend, config.sequence_length,
-                config.packed, made_of, advance,
+                run / "tokens", texts, tokenizer.backend, config.sequence_length, config.packed, made_of,
+                advance,
             )  # fmt: skip
     except UserError:
         if not resume:  # so that the folder is not in the way of the next try

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moembed.console import progress_bar
+from moembed.console import progress_bar, say
 from moembed.data.text import TextConfig, read_texts
 from moembed.files import locked, replacing, require_free
 from moembed.folder.bases import base_name, locate_base
@@ -63,7 +63,8 @@ def _for_base(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str)
     parts = read_folder(locate_base(plan.base))
     if plan.extend_by is None:
         backend = learn(plan.kind, lambda: _texts(paths, column), plan.vocab_size, plan.lowercase)
-        files = tokenizer_files(backend, parts.tokenizer.max_length)
+        side = parts.tokenizer.truncation_side
+        files = tokenizer_files(backend, parts.tokenizer.max_length, truncation_side=side)
     else:
         backend = extend(parts.tokenizer.backend, lambda: _texts(paths, column), plan.extend_by)
         files = tokenizer_files(backend, parts.tokenizer.max_length, parts.files)
@@ -74,7 +75,10 @@ def _for_base(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str)
 
 
 def _texts(paths: Sequence[str], column: str) -> Iterator[str]:
+    notes: dict[str, None] = {}
     with progress_bar("reading texts", None) as advance:
-        for block in read_texts([TextConfig(path=path, text=column) for path in paths]):
+        for block in read_texts([TextConfig(path=path, text=column) for path in paths], notes.setdefault):
             yield from (text.text for text in block)
             advance(len(block))
+    for note in notes:
+        say(f"note: {note}")

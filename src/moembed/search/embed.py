@@ -67,7 +67,7 @@ def embed_file(
     """Embed a column of every row of a JSONL, Parquet or CSV source into the index folder ``out``.
 
     Rows stream through in blocks; each block becomes one part of the folder, with all columns of the input.
-    The same call goes on after the whole parts of a started folder, mends the damaged ones of a finished
+    The same call goes on after the whole parts of a started folder, replaces the damaged ones of a finished
     folder and does nothing to a sound one. ``progress`` is told the rows done so far, those of earlier runs
     included.
 

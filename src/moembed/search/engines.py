@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moembed.search.exact import pair_scores, search_parts, unit_rows
-from moembed.search.vectors import Vectors, parts
+from moembed.search.vectors import RowVectors, parts
 from moembed.types import Hits, UserError
 
 Engine = Callable[[np.ndarray, int], Hits]  # query_QM, k -> the k nearest documents of each
@@ -17,7 +17,7 @@ _QUERIES = 256  # whose candidates' vectors are held at a time
 _TRAIN_ROWS = 262_144  # documents an index of FAISS learns its cells from, at most
 
 
-def open_engine(name: str, documents: Vectors, rows: int) -> Engine:
+def open_engine(name: str, documents: RowVectors, rows: int) -> Engine:
     """Search among the first ``rows`` documents.
 
     ``exact`` compares every document, a block at a time. ``faiss:FACTORY[:PARAMETERS]`` asks an index such as
@@ -36,7 +36,7 @@ def open_engine(name: str, documents: Vectors, rows: int) -> Engine:
     return lambda query_QM, k: _faiss_search(index, query_QM, k, documents)
 
 
-def _faiss_index(factory: str, parameters: str, documents: Vectors, rows: int) -> Any:
+def _faiss_index(factory: str, parameters: str, documents: RowVectors, rows: int) -> Any:
     try:
         import faiss
     except ImportError:
@@ -58,7 +58,7 @@ def _faiss_index(factory: str, parameters: str, documents: Vectors, rows: int) -
     return index
 
 
-def _faiss_search(index: Any, query_QM: np.ndarray, k: int, documents: Vectors) -> Hits:
+def _faiss_search(index: Any, query_QM: np.ndarray, k: int, documents: RowVectors) -> Hits:
     """The index picks candidates, the vectors score them; places it leaves open hold row -1, last."""
     row_QK = index.search(_narrow(query_QM), k)[1]
     score_QK = np.empty(row_QK.shape, dtype=np.float32)

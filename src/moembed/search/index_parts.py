@@ -32,7 +32,7 @@ class DamagedPartError(UserError):
 
     def __init__(self, file: Path, problem: str) -> None:
         self.what = f"{file} is damaged ({problem})"
-        super().__init__(f"{self.what}: run the command that made the index again, it mends this part")
+        super().__init__(f"{self.what}: run the command that made the index again, it makes this part anew")
 
 
 def part_paths(path: Path, part: int) -> tuple[Path, Path]:

@@ -38,7 +38,7 @@ from moembed.types import UserError
 
 # What writing changes, and where the model lies: all other fields must agree before a started folder goes on.
 STATE_FIELDS = {"complete", "rows", "parts", "stamps", "truncated", "model_path"}
-_ADVICE = "earlier parts are kept, mend this and run the same command again"
+_ADVICE = "earlier parts are kept: correct this and run the same command again"
 
 
 class IndexWriter:

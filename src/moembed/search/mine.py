@@ -20,7 +20,7 @@ from moembed.search.negatives import Chooser, NegativesConfig, bounds
 from moembed.search.output import Partial, Progress, Row, no_progress, pair_rows, stamps
 from moembed.search.teacher import Teacher
 from moembed.search.texts import Column, Distinct, distinct, endings, same_but_title
-from moembed.search.vectors import Vectors, save_array
+from moembed.search.vectors import RowVectors, save_array
 from moembed.types import UserError
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -76,7 +76,7 @@ def mine(
     taken out, with or without their title, and so is the query's own text; of the others ``config`` chooses.
     ``corpus`` is read by ``load_corpus``: ``document`` names its column, and titles are put in front.
 
-    Vectors (unless ``cache`` keeps them) and the documents found lie in ``out.partial`` until the file is
+    RowVectors (unless ``cache`` keeps them) and the documents found lie in ``out.partial`` until the file is
     whole; the same call goes on after them. How negatives are chosen from what was found may still change.
 
     Raises:
@@ -104,8 +104,8 @@ class _Pool:
 
     queries: Distinct
     documents: Distinct
-    query_vectors: Vectors
-    document_vectors: Vectors
+    query_vectors: RowVectors
+    document_vectors: RowVectors
     candidates: int
 
     @property

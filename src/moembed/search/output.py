@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from moembed.data.layouts import corpus_shards, shards
 from moembed.data.sources import Source, SourceConfig
 from moembed.data.writer import jsonl_writer
-from moembed.files import write_whole
+from moembed.files import write_json, write_whole
 from moembed.types import UserError
 
 Row = dict[str, Any]
@@ -83,8 +83,7 @@ class Partial:
         self._write(options)
 
     def _write(self, options: Row) -> None:
-        text = json.dumps(options, indent=2)
-        write_whole(self.folder / "manifest.json", lambda file: file.write(text.encode()))
+        write_json(self.folder / "manifest.json", options)
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moembed.encoding import FULL, Progress, TextEncoder, View, as_texts, truncate
-from moembed.encoding import Vectors as Encoded
+from moembed.encoding import FULL, Progress, TextEncoder, Vectors, View, as_texts, role_prompt, truncate
 from moembed.search.texts import Column, Distinct, Role
-from moembed.search.vectors import SHARD_ROWS, VectorCache, Vectors
+from moembed.search.vectors import SHARD_ROWS, RowVectors, VectorCache
 from moembed.types import UserError
 
 Advance = Callable[[int], None]
@@ -29,7 +28,7 @@ class Teacher(Protocol):
     def identity(self) -> dict[str, Any]:
         """What its vectors depend on, as JSON."""
 
-    def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> Vectors:
+    def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> RowVectors:
         """The vectors of distinct texts, computed now where ``folder`` does not keep them yet.
 
         ``advance`` is told the number of texts done since the last call.
@@ -60,7 +59,7 @@ class ModelTeacher:
         self.truncated += found.truncated
         return found.array
 
-    def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> Vectors:
+    def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> RowVectors:
         role = texts.column.role
         cache = VectorCache(folder, self._spaces[role], self.model.dim)
         for start in range(0, len(texts), SHARD_ROWS):
@@ -96,7 +95,7 @@ class StoredTeacher:
         stats = [self._file(name).stat() for name in ("queries", "documents")]
         return {"folder": str(self.folder), "files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
 
-    def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> Vectors:
+    def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> RowVectors:
         stored_NM = self._vectors[texts.column.role]
         file = self._file("queries" if texts.column.role == "query" else "documents")
         rows = len(texts.column.sources[0])  # of the corpus, if there is one: the pairs stand behind it
@@ -176,7 +175,7 @@ class SentenceTransformerEncoder:
         prompt: str | None = None,
         view: View = FULL,
         progress: Progress | None = None,
-    ) -> Encoded:
+    ) -> Vectors:
         """See `moembed.encoding.TextEncoder`; how many texts were cut is not known."""
         if view.layers is not None or view.experts is not None:
             raise UserError("a model of sentence-transformers is seen whole: leave layers and experts out")
@@ -187,7 +186,7 @@ class SentenceTransformerEncoder:
         if progress:
             progress(len(listed))
         array = truncate(np.asarray(vector_NM, dtype=np.float32), view.dim)
-        return Encoded(array, 0, self.space(role=role, prompt=prompt, view=view))
+        return Vectors(array, 0, self.space(role=role, prompt=prompt, view=view))
 
     @cached_property
     def _weights(self) -> Any:
@@ -204,8 +203,7 @@ class SentenceTransformerEncoder:
             return prompt
         if role is None:
             return ""
-        names = {"document": ("document", "passage", "corpus")}.get(role, (role,))
-        found = next((name for name in names if name in self._model.prompts), self._model.default_prompt_name)
+        found = role_prompt(role, self._model.prompts, self._model.default_prompt_name)
         return self._model.prompts[found] if found else ""
 
 

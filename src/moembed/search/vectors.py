@@ -1,4 +1,4 @@
-"""Vectors that were computed once: a folder where they are found again by the hash of their text."""
+"""RowVectors that were computed once: a folder where they are found again by the hash of their text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moembed.files import write_whole
 from moembed.types import UserError
 
 Encode = Callable[[list[str]], np.ndarray]
-Vectors = Callable[[np.ndarray], np.ndarray]  # row numbers -> the vectors of these rows
+RowVectors = Callable[[np.ndarray], np.ndarray]  # row numbers -> the vectors of these rows
 
 SHARD_ROWS = 2048  # texts embedded, and vectors written, at a time: what a killed run loses at most
 _PART_ROWS = 16384
@@ -28,7 +28,7 @@ def text_keys(texts: Sequence[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype=_KEY)
 
 
-def parts(vectors: Vectors, rows: int) -> Iterator[np.ndarray]:
+def parts(vectors: RowVectors, rows: int) -> Iterator[np.ndarray]:
     """The vectors of the first ``rows`` rows, a part at a time, as ``exact.search_parts`` takes them."""
     for start in range(0, rows, _PART_ROWS):
         yield vectors(np.arange(start, min(start + _PART_ROWS, rows)))

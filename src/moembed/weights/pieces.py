@@ -181,12 +181,13 @@ def _like(backend: Backend, model: models.Model) -> Backend:
 
 
 def tokenizer_files(
-    backend: Backend, max_length: int, old: dict[str, bytes] | None = None
+    backend: Backend, max_length: int, old: dict[str, bytes] | None = None, truncation_side: str = "right"
 ) -> dict[str, bytes]:
     """The files of a tokenizer folder.
 
     Args:
         old: those of the tokenizer this one extends: what they say besides the pieces is kept.
+        truncation_side: the end of a text that a cut takes tokens from.
     """
     whole = backend.to_str(pretty=True)
     if old is not None:
@@ -198,6 +199,7 @@ def tokenizer_files(
         return kept | {"tokenizer.json": whole.encode()}
     special = {f"{role}_token": name for role, name in _roles(backend).items()}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **special}
+    config |= {"truncation_side": truncation_side} if truncation_side != "right" else {}
     files = {"tokenizer.json": whole}
     files |= {"tokenizer_config.json": _json(config), "special_tokens_map.json": _json(special)}
     return {name: content.encode() for name, content in files.items()}

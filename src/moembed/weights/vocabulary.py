@@ -14,7 +14,6 @@ from torch import Tensor
 
 from moembed.folder.parts import Parts
 from moembed.model.spec import EncoderSpec
-from moembed.tokenizer import Tokenizer
 from moembed.weights.size import require_memory
 
 Key = tuple[bool, str]  # whether the piece begins a word, and its text
@@ -108,7 +107,7 @@ def with_tokenizer(parts: Parts, backend: Backend, files: dict[str, bytes]) -> t
     source, positions = parts.source, spec.embeddings.positions
     if positions and positions.offset and _pad(backend) != positions.offset - 1:
         source = {}  # RoBERTa's own code finds positions through the id of its pad token: not its layout
-    tokenizer = Tokenizer(backend, old.max_length, old.prompts, old.default_prompt)
+    tokenizer = old.replaced(backend=backend)
     return replace(parts, spec=spec, state=state, tokenizer=tokenizer, files=files, source=source), origins
 
 

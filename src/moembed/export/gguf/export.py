@@ -50,7 +50,7 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
     Args:
         kind: the type of the matrices; vectors, positions and routers stay in fp32, and in a ``q8_0`` file
             the matrices of attention are f16.
-        fold_expert_bias: move every shared expert bias to a place the graph reads (``gguf_graph.fold``);
+        fold_expert_bias: move every shared expert bias to a place the graph reads (see `graph.fold`);
             without it these biases are lost, for the graph knows none.
 
     Returns:

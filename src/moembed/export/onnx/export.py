@@ -2,7 +2,7 @@
 
 The files::
 
-    onnx/model.onnx                      the graph; see ``onnx_encoder.build`` for inputs and outputs
+    onnx/model.onnx                      the graph; see `moembed.export.onnx.encoder.build`
     onnx/model.onnx_data                 the weights, when they are too large for one file
     tokenizer.json, config.json, ...     as in a sentence-transformers folder without model.safetensors
 

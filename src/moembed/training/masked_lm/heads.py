@@ -39,7 +39,7 @@ _NAMES = {  # in BERT, RoBERTa and NomicBERT checkpoints -> ours
 }
 
 
-class Head(nn.Module):
+class MaskedLMHead(nn.Module):
     """``norm(gelu(dense(h)))``, BERT's transform; the word embeddings and ``bias_V`` turn it into scores."""
 
     def __init__(self, spec: EncoderSpec) -> None:
@@ -85,7 +85,7 @@ class Heads(nn.Module):
 
     def __init__(self, spec: EncoderSpec, pieces: int, decoder: bool = False, seed: int = 0) -> None:
         super().__init__()
-        self.mlm = Head(spec)
+        self.mlm = MaskedLMHead(spec)
         self.decoder = Decoder(spec) if decoder else None
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
