@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -21,7 +19,7 @@ from moembed.folder.bases import locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
-from moembed.inference.digest import Digest
+from moembed.inference.digest import Digest, name_of
 from moembed.inference.engine import Engine
 from moembed.inference.member import check_view, first_layers, member
 from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits, is_count
@@ -60,7 +58,7 @@ class Embedder(Sentences, nn.Module):
         self.pooling, self.head = source.pooling, Head(source.head, source.head_state)
         self.files, self.source, self.dims = source.files, source.source, source.dims
         self.similarity_fn_name = source.similarity_fn_name
-        self.dim = self.full_dim
+        self.dim = min(source.truncate_dim or self.full_dim, self.full_dim)
         self.engine = Engine()
         self.digest = Digest()
 
@@ -86,7 +84,8 @@ class Embedder(Sentences, nn.Module):
             revision: branch, tag or commit of a hub id; default: its main branch.
             allow_pickle: where there is no model.safetensors, read the tensors of pytorch_model.bin.
             layers: keep the first so many layers alone.
-            dim: vectors of the first so many coordinates, made unit vectors again (Matryoshka).
+            dim: vectors of the first so many coordinates, made unit vectors again (Matryoshka). Default:
+                ``truncate_dim`` of the folder, else all. The weights stay whole.
             experts: of models whose experts can be fewer; no model of this version is one.
 
         Raises:
@@ -123,11 +122,6 @@ class Embedder(Sentences, nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a sentence-transformers folder; an existing one gives way only when the new one is whole."""
-        if self.dim != self.full_dim:
-            warnings.warn(
-                f"{path} keeps all {self.full_dim} coordinates: load it with dim={self.dim}",
-                stacklevel=2,
-            )
         write_folder(Path(path), self.parts())
 
     def parts(self) -> Parts:
@@ -145,6 +139,7 @@ class Embedder(Sentences, nn.Module):
             self.similarity_fn_name,
             self.head.config,
             self.head.state(),
+            self.dim if self.dim < self.full_dim else None,
         )
 
     @property
@@ -298,4 +293,4 @@ class Embedder(Sentences, nn.Module):
             self.tokenizer.backend.to_str(),
             *self.head.facts(),
         ]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        return name_of(tuple(facts))

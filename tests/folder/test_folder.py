@@ -318,13 +318,27 @@ def test_keys_that_are_not_read_are_named_once(hf_folder: HfFolder) -> None:
     with pytest.warns(UserWarning, match="not read, and without effect here: query_length"):
         load(folder)
     (folder / TRANSFORMER).unlink()
-    (folder / SENTENCE_TRANSFORMERS).write_text('{"truncate_dim": 8}')
-    with pytest.warns(UserWarning, match="without effect here: truncate_dim"):
-        load(folder)
-    (folder / SENTENCE_TRANSFORMERS).unlink()
     change_json(folder / "1_Pooling" / "config.json", temperature=2)
     with pytest.warns(UserWarning, match="without effect here: temperature"):
         load(folder)
+
+
+@pytest.mark.parametrize("dim", [1, 8, 16, 99])
+def test_truncate_dim_cuts_as_in_sentence_transformers(
+    dim: int, hf_folder: HfFolder, texts: list[str], tmp_path: Path
+) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / SENTENCE_TRANSFORMERS).write_text(json.dumps({"truncate_dim": dim}))
+    model = load(folder)
+    model.save_pretrained(tmp_path / "again")
+    for place in (folder, tmp_path / "again"):
+        theirs = SentenceTransformer(str(place), device="cpu").encode(texts, normalize_embeddings=True)
+        assert theirs.shape == (len(texts), min(dim, 16))
+        assert distance(load(place).encode(texts), theirs) <= EQUAL
+    for wrong in (0, "8", True, 2.5):
+        (folder / SENTENCE_TRANSFORMERS).write_text(json.dumps({"truncate_dim": wrong}))
+        with pytest.raises(UserError, match="truncate_dim must be a count of coordinates"):
+            load(folder)
 
 
 def test_without_modules_mean_pooling_is_assumed_aloud(hf_folder: HfFolder) -> None:

@@ -205,6 +205,10 @@ def test_bad_arguments_are_one_sentence(folder: Path) -> None:
     ids = torch.tensor([[2, 9, 3]])
     with pytest.raises(UserError, match="do not support position_ids"):
         model(ids, position_ids=torch.arange(3)[None])
+    with pytest.raises(UserError, match="do not support head_mask"):
+        model(ids, head_mask=torch.ones(4, 2))
+    with pytest.raises(UserError, match=r"input_ids has shape \(3,\), expected \(texts, tokens\)"):
+        model(ids[0])
     with pytest.raises(UserError, match=r"shape \(1, 1, 3\), expected \(1, 3\)"):
         model(ids, attention_mask=torch.ones(1, 1, 3))
     with pytest.raises(UserError, match="holds no token"):

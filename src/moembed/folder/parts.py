@@ -22,6 +22,7 @@ class Parts:
         source: ``config.json`` as it was read. The model is written in its layout while that can say the
             spec, else in our own; one that holds no more than a ``model_type`` asks for that layout.
         dims: prefixes of the vector that were trained to stand alone (Matryoshka).
+        truncate_dim: coordinates that vectors are cut to unless a caller says otherwise; None: all are kept.
         head: what follows pooling, with its tensors ``head_state`` by the names of ``HeadConfig.shapes``.
         similarity_fn_name: how the vectors were meant to be compared; None: nothing is said.
     """
@@ -36,3 +37,4 @@ class Parts:
     similarity_fn_name: str | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
     head_state: dict[str, Tensor] = field(default_factory=dict)
+    truncate_dim: int | None = None

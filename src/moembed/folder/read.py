@@ -44,6 +44,7 @@ class Settings:
     default_prompt: str | None = None
     similarity: str | None = None
     dims: tuple[int, ...] = ()
+    truncate_dim: int | None = None
     modules: PooledHead = field(default_factory=PooledHead)
     transformer: TransformerSettings = field(default_factory=TransformerSettings)
 
@@ -73,7 +74,17 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
     pooling, head = settings.modules.pooling, settings.modules.head
     head_state = read_head_state(path, head, allow_pickle)
     return Parts(
-        spec, state, tokenizer, pooling, files, values, settings.dims, settings.similarity, head, head_state
+        spec,
+        state,
+        tokenizer,
+        pooling,
+        files,
+        values,
+        settings.dims,
+        settings.similarity,
+        head,
+        head_state,
+        settings.truncate_dim,
     )
 
 
@@ -110,6 +121,7 @@ def read_settings(path: Path, spec: EncoderSpec) -> Settings:
         model.default_prompt,
         model.similarity,
         model.dims,
+        model.truncate_dim,
         modules,
         transformer,
     )

@@ -31,7 +31,7 @@ _HARMLESS |= {"low_cpu_mem_usage", "device_map"}
 _OF_TRANSFORMER = {"max_seq_length", "do_lower_case", "modality_config", "module_output_name", "unpad_inputs"}
 _OF_TRANSFORMER |= {"transformer_task", *_TOKENIZER, *_MODEL, *_CONFIG}
 _OF_MODEL = {"model_type", "__version__", "prompts", "default_prompt_name", "similarity_fn_name"}
-_OF_MODEL |= {"matryoshka_dims"}
+_OF_MODEL |= {"matryoshka_dims", "truncate_dim"}
 TOKENIZER_KEYS = ("do_lower_case", *_TOKENIZER)  # what a saved model needs to make the same tokens again
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
@@ -54,6 +54,7 @@ class ModelSettings:
     default_prompt: str | None
     similarity: str | None
     dims: tuple[int, ...]
+    truncate_dim: int | None
 
 
 def read_transformer_settings(folder: Path) -> TransformerSettings:
@@ -135,9 +136,12 @@ def read_model_settings(folder: Path, normalised: bool) -> ModelSettings:
     dims = values.get("matryoshka_dims") or []
     if not isinstance(dims, list) or not all(type(dim) is int and dim > 0 for dim in dims):
         raise UserError(f"{file}: matryoshka_dims must be a list of counts, not {dims!r}")
+    cut = values.get("truncate_dim")
+    if cut is not None and not (type(cut) is int and cut > 0):
+        raise UserError(f"{file}: truncate_dim must be a count of coordinates, not {cut!r}")
     note_unread(file, {key for key in set(values) - _OF_MODEL if values[key] is not None})
     known = {name: text for name, text in prompts.items() if text is not None}
     if default is not None and default not in known:
         names = ", ".join(sorted(known)) or "none"
         raise UserError(f"{file}: the default prompt is {default!r}, and no prompt has that name ({names})")
-    return ModelSettings(known, default, similarity, tuple(dims))
+    return ModelSettings(known, default, similarity, tuple(dims), cut)

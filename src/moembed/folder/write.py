@@ -50,6 +50,7 @@ def write_small_files(folder: Path, parts: Parts) -> None:
         "similarity_fn_name": parts.similarity_fn_name or "cosine",
     }
     settings |= {"matryoshka_dims": list(parts.dims)} if parts.dims else {}
+    settings |= {"truncate_dim": parts.truncate_dim} if parts.truncate_dim else {}
     write_json(folder / "config.json", _config_values(parts, dtype))
     write_modules(folder, parts)
     write_json(folder / SENTENCE_TRANSFORMERS, settings)

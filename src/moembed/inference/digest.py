@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from itertools import chain
 
 import torch
@@ -38,3 +39,9 @@ class Digest:
                     digest.update(value.view(torch.uint8).numpy().data)
             known[1][layers] = digest.hexdigest()
         return known[1][layers]
+
+
+@lru_cache(maxsize=32)
+def name_of(facts: tuple[object, ...]) -> str:
+    """A short name of what a vector space is made of; kept, because a tokenizer alone is megabytes of text."""
+    return hashlib.sha256(repr(list(facts)).encode()).hexdigest()[:16]

@@ -104,6 +104,7 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
 
 
 def _vectors(parts: Parts) -> np.ndarray:
+    parts = replace(parts, truncate_dim=None)  # the file gives whole vectors
     return Embedder(parts).eval().vectors(_PROBE, prompt="").array
 
 
