@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
@@ -90,7 +90,3 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     if not console.is_terminal:  # a pipe has no width; do not wrap for one
         console = Console(width=200)
     console.print(table)
-
-
-def interval(cell: Mapping[str, float]) -> str:
-    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
