@@ -80,7 +80,7 @@ def test_documents_keep_their_beginning(kept: float) -> None:
 
 def test_differences_are_to_the_clean_task() -> None:
     found = measure(Subject("bm25", None), limit_task(20))
-    assert found.clean["value"] == pytest.approx(1)
+    assert found.clean.value == pytest.approx(1)
     assert list(found.typos) == ["0.05", "0.1", "0.2"]
     for variant in (*found.typos.values(), *found.kept.values()):
         gap = variant.difference

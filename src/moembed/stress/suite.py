@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
+from moembed.encoding import Bar
 from moembed.evaluation.beir import RetrievalTask
 from moembed.stress import capacity, invariance, limit, long_context, noise
 from moembed.stress.subject import Subject
 from moembed.types import UserError
 
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], object]]]
 Part = tuple[dict[str, Any], Callable[[Subject], Any]]  # what it is made of, and what measures a system
 
 
