@@ -79,9 +79,8 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
-    )
+    """``title`` is a line of its own, however narrow the table: rich would wrap it at the table's width."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
     for number, name in enumerate(head):
         table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
@@ -89,4 +88,6 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     console = Console()
     if not console.is_terminal:  # a pipe has no width; do not wrap for one
         console = Console(width=200)
+    if title:
+        console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)

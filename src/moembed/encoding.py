@@ -119,8 +119,10 @@ def as_texts(texts: Any) -> list[str]:
         raise UserError(f"a {kind} is a table, not a list of texts: pass one column, as in table['text']")
     if isinstance(texts, (set, frozenset)):
         raise UserError(f"a {kind} has no order, so no vector could be told whose it is: pass a list")
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+    if isinstance(texts, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(texts, Iterable):
         raise UserError(f"texts must be a list of strings, not a {kind}")
+    if getattr(texts, "ndim", 1) == 0:  # numpy's arrays of one value say that they can be iterated over
+        raise UserError(f"texts must be a list of strings, not a {kind} without a dimension")
     listed = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)
     for position, text in enumerate(listed):
         if not isinstance(text, str):

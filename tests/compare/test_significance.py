@@ -321,3 +321,17 @@ def test_bad_input_is_refused(score_Q: np.ndarray, options: dict, message: str) 
 def test_paired_systems_need_the_same_items() -> None:
     with pytest.raises(UserError, match="3 and 4"):
         paired_difference(np.zeros(3), np.zeros(4))
+
+
+def test_intervals_end_where_the_statistic_does() -> None:
+    """Deviations are laid around the score, so they alone would give an average precision of 1.06."""
+    rng = np.random.default_rng(0)
+    ap = STATISTICS["ap"]
+    best = np.array([[4, 1], [3, 0], [2, 0], [1, 0.0]])
+    drawn = resample(ap, [best], 500, rng)
+    found = interval(Runs(np.array([1.0]), drawn, ap.bounds))
+    assert interval(Runs(np.array([1.0]), drawn)).high > 1
+    assert found.low < found.value == found.high == 1
+    worst = best * [-1, 1]
+    gap = paired_difference(best, worst, ap, draws=500)
+    assert -1 <= gap.low <= gap.mean <= gap.high <= 1

@@ -13,7 +13,8 @@ tied = st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), min_size=3, ma
 
 
 def test_metrics_have_their_statistic() -> None:
-    assert statistic("ndcg@10") is MEAN
+    assert statistic("a number") is MEAN
+    assert statistic("ndcg@10").resampled is MEAN.resampled
     assert statistic("spearman") is STATISTICS["spearman"]
     assert MEAN(np.array([0.0, 0.5, 1.0])) == 0.5
 

@@ -294,3 +294,43 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path, name, problem):
 def test_a_config_out_of_range_is_refused(values):
     with pytest.raises(UserError):
         config.validate(SourceConfig, {"path": "a.jsonl", **values})
+
+
+def test_a_missing_column_is_named_and_not_skipped(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"anchor": "a", "positive": "b"}])
+    with pytest.raises(UserError, match=r"no column 'query', .*; name the columns with the options query"):
+        load(path)
+    (tmp_path / "b.csv").write_text("query;document\na;b\n")
+    with pytest.raises(UserError, match="seem to stand apart by ';', and CSV has commas"):
+        load(tmp_path / "b.csv")
+
+
+def test_a_key_that_stands_there_twice_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"query": "a", "document": "b", "document": "c"}\n')
+    with pytest.raises(UserError, match=r"line 1: not JSON .the key 'document' stands there twice"):
+        load(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_text('[{"query": "a", "document": "b"}]\n')
+    with pytest.raises(UserError, match="but an array: write one object per line"):
+        load(tmp_path / "b.jsonl")
+
+
+def test_options_that_name_nothing_are_noted(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"query": "a", "document": "b", "hard_negative": "c"}])
+    notes = load(path, language="lang", group="set", negative="wrong").notes
+    assert notes[1:] == (
+        "no row has the column set that group names",
+        "no row has the column lang that language names",
+        "no column of hard negatives begins with wrong, which negative names",
+    )
+    assert notes[0].startswith("columns not used: hard_negative (the option negative says")
+    assert load(path, negative="hard_negative").notes == ()
+
+
+def test_a_column_without_a_name_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text(",query,document\n0,a,b\n")
+    assert load(tmp_path / "a.csv").notes == ("columns not used: one without a name",)
+
+
+def test_a_group_may_be_a_whole_number(tmp_path):
+    rows = [{"query": "a", "document": "b", "source": n} for n in (3, 3.0, "3", 2.5)]
+    assert load(write(tmp_path / "a.jsonl", rows)).labels("group", range(4)) == ["3", "3", "3", None]

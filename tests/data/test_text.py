@@ -102,3 +102,18 @@ def test_a_file_cut_off_is_named(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"a mole\n" * 9999)[:-20])
     with pytest.raises(UserError, match=r"cannot read .*en.txt.gz, it may be damaged or cut off"):
         read(TextConfig(path=str(path)))
+
+
+def test_columns_that_are_not_used_are_told(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "mole", "title": "Moles", "lang": "en"}])
+    notes: list[str] = []
+    list(read_texts([TextConfig(path=path)], notes.append))
+    assert notes == [f"{path}: columns not used: title, lang"]
+    notes.clear()
+    list(
+        read_texts(
+            [TextConfig(path=path, language="lang"), TextConfig(path=path, language="l")], notes.append
+        )
+    )
+    assert notes[0] == f"{path}: columns not used: title"
+    assert notes[2] == f"{path}: no row has the column l that language names"

@@ -248,3 +248,14 @@ def test_languages_come_from_the_queries_or_the_name(
     assert task.language == expected
     save_task(task, tmp_path / "saved")
     assert load_task(tmp_path / "saved").language == expected
+
+
+def test_tables_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    write_jsonl(tmp_path)
+    (tmp_path / "top_ranked").mkdir()
+    pq.write_table(pa.Table.from_pylist([{"query-id": "q1"}]), tmp_path / "top_ranked" / "test.parquet")
+    (tmp_path / "corpus.tsv").write_text("_id\ttext\n")
+    assert load_task(tmp_path).notes[-2:] == [
+        "tables not used: top_ranked (every document is a candidate for every query)",
+        "the table corpus lies there more than once; not read: corpus.tsv",
+    ]

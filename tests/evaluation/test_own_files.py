@@ -259,9 +259,20 @@ def test_kinds_of_sentence_pairs_go_by_their_gold_column(tmp_path: Path) -> None
             rows = [row | {column: value} for row, value in zip(bare, gold, strict=True)]
             task = load_any(write(tmp_path / f"some.{suffix}", rows))
             assert isinstance(task, PairTask)
-            assert (task.kind, task.gold_Q.tolist(), task.notes) == (kind, gold, [])
+            assert (task.kind, task.gold_Q.tolist()) == (kind, gold)
+            read_as = [
+                "label has other numbers than 0 and 1 and is read as a similarity: higher is more alike"
+            ]
+            assert task.notes == (read_as if column == "label" else [])
     task = load_any(write(tmp_path / "some.jsonl", [row | {"label": n == 0} for n, row in enumerate(bare)]))
     assert task.kind == "pair_classification"
+
+
+@pytest.mark.parametrize("column", ["is_duplicate", "similarity", "relatedness_score", "gold_label", "Label"])
+def test_graded_sentence_pairs_are_not_taken_for_translations(tmp_path: Path, column: str) -> None:
+    rows = [{"sentence1": "a", "sentence2": "b", column: 1}, {"sentence1": "c", "sentence2": "d", column: 0}]
+    with pytest.raises(UserError, match=f"grades its sentence pairs in {column}, .* call the column score"):
+        load_any(write(tmp_path / "some.jsonl", rows))
 
 
 def test_pairs_in_lists_as_older_sets_of_mteb_have_them(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Json, SkipBadRows
+from moembed.cli.options import Json, Overrides, SkipBadRows
 from moembed.console import print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from moembed.types import Pair
 
 Recipe = Annotated[Path, typer.Argument(help="A YAML file of recipes/.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")]
 
 
 app = typer.Typer(
@@ -79,12 +78,12 @@ def dedup(
     Example: `moembed data dedup pairs.jsonl --out clean.jsonl --near 0.8`
     """
     from moembed.data.dedup import dedup_file
-    from moembed.data.pairs import PairsFile
+    from moembed.data.pairs import DedupFile
 
     if out.exists() and not overwrite:
         raise UserError(f"{out} already exists: choose another name, or pass --overwrite")
     with progress_bar(f"reading {pairs}", None) as advance:
-        source = PairsFile(
+        source = DedupFile(
             path=pairs, query=query, document=document, split=split,
             bad_rows="skip" if skip_bad_rows else "refuse",
         )  # fmt: skip

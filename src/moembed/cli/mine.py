@@ -169,7 +169,11 @@ def mine(
     }  # fmt: skip
     source = _source(pairs, split, skip_bad_rows, columns)
     opened = _teacher(teacher, dtype, query_prompt, document_prompt)
-    documents = _source(corpus, None, skip_bad_rows, {"document": corpus_column}) if corpus else None
+    documents = None
+    if corpus:
+        from moembed.data.pairs import CorpusFile
+
+        documents = _source(corpus, None, skip_bad_rows, {"document": corpus_column}, CorpusFile)
     with when_interrupted(_kept(out)):
         summary = mine_negatives(
             source, out, opened, config,
@@ -192,12 +196,18 @@ def mine(
     print_table("", ["cosine at", *(f"{q:.0%}" for q in summary.positive_scores)], cells)
 
 
-def _source(path: str, split: str | None, skip: bool, columns: Mapping[str, str | None]) -> SourceConfig:
+def _source(
+    path: str,
+    split: str | None,
+    skip: bool,
+    columns: Mapping[str, str | None],
+    kind: type[SourceConfig] | None = None,
+) -> SourceConfig:
     from moembed.config import validate
     from moembed.data.pairs import PairsFile
 
     bad_rows = "skip" if skip else "refuse"
-    return validate(PairsFile, {"path": path, "split": split, "bad_rows": bad_rows, **columns})
+    return validate(kind or PairsFile, {"path": path, "split": split, "bad_rows": bad_rows, **columns})
 
 
 def _say(notes: Sequence[str]) -> None:

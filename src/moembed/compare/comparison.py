@@ -135,7 +135,10 @@ class _Plan:
         for (metric, name, _), value, draw_D in zip(keys, value_X, draw_XD, strict=True):
             scored.setdefault(metric, {}).setdefault(name, []).append((sums_up(value), draw_D))
         return {
-            metric: {name: Runs(*map(np.array, zip(*runs, strict=True))) for name, runs in systems.items()}
+            metric: {
+                name: Runs(np.array([v for v, _ in runs]), np.array([d for _, d in runs]), sums_up.bounds)
+                for name, runs in systems.items()
+            }
             for metric, systems in scored.items()
         }
 

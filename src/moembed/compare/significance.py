@@ -27,6 +27,9 @@ A system with one run is taken as it is: what is said holds for that model, not 
 Runs of two systems are not paired, even where their seeds are the same numbers: a number does not make two
 trainings alike, and if something does, the interval is too wide, not too narrow.
 
+**Bounds.** Deviations are laid around the score, so an interval could end where no score can be: a recall of
+1.03. Its ends are moved to the range of the statistic, of a difference to that of differences.
+
 Sources: Efron and Tibshirani, *An Introduction to the Bootstrap* (1993), chapter 13; Smucker, Allan and
 Carterette, *A comparison of statistical significance tests for information retrieval evaluation* (2007);
 Hoeffding, *Probability inequalities for sums of bounded random variables* (1963); Welch, *The generalization
@@ -61,6 +64,7 @@ class Runs:
 
     value_R: np.ndarray
     draw_RD: np.ndarray
+    bounds: tuple[float, float] = (-math.inf, math.inf)  # of the statistic
 
     @property
     def value(self) -> float:
@@ -86,15 +90,18 @@ class Runs:
 
 def average(parts: Sequence[Runs]) -> Runs:
     """The same runs on several tasks, which count alike, whatever their numbers of items."""
+    low, high = np.mean([part.bounds for part in parts], axis=0)
     return Runs(
-        np.mean([part.value_R for part in parts], axis=0), np.mean([part.draw_RD for part in parts], axis=0)
+        np.mean([part.value_R for part in parts], axis=0),
+        np.mean([part.draw_RD for part in parts], axis=0),
+        (float(low), float(high)),
     )
 
 
 def interval(runs: Runs, level: float = 0.95, seed: int = 0) -> Estimate:
-    """The score of a system, the mean of its runs, with its interval."""
+    """The score of a system, the mean of its runs, with its interval, which ends where the statistic does."""
     low, high = _ends(_deviation(runs.from_value_D, [runs], seed), level)
-    return Estimate(runs.value, runs.value + low, runs.value + high)
+    return Estimate(runs.value, *_within(runs.value + low, runs.value + high, runs.bounds))
 
 
 def difference(
@@ -111,14 +118,16 @@ def difference(
     item_D = a.from_value_D - b.from_value_D
     deviation_D = _deviation(item_D, [a, b], seed)
     low, high = _ends(deviation_D, level)
+    reach = (a.bounds[0] - b.bounds[1], a.bounds[1] - b.bounds[0])
+    low, high = _within(mean + low, mean + high, reach)
     single = len(a.value_R) == len(b.value_R) == 1
     null_D = swap_D if single and swap_D is not None else deviation_D
     per_item = item_D.std() * np.sqrt(items)
     p_value = _p_value(mean, null_D, normal=single)
     return Difference(
         mean=mean,
-        low=mean + low,
-        high=mean + high,
+        low=low,
+        high=high,
         p_value=p_value,
         p_holm=p_value,
         effect=float(mean / per_item) if per_item > 0 else 0.0,
@@ -146,7 +155,10 @@ def paired_difference(
     if a.shape != b.shape:
         raise UserError(f"paired systems need the same items, but there are {len(a)} and {len(b)} scores")
     drawn_XD = resample(statistic, [a, b], draws, np.random.default_rng(seed))
-    first, second = (Runs(np.array([statistic(v)]), d[None]) for v, d in zip((a, b), drawn_XD, strict=True))
+    first, second = (
+        Runs(np.array([statistic(v)]), d[None], statistic.bounds)
+        for v, d in zip((a, b), drawn_XD, strict=True)
+    )
     swap_XD = swap(statistic, [a], b, draws, np.random.default_rng(seed))
     return difference(first, second, len(a), None if swap_XD is None else swap_XD[0], level, seed)
 
@@ -227,6 +239,10 @@ def _p_value(mean: float, null_D: np.ndarray, normal: bool) -> float:
     if as_far >= _FEW or not normal or deviation == 0:
         return counted
     return max(_LEAST_P, min(counted, math.erfc(abs(mean) / deviation / math.sqrt(2))))
+
+
+def _within(low: float, high: float, bounds: tuple[float, float]) -> tuple[float, float]:
+    return float(np.clip(low, *bounds)), float(np.clip(high, *bounds))
 
 
 def _ends(deviation_D: np.ndarray, level: float) -> tuple[float, float]:

@@ -7,6 +7,7 @@ Shapes: X systems, Q items, D draws. ``weight_QD`` says how often each draw hold
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,12 @@ class Statistic:
     ``resampled(predicted_XQ, right_Q, weight_QD)`` is that of every system on every draw, ``(X, D)``.
     ``swapped(predicted_XQ, other_Q, right_Q, sign_QD)`` is what every system has more than the other,
     ``(X, D)``, once the two have swapped their predictions of the items whose sign is -1; None where
-    predictions of two systems have no common scale.
+    predictions of two systems have no common scale. ``bounds`` is the range that it cannot leave.
     """
 
     resampled: Resampled
     swapped: Swapped | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def __call__(self, value: np.ndarray) -> float:
         predicted_XQ, right_Q = split([value])
@@ -185,13 +187,17 @@ def _levels(value_Q: np.ndarray) -> np.ndarray:
 
 MEAN = Statistic(_mean, _mean_swapped)
 STATISTICS = {
-    "ap": Statistic(_average_precision),
-    "pearson": Statistic(_pearson, _pearson_swapped),
-    "spearman": Statistic(_spearman, _spearman_swapped),
-    "v_measure": Statistic(_v_measure),
+    "ap": Statistic(_average_precision, bounds=(0, 1)),
+    "pearson": Statistic(_pearson, _pearson_swapped, bounds=(-1, 1)),
+    "spearman": Statistic(_spearman, _spearman_swapped, bounds=(-1, 1)),
+    "v_measure": Statistic(_v_measure, bounds=(0, 1)),
 }
+# Metrics whose value is in [0, 1] for every item, without their cut-off.
+_SHARES = {"ndcg", "recall", "precision", "map", "mrr", "hit", "f1", "accuracy"}
+_MEAN_SHARE = Statistic(_mean, _mean_swapped, bounds=(0, 1))
 
 
 def statistic(metric: str) -> Statistic:
     """What sums up the values of a metric: a mean, unless the metric is one of ``STATISTICS``."""
-    return STATISTICS.get(metric, MEAN)
+    mean = _MEAN_SHARE if metric.partition("@")[0] in _SHARES else MEAN
+    return STATISTICS.get(metric, mean)

@@ -38,11 +38,12 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BeirFolder:
-    """The files of the three tables."""
+    """The files of the three tables; ``notes`` says, a sentence each, which others lie there unread."""
 
     corpus: tuple[File, ...]
     queries: tuple[File, ...]
     qrels: tuple[File, ...]
+    notes: tuple[str, ...] = ()
 
     def documents(self, columns: ColumnUse | None = None) -> Iterator[tuple[str, Record]]:
         """Id and row of every document; ``document_text`` is its text. ``columns`` is told what there is."""
@@ -148,11 +149,28 @@ def open_beir(path: str | Path, split: str | None = None, default: str = "test")
     folder, files = find(path)
     if folder is None:
         raise UserError(f"{path} is not a folder in BEIR layout (corpus, queries and qrels)")
-    return BeirFolder(
-        _table(folder, files, "corpus", split or default),
-        _table(folder, files, "queries", split or default),
-        _qrels(folder, files, split, default),
-    )
+    corpus = _table(folder, files, "corpus", split or default)
+    queries = _table(folder, files, "queries", split or default)
+    qrels = _qrels(folder, files, split, default)
+    return BeirFolder(corpus, queries, qrels, _unread(folder, files, [*corpus, *queries, *qrels]))
+
+
+def _unread(folder: File, files: Sequence[File], read: Collection[File]) -> tuple[str, ...]:
+    """Sentences on tables that are not of the layout, and on a table that lies there twice."""
+    notes = []
+    inside = [entry["name"].rsplit("/", 1)[-1] for entry in folder.system.ls(folder.path, detail=True)]
+    others = [name for name in inside if name not in ("corpus", "queries", "qrels", _DEFAULT_TABLE)]
+    if tables := [name for name in sorted(others) if _splits(folder, name)]:
+        notes.append(
+            f"tables not used: {', '.join(tables)}"
+            + (" (every document is a candidate for every query)" if "top_ranked" in tables else "")
+        )
+    for name in ("corpus", "queries", "qrels"):
+        alone = {file for file in files if file.format and _PART.sub("", file.stem) == name}
+        twice = sorted(file.name for file in alone if file not in read)
+        if twice:
+            notes.append(f"the table {name} lies there more than once; not read: {', '.join(twice)}")
+    return tuple(notes)
 
 
 def open_corpus(path: str | Path, split: str | None = None) -> CorpusShard | None:

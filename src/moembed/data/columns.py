@@ -26,6 +26,7 @@ GRADES = frozenset(
         *("relevance_score", "grade", "rating", "gold", "gold_label", "is_duplicate", "target"),
     }
 )
+_WRONG_ANSWER = re.compile(r"(^|[_\-. ])(hard)?[_\-. ]?neg(s|atives?)?([_\-. ]|\d|$)", re.IGNORECASE)
 _NOT_A_TEXT = {tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER}
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -46,6 +47,12 @@ def negative_column(column: str, prefix: str) -> Literal["texts", "texts or numb
         return None
     words = re.findall(r"[A-Z]?[a-z]+", rest)
     return None if any(_ABOUT_A_TEXT.fullmatch(word.lower()) for word in words) else "texts or numbers"
+
+
+def like_negatives(column: str) -> bool:
+    """Whether a column seems to hold hard negatives under another name: ``hard_negative``, ``Negative_1``."""
+    words = re.findall(r"[A-Z]?[a-z]+", column)
+    return bool(_WRONG_ANSWER.search(column)) and not any(_ABOUT_A_TEXT.fullmatch(w.lower()) for w in words)
 
 
 def is_number(value: Any) -> bool:
@@ -141,7 +148,8 @@ class ColumnUse:
         found = []
         if unused := self.unused:
             some = list(dict.fromkeys(remarks[column] for column in unused if column in remarks))
-            found.append(f"columns not used: {', '.join(unused)}" + (f" ({'; '.join(some)})" if some else ""))
+            names = ", ".join(column or "one without a name" for column in unused)
+            found.append(f"columns not used: {names}" + (f" ({'; '.join(some)})" if some else ""))
         for column, quoted in self._quoted.items():
             if quoted and 2 * quoted >= self._cells[column]:
                 found.append(
@@ -163,5 +171,12 @@ def _is_written_list(text: str) -> bool:
         return False
 
 
+NO_COLUMN = "there is no column"
+
+
 def missing_column(column: str, row: Sequence[str] | Mapping[str, Any]) -> str:
-    return f"there is no column {column!r}, only {', '.join(map(repr, row))}"
+    only = f"{NO_COLUMN} {column!r}, only {', '.join(map(repr, row))}"
+    names = list(row)
+    if len(names) == 1 and (mark := next((m for m in (";", "\t", "|") if m in names[0]), None)):
+        return f"{only}: the columns seem to stand apart by {mark!r}, and CSV has commas (.tsv has tabs)"
+    return only

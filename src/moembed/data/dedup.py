@@ -96,9 +96,7 @@ def dedup_file(
                 kept = row if isinstance(row, str) else _without_seen(row, source, by, seen, use)
                 if isinstance(kept, str):
                     if source.bad_rows == "refuse":
-                        raise UserError(
-                            f"{shard.where(number)}: {kept}; correct it, or {source.skip_rows_hint}"
-                        )
+                        raise UserError(f"{shard.where(number)}: {kept}; {source.advice(kept)}")
                     done.skipped += 1
                 elif kept:
                     done.kept += 1

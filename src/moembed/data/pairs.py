@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from moembed.config import Strict
-from moembed.data.columns import GRADES, ColumnUse, as_list, is_number, missing_column, negative_column
+from moembed.data.columns import (
+    GRADES,
+    NO_COLUMN,
+    ColumnUse,
+    as_list,
+    is_number,
+    like_negatives,
+    missing_column,
+    negative_column,
+)
 from moembed.data.files import File, is_pattern
 from moembed.data.layouts import HF
 from moembed.data.readers import Row, text_problem
@@ -42,6 +51,8 @@ class SourceConfig(Strict):
 
     # what a complaint or a note advises; commands that spell their options otherwise replace it
     skip_rows_hint: ClassVar[str] = "set bad_rows=skip to leave such rows out"
+    columns_hint: ClassVar[str] = "name the columns with the options query and document of the source"
+    negative_hint: ClassVar[str] = "the option negative says how columns of hard negatives begin"
     skip_shards_hint: ClassVar[str] = "bad_shards=skip goes on with the next shard"
     title_hint: ClassVar[str] = "the option title: {} puts it in front of the document"
     prompt_hint: ClassVar[str] = "the option prompt: {} puts it in front of the query"
@@ -85,6 +96,22 @@ class SourceConfig(Strict):
         last = next((part for part in reversed(parts) if not is_pattern(part)), self.path)
         return File(None, last).stem
 
+    def advice(self, problem: str) -> str:
+        """What to do about a bad row; where a column is missing, leaving out rows would leave none."""
+        return self.columns_hint if problem.startswith(NO_COLUMN) else f"correct it, or {self.skip_rows_hint}"
+
+    def not_found(self, columns: Collection[str]) -> list[str]:
+        """A sentence on each option that names columns which no row has."""
+        found = []
+        for option in sorted({"language", "group"} & self.model_fields_set):
+            column = getattr(self, option)
+            if column not in (None, type(self).model_fields[option].default, *columns):
+                found.append(f"no row has the column {column} that {option} names")
+        asked = "negative" in self.model_fields_set and self.negative != "negative"
+        if asked and "neg" not in columns and not any(map(self.is_negative, columns)):
+            found.append(f"no column of hard negatives begins with {self.negative}, which negative names")
+        return found
+
     def remarks(self, columns: Iterable[str]) -> dict[str, str]:
         """What can be done with columns that are not used, or what follows from not using them."""
         found = {}
@@ -95,6 +122,8 @@ class SourceConfig(Strict):
                 found[column] = self.title_hint.format(column)
             elif column == "prompt" and self.prompt is None:
                 found[column] = self.prompt_hint.format(column)
+            elif like_negatives(column):
+                found[column] = self.negative_hint
         return found
 
 
@@ -102,9 +131,19 @@ class PairsFile(SourceConfig):
     """A source as commands with options of their own name it: what they advise are these options."""
 
     skip_rows_hint: ClassVar[str] = "leave such rows out with --skip-bad-rows"
+    columns_hint: ClassVar[str] = "name the columns with --query-column and --document-column"
+    negative_hint: ClassVar[str] = "hard negatives are read from columns called negative"
     skip_shards_hint: ClassVar[str] = "correct the file, or name the others"
     title_hint: ClassVar[str] = "--title-column {} puts it in front of the document"
     prompt_hint: ClassVar[str] = "--prompt-column {} puts it in front of the query"
+
+
+class DedupFile(PairsFile):
+    columns_hint: ClassVar[str] = "name the columns with --query and --document"
+
+
+class CorpusFile(PairsFile):
+    columns_hint: ClassVar[str] = "name the column with --corpus-column"
 
 
 def pairs_of_row(row: Row, config: SourceConfig, use: ColumnUse, quotes: bool) -> list[PairRecord] | str:
@@ -131,7 +170,7 @@ def pairs_of_row(row: Row, config: SourceConfig, use: ColumnUse, quotes: bool) -
     use.used.update((config.language or "", config.group or ""))
     use.used.update(c for c in columns if c == "neg" or negative_column(c, config.negative) == "texts")
     wrong = [text for _, text in negatives]
-    language, group = _label(row, config.language), _label(row, config.group)
+    language, group = _label(row, config.language), _label(row, config.group, numbers=True)
     return [
         PairRecord(_joined(query_front, query), _joined(document_front, document), wrong, language, group)
         for document in documents
@@ -208,6 +247,8 @@ def _joined(front: str, text: str) -> str:
     return f"{front}{text}" if front[-1:].isspace() else f"{front} {text}"
 
 
-def _label(row: Row, column: str | None) -> str | None:
+def _label(row: Row, column: str | None, numbers: bool = False) -> str | None:
     value = row.get(column) if column else None
+    if numbers and (type(value) is int or (isinstance(value, float) and value.is_integer())):
+        return str(int(value))
     return None if text_problem(value) else value

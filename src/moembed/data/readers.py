@@ -91,10 +91,23 @@ def _jsonl(file: File) -> Iterator[Numbered]:
 
 def _json_object(line: str) -> Row | str:
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         return text_problem(line) or f"not JSON ({str(error).partition(': line')[0]})"
-    return value if isinstance(value, dict) else "not a JSON object with the columns as keys"
+    if isinstance(value, dict):
+        return value
+    array = " but an array: write one object per line" if isinstance(value, list) else ""
+    return f"not a JSON object with the columns as keys{array}"
+
+
+def _unique(cells: list[tuple[str, Any]]) -> Row:
+    """A JSON object; the ``json`` module alone would keep the last of two equal keys and drop the first."""
+    row = dict(cells)
+    if len(row) < len(cells):
+        names = [name for name, _ in cells]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return row
 
 
 def _csv(file: File) -> Iterator[Numbered]:

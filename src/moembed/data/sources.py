@@ -171,7 +171,7 @@ def _load(
     left_out, use = LeftOut(), ColumnUse()
 
     def facts_now() -> dict[str, Any]:
-        left_out.notes = use.notes(config.remarks(use.unused))
+        left_out.notes = use.notes(config.remarks(use.unused)) + config.not_found(use.seen)
         return asdict(left_out)
 
     batches = _batches(islice(_good_records(found, config, read_row, left_out, use), config.limit))
@@ -211,7 +211,7 @@ def _good_records(
             bad += 1
             problem = f"{shard.where(number)}: {records}"
             if config.bad_rows == "refuse":
-                raise UserError(f"{problem}; correct it, or {config.skip_rows_hint}")
+                raise UserError(f"{problem}; {config.advice(records)}")
             left_out.first = left_out.first or problem
             left_out.rows += 1
         if bad and not good and len(found) > 1:

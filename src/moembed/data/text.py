@@ -5,7 +5,7 @@ Nothing stays in memory but the block at hand, so a corpus may be larger than th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from moembed.config import Strict
+from moembed.data.columns import ColumnUse
 from moembed.data.files import File, find
 from moembed.data.layouts import FileShard, Shard, shards
 from moembed.data.readers import Choose, Numbered, text_problem
@@ -50,14 +51,17 @@ class TextConfig(Strict):
         return [name for name in columns if name in (self.text, self.language) or self.text not in columns]
 
 
-def read_texts(configs: Sequence[TextConfig]) -> Iterator[list[Text]]:
-    """All texts in order, in blocks.
+def read_texts(
+    configs: Sequence[TextConfig], note: Callable[[str], None] | None = None
+) -> Iterator[list[Text]]:
+    """All texts in order, in blocks; ``note`` is told of each config which columns were not used.
 
     Raises:
         UserError: missing, damaged or empty file, unknown format or column, a bad row not to be skipped.
     """
     for config in configs:
-        texts = islice(_texts(config), config.limit)
+        use = ColumnUse()
+        texts = islice(_texts(config, use), config.limit)
         empty = True
         while block := list(islice(texts, _BLOCK)):
             empty = False
@@ -65,12 +69,29 @@ def read_texts(configs: Sequence[TextConfig]) -> Iterator[list[Text]]:
         if empty:
             languages = f" in {', '.join(config.only)}" if config.only else ""
             raise UserError(f"{config.path} holds no texts{languages}")
+        if note:
+            for sentence in _notes(config, use):
+                note(f"{config.path}: {sentence}")
 
 
-def _texts(config: TextConfig) -> Iterator[Text]:
+def _notes(config: TextConfig, use: ColumnUse) -> list[str]:
+    use.used |= {config.text, config.language}
+    notes = use.notes({})
+    if "language" in config.model_fields_set and config.language not in use.seen:
+        notes.append(f"no row has the column {config.language} that language names")
+    return notes
+
+
+def _texts(config: TextConfig, use: ColumnUse) -> Iterator[Text]:
+    def choose(columns: Sequence[str]) -> Sequence[str]:
+        use.see(columns)
+        return config.choose(columns)
+
     for shard in _shards(config):
         default = config.default_language or config.subset or _name(shard, config.path)
-        for number, row in shard.rows(config.choose):
+        for number, row in shard.rows(choose):
+            if not isinstance(row, str):
+                use.see(row)
             found = row if isinstance(row, str) else _text(row, config, default)
             if isinstance(found, Text):
                 if config.only is None or found.language in config.only:

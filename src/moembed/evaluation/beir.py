@@ -95,7 +95,7 @@ def load_task(path: str | Path) -> RetrievalTask:
     if missing := len(asked) - len(answered):
         notes.append(f"{missing} of {len(asked)} queries have no relevant document and were left out")
     query_ids = [query for query in asked if query in answered]
-    notes += _unused_columns(columns)
+    notes += [*tables.notes, *_unused_columns(columns)]
     same_ids = _same_ids(query_ids, documents, grades)
     notes += _equal_texts({query: asked[query] for query in query_ids}, documents, same_ids)
     return RetrievalTask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ COLUMNS = {
     "retrieval": ("query", "document"),
 }
 _NAMES = {"sent1": "sentence1", "sent2": "sentence2"}  # in some data sets of MTEB
+_GRADED = re.compile("|".join([*sorted(GRADES), ".*_(score|label)"]), re.IGNORECASE)
 SCORES, LABELS = ("score", "similarity_score"), ("labels", "label")  # of sentence pairs, in this order
 
 
@@ -138,6 +140,11 @@ def _kind(path: Path, rows: Sequence[Record]) -> tuple[str, str]:
             return "sts", gold
         if gold := next((column for column in LABELS if column in columns), None):
             return ("pair_classification" if {row.number(gold) for row in rows} <= {0, 1} else "sts"), gold
+        if graded := next((column for column in columns if _GRADED.fullmatch(column)), None):
+            raise UserError(
+                f"{path} grades its sentence pairs in {graded}, and pairs of translations have no grades: "
+                "call the column score (any scale, higher is more alike) or label (1 or 0), or take it out"
+            )
         return "bitext", ""
     for kind, needed in COLUMNS.items():
         if set(needed) <= columns:
@@ -168,7 +175,9 @@ def _sts(path: Path, name: str, rows: Sequence[Record], gold: str) -> PairTask:
     gold_Q = np.array([row.number(gold) for row in rows])
     if (gold_Q == gold_Q[0]).all():
         raise UserError(f"{path}: every {gold} is {gold_Q[0]:g}, and nothing correlates with a constant")
-    return PairTask(name, "sts", *_sentences(rows), gold_Q, languages(name, rows), [])
+    read_as = f"{gold} has other numbers than 0 and 1 and is read as a similarity: higher is more alike"
+    notes = [read_as] if gold in LABELS else []
+    return PairTask(name, "sts", *_sentences(rows), gold_Q, languages(name, rows), notes)
 
 
 def _pair_classification(path: Path, name: str, rows: Sequence[Record], gold: str) -> PairTask:

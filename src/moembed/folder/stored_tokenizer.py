@@ -56,7 +56,7 @@ class StoredTokenizer:
 def as_stored(stored: StoredTokenizer) -> tuple[Backend, str] | None:
     """``tokenizer.json`` where transformers would make the same of all files together; else None."""
     file = stored.folder / "tokenizer.json"
-    if not file.is_file():
+    if not file.exists():
         return None
     try:
         backend = Backend.from_file(str(file))

@@ -72,7 +72,8 @@ def read_tokenizer(
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
     """The files of the tokenizer, byte for byte."""
-    return {f.name: f.read_bytes() for f in sorted(folder.iterdir()) if TOKENIZER_FILES.match(f.name)}
+    files = (file for file in sorted(folder.iterdir()) if file.is_file())
+    return {file.name: file.read_bytes() for file in files if TOKENIZER_FILES.match(file.name)}
 
 
 def pad_token(backend: Backend) -> str | None:
@@ -164,5 +165,5 @@ def _all_unknown(backend: Backend, words: Sequence[str], count: int = 200) -> bo
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = read_json(path) if path.is_file() else {}
+    values: dict[str, Any] = read_json(path) if path.exists() else {}
     return values

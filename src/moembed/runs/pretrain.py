@@ -185,9 +185,10 @@ def _corpus(config: PretrainConfig, tokenizer: Tokenizer, run: Path, resume: boo
     made_of = [source.model_dump(mode="json") for source in config.data]
     try:
         with progress_bar("tokenising", None) as advance:
+            texts = read_texts(config.data, lambda note: say(f"note: {note}"))
             return open_corpus(
-                run / "tokens", read_texts(config.data), tokenizer.backend, config.sequence_length,
-                config.packed, made_of, advance,
+                run / "tokens", texts, tokenizer.backend, config.sequence_length, config.packed, made_of,
+                advance,
             )  # fmt: skip
     except UserError:
         if not resume:  # so that the folder is not in the way of the next try

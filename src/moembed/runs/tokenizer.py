@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moembed.console import progress_bar
+from moembed.console import progress_bar, say
 from moembed.data.text import TextConfig, read_texts
 from moembed.files import locked, replacing, require_free
 from moembed.folder.bases import base_name, locate_base
@@ -75,7 +75,10 @@ def _for_base(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str)
 
 
 def _texts(paths: Sequence[str], column: str) -> Iterator[str]:
+    notes: dict[str, None] = {}
     with progress_bar("reading texts", None) as advance:
-        for block in read_texts([TextConfig(path=path, text=column) for path in paths]):
+        for block in read_texts([TextConfig(path=path, text=column) for path in paths], notes.setdefault):
             yield from (text.text for text in block)
             advance(len(block))
+    for note in notes:
+        say(f"note: {note}")
