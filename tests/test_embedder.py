@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -146,11 +147,32 @@ def test_a_batch_size_bounds_every_batch(batch_size: int, moe_model: Embedder, t
 
 def test_limits_below_one_and_two_prompts_are_refused(moe_model: Embedder) -> None:
     for name in ("batch_size", "batch_tokens"):
-        for most in (0, -5):
-            with pytest.raises(UserError, match=rf"{name} must be at least 1, not {most}"):
-                moe_model.encode(["worms"], **{name: most})
+        for most in (0, -5, 1.5, True, "8"):
+            for texts in (["worms"], []):
+                complaint = re.escape(f"{name} must be a whole number of at least 1, not {most!r}")
+                with pytest.raises(UserError, match=complaint):
+                    moe_model.encode(texts, **{name: most})
     with pytest.raises(UserError, match="prompt_name or prompt, not both"):
         moe_model.encode(["worms"], "query", prompt="q ")
+
+
+@pytest.mark.parametrize("texts", [["worms"], []])
+@pytest.mark.parametrize(
+    ("prompt", "complaint"),
+    [
+        (5, "the prompt must be a string, not a int"),
+        (b"query: ", "the prompt must be a string, not a bytes"),
+        ("\ud800", "the prompt .* is not valid Unicode"),
+    ],
+)
+def test_a_prompt_that_is_no_text_is_refused(
+    prompt: Any, complaint: str, texts: list[str], moe_model: Embedder
+) -> None:
+    for use in (moe_model.encode, moe_model.vectors):
+        with pytest.raises(UserError, match=complaint):
+            use(texts, prompt=prompt)
+    with pytest.raises(UserError, match="the name of a prompt must be a string, not a int"):
+        moe_model.encode(texts, prompt_name=5)  # type: ignore[arg-type]
 
 
 def test_a_prompt_of_ones_own_is_put_in_front(moe_model: Embedder, texts: list[str]) -> None:
@@ -191,6 +213,8 @@ def test_whatever_has_an_order_gives_its_rows(kind: str, moe_model: Embedder) ->
         (lambda: None, "texts must be a list of strings, not a NoneType"),
         (lambda: Path("a"), "texts must be a list of strings, not a"),
         (lambda: b"ab", "texts must be a list of strings, not a bytes"),
+        (lambda: bytearray(b"ab"), "texts must be a list of strings, not a bytearray"),
+        (lambda: np.array("ab"), "texts must be a list of strings, not a ndarray without a dimension"),
         (lambda: np.array([["a"], ["b"]]), "text 0 is a ndarray, not a string"),
         (lambda: iter(["a", None]), "text 1 is a NoneType, not a string"),
     ],
@@ -255,9 +279,10 @@ def test_max_seq_length_says_what_is_read(moe_model: Embedder) -> None:
     assert moe_model.max_seq_length == moe_model.max_length == 32
     moe_model.max_seq_length = 6
     assert len(moe_model.rows(["moles dig " * 9])[0][0]) == moe_model.max_length == 6
-    for tokens in (0, 33):
-        with pytest.raises(UserError, match=rf"max_seq_length {tokens} is not within 1..32"):
-            moe_model.max_seq_length = tokens
+    for tokens in (0, 1, 33, 8.0, "8", None, True):
+        with pytest.raises(UserError, match=rf"max_seq_length {tokens!r} is not within 2..32"):
+            moe_model.max_seq_length = tokens  # type: ignore[assignment]
+    assert moe_model.max_length == 6
 
 
 # ---- loading -------------------------------------------------------------------------------------
@@ -278,6 +303,8 @@ def test_a_device_that_is_not_there_is_refused(device: str, moe_model: Embedder,
     moe_model.save_pretrained(tmp_path / "m")
     with pytest.raises(UserError, match=f"there is no device '{device}' here; choose cpu"):
         Embedder.from_pretrained(tmp_path / "m", device=device)
+    with pytest.raises(UserError, match="the device 'meta' computes no values; choose cpu"):
+        Embedder.from_pretrained(tmp_path / "m", device="meta")
 
 
 # ---- views ---------------------------------------------------------------------------------------
@@ -321,6 +348,10 @@ def test_fewer_coordinates_from_the_start(moe_model: Embedder, texts: list[str],
         (View(layers=5), r"layers 5 is not within 1\.\.4"),
         (View(dim=17), r"dim 17 is not within 1\.\.16"),
         (View(dim=0), r"dim 0 is not within 1\.\.16"),
+        (View(dim=4.0), r"dim 4\.0 is not within 1\.\.16"),  # type: ignore[arg-type]
+        (View(dim=True), r"dim True is not within 1\.\.16"),
+        (View(layers="1"), r"layers '1' is not within 1\.\.4"),  # type: ignore[arg-type]
+        (View(layers=True), r"layers True is not within 1\.\.4"),
         (View(experts=2), "experts 2: this model has 4 experts, and a part of them is not a model"),
     ],
 )

@@ -40,9 +40,18 @@ def test_two_processes_give_the_vectors_of_one(moe_model: Embedder, tmp_path: Pa
     assert nothing.array.shape == (0, model.dim)
 
 
-def test_a_process_that_dies_is_one_sentence(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UserError, match="died"),
-        Replicas(tmp_path / "nowhere", 1, {"dtype": "float32"}) as copies,
-    ):
-        copies.vectors(["an owl"])
+def test_a_process_that_dies_is_one_sentence(moe_model: Embedder, tmp_path: Path) -> None:
+    moe_model.save_pretrained(tmp_path / "model")
+    with Replicas(tmp_path / "model", 1, {"dtype": "float32"}) as copies:
+        assert copies.dim == 16
+        (process,) = copies._pool._processes.values()
+        process.kill()
+        with pytest.raises(UserError, match="died"):
+            copies.vectors(["an owl"])
+
+
+def test_what_a_process_cannot_load_is_said_as_one_process_says_it(tmp_path: Path) -> None:
+    with Replicas(tmp_path / "nowhere", 1, {"dtype": "float32"}) as copies:
+        for ask in (lambda: copies.vectors(["an owl"]), lambda: copies.dim, lambda: copies.space()):
+            with pytest.raises(UserError, match="nowhere does not exist"):
+                ask()

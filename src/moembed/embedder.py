@@ -24,7 +24,7 @@ from moembed.folder.write import write_folder
 from moembed.inference.digest import Digest
 from moembed.inference.engine import Engine
 from moembed.inference.member import check_view, first_layers, member
-from moembed.inference.options import DTYPES, check_device, check_dtype
+from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits, is_count
 from moembed.inference.residency import release_pages
 from moembed.inference.sentences import Sentences
 from moembed.inference.windows import windows
@@ -32,6 +32,7 @@ from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.head import Head
 from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
+from moembed.tokenizer import check_prompt
 from moembed.types import Batch, Encoded, UserError
 
 
@@ -158,7 +159,9 @@ class Embedder(Sentences, nn.Module):
     @property
     def dtype(self) -> str:
         """What the values that serve are rounded to: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
-        return "int8" if self.engine.int8 else str(self.encoder.word.weight.dtype).removeprefix("torch.")
+        if self.engine.rounds(self.encoder):
+            return "int8"
+        return str(self.encoder.word.weight.dtype).removeprefix("torch.")
 
     @property
     def max_length(self) -> int:
@@ -172,9 +175,11 @@ class Embedder(Sentences, nn.Module):
 
     @max_seq_length.setter
     def max_seq_length(self, tokens: int) -> None:
-        longest = self.encoder.spec.max_length
-        if not 1 <= tokens <= longest:
-            raise UserError(f"max_seq_length {tokens} is not within 1..{longest}, what the model can read")
+        shortest, longest = max(self.tokenizer.num_special_tokens, 1), self.encoder.spec.max_length
+        if not (is_count(tokens) and shortest <= tokens <= longest):
+            raise UserError(
+                f"max_seq_length {tokens!r} is not within {shortest}..{longest}, what the model can read"
+            )
         self.tokenizer.max_length = tokens
 
     def num_parameters(self, active: bool = False) -> int:
@@ -239,9 +244,7 @@ class Embedder(Sentences, nn.Module):
         progress: Progress | None = None,
     ) -> np.ndarray:
         """The second half of ``vectors``: float32 ``(len(rows), dim)`` of token rows, for whoever batches."""
-        for name, most in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-            if most is not None and most < 1:
-                raise UserError(f"{name} must be at least 1, not {most}")
+        check_limits(batch_tokens, batch_size)
         check_view(self.encoder.spec, view, self.dim)
         encoder, device = self.engine.encoder(self.encoder), self.device
         depths = [view.layers or self.encoder.spec.num_layers]
@@ -265,6 +268,8 @@ class Embedder(Sentences, nn.Module):
         **limits: int | None,
     ) -> tuple[np.ndarray, int]:
         check_view(self.encoder.spec, view, self.dim)
+        check_prompt(prefix)  # of no texts, too
+        check_limits(limits.get("batch_tokens"), limits.get("batch_size"))
         parts, truncated = [np.zeros((0, view.dim or self.dim), dtype=np.float32)], 0
         for rows, cut in windows(self.tokenizer, texts, prefix):
             parts.append(self.embed(rows, view, progress=progress, **limits))
@@ -289,7 +294,7 @@ class Embedder(Sentences, nn.Module):
             self.pooling.name,
             self.role_prefix(role) if prompt is None else prompt,
             view.dim or self.dim,
-            "int8 weights" if self.engine.int8 else "float32",
+            "int8 weights" if self.engine.rounds(self.encoder) else "float32",
             self.tokenizer.backend.to_str(),
             *self.head.facts(),
         ]

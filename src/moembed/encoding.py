@@ -6,7 +6,8 @@ and a cache before any of them. Evaluation, mining, stress tests, indexing and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,13 @@ import numpy as np
 from moembed.types import UserError
 
 Progress = Callable[[int], object]  # called with the number of texts finished since the last call
+Bar = Callable[[str, int | None], AbstractContextManager[Progress]]  # what is done, and how much
+
+
+@contextmanager
+def no_bar(what: str, total: int | None) -> Iterator[Progress]:
+    """Progress that nobody sees."""
+    yield lambda count: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +119,10 @@ def as_texts(texts: Any) -> list[str]:
         raise UserError(f"a {kind} is a table, not a list of texts: pass one column, as in table['text']")
     if isinstance(texts, (set, frozenset)):
         raise UserError(f"a {kind} has no order, so no vector could be told whose it is: pass a list")
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+    if isinstance(texts, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(texts, Iterable):
         raise UserError(f"texts must be a list of strings, not a {kind}")
+    if getattr(texts, "ndim", 1) == 0:  # numpy's arrays of one value say that they can be iterated over
+        raise UserError(f"texts must be a list of strings, not a {kind} without a dimension")
     listed = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)
     for position, text in enumerate(listed):
         if not isinstance(text, str):

@@ -31,10 +31,19 @@ def cache_folder() -> Path:
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        UserError: no such file, one that cannot be read, no JSON, or a value of another kind.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except OSError as error:  # a folder of that name, no permission
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid JSON (nested too deeply)") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(values, kind):

@@ -106,7 +106,7 @@ def _alive() -> Iterator[None]:
         ) from None
 
 
-_model: Embedder  # of a process of the pool
+_model: Embedder | UserError  # of a process of the pool, or why there is none
 
 
 def _load(folder: Path, processes: int, numbers: Any, options: dict[str, Any]) -> None:
@@ -117,21 +117,31 @@ def _load(folder: Path, processes: int, numbers: Any, options: dict[str, Any]) -
     else:
         device = "cpu"
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    _model = Embedder.from_pretrained(folder, device=device, **options)
+    try:
+        _model = Embedder.from_pretrained(folder, device=device, **options)
+    except UserError as error:
+        _model = error
+
+
+def _loaded() -> Embedder:
+    if isinstance(_model, UserError):
+        raise _model
+    return _model
 
 
 def _embed(texts: list[str], role: str | None, prompt: str | None, view: View) -> tuple[np.ndarray, int]:
-    rows, truncated = _model.rows(texts, role=role, prompt=prompt)
-    return _model.embed(rows, view), truncated
+    model = _loaded()
+    rows, truncated = model.rows(texts, role=role, prompt=prompt)
+    return model.embed(rows, view), truncated
 
 
 def _dim() -> int:
-    return _model.dim
+    return _loaded().dim
 
 
 def _max_length() -> int:
-    return _model.max_length
+    return _loaded().max_length
 
 
 def _space(role: str | None, prompt: str | None, view: View) -> str:
-    return _model.space(role=role, prompt=prompt, view=view)
+    return _loaded().space(role=role, prompt=prompt, view=view)

@@ -66,6 +66,8 @@ class Tokenizer:
         """The prefix called ``name``; None means no prefix."""
         if name is None:
             return ""
+        if not isinstance(name, str):
+            raise UserError(f"the name of a prompt must be a string, not a {type(name).__name__}")
         if name not in self.prompts:
             known = ", ".join(sorted(self.prompts)) or "none"
             close = difflib.get_close_matches(name, self.prompts, n=1)
@@ -85,8 +87,10 @@ class Tokenizer:
             max_length: a lower limit than the model's own, for this call.
 
         Raises:
-            UserError: a text that is no string; a limit below the number of special tokens.
+            UserError: a text or a prompt that is no string, or no valid Unicode; a limit below the number of
+                special tokens.
         """
+        check_prompt(prompt)
         limit = self.max_length if max_length is None else min(max_length, self.max_length)
         before, after = self._special_tokens
         if limit < max(before + after, 1):
@@ -120,6 +124,11 @@ class Tokenizer:
         inner = ids[before : before + kept] if self.truncation_side == "right" else ids[end - kept : end]
         return ids[:before] + inner + ids[end:]
 
+    @property
+    def num_special_tokens(self) -> int:
+        """How many special tokens stand around a text."""
+        return sum(self._special_tokens)
+
     @cached_property
     def _special_tokens(self) -> tuple[int, int]:
         """How many special tokens the backend puts before a text and after it."""
@@ -131,6 +140,14 @@ class Tokenizer:
                 if bare and whole[before : len(whole) - count + before] == bare:
                     return before, count - before
         return count, 0
+
+
+def check_prompt(prompt: object) -> None:
+    """Raise UserError unless this can be put in front of a text."""
+    if not isinstance(prompt, str):
+        raise UserError(f"the prompt must be a string, not a {type(prompt).__name__}")
+    if _has_surrogate(prompt):
+        raise UserError(f"the prompt {prompt!r} is not valid Unicode: it holds half of a surrogate pair")
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -151,6 +168,10 @@ def _complaint(texts: Sequence[object]) -> str:
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             return f"text {position} is a {type(text).__name__}, not a string"
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if _has_surrogate(text):
             return f"text {position} is not valid Unicode: it holds half of a surrogate pair"
     raise AssertionError("every text is well")
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)

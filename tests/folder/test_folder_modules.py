@@ -170,3 +170,42 @@ def test_a_damaged_dense_module_is_refused_in_one_sentence(name: str, hf_folder:
     with pytest.raises(UserError, match=complaint) as error:
         read_folder(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("width", [6, 24])
+def test_dim_is_within_what_the_last_dense_module_gives(
+    width: int, hf_folder: HfFolder, texts: list[str]
+) -> None:
+    folder, _ = hf_folder("bert")
+    add_dense(folder, [("Dense", {"in_features": 16, "out_features": width, "bias": False})])
+    whole = load(folder).encode(texts)
+    for dim in (1, 5, width):
+        cut = Embedder.from_pretrained(folder, device="cpu", dim=dim).encode(texts)
+        expected = whole[:, :dim] / np.linalg.norm(whole[:, :dim], axis=1, keepdims=True)
+        assert distance(cut, expected) <= EQUAL
+    with pytest.raises(UserError, match=rf"dim {width + 1} is not within 1..{width}"):
+        Embedder.from_pretrained(folder, device="cpu", dim=width + 1)
+
+
+SMALL = ["config.json", "modules.json", "tokenizer_config.json", "sentence_bert_config.json"]
+SMALL += ["special_tokens_map.json", "config_sentence_transformers.json", "1_Pooling/config.json"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_file_that_cannot_be_read_is_one_sentence(name: str, hf_folder: HfFolder) -> None:
+    folder, _ = hf_folder("bert")
+    file = folder / name
+    file.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"not valid JSON.*nested too deeply"):
+        load(folder)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)|has no config.json"):
+        load(folder)
+
+
+def test_a_model_type_that_is_no_name_is_refused(hf_folder: HfFolder) -> None:
+    folder, _ = hf_folder("bert")
+    change("config.json", model_type=["bert"])(folder)
+    with pytest.raises(UserError, match="unknown model_type"):
+        load(folder)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import HfFolder, Run
@@ -219,3 +219,31 @@ def test_a_recipe_reads_a_pickle_when_told_to(folder: Path, tmp_path: Path, run:
     code, _, err = run("train", recipe, "allow_pickle=true")
     assert code == 0, err
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_one_file_goes_before_an_index_beside_it(folder: Path, texts: list[str]) -> None:
+    """As in transformers, which a reader of the same folder may use."""
+    from sentence_transformers import SentenceTransformer
+
+    tensors = load_file(folder / "model.safetensors")
+    other = {name: tensor * 1.5 for name, tensor in tensors.items()}
+    save_file(other, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    assert np.abs(vectors(folder, texts) - theirs).max() <= 1e-5
+    (folder / "model.safetensors").unlink()
+    assert np.abs(vectors(folder, texts) - theirs).max() > 1e-3
+
+
+def test_two_tensors_of_one_name_are_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"embeddings.LayerNorm.gamma": tensors[NORM] * 2}, folder / "model.safetensors")
+    refused(folder, "there are two tensors 'embeddings.LayerNorm.weight'")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    save_file(tensors, folder / names[0])
+    save_file({NORM: tensors[NORM] * 2}, folder / names[1])
+    index = {"weight_map": dict.fromkeys(tensors, names[0]) | {WORD: names[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "00002-of-00002.safetensors: there are two tensors 'embeddings.LayerNorm.weight'")

@@ -244,6 +244,23 @@ def test_encoding_while_training_leaves_the_parameters_alone(moe_model: Embedder
     assert all(part.training for part in moe_model.modules())
 
 
+def test_int8_is_said_only_of_vectors_that_are(moe_model: Embedder, texts: list[str], tmp_path: Path) -> None:
+    """In training, and in another precision than float32, nothing is rounded to 8 bits."""
+    moe_model.save_pretrained(tmp_path / "m")
+    model = Embedder.from_pretrained(tmp_path / "m", dtype="int8")
+    rounded = model.space()
+    assert model.dtype == "int8"
+    assert rounded != moe_model.space()
+    model.train()
+    assert (model.dtype, model.space()) == ("float32", moe_model.space())
+    assert np.abs(model.encode(texts) - moe_model.encode(texts)).max() <= 2e-6
+    assert (model.eval().dtype, model.space()) == ("int8", rounded)
+    for dtype in (torch.bfloat16, torch.float64):
+        moved = Embedder.from_pretrained(tmp_path / "m", dtype="int8").to(dtype)
+        assert moved.dtype == str(dtype).removeprefix("torch.")
+        np.testing.assert_array_equal(moved.encode(texts), copy.deepcopy(moe_model).to(dtype).encode(texts))
+
+
 def test_serving_does_not_change_the_space(moe_model: Embedder, texts: list[str]) -> None:
     before = moe_model.space()
     moe_model.encode(texts)

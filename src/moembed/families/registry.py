@@ -52,7 +52,7 @@ def family_of(values: dict[str, Any]) -> Family:
         UserError: a ``model_type`` we do not know, or that comes with code of its own.
     """
     model_type = values.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"unknown model_type {model_type!r} (known: {', '.join(FAMILIES)})")
     family = FAMILIES[model_type]
     if values.get("auto_map") and not family.brings_code:

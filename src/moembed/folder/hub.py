@@ -64,7 +64,7 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None, allow_pickle
     repo_id, named = split_revision(name)
     if path.exists() or not is_hub_id(repo_id):
         what = "has no config.json, so it is not a model folder" if path.exists() else "does not exist"
-        raise UserError(f"{name} {what}")
+        raise UserError(f"{name or 'an empty name'} {what}")
     if named and revision is not None:
         raise UserError(f"{name} names its revision, and {revision!r} is a second one: leave out either")
     from huggingface_hub import snapshot_download

@@ -59,7 +59,7 @@ def read_modules(folder: Path) -> list[Module]:
         UserError: a damaged file, a module with code of its own, a path that leads out of the folder.
     """
     file = folder / "modules.json"
-    if not file.is_file():
+    if not file.exists():
         return []
     modules = []
     for entry in read_json(file, list):

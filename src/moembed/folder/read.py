@@ -98,7 +98,7 @@ def read_settings(path: Path, spec: EncoderSpec) -> Settings:
     modules = read_pooled_head(path, spec.width)
     model = read_model_settings(path, modules.normalised)
     limit = transformer.max_length or spec.max_length
-    if "max_seq_length" in transformer.file and limit > spec.max_length:
+    if transformer.file.get("max_seq_length") is not None and limit > spec.max_length:
         warnings.warn(
             f"{path}: max_seq_length says {limit} tokens, the model has positions for {spec.max_length}: "
             "longer texts are cut there",

@@ -62,7 +62,7 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
     Raises:
         UserError: a damaged file, a length that is none, arguments that would change the encoder.
     """
-    files = [folder / name for name in TRANSFORMER_FILES if (folder / name).is_file()]
+    files = [folder / name for name in TRANSFORMER_FILES if (folder / name).exists()]
     nothing: tuple[Path, dict[str, Any]] = (folder, {})
     file, values = next(((file, found) for file in files if (found := read_json(file))), nothing)
     for key in _CONFIG:
@@ -85,7 +85,7 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
         (file, "max_seq_length", values.get("max_seq_length")),
     ]
     tokenizer = folder / "tokenizer_config.json"
-    if tokenizer.is_file():
+    if tokenizer.exists():
         places.append((tokenizer, "model_max_length", read_json(tokenizer).get("model_max_length")))
     limit = next((_length(*place) for place in places if place[2] is not None), None)
     return TransformerSettings(limit, bool(values.get("do_lower_case")), options, values)
@@ -108,7 +108,7 @@ def read_model_settings(folder: Path, normalised: bool) -> ModelSettings:
         UserError: a damaged file, a model of another kind, prompts that are no texts.
     """
     file = folder / SENTENCE_TRANSFORMERS
-    values = read_json(file) if file.is_file() else {}
+    values = read_json(file) if file.exists() else {}
     kind = values.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
         raise UserError(f"{file}: this is a {kind}, not a model that makes one vector of a text")

@@ -37,10 +37,10 @@ def weight_files(path: Path, allow_pickle: bool = False) -> list[Path]:
     """
     for name in (_SAFE, _PICKLED) if allow_pickle else (_SAFE,):
         whole, index = path / name, path / f"{name}.index.json"
+        if whole.is_file():  # it wins over an index beside it, as in transformers
+            return [whole]
         if index.is_file():
             return [path / shard for shard in _shards(index, whole.suffix)]
-        if whole.is_file():
-            return [whole]
     return []
 
 
@@ -115,11 +115,20 @@ def _read_tensors(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in files:
         if file.suffix == ".bin":
-            found |= {_modern(name): tensor for name, tensor in _unpickle(file).items()}
+            _add(found, _unpickle(file), file)
             continue
         with _opened(file) as tensors:
-            found |= {_modern(name): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            _add(found, {name: tensors.get_tensor(name) for name in tensors.keys()}, file)  # noqa: SIM118
     return found
+
+
+def _add(found: dict[str, Tensor], tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Add the tensors of one file, by the names that are in use today."""
+    for stored, tensor in tensors.items():
+        name = _modern(stored)
+        if name in found:
+            raise UserError(f"{file}: there are two tensors {name!r}, and nothing says which one counts")
+        found[name] = tensor
 
 
 def _no_weights(path: Path, allow_pickle: bool) -> str:

@@ -61,9 +61,13 @@ class Engine:
             with _building:
                 if (made := self._current()) is None:
                     fingerprint = Fingerprint(module)
-                    made = freeze(module, self.int8)
+                    made = freeze(module, self.rounds(module))
                     self._made = (fingerprint, made)
         return made
+
+    def rounds(self, module: Encoder) -> bool:
+        """Whether ``module`` serves with 8-bit matrices: not in training, in float32 on a CPU alone."""
+        return self.int8 and not module.training and _can_round(module)
 
     def drop(self) -> None:
         """Give the memory of the packed matrices back."""
@@ -140,6 +144,10 @@ def _can_pack(encoder: Encoder) -> bool:
         return False
     bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32 or bool(bfloat16)
+
+
+def _can_round(encoder: Encoder) -> bool:
+    return _can_pack(encoder) and encoder.word.weight.dtype == torch.float32
 
 
 def _twin(module: nn.Module, make: type[Matrix] | None) -> nn.Module:

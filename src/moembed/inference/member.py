@@ -6,17 +6,16 @@ from dataclasses import replace
 
 from moembed.encoding import FULL, View
 from moembed.folder.parts import Parts
+from moembed.inference.options import is_count
 from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
 
 
-def check_view(spec: EncoderSpec, view: View, dim: int | None = None) -> None:
+def check_view(spec: EncoderSpec, view: View, dim: int) -> None:
     """Raise UserError unless a model of ``spec``, with vectors of ``dim`` coordinates, has this view."""
-    widest = dim or spec.width
-    if view.dim is not None and not 1 <= view.dim <= widest:
-        raise UserError(f"dim {view.dim} is not within 1..{widest}")
-    if view.layers is not None and not 1 <= view.layers <= spec.num_layers:
-        raise UserError(f"layers {view.layers} is not within 1..{spec.num_layers}")
+    for name, value, most in (("dim", view.dim, dim), ("layers", view.layers, spec.num_layers)):
+        if value is not None and not (is_count(value) and value <= most):
+            raise UserError(f"{name} {value!r} is not within 1..{most}")
     if view.experts is not None:
         if spec.moe is None:
             raise UserError(f"experts {view.experts}: this model has no experts")
@@ -44,7 +43,7 @@ def member(parts: Parts, view: View = FULL) -> Parts:
     Raises:
         UserError: the view goes beyond the model.
     """
-    check_view(parts.spec, view)
+    check_view(parts.spec, view, parts.head.dim(parts.pooling.dim(parts.spec.width)))
     if view.layers in (None, parts.spec.num_layers):
         return parts
     spec = first_layers(parts.spec, view)

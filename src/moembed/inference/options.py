@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from moembed.inference.engine import can_round
@@ -13,7 +15,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def check_device(device: str) -> None:
     """Raise UserError unless tensors can be made on ``device``."""
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise UserError(f"the device {device!r} computes no values; choose cpu")
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(
             f"there is no device {device!r} here; choose cpu" + (" or cuda" * torch.cuda.is_available())
@@ -28,3 +31,15 @@ def check_dtype(dtype: str, device: str) -> None:
         raise UserError("float16 needs a GPU; on a CPU choose float32, bfloat16 or int8")
     if dtype == "int8" and not (device == "cpu" and can_round()):
         raise UserError("int8 needs a CPU whose PyTorch was built with oneDNN; choose float32 or bfloat16")
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number of at least 1, of Python or numpy, and no truth value."""
+    return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 1
+
+
+def check_limits(batch_tokens: int | None, batch_size: int | None) -> None:
+    """Raise UserError unless the limits of one batch are counts, or None."""
+    for name, most in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+        if most is not None and not is_count(most):
+            raise UserError(f"{name} must be a whole number of at least 1, not {most!r}")

@@ -15,7 +15,7 @@ from moembed.losses.balance import balance_loss, z_loss
 from moembed.model.encoder import Encoder
 from moembed.types import RouterStats, UserError
 
-_REFUSED = ("inputs_embeds", "position_ids", "output_attentions")
+_REFUSED = ("inputs_embeds", "position_ids", "output_attentions", "head_mask", "encoder_hidden_states")
 
 
 class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
@@ -68,6 +68,8 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         for name in _REFUSED:
             if other.get(name) is not None and other[name] is not False:
                 raise UserError(f"moembed models do not support {name}")
+        if input_ids.ndim != 2:
+            raise UserError(f"input_ids has shape {tuple(input_ids.shape)}, expected (texts, tokens)")
         real_BS = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if real_BS.shape != input_ids.shape:
             raise UserError(
