@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from moembed.files import locked, replacing, require_writable, unfinished, write_json, write_text, write_whole
+from moembed.files import (
+    locked,
+    reason,
+    replacing,
+    require_writable,
+    unfinished,
+    write_json,
+    write_text,
+    write_whole,
+)
 from moembed.types import UserError
 
 HOLD = """
@@ -125,3 +134,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
         require_writable(tmp_path / "file" / "a.json")
     require_writable(tmp_path / "new" / "a.json")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_write_that_numpy_cut_is_a_full_disk() -> None:
+    assert reason(OSError("768000 requested and 42976 written")).startswith("the disk seems to be full")

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
@@ -91,7 +91,3 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     if title:
         console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
-
-
-def interval(cell: Mapping[str, float]) -> str:
-    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"

@@ -6,7 +6,8 @@ and a cache before any of them. Evaluation, mining, stress tests, indexing and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,13 @@ import numpy as np
 from moembed.types import UserError
 
 Progress = Callable[[int], object]  # called with the number of texts finished since the last call
+Bar = Callable[[str, int | None], AbstractContextManager[Progress]]  # what is done, and how much
+
+
+@contextmanager
+def no_bar(what: str, total: int | None) -> Iterator[Progress]:
+    """Progress that nobody sees."""
+    yield lambda count: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 import warnings
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from moembed.types import UserError
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
+_NUMPY_CUT = re.compile(r"\d+ requested and \d+ written")
 _FULL_TEXTS = {"No space left": errno.ENOSPC, "os error 28": errno.ENOSPC, "uota exceeded": errno.EDQUOT}
 _OURS = ("recipe.yaml", "report.json", "metrics.jsonl", "config.json", "tokenizer.json")
 
@@ -126,6 +128,8 @@ def reason(error: Exception) -> str:
     number = error.errno if isinstance(error, OSError) else None
     number = number or next((known for part, known in _FULL_TEXTS.items() if part in text), None)
     said = getattr(error, "strerror", None) or text
+    if number is None and _NUMPY_CUT.search(text):  # numpy writes less than it should, and does not say why
+        return f"the disk seems to be full ({text} items)"
     return f"{_FULL[number]} ({said})" if number in _FULL else said
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from conftest import MakeModel
 from moembed.export.gguf.graph import as_graph
 from moembed.export.nomic import to_nomic
-from moembed.export.onnx.encoder import require_computed
+from moembed.export.onnx.computed import require_computed
 from moembed.folder.parts import Parts
 from moembed.model.block import LayerSpec
 from moembed.model.encoder import Encoder

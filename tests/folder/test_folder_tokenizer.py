@@ -13,7 +13,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from conftest import SPECIAL
 from moembed.folder import tokenizer as module
-from moembed.folder.tokenizer import StoredTokenizer, _as_stored, _optional, read_tokenizer
+from moembed.folder.stored_tokenizer import StoredTokenizer, as_stored
+from moembed.folder.tokenizer import _optional, read_tokenizer
 from moembed.types import UserError
 
 ROWS = 300
@@ -173,7 +174,7 @@ def test_transformers_is_asked_only_where_files_disagree(variant: str, tmp_path:
     make(tmp_path, variant)
     names = ("tokenizer_config", "special_tokens_map", "added_tokens", "config")
     stored = StoredTokenizer(tmp_path, *(_optional(tmp_path / f"{name}.json") for name in names), {})
-    assert (_as_stored(stored) is not None) == (variant in AS_STORED)
+    assert (as_stored(stored) is not None) == (variant in AS_STORED)
 
 
 def test_arguments_for_the_tokenizer_win_over_its_files(tmp_path: Path) -> None:

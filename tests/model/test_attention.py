@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moembed.model import attention
-from moembed.model.attention import Attention, AttentionSpec, Mask, States, padded, varlen
+from moembed.model.attention import Attention, AttentionMask, AttentionSpec, States, padded, varlen
 from moembed.types import UserError
 
 LENGTHS = [1, 3, 3, 7]
@@ -42,7 +42,9 @@ def slow_varlen(
 
 def test_varlen_gives_the_kernel_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_varlen_attn", lambda: slow_varlen)
-    torch.testing.assert_close(varlen(states(), LENGTHS, Mask(), 0.0), padded(states(), LENGTHS, Mask(), 0.0))
+    torch.testing.assert_close(
+        varlen(states(), LENGTHS, AttentionMask(), 0.0), padded(states(), LENGTHS, AttentionMask(), 0.0)
+    )
 
 
 def test_a_backend_that_cannot_run_gives_way_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moembed.stress import capacity
-from moembed.stress.capacity import Point, extrapolate, fit, place, probe, solves
+from moembed.stress.capacity import CapacityGuess, Point, extrapolate, fit, place, probe, solves
 from moembed.types import UserError
 
 
@@ -72,8 +72,8 @@ def test_the_fit_finds_a_cubic_again() -> None:
     points = cubic(range(4, 12), (1, 2, 3, 4))
     np.testing.assert_allclose(fit(points), (1, 2, 3, 4), rtol=1e-6)
     guess = extrapolate(points, 100)
-    assert guess["value"] == pytest.approx(4_030_201, rel=1e-6)
-    assert guess["low"] == pytest.approx(guess["high"], rel=1e-6)
+    assert guess.value == pytest.approx(4_030_201, rel=1e-6)
+    assert guess.low == pytest.approx(guess.high, rel=1e-6)
 
 
 def test_low_dimensions_do_not_bend_the_fit() -> None:
@@ -83,20 +83,14 @@ def test_low_dimensions_do_not_bend_the_fit() -> None:
 
 def test_the_published_fit_says_what_the_paper_says() -> None:
     for dim, documents in ((512, 500_000), (768, 1_700_000), (1024, 4_000_000)):
-        assert extrapolate([], dim)["published"] == pytest.approx(documents, rel=0.05)
+        assert extrapolate([], dim).published == pytest.approx(documents, rel=0.05)
 
 
 def test_too_few_points_give_no_fit() -> None:
     points = cubic(range(4, 7), (1, 2, 3, 4))
     assert fit(points) is None
     assert capacity.as_dict(points)["fit"] is None
-    assert extrapolate(points, 9) == {
-        "dim": 9,
-        "value": None,
-        "low": None,
-        "high": None,
-        "published": pytest.approx(32.7, abs=0.1),
-    }
+    assert extrapolate(points, 9) == CapacityGuess(9, None, None, None, pytest.approx(32.7, abs=0.1))
 
 
 @pytest.mark.parametrize("dims", [[], [1, 4]])

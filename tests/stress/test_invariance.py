@@ -8,17 +8,17 @@ import pytest
 
 from moembed.encoding import Vectors
 from moembed.inference.options import DTYPES
-from moembed.stress.invariance import TEXTS, TOLERANCE, measure
+from moembed.stress.invariance import TEXTS, TOLERANCE, Closeness, measure
 from moembed.stress.subject import Subject
 
 
 def test_company_changes_nothing_but_rounding(moe_model) -> None:
     found = measure(Subject("small", moe_model))
     assert found is not None
-    assert found["dtype"] == "float32"
-    assert found["steady"]
-    assert set(found["company"]) == {"again", "batch-mates", "order", "longer batch-mates"}
-    assert found["company"]["again"] == {"max_difference": 0, "min_cosine": pytest.approx(1)}
+    assert found.dtype == "float32"
+    assert found.steady
+    assert set(found.company) == {"again", "batch-mates", "order", "longer batch-mates"}
+    assert found.company["again"] == Closeness(0, pytest.approx(1))
 
 
 @pytest.mark.parametrize("leak", ["batch-mates", "order", "longer batch-mates"])
@@ -40,16 +40,16 @@ def test_a_model_that_looks_at_its_company_is_found_out(
     monkeypatch.setattr(model, "vectors", leaky)
     found = measure(Subject("leaky", model))
     assert found is not None
-    assert not found["steady"]
-    assert found["company"][leak]["max_difference"] == pytest.approx(1e-3, rel=0.1)
+    assert not found.steady
+    assert found.company[leak].max_difference == pytest.approx(1e-3, rel=0.1)
 
 
 def test_casing_is_nothing_to_a_tokenizer_that_lowers_it(make_model) -> None:
     found = measure(Subject("small", make_model()))
     assert found is not None
     for name in ("lower", "upper", "title"):
-        assert found["casing"][name]["min"] == pytest.approx(1, abs=1e-5)
-    assert found["casing"]["another text"]["min"] < 0.999
+        assert found.casing[name]["min"] == pytest.approx(1, abs=1e-5)
+    assert found.casing["another text"]["min"] < 0.999
 
 
 def test_every_precision_has_a_tolerance() -> None:

@@ -77,12 +77,12 @@ def test_a_saved_instance_reads_back(tmp_path: Path) -> None:
 
 def test_words_alone_solve_it() -> None:
     found = measure(Subject("bm25", None), limit_task())
-    assert {name: cell["value"] for name, cell in found["metrics"].items()} == {
+    assert {name: cell.value for name, cell in found.metrics.items()} == {
         "recall@2": 1.0,
         "recall@10": 1.0,
         "recall@20": 1.0,
     }
-    assert found["truncated"] == 0
+    assert found.truncated == 0
 
 
 def test_chance_is_what_random_orders_score() -> None:

@@ -87,26 +87,26 @@ def test_depths_differ_in_nothing_but_the_depth() -> None:
 
 def test_words_alone_find_every_needle() -> None:
     found = measure(Subject("bm25", None), [256, 512])
-    assert (found["unit"], found["limit"], found["skipped"]) == ("words", None, [])
-    assert [(cell["length"], cell["depth"]) for cell in found["passkey"]] == [
+    assert (found.unit, found.limit, found.skipped) == ("words", None, [])
+    assert [(cell.length, cell.depth) for cell in found.passkey] == [
         (length, depth) for length in (256, 512) for depth in DEPTHS
     ]
-    assert all(cell["value"] == 1 for cell in found["passkey"])
-    assert all(cell["low"] < 1 for cell in found["passkey"])
+    assert all(cell.value == 1 for cell in found.passkey)
+    assert all(cell.low < 1 for cell in found.passkey)
 
 
 def test_a_model_is_asked_as_far_as_it_reads(make_model) -> None:
     found = measure(Subject("small", make_model(max_positions=300)))
-    assert (found["unit"], found["limit"], found["skipped"]) == ("tokens", 300, list(LENGTHS[1:]))
-    assert {cell["length"] for cell in found["needle"]} == {256}
-    assert all(cell["truncated"] == 0 for cell in found["needle"])
+    assert (found.unit, found.limit, found.skipped) == ("tokens", 300, list(LENGTHS[1:]))
+    assert {cell.length for cell in found.needle} == {256}
+    assert all(cell.truncated == 0 for cell in found.needle)
 
 
 def test_longer_than_it_reads_is_cut_and_counted(make_model) -> None:
     found = measure(Subject("small", make_model(max_positions=200)), [256])
-    assert all(cell["truncated"] == DOCUMENTS for cell in found["passkey"])
-    last = next(cell for cell in found["passkey"] if cell["depth"] == 1)
-    assert last["value"] <= 0.5  # the answer was cut off
+    assert all(cell.truncated == DOCUMENTS for cell in found.passkey)
+    last = next(cell for cell in found.passkey if cell.depth == 1)
+    assert last.value <= 0.5  # the answer was cut off
 
 
 def test_the_length_counts_prompt_and_special_tokens(make_model) -> None:
@@ -123,10 +123,10 @@ def test_refuses_documents_without_room(make_model) -> None:
 def test_wilson_holds_the_share(trials: int, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, trials))
     interval = wilson(hits, trials)
-    assert 0 <= interval["low"] <= interval["value"] == hits / trials <= interval["high"] <= 1
-    assert interval["high"] - interval["low"] > 0
+    assert 0 <= interval.low <= interval.value == hits / trials <= interval.high <= 1
+    assert interval.high - interval.low > 0
 
 
 def test_wilson_as_in_the_textbook() -> None:
     interval = wilson(0, 10)
-    assert interval["high"] == pytest.approx(0.2775, abs=1e-4)
+    assert interval.high == pytest.approx(0.2775, abs=1e-4)

@@ -80,15 +80,15 @@ def test_documents_keep_their_beginning(kept: float) -> None:
 
 def test_differences_are_to_the_clean_task() -> None:
     found = measure(Subject("bm25", None), limit_task(20))
-    assert found["clean"]["value"] == pytest.approx(1)
-    assert list(found["typos"]) == ["0.05", "0.1", "0.2"]
-    for variant in (*found["typos"].values(), *found["kept"].values()):
-        gap = variant["difference"]
-        assert gap["mean"] == pytest.approx(variant["value"] - 1)
-        assert gap["low"] <= gap["mean"] <= gap["high"] <= 0
-    scores = [found["typos"][rate]["value"] for rate in ("0.05", "0.1", "0.2")]
+    assert found.clean.value == pytest.approx(1)
+    assert list(found.typos) == ["0.05", "0.1", "0.2"]
+    for variant in (*found.typos.values(), *found.kept.values()):
+        gap = variant.difference
+        assert gap.mean == pytest.approx(variant.value - 1)
+        assert gap.low <= gap.mean <= gap.high <= 0
+    scores = [found.typos[rate].value for rate in ("0.05", "0.1", "0.2")]
     assert scores == sorted(scores, reverse=True)
-    assert found["kept"]["0.25"]["difference"]["p_value"] < 0.01
+    assert found.kept["0.25"].difference.p_value < 0.01
 
 
 def library(folder: Path, functions: int) -> Path:

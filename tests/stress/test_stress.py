@@ -40,8 +40,10 @@ def test_all_parts_into_one_result(
     assert list(result) == ["limit", "capacity", "long", "invariance", "noise"]
     for part, found in result.items():
         without = part in ("capacity", "invariance")
-        assert list(found["systems"]) == (["small"] if without else ["small", "bm25"])
-    assert json.loads(json.dumps(result)) == result
+        assert list(found.systems) == (["small"] if without else ["small", "bm25"])
+    plain = {part: found.to_json() for part, found in result.items()}
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["limit"]["systems"]["bm25"][task.name]["limit"] is None
     for part, found in result.items():
         SHOW[part](found)
     shown = capsys.readouterr()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Json, SkipBadRows
+from moembed.cli.options import Json, Overrides, SkipBadRows
 from moembed.console import print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from moembed.types import Pair
 
 Recipe = Annotated[Path, typer.Argument(help="A YAML file of recipes/.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")]
 
 
 app = typer.Typer(

@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moembed.cli.options import AllowPickle, Dtype, Json, Seed, load_model, when_interrupted
-from moembed.console import interval, print_json, print_table, progress_bar, say
+from moembed.compare.formatting import difference, estimate
+from moembed.console import print_json, print_table, progress_bar, say
 from moembed.files import require_writable, write_json
 from moembed.types import UserError
 
 if TYPE_CHECKING:
     from moembed.evaluation.beir import RetrievalTask
+    from moembed.stress.capacity import CapacityGuess
+    from moembed.stress.invariance import InvarianceScores
+    from moembed.stress.limit import LimitScores
+    from moembed.stress.long_context import LongScore, LongScores
+    from moembed.stress.noise import NoiseScores
     from moembed.stress.subject import Subject
+    from moembed.stress.suite import PartResult
 
 PUBLISHED = Path("eval") / "limit-small"
 
@@ -80,13 +87,14 @@ def stress(
     kept = "nothing is kept; --only takes some of the tests, and a single model is done sooner"
     with when_interrupted(lambda: kept):
         result = run(_subjects(models, dtype, allow_pickle), parts, settings, progress_bar)
+    plain = {part: found.to_json() for part, found in result.items()}
     if json_:
-        print_json(result)
+        print_json(plain)
     else:
         for part, found in result.items():
             SHOW[part](found)
     if out:
-        write_json(out, result)
+        write_json(out, plain)
 
 
 def _chosen(only: str, known: Collection[str]) -> list[str]:
@@ -120,99 +128,97 @@ def _subjects(models: list[str], dtype: str, allow_pickle: bool) -> Iterator[Sub
         yield Subject(name, None if name == "bm25" else load_model(name, dtype, allow_pickle))
 
 
-def _show_limit(found: dict[str, Any]) -> None:
-    for task, facts in found["tasks"].items():
-        systems = {name: by_task[task] for name, by_task in found["systems"].items()}
-        rows = [[name, *map(interval, of["metrics"].values())] for name, of in systems.items()]
+def _show_limit(found: PartResult) -> None:
+    for task, facts in found.facts["tasks"].items():
+        systems: dict[str, LimitScores] = {name: by_task[task] for name, by_task in found.systems.items()}
+        rows = [[name, *map(estimate, of.metrics.values())] for name, of in systems.items()]
         chance = ["a random order", *(f"{value:.3f}" for value in facts["chance"].values())]
         title = f"{task}: {facts['queries']:,} queries, {facts['documents']:,} documents, 2 answer each query"
         print_table(title, ["LIMIT", *facts["chance"]], [*rows, chance])
         for name, of in systems.items():
-            _say_cut(name, of["truncated"], of["limit"], task)
+            _say_cut(name, of.truncated, of.limit, task)
 
 
-def _show_capacity(found: dict[str, Any]) -> None:
-    points = found["points"]
+def _show_capacity(found: PartResult) -> None:
+    points = found.facts["points"]
     print_table(
         "capacity",
         ["dimensions", *(str(point["dim"]) for point in points)],
         [["documents they hold", *(str(point["held"]) for point in points)]],
     )
-    for name, guess in found["systems"].items():
+    guess: CapacityGuess
+    for name, guess in found.systems.items():
         fitted = "too few points for a fit"
-        if guess["low"] is not None:
-            fitted = f"the cubic fit says {_about(guess['value'])}, "
-            fitted += f"without one of its points {_about(guess['low'])} to {_about(guess['high'])}"
-            if guess["high"] > 10 * max(guess["low"], 0):
+        if guess.value is not None and guess.low is not None and guess.high is not None:
+            fitted = f"the cubic fit says {_about(guess.value)}, "
+            fitted += f"without one of its points {_about(guess.low)} to {_about(guess.high)}"
+            if guess.high > 10 * max(guess.low, 0):
                 fitted += ", too wide to tell"
-        print(f"{name}, {guess['dim']} dimensions: {fitted}; the published fit {_about(guess['published'])}")
+        print(f"{name}, {guess.dim} dimensions: {fitted}; the published fit {_about(guess.published)}")
 
 
 def _about(count: float) -> str:
     return f"{float(f'{count:.2g}'):,.0f}"
 
 
-def _show_long(found: dict[str, Any]) -> None:
-    depths = [f"at {depth:.0%}" for depth in found["depths"]]
+def _show_long(found: PartResult) -> None:
+    depths = [f"at {depth:.0%}" for depth in found.facts["depths"]]
+    of: LongScores
     for kind in ("passkey", "needle"):
         rows = []
-        for name, of in found["systems"].items():
-            for start in range(0, len(of[kind]), len(depths)):
-                cells = of[kind][start : start + len(depths)]
-                length, cut = cells[0]["length"], sum(cell["truncated"] for cell in cells)
-                note = f", cut at {of['limit']}" if cut else ""
-                rows.append([f"{name}, {length:,} {of['unit']}{note}", *map(interval, cells)])
+        for name, of in found.systems.items():
+            scores: list[LongScore] = getattr(of, kind)
+            for start in range(0, len(scores), len(depths)):
+                cells = scores[start : start + len(depths)]
+                note = f", cut at {of.limit}" if sum(cell.truncated for cell in cells) else ""
+                rows.append([f"{name}, {cells[0].length:,} {of.unit}{note}", *map(estimate, cells)])
         title = f"{kind}: questions whose document comes first, by the place of the answer in it"
-        print_table(title, [f"chance {found['chance']:.2f}", *depths], rows)
-    for name, of in found["systems"].items():
-        cells = [*of["passkey"], *of["needle"]]
-        _say_cut(name, sum(cell["truncated"] for cell in cells), of["limit"], "the long documents")
-        if of["skipped"]:
-            skipped = ", ".join(f"{length:,}" for length in of["skipped"])
-            say(f"note: {name} reads {of['limit']:,} tokens; not asked: {skipped} (--lengths asks)")
+        print_table(title, [f"chance {found.facts['chance']:.2f}", *depths], rows)
+    for name, of in found.systems.items():
+        truncated = sum(cell.truncated for cell in (*of.passkey, *of.needle))
+        _say_cut(name, truncated, of.limit, "the long documents")
+        if of.skipped:
+            skipped = ", ".join(f"{length:,}" for length in of.skipped)
+            say(f"note: {name} reads {of.limit:,} tokens; not asked: {skipped} (--lengths asks)")
 
 
-def _show_invariance(found: dict[str, Any]) -> None:
-    for name, of in found["systems"].items():
+def _show_invariance(found: PartResult) -> None:
+    of: InvarianceScores
+    for name, of in found.systems.items():
         print_table(
-            f"{name}, {of['dtype']}: alone or in company",
+            f"{name}, {of.dtype}: alone or in company",
             ["", "largest difference", "lowest cosine"],
-            [
-                [what, f"{c['max_difference']:.1e}", f"{c['min_cosine']:.6f}"]
-                for what, c in of["company"].items()
-            ],
+            [[what, f"{c.max_difference:.1e}", f"{c.min_cosine:.6f}"] for what, c in of.company.items()],
         )
-        verdict = "within" if of["steady"] else "BEYOND"
-        print(f"{name}: {verdict} the {of['tolerance']:g} that rounding explains in {of['dtype']}")
+        verdict = "within" if of.steady else "BEYOND"
+        print(f"{name}: {verdict} the {of.tolerance:g} that rounding explains in {of.dtype}")
         print_table(
             f"{name}: cosines between casings",
-            ["", *next(iter(of["casing"].values()))],
-            [[what, *(f"{v:.3f}" for v in values.values())] for what, values in of["casing"].items()],
+            ["", *next(iter(of.casing.values()))],
+            [[what, *(f"{v:.3f}" for v in values.values())] for what, values in of.casing.items()],
         )
 
 
-def _show_noise(found: dict[str, Any]) -> None:
+def _show_noise(found: PartResult) -> None:
     rows: dict[str, list[str]] = {}
-    for of in found["systems"].values():
-        variants = {f"typos in {float(rate):.0%} of words": v for rate, v in of["typos"].items()}
-        variants |= {f"{float(kept):.0%} of each document": v for kept, v in of["kept"].items()}
-        rows.setdefault("clean", []).extend([interval(of["clean"]), ""])
+    of: NoiseScores
+    for of in found.systems.values():
+        variants = {f"typos in {float(rate):.0%} of words": v for rate, v in of.typos.items()}
+        variants |= {f"{float(kept):.0%} of each document": v for kept, v in of.kept.items()}
+        rows.setdefault("clean", []).extend([estimate(of.clean), ""])
         for what, variant in variants.items():
-            rows.setdefault(what, []).extend([interval(variant), _difference(variant["difference"])])
+            rows.setdefault(what, []).extend([estimate(variant), difference(variant.difference)])
+    facts = found.facts
     print_table(
-        f"noise: {found['metric']} on {found['task']}, {found['queries']:,} queries",
-        ["", *(head for name in found["systems"] for head in (name, "difference"))],
+        f"noise: {facts['metric']} on {facts['task']}, {facts['queries']:,} queries",
+        ["", *(head for name in found.systems for head in (name, "difference"))],
         [[what, *cells] for what, cells in rows.items()],
     )
-    for name, of in found["systems"].items():
-        _say_cut(name, of["truncated"], of["limit"], found["task"])
+    for name, of in found.systems.items():
+        _say_cut(name, of.truncated, of.limit, facts["task"])
 
 
-def _difference(gap: dict[str, float]) -> str:
-    return f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
-
-
-def _say_cut(name: str, count: int, limit: int, what: str) -> None:
+def _say_cut(name: str, count: int, limit: int | None, what: str) -> None:
     if count:
         say(f"note: {name} cut {count:,} texts of {what} at {limit:,} tokens")
 

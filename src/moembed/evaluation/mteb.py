@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from moembed.embedder import Embedder
-from moembed.encoding import ROLES, View
+from moembed.encoding import ROLES, Bar, View, no_bar
 from moembed.evaluation.files import load_any
 from moembed.types import UserError
 
@@ -30,8 +29,6 @@ except ModuleNotFoundError as error:
     raise UserError(f"MTEB needs the library mteb ({error}): pip install 'moembed[eval]'") from None
 
 from moembed.evaluation.mteb_tasks import local_task
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 # mteb hands over so many texts at a time; the model makes its own batches of all of them
 _ENCODE: Any = {"batch_size": 1024, "show_progress_bar": False}
@@ -69,10 +66,10 @@ class MtebEncoder:
         *,
         dim: int | None = None,
         batch_tokens: int | None = None,
-        progress: Progress | None = None,
+        progress: Bar | None = None,
     ) -> None:
         self.model, self.dim, self.batch_tokens = model, dim, batch_tokens
-        self.progress = progress or _silence
+        self.progress = progress or no_bar
         self.mteb_model_meta = model_meta(model, name, revision, dim)
         self.asked: dict[str, Asked] = {}
 
@@ -253,8 +250,3 @@ def _load(task: Any) -> None:
             f"({' '.join(str(error).split()) or type(error).__name__}): check the network, log in with "
             "`hf auth login` if they are not public, or leave the task out"
         ) from error
-
-
-@contextmanager
-def _silence(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda count: None

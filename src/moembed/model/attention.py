@@ -61,7 +61,7 @@ class AttentionSpec(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Mask:
+class AttentionMask:
     """Which tokens of its text a token sees."""
 
     causal: bool = False
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         super().__init__()
         self.spec = spec
         self.heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-        self.mask = Mask(spec.causal, spec.window)
+        self.mask = AttentionMask(spec.causal, spec.window)
         self.qkv = nn.Linear(width, sum(self.heads) * spec.head_size, bias=spec.bias)
         self.out = nn.Linear(spec.num_heads * spec.head_size, width, bias=spec.out_bias)
         self.query_norm = make_norm(spec.head_size, spec.qk_norm) if spec.qk_norm else None
@@ -118,7 +118,7 @@ class Attention(nn.Module):
 States = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (T, H, C)
 
 
-def packed(states: States, length_B: Sequence[int], mask: Mask, dropout: float) -> Tensor:
+def packed(states: States, length_B: Sequence[int], mask: AttentionMask, dropout: float) -> Tensor:
     """One fused call per run of equal lengths; texts in ``length_B`` stand shortest first."""
     runs = [(length, len(list(group))) for length, group in groupby(length_B)]
     sizes = [length * count for length, count in runs]
@@ -133,10 +133,10 @@ def packed(states: States, length_B: Sequence[int], mask: Mask, dropout: float) 
     return torch.cat(mixed)
 
 
-def varlen(states: States, length_B: Sequence[int], mask: Mask, dropout: float) -> Tensor:
+def varlen(states: States, length_B: Sequence[int], mask: AttentionMask, dropout: float) -> Tensor:
     """One call of FlashAttention (Dao, arXiv 2307.08691), which reads where each text starts."""
     assert dropout == 0
-    assert mask == Mask()
+    assert mask == AttentionMask()
     start_B = on_device(offsets(length_B), states[0].device, torch.int32)
     longest = max(length_B)
     return _varlen_attn()(*states, start_B, start_B, longest, longest)
@@ -157,7 +157,7 @@ def _has_bfloat16_tiles() -> bool:
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
-def padded(states: States, length_B: Sequence[int], mask: Mask, dropout: float) -> Tensor:
+def padded(states: States, length_B: Sequence[int], mask: AttentionMask, dropout: float) -> Tensor:
     """The same by definition: pad to the longest text, mask, softmax, unpad."""
     device = states[0].device
     place_S = torch.arange(max(length_B), device=device)
@@ -181,14 +181,14 @@ def padded(states: States, length_B: Sequence[int], mask: Mask, dropout: float) 
     return (weight_BHSS @ value).transpose(1, 2)[real_BS]
 
 
-BACKENDS: dict[str, Callable[[States, Sequence[int], Mask, float], Tensor]] = {
+BACKENDS: dict[str, Callable[[States, Sequence[int], AttentionMask, float], Tensor]] = {
     "packed": packed,
     "varlen": varlen,
     "padded": padded,
 }
 
 
-def _choose(wanted: str, query_THC: Tensor, mask: Mask, dropout: float) -> str:
+def _choose(wanted: str, query_THC: Tensor, mask: AttentionMask, dropout: float) -> str:
     """``wanted``, or for ``auto`` the backend ``varlen`` wherever it can run, else ``packed``."""
     name = requested_backend("attention_backend", wanted, BACKENDS)
     if name not in (None, "varlen"):
@@ -199,7 +199,7 @@ def _choose(wanted: str, query_THC: Tensor, mask: Mask, dropout: float) -> str:
     return supported_backend("attention_backend", name, reason, "packed")
 
 
-def _unsupported_reason(query_THC: Tensor, mask: Mask, dropout: float) -> str | None:
+def _unsupported_reason(query_THC: Tensor, mask: AttentionMask, dropout: float) -> str | None:
     """Why ``varlen`` cannot run on these queries, keys and values."""
     if query_THC.device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():
         return "needs FlashAttention and a CUDA device"
@@ -211,6 +211,6 @@ def _unsupported_reason(query_THC: Tensor, mask: Mask, dropout: float) -> str | 
         return "needs heads of a multiple of 8 up to 256 channels"
     if dropout:
         return "does not support dropout"
-    if mask != Mask():
+    if mask != AttentionMask():
         return "supports neither a window nor a causal mask"
     return None if _varlen_attn() else "needs PyTorch 2.10"

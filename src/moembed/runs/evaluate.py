@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from moembed.compare.comparison import compare
 from moembed.compare.scores import MAIN, Scores, save_scores
 from moembed.console import Interrupted
 from moembed.embedder import Embedder
-from moembed.encoding import Progress, TextEncoder
+from moembed.encoding import Bar, TextEncoder, no_bar
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task, load_any
 from moembed.evaluation.result import Cost, EvaluatedTask, EvaluationResult, SizeScore
@@ -26,7 +25,7 @@ from moembed.evaluation.tasks import evaluate as evaluate_task
 from moembed.evaluation.tasks import evaluate_bm25, metrics_of
 from moembed.files import require_writable
 from moembed.folder.bases import locate_base
-from moembed.runs.system import Bar, EvaluationOptions, Outcome, Source, evaluate_system
+from moembed.runs.system import EvaluationOptions, Outcome, System, evaluate_system
 from moembed.search.codecs import CODECS
 from moembed.types import UserError
 
@@ -36,12 +35,6 @@ _CURVE_DRAWS = 500  # resamples for the interval of a size
 ADVICE = "--keep FOLDER keeps the scores of every finished system, --cache FOLDER all vectors"
 
 Models = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Embedder]
-
-
-@contextmanager
-def no_bar(what: str, total: int) -> Iterator[Progress]:
-    """Progress that nobody sees."""
-    yield lambda count: None
 
 
 def evaluate(
@@ -123,7 +116,7 @@ def load_tasks(tasks: Sequence[str | Path | Task], options: EvaluationOptions) -
     return loaded
 
 
-def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) -> dict[str, Source]:
+def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) -> dict[str, System]:
     """Name -> model folder or model (of BM25 none), in the order of the table; baselines nobody named first.
 
     ``base`` is what the first of the models that tells was trained from, ``static`` the word vectors of it,
@@ -135,13 +128,13 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
     if isinstance(models, (str, Path)):
         models = [models]
     given = models if isinstance(models, Mapping) else {str(name): name for name in models}
-    sources: dict[str, Source] = {
+    sources: dict[str, System] = {
         name: model if isinstance(model, Embedder) else locate_base(str(model), allow_pickle=allow_pickle)
         for name, model in given.items()
         if name not in BASELINES
     }
     base = next(filter(None, map(_base_of, sources.values())), None)
-    known: dict[str, Source] = {"bm25": None, "static": base or next(iter(sources.values()), None)}
+    known: dict[str, System] = {"bm25": None, "static": base or next(iter(sources.values()), None)}
     known["base"] = base
     for name in ("static", "base"):
         if name in given and known[name] is None:
@@ -153,7 +146,7 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
     return {name: known[name] if name in BASELINES else sources[name] for name in (*first, *given)}
 
 
-def _base_of(source: Source) -> Path | None:
+def _base_of(source: System) -> Path | None:
     """The folder of the model that a run started from, if its recipe stands beside and the model still is."""
     if not isinstance(source, Path):
         return None
@@ -164,7 +157,7 @@ def _base_of(source: Source) -> Path | None:
         return None
 
 
-def sample_tasks(tasks: Sequence[Task], queries: int, static: Source) -> list[Task]:
+def sample_tasks(tasks: Sequence[Task], queries: int, static: System) -> list[Task]:
     """Tasks of retrieval with fewer queries; a note tells how well each sample ranks.
 
     That is measured by systems that cost little: BM25, and the word vectors of ``static``.

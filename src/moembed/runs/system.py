@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from moembed.compare.scores import Scores
 from moembed.embedder import Embedder
-from moembed.encoding import Progress, TextEncoder
+from moembed.encoding import Bar, TextEncoder
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import PairTask, Task
 from moembed.evaluation.result import Cost, Routers
@@ -24,9 +24,8 @@ from moembed.replicas import Replicas
 from moembed.runs.bench import forget_peak, resident_memory
 from moembed.types import UserError
 
-Bar = Callable[[str, int], AbstractContextManager[Progress]]
 Size = tuple[int, str]  # coordinates kept, codec
-Source = Path | Embedder | None  # a model folder, a model in memory, or BM25
+System = Path | Embedder | None  # a model folder, a model in memory, or BM25
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Outcome:
 
 
 def evaluate_system(
-    name: str, source: Source, tasks: Sequence[Task], options: EvaluationOptions, bar: Bar
+    name: str, source: System, tasks: Sequence[Task], options: EvaluationOptions, bar: Bar
 ) -> Outcome:
     """One system on all tasks; of what it cannot do (BM25 on sentence pairs) there are no scores.
 
@@ -113,7 +112,7 @@ def evaluate_system(
 
 @contextmanager
 def _computing(
-    model: Embedder, source: Source, dtype: str, options: EvaluationOptions
+    model: Embedder, source: System, dtype: str, options: EvaluationOptions
 ) -> Iterator[TextEncoder]:
     if options.processes == 1:
         yield model

@@ -17,9 +17,10 @@ from pydantic import Field
 
 from moembed.config import Strict
 from moembed.data.sources import Source, SourceConfig, load_source
+from moembed.encoding import Bar, no_bar
 from moembed.files import locked
 from moembed.search.exact import pair_scores, ranks
-from moembed.search.output import Partial, Progress, no_progress, pair_rows, stamps
+from moembed.search.output import Partial, pair_rows, stamps
 from moembed.search.teacher import Teacher
 from moembed.search.texts import Column, distinct
 from moembed.search.vectors import parts, save_array
@@ -72,7 +73,7 @@ def filter_pairs(
     *,
     cache: Path | None = None,
     overwrite: bool = False,
-    progress: Progress = no_progress,
+    progress: Bar = no_bar,
 ) -> FilterSummary:
     """Write the pairs ``(q, d)`` of ``pairs`` with ``rank(d) ≤ k``, in their order, to ``out``.
 
@@ -140,7 +141,7 @@ def _blocks(source: Source, config: FilterConfig) -> list[np.ndarray]:
 
 
 def _rank_block(
-    source: Source, row_P: np.ndarray, teacher: Teacher, folder: Path, title: str, progress: Progress
+    source: Source, row_P: np.ndarray, teacher: Teacher, folder: Path, title: str, progress: Bar
 ) -> np.ndarray:
     """The rank of every pair of a block."""
     queries = distinct(Column("query", [source]), row_P)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,11 +13,12 @@ from pydantic import Field
 
 from moembed.data.sources import Source, SourceConfig, load_corpus, load_source
 from moembed.data.text_key import text_key
+from moembed.encoding import Bar, Progress, no_bar
 from moembed.files import locked
 from moembed.search.engines import open_engine
 from moembed.search.exact import pair_scores
 from moembed.search.negatives import Chooser, NegativesConfig, bounds
-from moembed.search.output import Partial, Progress, Row, no_progress, pair_rows, stamps
+from moembed.search.output import Partial, Row, pair_rows, stamps
 from moembed.search.teacher import Teacher
 from moembed.search.texts import Column, Distinct, distinct, endings, same_but_title
 from moembed.search.vectors import RowVectors, save_array
@@ -68,7 +69,7 @@ def mine(
     corpus: SourceConfig | None = None,
     cache: Path | None = None,
     overwrite: bool = False,
-    progress: Progress = no_progress,
+    progress: Bar = no_bar,
 ) -> MineSummary:
     """Write every pair of ``pairs`` with hard negatives from ``corpus``, by default its own documents.
 
@@ -113,7 +114,7 @@ class _Pool:
         return len(self.queries.text_N)
 
 
-def _embed(sources: list[Source], teacher: Teacher, folder: Path, progress: Progress) -> _Pool:
+def _embed(sources: list[Source], teacher: Teacher, folder: Path, progress: Bar) -> _Pool:
     """The pairs are the last source; a corpus stands before them, positives that it lacks behind it."""
     queries, documents = distinct(Column("query", sources[-1:])), distinct(Column("document", sources))
     candidates = int((documents.row_U < len(sources[0])).sum())
@@ -125,7 +126,7 @@ def _embed(sources: list[Source], teacher: Teacher, folder: Path, progress: Prog
     return _Pool(queries, documents, query_vectors, document_vectors, candidates)
 
 
-def _search(pool: _Pool, config: MineConfig, partial: Partial, progress: Progress) -> list[np.ndarray]:
+def _search(pool: _Pool, config: MineConfig, partial: Partial, progress: Bar) -> list[np.ndarray]:
     """The nearest documents of every distinct query, mapped from a file per block."""
     engine = open_engine(config.engine, pool.document_vectors, pool.candidates)
     hits = []
@@ -158,7 +159,7 @@ class _Rows:
         self._positive_scores = [np.zeros(0)]
         self._negative_scores = [np.zeros(0, dtype=np.float32)]
 
-    def blocks(self, advance: Callable[[int], None]) -> Iterator[list[Row]]:
+    def blocks(self, advance: Progress) -> Iterator[list[Row]]:
         for start in range(0, self.pool.pairs, _PAIRS):
             pair_P = np.arange(start, min(start + _PAIRS, self.pool.pairs))
             yield self._block(pair_P)

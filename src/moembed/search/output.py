@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +20,6 @@ from moembed.files import write_json, write_whole
 from moembed.types import UserError
 
 Row = dict[str, Any]
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _SCHEMA = pa.schema(
@@ -33,11 +31,6 @@ _SCHEMA = pa.schema(
         "source": pa.string(),
     }
 )
-
-
-@contextmanager
-def no_progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    yield lambda count: None
 
 
 class Partial:

@@ -18,7 +18,6 @@ from moembed.search.texts import Column, Distinct, Role
 from moembed.search.vectors import SHARD_ROWS, RowVectors, VectorCache
 from moembed.types import UserError
 
-Advance = Callable[[int], None]
 ROLES: tuple[Role, ...] = ("query", "document")
 
 _CHECKED_ROWS = 16384
@@ -28,7 +27,7 @@ class Teacher(Protocol):
     def identity(self) -> dict[str, Any]:
         """What its vectors depend on, as JSON."""
 
-    def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> RowVectors:
+    def vectors(self, texts: Distinct, folder: Path, advance: Progress) -> RowVectors:
         """The vectors of distinct texts, computed now where ``folder`` does not keep them yet.
 
         ``advance`` is told the number of texts done since the last call.
@@ -59,7 +58,7 @@ class ModelTeacher:
         self.truncated += found.truncated
         return found.array
 
-    def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> RowVectors:
+    def vectors(self, texts: Distinct, folder: Path, advance: Progress) -> RowVectors:
         role = texts.column.role
         cache = VectorCache(folder, self._spaces[role], self.model.dim)
         for start in range(0, len(texts), SHARD_ROWS):
@@ -95,7 +94,7 @@ class StoredTeacher:
         stats = [self._file(name).stat() for name in ("queries", "documents")]
         return {"folder": str(self.folder), "files": [[stat.st_size, stat.st_mtime_ns] for stat in stats]}
 
-    def vectors(self, texts: Distinct, folder: Path, advance: Advance) -> RowVectors:
+    def vectors(self, texts: Distinct, folder: Path, advance: Progress) -> RowVectors:
         stored_NM = self._vectors[texts.column.role]
         file = self._file("queries" if texts.column.role == "query" else "documents")
         rows = len(texts.column.sources[0])  # of the corpus, if there is one: the pairs stand behind it

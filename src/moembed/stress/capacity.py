@@ -45,6 +45,20 @@ class Point:
     held: int
 
 
+@dataclass(frozen=True, slots=True)
+class CapacityGuess:
+    """Documents at ``dim`` by the fit; ``low`` and ``high`` by the fits that leave a point out.
+
+    None where there are too few points. ``published`` is what the paper's own fit says.
+    """
+
+    dim: int
+    value: float | None
+    low: float | None
+    high: float | None
+    published: float
+
+
 def solves(query_QM: Tensor, document_NM: Tensor, pair_Q2: Tensor) -> Tensor:
     """Does every query score both documents of its pair strictly above all others? Leading axes are kept."""
     score_QN = query_QM.double() @ document_NM.double().mT
@@ -116,7 +130,7 @@ def fit(points: Sequence[Point]) -> np.ndarray | None:
     return np.polynomial.polynomial.polyfit([p.dim for p in used], [p.held for p in used], DEGREE)
 
 
-def extrapolate(points: Sequence[Point], dim: int) -> dict[str, float | None]:
+def extrapolate(points: Sequence[Point], dim: int) -> CapacityGuess:
     """Documents at ``dim`` by the fit, by the fits that leave a point out (lowest, highest) and as published.
 
     An extrapolation far beyond the points is no bound: it shows the order of magnitude at best, and ``low``
@@ -125,13 +139,13 @@ def extrapolate(points: Sequence[Point], dim: int) -> dict[str, float | None]:
     coefficients = fit(points)
     without_one = [fit([p for p in points if p != left_out]) for left_out in points]
     values = [_polynomial(c, dim) for c in without_one if c is not None]
-    return {
-        "dim": dim,
-        "value": None if coefficients is None else _polynomial(coefficients, dim),
-        "low": min(values, default=None),
-        "high": max(values, default=None),
-        "published": _polynomial(PUBLISHED, dim),
-    }
+    return CapacityGuess(
+        dim=dim,
+        value=None if coefficients is None else _polynomial(coefficients, dim),
+        low=min(values, default=None),
+        high=max(values, default=None),
+        published=_polynomial(PUBLISHED, dim),
+    )
 
 
 def as_dict(points: Sequence[Point]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,22 +28,48 @@ TEXTS = (
 LONG = " ".join(FILLER)
 
 
-def measure(subject: Subject) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class Closeness:
+    """How near vectors are to those of the same texts by themselves."""
+
+    max_difference: float
+    min_cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class InvarianceScores:
+    """What company and casing do to the vectors of a model.
+
+    Attributes:
+        tolerance: largest difference of a coordinate that rounding explains in ``dtype``.
+        steady: whether no difference is larger.
+        company: by what stood beside the texts.
+        casing: by the case of the letters, mean and quantiles of the cosines with the text itself.
+    """
+
+    dtype: str
+    tolerance: float
+    steady: bool
+    company: dict[str, Closeness]
+    casing: dict[str, dict[str, float]]
+
+
+def measure(subject: Subject) -> InvarianceScores | None:
     """What company does to the vectors of ``TEXTS``, and what casing does; None for BM25, which has none."""
     if subject.model is None:
         return None
     dtype = subject.model.dtype
     company = _company(subject)
-    return {
-        "dtype": dtype,
-        "tolerance": TOLERANCE[dtype],
-        "steady": all(check["max_difference"] <= TOLERANCE[dtype] for check in company.values()),
-        "company": company,
-        "casing": _casing(subject),
-    }
+    return InvarianceScores(
+        dtype=dtype,
+        tolerance=TOLERANCE[dtype],
+        steady=all(check.max_difference <= TOLERANCE[dtype] for check in company.values()),
+        company=company,
+        casing=_casing(subject),
+    )
 
 
-def _company(subject: Subject) -> dict[str, dict[str, float]]:
+def _company(subject: Subject) -> dict[str, Closeness]:
     """Each text by itself against the same text in company."""
     texts = list(TEXTS)
     alone_BM = _alone(subject, texts)
@@ -53,7 +79,7 @@ def _company(subject: Subject) -> dict[str, dict[str, float]]:
         "order": _encode(subject, texts[::-1])[::-1],
         "longer batch-mates": _encode(subject, [LONG, *texts, LONG])[1:-1],
     }
-    return {name: _agreement(alone_BM, vector_BM) for name, vector_BM in vectors.items()}
+    return {name: _closeness(alone_BM, vector_BM) for name, vector_BM in vectors.items()}
 
 
 def _casing(subject: Subject) -> dict[str, dict[str, float]]:
@@ -78,11 +104,8 @@ def _encode(subject: Subject, texts: list[str]) -> np.ndarray:
     return subject.model.vectors(texts, prompt="", progress=subject.advance).array
 
 
-def _agreement(a_BM: np.ndarray, b_BM: np.ndarray) -> dict[str, float]:
-    return {
-        "max_difference": float(np.abs(a_BM - b_BM).max()),
-        "min_cosine": float((a_BM * b_BM).sum(axis=1).min()),
-    }
+def _closeness(a_BM: np.ndarray, b_BM: np.ndarray) -> Closeness:
+    return Closeness(float(np.abs(a_BM - b_BM).max()), float((a_BM * b_BM).sum(axis=1).min()))
 
 
 def _distribution(cosine_B: np.ndarray) -> dict[str, float]:

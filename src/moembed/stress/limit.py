@@ -8,19 +8,29 @@ Source: Weller, Boratko, Naim and Lee, *On the Theoretical Limitations of Embedd
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
+from moembed.compare.estimates import Estimate
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.metrics import Qrels
-from moembed.stress.subject import Subject, cell
+from moembed.stress.subject import Subject, mean_of
 from moembed.stress.texts import FIRST_NAMES, LAST_NAMES, THINGS, people
 from moembed.types import UserError
 
 RELEVANT = 2  # documents that answer a query
 CUTS = (2, 10, 20)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitScores:
+    """Recall at each of ``CUTS``, and how many texts were cut at ``limit`` tokens."""
+
+    metrics: dict[str, Estimate]
+    limit: int | None
+    truncated: int
 
 
 def limit_task(documents: int = 46, queries: int = 1000, seed: int = 0) -> RetrievalTask:
@@ -68,12 +78,9 @@ def chance(task: RetrievalTask) -> dict[str, float]:
     return {f"recall@{k}": min(k / len(task.documents), 1.0) for k in CUTS}
 
 
-def measure(subject: Subject, task: RetrievalTask) -> dict[str, Any]:
-    """Recall at each of ``CUTS`` with its interval, and how many texts were cut at how many tokens."""
+def measure(subject: Subject, task: RetrievalTask) -> LimitScores:
+    """What a system scores on an instance."""
     cut = subject.truncated
     values = subject.score(task, [f"recall@{k}" for k in CUTS])
-    return {
-        "metrics": {name: cell(value_Q) for name, value_Q in values.items()},
-        "limit": subject.limit,
-        "truncated": subject.truncated - cut,
-    }
+    metrics = {name: mean_of(value_Q) for name, value_Q in values.items()}
+    return LimitScores(metrics, subject.limit, subject.truncated - cut)

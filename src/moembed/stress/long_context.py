@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from moembed.compare.estimates import Estimate
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.metrics import Qrels
 from moembed.stress.subject import Subject
@@ -28,6 +29,34 @@ SHORTEST = 64  # a needle and something around it
 _Z = 1.96  # of a 95 % interval
 
 Length = Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class LongScore(Estimate):
+    """The share of questions whose document comes first, of one length and one depth."""
+
+    length: int
+    depth: float
+    documents: int
+    truncated: int
+
+
+@dataclass(frozen=True, slots=True)
+class LongScores:
+    """What a system finds in long documents.
+
+    Attributes:
+        unit: what lengths count: tokens of the model, or words for BM25.
+        limit: what the system reads of a text; None: all of it.
+        skipped: lengths of ``LENGTHS`` that were not asked because the model does not read them whole.
+        passkey, needle: every length, and within it every depth.
+    """
+
+    unit: str
+    limit: int | None
+    skipped: list[int]
+    passkey: list[LongScore]
+    needle: list[LongScore]
 
 
 def passkeys(rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -92,7 +121,7 @@ def long_task(kind: str, length: int, depth: float, measured: Length, seed: int 
     )
 
 
-def measure(subject: Subject, lengths: Sequence[int] | None = None, seed: int = 0) -> dict[str, Any]:
+def measure(subject: Subject, lengths: Sequence[int] | None = None, seed: int = 0) -> LongScores:
     """Share of questions whose document comes first, for both kinds and every length and depth.
 
     Args:
@@ -102,31 +131,27 @@ def measure(subject: Subject, lengths: Sequence[int] | None = None, seed: int = 
     limit = subject.limit
     whole = [n for n in LENGTHS if limit is None or n <= limit] or [max(limit or 0, SHORTEST)]
     chosen = sorted(set(lengths)) if lengths else whole
-    return {
-        "unit": "tokens" if subject.model else "words",
-        "limit": limit,
-        "skipped": [n for n in LENGTHS if not lengths and n not in whole],
+    return LongScores(
+        unit="tokens" if subject.model else "words",
+        limit=limit,
+        skipped=[n for n in LENGTHS if not lengths and n not in whole],
         **{
-            kind: [_cell(subject, kind, length, depth, seed) for length in chosen for depth in DEPTHS]
+            kind: [_score(subject, kind, length, depth, seed) for length in chosen for depth in DEPTHS]
             for kind in KINDS
         },
-    }
+    )
 
 
-def _cell(subject: Subject, kind: str, length: int, depth: float, seed: int) -> dict[str, Any]:
+def _score(subject: Subject, kind: str, length: int, depth: float, seed: int) -> LongScore:
     cut = subject.truncated
     task = long_task(kind, length, depth, subject.length, seed)
     first_Q = subject.score(task, ["recall@1"])["recall@1"]
-    return {
-        "length": length,
-        "depth": depth,
-        **wilson(int(first_Q.sum()), len(first_Q)),
-        "documents": len(task.documents),
-        "truncated": subject.truncated - cut,
-    }
+    share = wilson(int(first_Q.sum()), len(first_Q))
+    documents, truncated = len(task.documents), subject.truncated - cut
+    return LongScore(share.value, share.low, share.high, length, depth, documents, truncated)
 
 
-def wilson(hits: int, trials: int) -> dict[str, float]:
+def wilson(hits: int, trials: int) -> Estimate:
     """A share and its 95 % interval, which has a width even where all or none were hit.
 
     Source: Wilson, *Probable inference, the law of succession, and statistical inference* (1927).
@@ -134,8 +159,4 @@ def wilson(hits: int, trials: int) -> dict[str, float]:
     share, weight = hits / trials, _Z**2 / trials
     middle = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
-    return {
-        "value": share,
-        "low": min(share, max(0.0, middle - half)),
-        "high": max(share, min(1.0, middle + half)),
-    }
+    return Estimate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))

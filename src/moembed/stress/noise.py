@@ -10,17 +10,17 @@ import math
 import re
 import sysconfig
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from moembed.compare.estimates import Difference, Estimate
 from moembed.compare.significance import paired_difference
 from moembed.data.docstrings import collect
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.metrics import Qrels
-from moembed.stress.subject import Subject, cell
+from moembed.stress.subject import Subject, mean_of
 from moembed.types import UserError
 
 METRIC = "ndcg@10"
@@ -28,6 +28,27 @@ RATES = (0.05, 0.1, 0.2)  # share of the words of a query
 KEPT = (0.75, 0.5, 0.25)  # share of the characters of a document
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyScore(Estimate):
+    """The score of a variant of the task, and its paired difference to that of the clean one."""
+
+    difference: Difference
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseScores:
+    """nDCG@10 of the clean task, by the rate of typos, and by the share of each document that is kept.
+
+    ``truncated`` texts of the clean task were cut at ``limit`` tokens.
+    """
+
+    clean: Estimate
+    typos: dict[str, NoisyScore]
+    kept: dict[str, NoisyScore]
+    limit: int | None
+    truncated: int
 
 
 def _neighbours() -> dict[str, str]:
@@ -123,23 +144,24 @@ def docstring_task(documents: int = 400, seed: int = 0) -> RetrievalTask:
     )
 
 
-def measure(subject: Subject, task: RetrievalTask, seed: int = 0) -> dict[str, Any]:
+def measure(subject: Subject, task: RetrievalTask, seed: int = 0) -> NoiseScores:
     """nDCG@10 of the clean task, and of every variant with its paired difference to the clean one."""
     cut = subject.truncated
     clean_Q = _score(subject, task)
     truncated = subject.truncated - cut
 
-    def variant(changed: RetrievalTask) -> dict[str, Any]:
+    def variant(changed: RetrievalTask) -> NoisyScore:
         value_Q = _score(subject, changed)
-        return {**cell(value_Q), "difference": asdict(paired_difference(value_Q, clean_Q))}
+        score = mean_of(value_Q)
+        return NoisyScore(score.value, score.low, score.high, paired_difference(value_Q, clean_Q))
 
-    return {
-        "clean": cell(clean_Q),
-        "typos": {str(rate): variant(with_typos(task, rate, seed)) for rate in RATES},
-        "kept": {str(kept): variant(cut_short(task, kept)) for kept in KEPT},
-        "limit": subject.limit,
-        "truncated": truncated,
-    }
+    return NoiseScores(
+        clean=mean_of(clean_Q),
+        typos={str(rate): variant(with_typos(task, rate, seed)) for rate in RATES},
+        kept={str(kept): variant(cut_short(task, kept)) for kept in KEPT},
+        limit=subject.limit,
+        truncated=truncated,
+    )
 
 
 def _score(subject: Subject, task: RetrievalTask) -> np.ndarray:

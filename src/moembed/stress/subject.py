@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moembed.compare.estimates import Estimate
 from moembed.compare.significance import Runs, interval, resample
 from moembed.compare.statistics import MEAN
 from moembed.evaluation.beir import RetrievalTask
@@ -61,7 +61,7 @@ class Subject:
         return {name: scores.values[name] for name in metrics}
 
 
-def cell(value_Q: np.ndarray) -> dict[str, float]:
+def mean_of(value_Q: np.ndarray) -> Estimate:
     """The mean over queries with its 95 % bootstrap interval."""
     drawn_RD = resample(MEAN, [value_Q], DRAWS, np.random.default_rng(0))
-    return asdict(interval(Runs(np.array([value_Q.mean()]), drawn_RD)))
+    return interval(Runs(np.array([value_Q.mean()]), drawn_RD))

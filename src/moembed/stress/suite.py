@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
+from moembed.encoding import Bar
 from moembed.evaluation.beir import RetrievalTask
 from moembed.stress import capacity, invariance, limit, long_context, noise
 from moembed.stress.subject import Subject
 from moembed.types import UserError
 
-Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], object]]]
-Part = tuple[dict[str, Any], Callable[[Subject], dict[str, Any] | None]]
+Part = tuple[dict[str, Any], Callable[[Subject], Any]]  # what it is made of, and what measures a system
 
 
 @dataclass(frozen=True)
@@ -38,22 +37,39 @@ class Settings:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class PartResult:
+    """What a part was made of, and what each system did: the scores that ``measure`` of its file gives."""
+
+    facts: dict[str, Any]
+    systems: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.facts, "systems": _plain(self.systems)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
 def stress(
     subjects: Iterable[Subject], parts: Sequence[str], settings: Settings, bar: Bar
-) -> dict[str, dict[str, Any]]:
-    """Run ``parts`` (keys of ``PARTS``): for each what it was made of, and under "systems" what each did.
+) -> dict[str, PartResult]:
+    """Run ``parts`` (keys of ``PARTS``), and put together what each system did.
 
     A system that a part has nothing to ask is missing there: BM25 has no vectors. ``bar(what, total)`` shows
     progress. The models are taken one after the other, so a generator holds one in memory at a time.
     """
     prepared = {part: PARTS[part](settings, bar) for part in parts}
-    result = {part: {**facts, "systems": {}} for part, (facts, _) in prepared.items()}
+    result = {part: PartResult(facts) for part, (facts, _) in prepared.items()}
     for subject in subjects:
         for part, (_, measure) in prepared.items():
             with bar(f"{subject.name}: {part}", None) as subject.advance:
                 found = measure(subject)
             if found is not None:
-                result[part]["systems"][subject.name] = found
+                result[part].systems[subject.name] = found
     return result
 
 
@@ -73,9 +89,11 @@ def _limit(settings: Settings, bar: Bar) -> Part:
 def _capacity(settings: Settings, bar: Bar) -> Part:
     with bar("capacity of dimensions", len(settings.dims)) as advance:
         points = capacity.probe(settings.dims, settings.seed, advance)
-    return capacity.as_dict(
-        points
-    ), lambda subject: capacity.extrapolate(points, subject.model.dim) if subject.model else None
+
+    def guess(subject: Subject) -> capacity.CapacityGuess | None:
+        return capacity.extrapolate(points, subject.model.dim) if subject.model else None
+
+    return capacity.as_dict(points), guess
 
 
 def _long(settings: Settings, bar: Bar) -> Part:

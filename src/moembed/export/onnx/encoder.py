@@ -12,20 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from moembed.export.onnx.computed import require_computed
 from moembed.export.onnx.experts import INT64, Experts, feed_forward, moe_block, sparse
 from moembed.export.onnx.graph import Graph, numpy
 from moembed.folder.parts import Parts
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
-from moembed.model.embeddings import EmbeddingSpec, PositionTable
 from moembed.model.head import Dense, HeadConfig
-from moembed.model.norm import NormSpec
 from moembed.model.rope import CosSin, RopeSpec, cos_sin
-from moembed.model.spec import EncoderSpec, differences
-from moembed.moe.ffn import Activation, FeedForwardSpec
-from moembed.moe.layer import MoESpec
-from moembed.moe.router import RouterConfig
-from moembed.types import UserError
+from moembed.model.spec import EncoderSpec
+from moembed.moe.ffn import Activation
 
 if TYPE_CHECKING:
     import onnx
@@ -95,64 +91,6 @@ def read_mask(graph: Graph) -> Layout:
         token_T=graph.op("Squeeze", graph.op("NonZero", flat), graph.ints(0)),
         slot_BS=graph.op("Reshape", slot, graph.op("Shape", "input_ids")),
         hidden_by_attention_B11S=graph.op("Unsqueeze", low_BS, graph.ints(1, 2)),
-    )
-
-
-def require_computed(spec: EncoderSpec) -> None:
-    """Refuse a model of which the graph would compute another.
-
-    The spec is written once more out of the fields that this file reads: a field that is not among them has
-    its default there, and is found by that.
-
-    Raises:
-        UserError: one sentence that names every such field.
-    """
-    spec, table = spec.without_noise(), spec.embeddings.positions
-    computed = EncoderSpec(
-        width=spec.width,
-        max_length=spec.max_length,
-        embeddings=EmbeddingSpec(
-            vocabulary=spec.vocab_size,
-            positions=PositionTable(rows=table.rows, offset=table.offset) if table else None,
-            token_types=spec.embeddings.token_types,
-            norm=NormSpec(eps=spec.embeddings.norm.eps) if spec.embeddings.norm else None,
-        ),
-        layers=tuple(map(_computed, spec.layers)),
-        last_state=spec.last_state,
-    )
-    if found := differences(spec, computed):
-        raise UserError(f"the ONNX graph cannot run this model: it has {'; '.join(found)}")
-
-
-def _computed(layer: LayerSpec) -> LayerSpec:
-    attention, rope, moe = layer.attention, layer.attention.rope, layer.moe
-    router = RouterConfig(top_k=moe.router.top_k, normalize=moe.router.normalize) if moe else None
-    return LayerSpec(
-        attention=AttentionSpec(
-            num_heads=attention.num_heads,
-            num_kv_heads=attention.num_heads,
-            head_size=attention.head_size,
-            bias=attention.bias,
-            out_bias=attention.out_bias,
-            rope=RopeSpec(base=rope.base, scaling=rope.scaling) if rope else None,
-        ),
-        ffn=FeedForwardSpec(
-            width=layer.ffn.width,
-            activation=layer.ffn.activation,
-            gated=layer.ffn.gated,
-            bias=layer.ffn.bias,
-        ),
-        moe=MoESpec(
-            num_experts=moe.num_experts,
-            num_shared_experts=moe.num_shared_experts,
-            shared_weight=moe.shared_weight,
-            bias=moe.bias,
-            router=router,
-        )
-        if moe and router
-        else None,
-        norm=NormSpec(eps=layer.norm.eps),
-        place=layer.place,
     )
 
 
