@@ -43,5 +43,5 @@ class Digest:
 
 @lru_cache(maxsize=32)
 def name_of(facts: tuple[object, ...]) -> str:
-    """A short name of what a vector space is made of; kept, because a tokenizer alone is megabytes of text."""
+    """A short name of what a vector space is made of; kept, for a tokenizer alone is megabytes of text."""
     return hashlib.sha256(repr(list(facts)).encode()).hexdigest()[:16]
