@@ -18,10 +18,6 @@ ROOMS = [
     "weights", "search", "compare", "evaluation", "stress", "report",
     "training", "export", "interop", "runs", "cli",
 ]  # fmt: skip
-FOR_NOW: set[tuple[str, str]] = set()
-# Modules that import one another today, and functions that are too long or take too much: to be emptied.
-CIRCLES_FOR_NOW: list[set[str]] = []
-LARGE_FOR_NOW: set[str] = set()
 MAX_LINES, MAX_PARAMETERS = 80, 8
 # Names that say less than the field's own, and those.
 PLAIN_NAMES = {
@@ -30,7 +26,6 @@ PLAIN_NAMES = {
     "road": "backend", "obstacle": "unsupported_reason", "turn": "cos_sin", "held": "packed_params",
     "leave": "write_result", "Remembered": "CachedVectors", "agree": "broadcast", "places": "true_entries",
 }  # fmt: skip
-NAMES_FOR_NOW: set[str] = set()
 TORCH_FREE = (
     "types",
     "validation",
@@ -154,7 +149,7 @@ def test_a_room_imports_from_the_rooms_before_it(module: str) -> None:
     known = modules()
     for name in imports(known[module]):
         other = name.removeprefix("moembed.")
-        if name.startswith("moembed.") and other in known and (module, other) not in FOR_NOW:
+        if name.startswith("moembed.") and other in known:
             assert floor(other) <= floor(module), f"{module} imports {other}, a room behind its own"
 
 
@@ -172,10 +167,7 @@ def test_nothing_imports_the_command_line() -> None:
 
 def test_no_import_goes_in_a_circle() -> None:
     """Neither inside a room nor for type checkers only."""
-    found = circles(graph())
-    assert [group for group in found if group not in CIRCLES_FOR_NOW] == []
-    done = [group for group in CIRCLES_FOR_NOW if group not in found]
-    assert not done, f"{done} are gone: take them out of CIRCLES_FOR_NOW"
+    assert circles(graph()) == []
 
 
 def test_circles_are_seen() -> None:
@@ -190,8 +182,7 @@ def test_functions_fit_on_a_screen_and_take_few_arguments() -> None:
         for name, function in functions(path).items()
         if not module.startswith("cli") and is_large(function) and not given_by_others(function)
     }
-    assert not large - LARGE_FOR_NOW
-    assert not LARGE_FOR_NOW - large, "done: take it out of LARGE_FOR_NOW"
+    assert not large
 
 
 def test_modules_functions_and_classes_have_the_names_of_the_field() -> None:
@@ -201,7 +192,7 @@ def test_modules_functions_and_classes_have_the_names_of_the_field() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = [module.split(".")[-1], *(node.name for node in ast.walk(tree) if isinstance(node, kinds))]
         found |= {f"{module}:{name}": PLAIN_NAMES[name] for name in names if name in PLAIN_NAMES}
-    assert not found.keys() - NAMES_FOR_NOW
+    assert not found
 
 
 def test_every_module_opens_with_a_docstring() -> None:
