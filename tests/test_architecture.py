@@ -205,7 +205,7 @@ def test_files_fit_on_a_few_screens() -> None:
 
 
 def test_the_way_of_a_batch_is_short() -> None:
-    """At most 12 files and 3,000 lines from the command line to the checkpoint, as the docs walk it."""
+    """At most 12 files and 3,000 lines for a step, as the docs walk it; three more start the run."""
     way = (SOURCE.parents[1] / "docs" / "the-way-of-a-batch.md").read_text(encoding="utf-8")
     stations = [line.split("`")[1] for line in way.splitlines() if line[:1].isdigit()]
     files = [SOURCE / station.split()[0] for station in stations]
