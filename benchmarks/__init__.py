@@ -2,5 +2,5 @@
 
 SUITES = (
     "start", "shared", "encode", "peers", "train", "demo", "memory", "roofline", "moe", "scaling",
-    "precision", "export", "mine", "metrics", "evaluate", "gpu",
+    "precision", "export", "mine", "metrics", "evaluate", "gpu", "ablation",
 )  # fmt: skip

@@ -42,7 +42,7 @@ SAME = 0.98  # cosine; below it, something else was computed
 def rows(options: Options) -> Iterator[Row]:
     folder = models.minilm()
     tokenizer = read_folder(folder).tokenizer
-    some = whole(texts.sample(64 if options.quick else 256), tokenizer)
+    some = whole(texts.sample(32 if options.quick else 128), tokenizer)
     tokens = sum(map(len, tokenizer.rows(some)[0]))
     question = f"all-MiniLM-L6-v2, {len(some)} texts, {tokens:,} tokens"
     with TemporaryDirectory() as place, ExitStack() as stack:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from moembed.machine import best_dtype, machine
-from moembed.runs.bench import AloneError, Options, Row, speed_row, time_row
+from moembed.runs.bench import AloneError, Options, Row, Timing, speed_row, time_row
 
 from . import models, texts
 from .runtimes import Files, Running, turns
@@ -43,13 +43,17 @@ def rows(options: Options) -> Iterator[Row]:
             stack.callback(running[title].close)
         timings = {"alone": turns(running, "encode", options.repeats, warmup=1)}
         with busy_process():
-            timings["beside a busy process"] = turns(running, "encode", options.repeats, warmup=1)
+            timings["beside a busy process"] = turns(running, "encode", options.repeats)
+    yield from told(f"MiniLM, {form}, {len(some)} texts", len(some), timings, cores)
+
+
+def told(what: str, count: int, timings: dict[str, dict[str, Timing]], cores: int) -> Iterator[Row]:
     for where, some_timings in timings.items():
-        question = f"MiniLM, {form}, {len(some)} texts, {where}"
-        yield speed_row(question, some_timings, DENSE, len(some), "docs/s")
-        yield speed_row(question, some_timings, EXPERTS, len(some), "docs/s")
+        question = f"{what}, {where}"
+        yield speed_row(question, some_timings, DENSE, count, "docs/s")
+        yield speed_row(question, some_timings, EXPERTS, count, "docs/s")
         yield time_row(f"{question}, experts over dense", some_timings, EXPERTS, DENSE, TARGETS[where])
-    for title in folders:
+    for title in (DENSE, EXPERTS):
         alone, beside = (some_timings[title].median for some_timings in timings.values())
         share, least = 100 * alone / beside, 100 * (cores - 1) / cores
         question = "speed that is left beside a busy process"

@@ -55,7 +55,8 @@ def bench(
     rounds = repeats or (2 if quick else 3)
     with source_tree(against) if against else nullcontext() as other:
         options = harness.Options.here(rounds, quick, threads, other)
-        names = suites or [name for name in harness.suites() if options.device == "cuda" or "gpu" not in name]
+        left_out = () if options.device == "cuda" else harness.GPU_SUITES
+        names = suites or [name for name in harness.suites() if name not in left_out]
         if against and "demo" not in names:
             raise UserError("--against is read by the suite demo alone: name it among the suites")
         chosen = [harness.load(name) for name in dict.fromkeys(names)]

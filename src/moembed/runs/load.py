@@ -18,7 +18,7 @@ from statistics import median
 OTHERS = 0.15  # CPUs that others may use on average
 SPREAD = 0.10  # median over all rows of (interquartile range / median)
 LOAD_AVERAGE = 0.5  # per CPU, where nothing better is known
-WAIT = 1.0  # seconds of looking before the run
+SHORTEST, WAIT = 0.5, 1.0  # seconds of what can be judged, and of looking before the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,9 @@ def _busy(file: Path = Path("/proc/stat")) -> float | None:
 
 
 def used_by_others(start: Reading, end: Reading) -> float | None:
-    """CPUs that other processes used on average between two readings; None: not counted here."""
-    if start.busy is None or end.busy is None or end.wall <= start.wall:
+    """CPUs that other processes used on average between two readings; None: not counted here, or the clocks,
+    which tick a hundred times a second, cannot tell in so short a time."""
+    if start.busy is None or end.busy is None or end.wall - start.wall < SHORTEST:
         return None
     return max(0.0, (end.busy - start.busy - (end.own - start.own)) / (end.wall - start.wall))
 
