@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from moembed.data.docstrings import collect
 from moembed.data.sources import SourceConfig, load_source
 from moembed.evaluation.beir import RetrievalTask
+from moembed.evaluation.metrics import Qrels
 from moembed.evaluation.sample import subset
 from moembed.types import Pair
 
@@ -49,6 +50,13 @@ def pairs(count: int) -> list[Pair]:
         share = count * (number + 1) // len(sources) - count * number // len(sources)
         drawn += source.pairs(random.Random(number).sample(range(len(source)), share))
     return drawn
+
+
+def paired(name: str, queries: list[str], documents: list[str]) -> RetrievalTask:
+    """Each query is answered by the document in its row, and by no other."""
+    row_R, ids = np.arange(len(queries)), [str(number) for number in range(len(queries))]
+    qrels = Qrels.from_judgements(row_R, row_R, np.ones(len(queries)), len(queries))
+    return RetrievalTask(name, queries, documents, qrels, ids, ids, [])
 
 
 def reduced(task: RetrievalTask, size: int) -> RetrievalTask:

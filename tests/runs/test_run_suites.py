@@ -23,6 +23,7 @@ from moembed.types import Pair, UserError
 CPU = Options(repeats=1, quick=True, device="cpu", threads=1)
 bench.suites()  # puts the folder of the suites on the path
 from benchmarks import ablation, gpu, layers, models, peers, runtimes, shared, start, train  # noqa: E402
+from benchmarks.texts import paired  # noqa: E402
 
 
 @pytest.fixture
@@ -99,7 +100,10 @@ def test_the_operations_of_a_step_are_those_it_ran(count: int, moe_model: Embedd
     step = train.OurStep(moe_model.parts(), pairs)
     step.config = step.config.model_copy(update={"chunk_tokens": 4096})
     assert step() > 0
-    rows, _ = moe_model.tokenizer.rows([text for pair in pairs for text in (pair.query, pair.document)])
+    rows = [
+        *moe_model.rows([pair.query for pair in pairs], role="query")[0],
+        *moe_model.rows([pair.document for pair in pairs], role="document")[0],
+    ]
     once = models.flops(moe_model.encoder.spec, [len(row) for row in rows])
     assert step.flops == pytest.approx(once * (step.forwards + 2))
     assert 1 <= step.forwards <= 2
@@ -108,8 +112,8 @@ def test_the_operations_of_a_step_are_those_it_ran(count: int, moe_model: Embedd
 
 
 def test_a_step_that_does_nothing_but_products_has_the_whole_peak(moe_model: Embedder) -> None:
-    pair = [Pair("mole", "moles dig")]
-    ours = {name: train.OurStep(moe_model.parts(), pair) for name in (train.DENSE, train.EXPERTS)}
+    pairs = [Pair("mole", "moles dig"), Pair("owl", "owls hunt")]
+    ours = {name: train.OurStep(moe_model.parts(), pairs) for name in (train.DENSE, train.EXPERTS)}
     best, work = "matrix product (2048, 2048, 2048)", 2.0 * 2048**3
     timings = {name: Timing((9.0,)) for name in layers.PRODUCTS} | {best: Timing((2.0,))}
     for name, step in ours.items():
@@ -173,12 +177,15 @@ def test_the_ablation_runs_on_a_cpu(make_model: MakeModel, tmp_path: Path) -> No
     make_model(family="bert", num_layers=2).save_pretrained(tmp_path / "base")
     pairs = [{"query": f"mole {n} digs", "document": f"tunnel {n} of mole {n}"} for n in range(20)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    task = paired(
+        "moles", [f"where is mole {n}?" for n in range(6)], [f"mole {n} is at home" for n in range(6)]
+    )
     plan = replace(ablation.REHEARSAL, steps=1, batch_size=4, base=str(tmp_path / "base"), length=16)
     sources = [str(tmp_path / "pairs.jsonl")]
     recipes = [ablation.recipe(cell, 1, plan, sources) for cell in ablation.CELLS]
     assert len({recipe.model_copy(update={"upcycle": None}).model_dump_json() for recipe in recipes}) == 1
     assert [recipe.upcycle and recipe.upcycle.router.top_k for recipe in recipes] == [None, 2, 1]
-    rows = list(ablation.ablation(plan, sources, [ablation.functions(12)], "cpu"))
+    rows = list(ablation.ablation(plan, sources, [task], "cpu"))
     assert [row.contender for row in rows] == list(ablation.CELLS)
     assert all(row.value is not None and 0 <= row.value <= 1 for row in rows)
     assert "against the dense twin" not in rows[0].note

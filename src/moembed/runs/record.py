@@ -24,8 +24,8 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict)  # that each suite took, by its name
 
     def as_dict(self) -> dict[str, Any]:
-        about = {"date": self.date, "command": self.command, "machine": self.machine}
-        about |= {"load": self.load.facts(), "warning": self.warning()}
+        about: dict[str, Any] = {"date": self.date, "command": self.command, "machine": self.machine}
+        about = about | {"load": self.load.facts(), "warning": self.warning()}
         return about | {
             "suites": {
                 suite.name: {
