@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import moembed
 from moembed.data.docstrings import collect
-from moembed.runs.bench import Options, Row, Timing, ratio, speed_row
+from moembed.runs.bench import AloneError, Options, Row, Timing, ratio, speed_row
 
 STEPS, BATCH, SECONDS = 5, 128, 300
 ENOUGH = 4096  # pairs that are handed over; a run meets fewer
@@ -54,15 +54,15 @@ def train(tree: Path, pairs: Path, steps: int, threads: int) -> float:
     """Seconds of the steps, as the trainer of that source tree counts them.
 
     Raises:
-        RuntimeError: the process failed, or imported another moembed.
+        AloneError: the process failed, or imported another moembed.
     """
     script = str(Path(__file__).with_name("demo_steps.py"))
     command = [sys.executable, script, str(tree), str(pairs), str(steps), str(threads)]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
     if done.returncode:
-        raise RuntimeError(f"training with {tree} failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise AloneError(f"training with {tree} failed: {done.stderr.strip().splitlines()[-1:]}")
     answer = json.loads(done.stdout.splitlines()[-1])
     if answer["pairs"] != steps * BATCH:
-        raise RuntimeError(f"training with {tree} took {answer['pairs']} pairs, not {steps * BATCH}")
+        raise AloneError(f"training with {tree} took {answer['pairs']} pairs, not {steps * BATCH}")
     return answer["seconds"]

@@ -19,7 +19,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from moembed.machine import best_dtype
-from moembed.runs.bench import Options, Row, Timing, clock, time_row
+from moembed.runs.bench import AloneError, Options, Row, Timing, clock, time_row
 
 from . import models, texts
 
@@ -84,7 +84,7 @@ def first_and_later(
 def run(folder: Path, calls: dict[str, list[str]], place: Path, options: Options) -> Run:
     """
     Raises:
-        RuntimeError: the process failed.
+        AloneError: the process failed.
     """
     file = place / "calls.json"
     file.write_text(json.dumps(list(calls.items())), encoding="utf-8")
@@ -95,6 +95,6 @@ def run(folder: Path, calls: dict[str, list[str]], place: Path, options: Options
         lambda: answers.append(subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT))
     )
     if answers[0].returncode:
-        raise RuntimeError(f"{script} failed: {answers[0].stderr.strip().splitlines()[-1:]}")
+        raise AloneError(f"{script} failed: {answers[0].stderr.strip().splitlines()[-1:]}")
     told = json.loads(answers[0].stdout)
     return Run(told["seconds"], wall, told["peak"])

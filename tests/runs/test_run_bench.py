@@ -198,6 +198,17 @@ def test_what_was_measured_before_a_failure_is_kept(run: Run, suite: None, tmp_p
     assert "theirs" in (tmp_path / "new.md").read_text()
 
 
+def test_a_process_that_fails_ends_its_suite_alone(run: Run, suite: None, tmp_path: Path) -> None:
+    (tmp_path / "tiny_suite.py").write_text(
+        SUITE + "    from moembed.runs.bench import AloneError\n    raise AloneError('it died')\n"
+    )
+    code, _, _ = run("bench", "tiny", "--out", str(tmp_path / "new.md"))
+    assert code == 0
+    record = (tmp_path / "new.md").read_text()
+    assert "theirs" in record
+    assert "| the rest of tiny | none |  |  |  | not measured: it died |" in record
+
+
 def test_an_unknown_suite_is_refused(run: Run, suite: None) -> None:
     code, _, error = run("bench", "tiny", "moon")
     assert code == 2

@@ -6,6 +6,7 @@ import shlex
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -85,8 +86,9 @@ def bench(
 
 
 def _measure(suite: Suite, options: Options, record: Record, out: Path | None, shown: bool) -> None:
-    """Add a suite's rows to the record; what was measured until an interruption is kept."""
-    from moembed.runs.bench import HEAD
+    """Add a suite's rows to the record; what was measured until it was interrupted, or until a process that it
+    had started failed, is kept."""
+    from moembed.runs.bench import HEAD, AloneError, Row
     from moembed.runs.load import read, used_by_others
 
     kept = f"what was measured is in {out}" if out else "what was measured is printed above"
@@ -97,6 +99,8 @@ def _measure(suite: Suite, options: Options, record: Record, out: Path | None, s
             for row in suite.rows(options):
                 rows.append(row)
                 advance(1)
+    except (AloneError, TimeoutExpired) as error:  # the other suites can still be measured
+        rows.append(Row(f"the rest of {suite.name}", "none", note=f"not measured: {error}"))
     finally:
         end = read()
         record.seconds[suite.name] = end.wall - start.wall
