@@ -86,7 +86,7 @@ def bench(
 
 
 def _measure(suite: Suite, options: Options, record: Record, out: Path | None, shown: bool) -> None:
-    """Add a suite's rows to the record; what was measured until it was interrupted, or until a process that it
+    """Add a suite's rows to the record; what was measured before an interruption, or before a process that it
     had started failed, is kept."""
     from moembed.runs.bench import HEAD, AloneError, Row
     from moembed.runs.load import read, used_by_others
