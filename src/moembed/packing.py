@@ -52,6 +52,17 @@ def token_budget(lengths: Sequence[int], max_tokens: int, max_texts: int | None 
     return groups
 
 
+def even_budget(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Split texts as ``token_budget`` does, into as many groups, but of about as many tokens each.
+
+    A last group of a few tokens would cost as many calls as a full one.
+    """
+    total, longest = sum(lengths), max(lengths, default=0)
+    count = -(-total // max_tokens)
+    even = -(-total // count) + longest if count else max_tokens
+    return token_budget(lengths, min(max_tokens, even))
+
+
 def offsets(lengths: Sequence[int]) -> list[int]:
     """Where each text of a packed batch starts, and where the last one ends."""
     return [0, *accumulate(lengths)]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-EVERY = 2  # chunks: what is returned has to be asked for again, which costs time
+EVERY = 8  # chunks: what is returned has to be asked for again, which costs time
 
 
 def trim_heap(device: str, chunk: int) -> None:
