@@ -12,10 +12,10 @@ the precision of the products; sums over the experts of a token are in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -97,8 +97,19 @@ def grouped(experts: Experts, hidden_TD: Tensor, routing: Routing) -> Tensor:
     return output_TD.to(hidden_TD.dtype)
 
 
-def _of(parameter_E: Tensor | None, expert: int, dtype: torch.dtype) -> Tensor | None:
-    return None if parameter_E is None else parameter_E[expert].to(dtype)
+class _Expert(NamedTuple):
+    """The weights of one expert in the precision of the products."""
+
+    up: Tensor
+    up_bias: Tensor | None
+    gate: Tensor | None
+    gate_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+    @classmethod
+    def of(cls, parameters: Sequence[Tensor | None], number: int, dtype: torch.dtype) -> _Expert:
+        return cls(*(None if some is None else some[number].to(dtype) for some in parameters))  # type: ignore[arg-type]
 
 
 class _Grouped(torch.autograd.Function):
@@ -122,15 +133,14 @@ class _Grouped(torch.autograd.Function):
         output_RD = states_TD.new_empty(count, hidden_TD.shape[1])
 
         for expert, own in rows.slices:
-            up, up_bias, gate, gate_bias, down, down_bias = (_of(some, expert, dtype) for some in parameters)
+            up, up_bias, gate, gate_bias, down, down_bias = _Expert.of(parameters, expert, dtype)
             for tile in tiles(own):
                 token_N = rows.token_R[tile]
                 input_ND = states_TD[token_N]
                 before_NF = up_NF = F.linear(input_ND, up, up_bias)
-                inner_NF = act(before_NF) if gate is None else None
                 if gate is not None:
                     before_NF = F.linear(input_ND, gate, gate_bias)
-                    inner_NF = act(before_NF).mul_(up_NF)
+                inner_NF = act(before_NF) if gate is None else act(before_NF).mul_(up_NF)
                 part_ND = F.linear(inner_NF, down, down_bias)
                 output_TD.index_add_(0, token_N, part_ND.float().mul_(weight_R1[tile]))
                 if keep:
@@ -154,7 +164,7 @@ class _Grouped(torch.autograd.Function):
         grads = [None if some is None else torch.zeros_like(some) for some in parameters]
 
         for expert, own in rows.slices:
-            mine = [_of(some, expert, dtype) for some in parameters]
+            mine = _Expert.of(parameters, expert, dtype)
             part = _Slice.of(mine, states_TD, rounded_up(own.stop - own.start), rows.token_R[own])
             for tile in tiles(own):
                 token_N = rows.token_R[tile]
@@ -165,8 +175,8 @@ class _Grouped(torch.autograd.Function):
                 back_ND = part.tile(place, grad_ND.mul_(weight_R1[tile]).to(dtype), before, ctx.activation)
                 back_TD.index_add_(0, token_N, back_ND.float())
             for grad, found in zip(grads, part.gradients(), strict=True):
-                if grad is not None:
-                    grad[expert] = found
+                if grad is not None and found is not None:
+                    grad[expert].copy_(found)
         hidden_dtype, weight_dtype = ctx.dtypes
         grad_P = grad_R1[rows.row_P, 0].to(weight_dtype)
         return None, None, grad_P, back_TD.to(hidden_dtype), *grads
@@ -174,22 +184,18 @@ class _Grouped(torch.autograd.Function):
 
 @dataclass(slots=True)
 class _Slice:
-    """The backward pass of one expert; for its weights all its rows are kept, and rows of zeros behind them.
+    """The backward pass of one expert: for its weights all its rows are kept, then rows of zeros."""
 
-    ``weights``: up, its bias, gate, its bias, down, its bias.
-    """
-
-    weights: list[Tensor | None]
+    weights: _Expert
     input_ND: Tensor
     grad_ND: Tensor  # of the output, weighted
     inner_NF: Tensor
     before_NF: list[Tensor]  # the gradients before the activation: of up, of gate
 
     @classmethod
-    def of(cls, weights: list[Tensor | None], states_TD: Tensor, count: int, token_N: Tensor) -> _Slice:
-        down, gated = weights[4], weights[2] is not None
-        assert down is not None
-        width, hidden, real = *down.shape, len(token_N)
+    def of(cls, weights: _Expert, states_TD: Tensor, count: int, token_N: Tensor) -> _Slice:
+        gated = weights.gate is not None
+        width, hidden, real = *weights.down.shape, len(token_N)
         buffers = [states_TD.new_empty(count, size) for size in (width, *[hidden] * (3 if gated else 2))]
         for buffer in buffers:
             buffer[real:] = 0
@@ -198,7 +204,7 @@ class _Slice:
 
     def tile(self, place: slice, grad_ND: Tensor, before: list[Tensor], activation: Activation) -> Tensor:
         """The gradient of a tile's input; what the gradients of the weights need is kept."""
-        up, _, gate, _, down, _ = self.weights
+        up, gate, down = self.weights.up, self.weights.gate, self.weights.down
         leaves = [states_NF.detach().requires_grad_() for states_NF in before]
         with torch.enable_grad():
             inner_NF = ACTIVATIONS[activation](leaves[-1])
