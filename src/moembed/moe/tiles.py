@@ -142,7 +142,7 @@ class _Grouped(torch.autograd.Function):
                     before_NF = F.linear(input_ND, gate, gate_bias)
                 inner_NF = act(before_NF) if gate is None else act(before_NF).mul_(up_NF)
                 part_ND = F.linear(inner_NF, down, down_bias)
-                output_TD.index_add_(0, token_N, part_ND.float().mul_(weight_R1[tile]))
+                output_TD.index_add_(0, token_N, part_ND.float() * weight_R1[tile])
                 if keep:
                     up_RF[tile], output_RD[tile] = up_NF, part_ND
                     if gate is not None:
