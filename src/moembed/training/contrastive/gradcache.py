@@ -91,7 +91,7 @@ def backward(
         parts.append([part.detach() for part in encoded.router])
         if number in graphs:
             kept[number] = encoded
-        trim_heap(encoded.vector_BM.device.type, number)
+        trim_heap(encoded.vector_BM.device.type)
         del encoded
     after = _random_state()
     total = world.sum_stats([_sum(layer) for layer in zip(*parts, strict=True)])
@@ -111,7 +111,7 @@ def backward(
             for depth, gradient_BM in cached.items():
                 surrogate = surrogate + (encoded.by_depth[depth] * gradient_BM[chunks.row_CB[number]]).sum()
             torch.autograd.backward(surrogate)
-        trim_heap(encoded.vector_BM.device.type, number)
+        trim_heap(encoded.vector_BM.device.type)
     _set_random_state(after)
     return BatchLoss(contrastive, _router(router_loss, total, total).item(), total)
 
