@@ -80,8 +80,9 @@ class Encoder(nn.Module):
         # embeddings, and in training on a CPU rows of padding behind them
         real = len(token_T)
         padding = row_padding(real) if self.training and token_T.device.type == "cpu" else 0
-        rows = F.pad(token_T, (0, padding)), F.pad(position_T, (0, padding))
-        states_TD = F.dropout(self._embed(*rows), dropout, training=dropout > 0)
+        if padding:
+            token_T, position_T = F.pad(token_T, (0, padding)), F.pad(position_T, (0, padding))
+        states_TD = F.dropout(self._embed(token_T, position_T), dropout, training=dropout > 0)
         hidden = {0: self._shown(states_TD[:real])} if 0 in depths else {}
 
         bias_HN = None
