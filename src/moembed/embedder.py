@@ -22,7 +22,7 @@ from moembed.folder.write import write_folder
 from moembed.inference.digest import Digest, name_of
 from moembed.inference.engine import Engine
 from moembed.inference.member import check_view, first_layers, member
-from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits, is_count
+from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits
 from moembed.inference.residency import release_pages
 from moembed.inference.sentences import Sentences
 from moembed.inference.windows import windows
@@ -31,7 +31,7 @@ from moembed.model.head import Head
 from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
 from moembed.tokenizer import check_prompt
-from moembed.types import Batch, Encoded, UserError
+from moembed.types import Batch, Encoded
 
 
 class Embedder(Sentences, nn.Module):
@@ -159,23 +159,17 @@ class Embedder(Sentences, nn.Module):
         return str(self.encoder.word.weight.dtype).removeprefix("torch.")
 
     @property
-    def max_length(self) -> int:
-        """Tokens read of a text, special ones and prompt included."""
-        return self.tokenizer.max_length
+    def longest(self) -> int:
+        """Tokens of the longest text that the encoder can read."""
+        return self.encoder.spec.max_length
 
-    @property
-    def max_seq_length(self) -> int:
-        """``max_length`` by its name in sentence-transformers; set it to read less of a text, or more."""
-        return self.tokenizer.max_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, tokens: int) -> None:
-        shortest, longest = max(self.tokenizer.num_special_tokens, 1), self.encoder.spec.max_length
-        if not (is_count(tokens) and shortest <= tokens <= longest):
-            raise UserError(
-                f"max_seq_length {tokens!r} is not within {shortest}..{longest}, what the model can read"
-            )
-        self.tokenizer.max_length = tokens
+    def __repr__(self) -> str:
+        spec = self.encoder.spec
+        moe = f", {spec.moe.num_experts} experts in {len(spec.moe_layers)}" if spec.moe else ""
+        return (
+            f"Embedder({spec.num_layers} layers{moe}, dim {self.dim}, max_length {self.max_length}, "
+            f"{self.dtype} on {self.device})"
+        )
 
     def num_parameters(self, active: bool = False) -> int:
         """All parameters, or those one token can touch (the whole vocabulary table counted)."""
@@ -205,6 +199,10 @@ class Embedder(Sentences, nn.Module):
         """The text that is put in front of texts of a role; None: of texts without one."""
         return self.tokenizer.prompt(self.role_prompt(role)) if role is not None else ""
 
+    def _prefix(self, role: str | None, prompt: str | None) -> str:
+        """A prompt that is given takes the place of that of the role."""
+        return self.role_prefix(role) if prompt is None else prompt
+
     def vectors(
         self,
         texts: Iterable[str],
@@ -216,7 +214,7 @@ class Embedder(Sentences, nn.Module):
         batch_tokens: int | None = None,
     ) -> Vectors:
         """See `moembed.encoding.TextEncoder`; ``batch_tokens`` as in ``encode``."""
-        prefix = self.role_prefix(role) if prompt is None else prompt
+        prefix = self._prefix(role, prompt)
         found = self._embedded(as_texts(texts), prefix, view, progress, batch_tokens=batch_tokens)
         array, truncated = found
         return Vectors(array, truncated, self.space(prompt=prefix, view=view))
@@ -225,8 +223,7 @@ class Embedder(Sentences, nn.Module):
         self, texts: Iterable[str], *, role: str | None = None, prompt: str | None = None
     ) -> tuple[list[list[int]], int]:
         """The first half of ``vectors``: token ids of every text, and the number of texts that were cut."""
-        prefix = self.role_prefix(role) if prompt is None else prompt
-        return self.tokenizer.rows(as_texts(texts), prompt=prefix)
+        return self.tokenizer.rows(as_texts(texts), prompt=self._prefix(role, prompt))
 
     @torch.inference_mode()
     def embed(
@@ -287,7 +284,7 @@ class Embedder(Sentences, nn.Module):
             self.digest.of(self.encoder, view.layers),
             encoder_json(spec, family_to_write(spec, self.source).name),
             self.pooling.name,
-            self.role_prefix(role) if prompt is None else prompt,
+            self._prefix(role, prompt),
             view.dim or self.dim,
             "int8 weights" if self.engine.rounds(self.encoder) else "float32",
             self.tokenizer.backend.to_str(),

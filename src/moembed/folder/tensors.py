@@ -93,6 +93,22 @@ def read_state(
     return state
 
 
+def layout_tensors(spec: EncoderSpec, state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """The tensors of an encoder by the names of a layout, on the CPU.
+
+    Raises:
+        UserError: a tensor that the layout has no place for.
+    """
+    table, theirs = family.names(spec), {}
+    for ours, tensor in state.items():
+        if ours not in table:
+            raise UserError(f"the {family.name} layout has no place for {ours!r}")
+        pieces = table[ours].write(tensor.detach().cpu())
+        names = (family.prefixes[0] + name for name in table[ours].names)
+        theirs |= {name: piece.contiguous() for name, piece in zip(names, pieces, strict=True)}
+    return theirs
+
+
 def read_tensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]], allow_pickle: bool = False
 ) -> dict[str, Tensor]:
