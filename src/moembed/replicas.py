@@ -132,7 +132,8 @@ def _loaded() -> Embedder:
 def _embed(texts: list[str], role: str | None, prompt: str | None, view: View) -> tuple[np.ndarray, int]:
     model = _loaded()
     rows, truncated = model.rows(texts, role=role, prompt=prompt)
-    return model.embed(rows, view), truncated
+    known = model.prompt_tokens(role=role, prompt=prompt)
+    return model.embed(rows, view, prompt_tokens=known), truncated
 
 
 def _dim() -> int:

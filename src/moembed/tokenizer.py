@@ -119,6 +119,17 @@ class Tokenizer:
         rows, truncated = self.rows(texts, prompt=prompt, max_length=max_length)
         return pack(rows, truncated)
 
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many tokens at the start of a text are those of its prompt, special ones before it included.
+
+        They are counted on the prompt alone, as sentence-transformers does: where the first word of a text
+        grows together with the prompt, it counts as text from its second piece on. 0 of no prompt.
+        """
+        if not prompt:
+            return 0
+        (row,), _ = self.rows([""], prompt=prompt)
+        return len(row) - self._special_tokens[1]
+
     def _cut(self, ids: list[int], limit: int, before: int, after: int) -> list[int]:
         kept, end = limit - before - after, len(ids) - after
         inner = ids[before : before + kept] if self.truncation_side == "right" else ids[end - kept : end]

@@ -63,7 +63,7 @@ def test_texts_have_their_other_names(texts: Any, both: Both) -> None:
 
 
 def test_queries_and_documents_take_the_same_keywords(moe_model: Embedder) -> None:
-    for encode, prompt in ((moe_model.encode_query, "query: "), (moe_model.encode_document, "passage: ")):
+    for encode, prompt in ((moe_model.encode_query, "query: "), (moe_model.encode_document, "document: ")):
         whole = moe_model.encode(["worms"], prompt=prompt, dim=5)
         found = encode(["worms"], truncate_dim=5, batch_size=1, convert_to_tensor=True)
         assert isinstance(found, torch.Tensor)
@@ -76,7 +76,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"normalize_embeddings": False}, "every vector has length 1 here: leave normalize_embeddings out"),
     ({"output_value": "token_embeddings"}, "output_value 'token_embeddings' is not available"),
     ({"output_value": None}, "output_value None is not available"),
-    ({"precision": "int8"}, r"precision 'int8' takes its scale .* quantize_embeddings"),
+    ({"precision": "int8"}, r"precision 'int8' takes its scale .*quantize_embeddings"),
     ({"precision": "float8"}, r"precision 'float8' is not known \(known: float32, binary, ubinary\)"),
     ({"device": "cuda:3"}, r"this model is on cpu: load it on the other device, .* device='cuda:3'"),
     ({"device": "gpu"}, "there is no device 'gpu' here"),

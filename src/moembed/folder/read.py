@@ -19,7 +19,13 @@ from pathlib import Path
 
 from moembed.families.registry import family_of
 from moembed.files import read_json
-from moembed.folder.modules import PooledHead, encoder_folder, read_head_state, read_pooled_head
+from moembed.folder.modules import (
+    PooledHead,
+    encoder_folder,
+    read_head_state,
+    read_pooled_head,
+    read_pooling_state,
+)
 from moembed.folder.parts import Parts
 from moembed.folder.settings import (
     TOKENIZER_KEYS,
@@ -85,6 +91,7 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         head,
         head_state,
         settings.truncate_dim,
+        read_pooling_state(path, pooling, spec.width, allow_pickle),
     )
 
 

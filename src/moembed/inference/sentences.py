@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from moembed.encoding import Progress, View, as_texts, no_bar, truncate
+from moembed.encoding import Progress, View, as_texts, no_bar, role_prompt, truncate
 from moembed.inference.keywords import AllKeywords, Keywords, one_of, read_keywords
 from moembed.inference.options import is_count
 from moembed.tokenizer import Tokenizer
@@ -38,10 +38,6 @@ class Sentences:
     @abstractmethod
     def longest(self) -> int:
         """Tokens of the longest text that the encoder can read."""
-
-    @abstractmethod
-    def role_prefix(self, role: str | None) -> str:
-        """The text that is put in front of texts of a role."""
 
     @abstractmethod
     def _embedded(
@@ -153,6 +149,18 @@ class Sentences:
     ) -> np.ndarray:
         """``encode`` with the model's ``document`` (or ``passage``) prompt, if it has one."""
         return self._encode_role("document", texts, dim, keywords)
+
+    def role_prompt(self, role: str) -> str | None:
+        """The name of the prompt for a role, such as ``query``, else of the default prompt, else None."""
+        return role_prompt(role, self.tokenizer.prompts, self.tokenizer.default_prompt)
+
+    def role_prefix(self, role: str | None) -> str:
+        """The text that is put in front of texts of a role; None: of texts without one."""
+        return self.tokenizer.prompt(self.role_prompt(role)) if role is not None else ""
+
+    def prefix(self, role: str | None, prompt: str | None) -> str:
+        """The text that is put in front: ``prompt``, or where it is None that of the role."""
+        return self.role_prefix(role) if prompt is None else prompt
 
     def _encode_role(
         self, role: str, texts: Texts | None, dim: int | None, keywords: AllKeywords

@@ -112,5 +112,6 @@ def expert_load(
 def _route(model: Embedder, texts: list[str], prompt_name: str | None) -> Iterable[RouterStats]:
     token_rows, _ = model.tokenizer.rows(texts, prompt=model.tokenizer.prompt(prompt_name))
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
-    batches = (pack([token_rows[i] for i in group]).to(model.device) for group in groups)
-    return chain.from_iterable(model(batch).router for batch in batches)
+    # no vector is looked at, so nobody asks where the prompt of a text ends
+    batches = (pack([token_rows[i] for i in group], prompt_tokens=[0] * len(group)) for group in groups)
+    return chain.from_iterable(model(batch.to(model.device)).router for batch in batches)
