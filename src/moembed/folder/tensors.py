@@ -99,7 +99,8 @@ def layout_tensors(spec: EncoderSpec, state: Mapping[str, Tensor], family: Famil
     Raises:
         UserError: a tensor that the layout has no place for.
     """
-    table, theirs = family.names(spec), {}
+    table = family.names(spec)
+    theirs: dict[str, Tensor] = {}
     for ours, tensor in state.items():
         if ours not in table:
             raise UserError(f"the {family.name} layout has no place for {ours!r}")

@@ -35,7 +35,7 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """
 
     config: MoembedConfig | NomicConfig
-    config_class = MoembedConfig
+    config_class: type[MoembedConfig] | type[NomicConfig] = MoembedConfig
     supports_gradient_checkpointing = False
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = {"router"}  # noqa: RUF012

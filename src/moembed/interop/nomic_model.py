@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from moembed.families.registry import FAMILIES
 from moembed.folder.hub import locate
 from moembed.folder.tensors import layout_tensors, read_state
@@ -16,7 +18,7 @@ _FAMILY = FAMILIES[NomicConfig.model_type]
 _OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder")
 
 
-class NomicBertModel(MoembedModel):
+class NomicBertModel(MoembedModel):  # type: ignore[no-untyped-call]
     """`MoembedModel` whose files have the published names, both when it is read and when it is saved.
 
     Its own name is the published one too: transformers writes it into ``config.json``.
@@ -44,12 +46,18 @@ class NomicBertModel(MoembedModel):
         (model[0] if isinstance(model, tuple) else model).name_or_path = str(pretrained_model_name_or_path)
         return model
 
-    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **options: Any,
+    ) -> None:
         """As in transformers, by the published names."""
-        state = options.pop("state_dict", None) or self.state_dict()
+        state = self.state_dict() if state_dict is None else state_dict
         ours = {name.removeprefix("encoder."): tensor for name, tensor in state.items()}
         theirs = layout_tensors(self.config.spec(), ours, _FAMILY)
-        super().save_pretrained(save_directory, *arguments, state_dict=theirs, **options)
+        super().save_pretrained(save_directory, is_main_process, state_dict=theirs, **options)
 
 
 def _folder(name: Any, of_hub: dict[str, Any]) -> Path:
