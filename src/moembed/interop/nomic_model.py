@@ -46,7 +46,7 @@ class NomicBertModel(MoembedModel):  # type: ignore[no-untyped-call]
         (model[0] if isinstance(model, tuple) else model).name_or_path = str(pretrained_model_name_or_path)
         return model
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: Any,
         is_main_process: bool = True,
