@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moembed.runs.pretrain import PretrainConfig, PretrainResult, pretrain
     from moembed.runs.system import EvaluationOptions
     from moembed.runs.train import TrainConfig, TrainResult, train
+    from moembed.search.index import Index
     from moembed.types import TruncationWarning, UserError
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOME = {
     "Embedder": "moembed.embedder",
     "EvaluationOptions": "moembed.runs.system",
     "EvaluationResult": "moembed.evaluation.result",
+    "Index": "moembed.search.index",
     "PretrainConfig": "moembed.runs.pretrain",
     "PretrainResult": "moembed.runs.pretrain",
     "TrainConfig": "moembed.runs.train",
@@ -37,7 +39,7 @@ _HOME = {
     "train": "moembed.runs.train",
 }
 __all__ = [
-    "Embedder", "EvaluationOptions", "EvaluationResult", "PretrainConfig", "PretrainResult", "TrainConfig",
+    "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult", "TrainConfig",
     "TrainResult", "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train",
 ]  # fmt: skip
 

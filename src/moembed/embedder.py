@@ -162,7 +162,7 @@ class Embedder(Sentences, nn.Module):
         return str(self.encoder.word.weight.dtype).removeprefix("torch.")
 
     @property
-    def longest(self) -> int:
+    def _longest(self) -> int:
         """Tokens of the longest text that the encoder can read."""
         return self.encoder.spec.max_length
 

@@ -36,7 +36,7 @@ class Sentences:
 
     @property
     @abstractmethod
-    def longest(self) -> int:
+    def _longest(self) -> int:
         """Tokens of the longest text that the encoder can read."""
 
     @abstractmethod
@@ -212,9 +212,9 @@ class Sentences:
     @max_seq_length.setter
     def max_seq_length(self, tokens: int) -> None:
         shortest = max(self.tokenizer.num_special_tokens, 1)
-        if not (is_count(tokens) and shortest <= tokens <= self.longest):
+        if not (is_count(tokens) and shortest <= tokens <= self._longest):
             raise UserError(
-                f"max_seq_length {tokens!r} is not within {shortest}..{self.longest}, what the model can read"
+                f"max_seq_length {tokens!r} is not within {shortest}..{self._longest}, what the model can read"
             )
         self.tokenizer.max_length = tokens
 

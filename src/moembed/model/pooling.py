@@ -202,6 +202,6 @@ class Pooling(NamedTensors):
     def _pooled(self, tokens: Tokens) -> Tensor:
         pooled = []
         for i, mode in enumerate(self.config.modes):
-            own = {name: self.tensor(f"{i}.{name}") for name in POOLING[mode].shapes(self.width)}
+            own = {name: self.tensor(f"{i}.{name}").float() for name in POOLING[mode].shapes(self.width)}
             pooled.append(POOLING[mode].pool(tokens, own))
         return torch.cat(pooled, dim=-1) if len(pooled) > 1 else pooled[0]
