@@ -34,26 +34,31 @@ _ACTIVATION: dict[str, Activation] = {
 class Stored:
     """Names of the tensors that make one of ours, and their form.
 
-    - ``stacked``: ours is theirs, one below the other.
+    - ``stacked``: ours is theirs, one below the other; of equally many rows each, or of ``rows``.
     - ``experts``: theirs is ``(E * F, D)``, ours ``(E, F, D)``.
     - ``experts_transposed``: theirs is ``(E * F, D)``, ours ``(E, D, F)``.
     """
 
     names: tuple[str, ...]
     form: Literal["stacked", "experts", "experts_transposed"]
+    rows: tuple[int, ...] | None
 
     def __init__(
-        self, *names: str, form: Literal["stacked", "experts", "experts_transposed"] = "stacked"
+        self,
+        *names: str,
+        form: Literal["stacked", "experts", "experts_transposed"] = "stacked",
+        rows: tuple[int, ...] | None = None,
     ) -> None:
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "form", form)
+        object.__setattr__(self, "rows", rows)
 
-    def shape(self, ours: Shape) -> Shape:
-        """The shape of each of their tensors, given that of ours."""
+    def shapes(self, ours: Shape) -> list[Shape]:
+        """The shapes of their tensors, given that of ours."""
         if self.form == "stacked":
-            return (ours[0] // len(self.names), *ours[1:])
+            return [(count, *ours[1:]) for count in self._rows(ours[0])]
         experts, first, second = ours
-        return (experts * first, second) if self.form == "experts" else (experts * second, first)
+        return [(experts * first, second) if self.form == "experts" else (experts * second, first)]
 
     def read(self, theirs: Sequence[Tensor], ours: Shape) -> Tensor:
         if self.form == "stacked":
@@ -65,8 +70,12 @@ class Stored:
 
     def write(self, ours: Tensor) -> Sequence[Tensor]:
         if self.form == "stacked":
-            return ours.chunk(len(self.names))
+            return ours.split(self._rows(len(ours)))
         return [(ours if self.form == "experts" else ours.transpose(1, 2)).flatten(0, 1)]
+
+    def _rows(self, count: int) -> list[int]:
+        """Rows of each of their tensors, of ``count`` in ours."""
+        return list(self.rows or (count // len(self.names),) * len(self.names))
 
 
 Names = dict[str, Stored]

@@ -83,8 +83,10 @@ def read_state(
     prefix = next((p for p in family.prefixes if p + anchor in theirs), family.prefixes[0])
     state: dict[str, Tensor] = {}
     for ours, stored in table.items():
-        expected = stored.shape(shapes[ours])
-        pieces = [_take(theirs, prefix + name, expected, path) for name in stored.names]
+        pieces = [
+            _take(theirs, prefix + name, expected, path)
+            for name, expected in zip(stored.names, stored.shapes(shapes[ours]), strict=True)
+        ]
         state[ours] = stored.read(pieces, shapes[ours])
     extra = sorted(name for name in theirs if not _IGNORED.search(name.removeprefix(prefix)))
     if extra:
