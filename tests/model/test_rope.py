@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from moembed.model.rope import TurnBands, RopeSpec, YarnBands, cos_sin
+from moembed.model.rope import RopeSpec, TurnBands, YarnBands, cos_sin
 
 LLAMA = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN_BASE = 1000.0

@@ -72,9 +72,11 @@ def write_rope(rope: RopeSpec) -> dict[str, Any]:
     """``rope_parameters`` that read as ``rope``; positions that are scaled twice have none."""
     bands, theta = rope.bands, {"rope_theta": rope.base}
     if bands is None:
-        return {"rope_type": "linear", "factor": rope.scaling, **theta} if rope.scaling != 1 else {
-            "rope_type": "default", **theta
-        }
+        return (
+            {"rope_type": "linear", "factor": rope.scaling, **theta}
+            if rope.scaling != 1
+            else {"rope_type": "default", **theta}
+        )
     told = {"factor": bands.factor, "original_max_position_embeddings": bands.original_length, **theta}
     if isinstance(bands, TurnBands):
         return {"rope_type": "llama3", "low_freq_factor": bands.low, "high_freq_factor": bands.high, **told}
