@@ -11,12 +11,8 @@ from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec, PositionTable
 from moembed.model.norm import NormSpec
-<<<<<<< HEAD
-from moembed.model.rope import TurnBands, RopeSpec, YarnBands
-=======
 from moembed.model.relative_bias import RelativeBias
-from moembed.model.rope import RopeSpec
->>>>>>> encoders
+from moembed.model.rope import RopeSpec, TurnBands, YarnBands
 from moembed.model.spec import EncoderSpec
 from moembed.moe.ffn import FeedForwardSpec
 from moembed.moe.layer import MoESpec
