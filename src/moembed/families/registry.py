@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from moembed.families import bert, nomic, own
+from moembed.families import bert, decoder, gemma, nomic, own, t5
 from moembed.families.mapping import Names
 from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
@@ -25,12 +25,25 @@ class Family:
     write_config: Callable[[EncoderSpec], dict[str, Any]]
     names: Callable[[EncoderSpec], Names]
     prefixes: tuple[str, ...] = ("",)  # what may stand before every name; the first is what we write
+    left_out: tuple[str, ...] = ()  # how names begin of tensors that play no part in an embedding
     brings_code: bool = False  # whether the published config names code beside it, of which we are a copy
 
 
 def _bert(name: str) -> Family:
     write = partial(bert.write_config, model_type=name)
     return Family(name, bert.read_config, write, bert.names, prefixes=("", "bert.", "roberta."))
+
+
+def _language_model(name: str) -> Family:
+    room = gemma if name in gemma.KINDS else decoder
+    write = partial(room.write_config, model_type=name)
+    return Family(name, room.read_config, write, room.names, prefixes=("", "model."), left_out=("score.",))
+
+
+def _t5(name: str) -> Family:
+    write = partial(t5.write_config, model_type=name)
+    left_out = ("decoder.", "encoder.embed_tokens.")
+    return Family(name, t5.read_config, write, t5.names, left_out=left_out)
 
 
 _NOMIC = Family(
@@ -42,7 +55,11 @@ _NOMIC = Family(
     brings_code=True,
 )
 _OWN = Family(own.NAME, own.read_config, own.write_config, own.names, prefixes=("encoder.", ""))
-FAMILIES = {family.name: family for family in (*map(_bert, bert.CLASSES), _NOMIC, _OWN)}
+_LANGUAGE_MODELS = map(_language_model, (*decoder.KINDS, *gemma.KINDS))
+FAMILIES = {
+    family.name: family
+    for family in (*map(_bert, bert.CLASSES), _NOMIC, *_LANGUAGE_MODELS, *map(_t5, t5.KINDS), _OWN)
+}
 
 
 def family_of(values: dict[str, Any]) -> Family:

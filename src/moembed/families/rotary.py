@@ -11,20 +11,14 @@ from moembed.types import UserError
 _KNOWN = ("default", "linear", "llama3", "yarn")
 
 
-def read_rope(values: dict[str, Any], theta: float = 10000.0, layer_type: str | None = None) -> RopeSpec:
-    """The rotary positions of a ``config.json``.
-
-    Args:
-        theta: the base where the config names none.
-        layer_type: the kind of layer that is asked about, where each may have its own.
+def read_rope(values: dict[str, Any], theta: float = 10000.0) -> RopeSpec:
+    """The rotary positions of a ``config.json``; ``theta`` is the base where it names none.
 
     Raises:
         UserError: a kind of scaling that is not known; a part of every head that is not rotated.
     """
     # as in transformers: rope_scaling, the older name, wins
     told = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    if layer_type is not None and layer_type in told:
-        told = told[layer_type] or {}
     kind = told.get("rope_type", told.get("type", "default"))
     if kind not in _KNOWN:
         raise UserError(f"rope_type {kind!r} is not supported (known: {', '.join(_KNOWN)})")
@@ -69,14 +63,12 @@ def _grown(factor: float, scale: float) -> float:
 
 
 def write_rope(rope: RopeSpec) -> dict[str, Any]:
-    """``rope_parameters`` that read as ``rope``; positions that are scaled twice have none."""
+    """``rope_parameters`` that read as ``rope``; there are none for bands of scaled positions."""
     bands, theta = rope.bands, {"rope_theta": rope.base}
+    if bands is None and rope.scaling == 1:
+        return {"rope_type": "default", **theta}
     if bands is None:
-        return (
-            {"rope_type": "linear", "factor": rope.scaling, **theta}
-            if rope.scaling != 1
-            else {"rope_type": "default", **theta}
-        )
+        return {"rope_type": "linear", "factor": rope.scaling, **theta}
     told = {"factor": bands.factor, "original_max_position_embeddings": bands.original_length, **theta}
     if isinstance(bands, TurnBands):
         return {"rope_type": "llama3", "low_freq_factor": bands.low, "high_freq_factor": bands.high, **told}

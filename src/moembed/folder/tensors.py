@@ -74,7 +74,17 @@ def read_state(
         UserError: no weights, a pickle that is not allowed, a damaged file, a missing, extra, misshapen or
             non-finite tensor, or one of integers.
     """
-    theirs = _read_tensors(path, allow_pickle)
+    return by_our_names(_read_tensors(path, allow_pickle), path, spec, family)
+
+
+def by_our_names(
+    theirs: dict[str, Tensor], path: Path, spec: EncoderSpec, family: Family
+) -> dict[str, Tensor]:
+    """Tensors by the names of a family -> the same by ours, each checked; ``theirs`` is used up.
+
+    Raises:
+        UserError: as in ``read_state``.
+    """
     shapes = tensor_shapes(spec)
     table = {ours: stored for ours, stored in family.names(spec).items() if ours in shapes}
     if missing := sorted(set(shapes) - set(table)):
@@ -88,7 +98,10 @@ def read_state(
             for name, expected in zip(stored.names, stored.shapes(shapes[ours]), strict=True)
         ]
         state[ours] = stored.read(pieces, shapes[ours])
-    extra = sorted(name for name in theirs if not _IGNORED.search(name.removeprefix(prefix)))
+    bare = {name: name.removeprefix(prefix) for name in theirs}
+    extra = sorted(
+        name for name, x in bare.items() if not (_IGNORED.search(x) or x.startswith(family.left_out))
+    )
     if extra:
         shown = ", ".join(map(repr, extra[:3])) + (" …" if len(extra) > 3 else "")
         raise UserError(f"{path}: {len(extra)} tensors belong to no part of this model: {shown}")
@@ -119,9 +132,18 @@ def _read_tensors(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
         if file.suffix == ".bin":
             _add(found, _unpickle(file), file)
             continue
-        with _opened(file) as tensors:
-            _add(found, {name: tensors.get_tensor(name) for name in tensors.keys()}, file)  # noqa: SIM118
+        _add(found, read_file(file), file)
     return found
+
+
+def read_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, by the names it has.
+
+    Raises:
+        UserError: it is missing, truncated or damaged.
+    """
+    with _opened(file) as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 
 
 def _add(found: dict[str, Tensor], tensors: Mapping[str, Tensor], file: Path) -> None:
