@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_one_sentence(bert: tuple[Path, nn.Module], tmp_pat
     config.write_text(json.dumps(values))
     kept = {name: tensor for name, tensor in load_file(tensors).items() if name != first}
     save_file(kept, tensors)
-    with pytest.raises(UserError, match="does not fit its base .*: 1 of its tensors"):
+    with pytest.raises(UserError, match=r"does not fit its base .*: 1 of its tensors"):
         Embedder.from_pretrained(place)
 
 

@@ -86,7 +86,7 @@ def _peft(inside: Path) -> Any:
 
 
 def _base_model(base: Path, names: set[str]) -> Any:
-    """The base as transformers makes it, with the head of a language model if the adapter's names have one."""
+    """The base as transformers makes it, with the head of a language model if the adapter has its names."""
     from transformers import AutoModel, AutoModelForCausalLM
 
     whole = any(name.startswith("base_model.model.model.") for name in names)
