@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from moembed.families.mapping import Names, Stored, activation, activation_name, require_same
+from moembed.families.mapping import Names, Stored, activation, activation_name, require_reads_as
 from moembed.families.rotary import read_rope, write_rope
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
@@ -138,7 +138,7 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
     }
     if model_type.startswith("qwen"):
         values["layer_types"] = [f"{'full' if w is None else 'sliding'}_attention" for w in windows]
-    require_same(spec, read_config(values), f"the {model_type} layout")
+    require_reads_as(spec, read_config, values, f"the {model_type} layout")
     return values
 
 

@@ -71,8 +71,8 @@ def merged_tensors(inside: Path, base: Path, family: Family) -> dict[str, Tensor
             f"{inside}: the adapter does not fit its base {base}: {len(wrong)} of its tensors have no place "
             f"there or are missing, {wrong[0]!r} first"
         )
-    state: dict[str, Tensor] = adapted.merge_and_unload().state_dict()
-    return state
+    # copies: peft changes the mapped file of the base in memory, and an Embedder reads mapped pages again
+    return {name: tensor.clone() for name, tensor in adapted.merge_and_unload().state_dict().items()}
 
 
 def _peft(inside: Path) -> Any:
