@@ -5,6 +5,7 @@ peft merges them, in float32; what is read is the merged model, and it is writte
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def merged_tensors(inside: Path, base: Path, family: Family) -> dict[str, Tensor
     names = set(read_file(inside / _WEIGHTS))
     model, peft = _base_model(base, names), _peft(inside)
     try:
-        adapted = peft.PeftModel.from_pretrained(model, inside)
+        with warnings.catch_warnings():  # of what is missing: it is refused below
+            warnings.simplefilter("ignore")
+            adapted = peft.PeftModel.from_pretrained(model, inside)
     except (ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{inside}: peft cannot put this adapter onto {base} ({reason})") from None
