@@ -1,11 +1,10 @@
-"""Whole folders of language models: tokenizers that end texts, any padding side, upcycling, and back."""
+"""Whole folders of language models: tokenizers that end texts with a token, and padding on any side."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ from tokenizers.trainers import BpeTrainer
 from conftest import complete, randomise
 from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
-from moembed.moe.router import RouterConfig
 from moembed.types import TruncationWarning
-from moembed.weights.upcycle import UpcycleConfig, upcycle
 from tiny_configs import CLASSES, CONFIGS
 
 EQUAL = 1e-5
@@ -133,32 +130,3 @@ def test_last_tokens_without_an_end_are_told(folder: Folder) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_folder(place)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_upcycling_keeps_the_vectors(name: str, folder: Folder, texts: list[str], tmp_path: Path) -> None:
-    parts = read_folder(folder(name, ends="tokenizer.json"))
-    before = Embedder(parts).eval().encode(texts[:4])
-    options = UpcycleConfig(num_experts=3, num_shared_experts=1, router=RouterConfig(top_k=2))
-    spec, state = upcycle(parts.spec, parts.state, options)
-    sparse = Embedder(replace(parts, spec=spec, state=state)).eval()
-    assert spec.moe_layers == (1,)
-    assert distance(sparse.encode(texts[:4]), before) <= EQUAL
-    sparse.save_pretrained(tmp_path / "sparse")
-    again = Embedder.from_pretrained(tmp_path / "sparse", device="cpu")
-    assert again.encoder.spec == spec
-    assert distance(again.encode(texts[:4]), before) <= EQUAL
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_saved_model_reads_the_same_here_and_in_sentence_transformers(
-    name: str, folder: Folder, texts: list[str], tmp_path: Path
-) -> None:
-    model = Embedder.from_pretrained(folder(name, ends="tokenizer.json"), device="cpu")
-    model.save_pretrained(tmp_path / "again")
-    expected = model.encode(texts[:4])
-    again = Embedder.from_pretrained(tmp_path / "again", device="cpu")
-    assert again.source["model_type"] == name
-    assert np.array_equal(again.encode(texts[:4]), expected)
-    theirs = SentenceTransformer(str(tmp_path / "again"), device="cpu")
-    assert distance(theirs.encode(texts[:4]), expected) <= EQUAL
