@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+CLASSES = {  # of transformers, by model_type
+    "llama": "LlamaModel",
+    "mistral": "MistralModel",
+    "qwen2": "Qwen2Model",
+    "qwen3": "Qwen3Model",
+    "gemma": "GemmaModel",
+    "gemma3_text": "Gemma3TextModel",
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+}
 _DECODER = {
     "vocab_size": 130, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 40,

@@ -19,20 +19,10 @@ from moembed.folder.tensors import read_state
 from moembed.model.encoder import Encoder
 from moembed.packing import offsets, pack
 from moembed.types import UserError
-from tiny_configs import CONFIGS
+from tiny_configs import CLASSES, CONFIGS
 
 EQUAL = {"rtol": 0.0, "atol": 1e-5}  # fp32 on two orders of summation; states are of order 1
 ROWS = [[7, 8, 9, 10, 11, 12, 13, 14, 15], [100], [20, 21, 22, 20], [30, 31, 32, 33]]
-CLASSES = {
-    "llama": "LlamaModel",
-    "mistral": "MistralModel",
-    "qwen2": "Qwen2Model",
-    "qwen3": "Qwen3Model",
-    "gemma": "GemmaModel",
-    "gemma3_text": "Gemma3TextModel",
-    "t5": "T5EncoderModel",
-    "mt5": "MT5EncoderModel",
-}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 10}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from moembed.families import decoder
-from moembed.families.mapping import Names, Stored, activation, activation_name, require_same
+from moembed.families.mapping import Names, Stored, activation, activation_name, require_reads_as
 from moembed.families.rotary import read_rope, write_rope
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
@@ -33,6 +33,8 @@ def read_config(values: dict[str, Any]) -> EncoderSpec:
     norm = NormSpec(kind="rms", eps=values.get("rms_norm_eps", 1e-6), plus_one=True)
     head_size, bias = values.get("head_dim", 256), bool(values.get("attention_bias"))
     by = values.get("query_pre_attn_scalar", 256) if third else head_size
+    if not by > 0:
+        raise UserError(f"query_pre_attn_scalar {by!r} is not supported")
     attention = AttentionSpec(
         num_heads=values["num_attention_heads"],
         num_kv_heads=values.get("num_key_value_heads", 4 if third else 16),
@@ -139,7 +141,7 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
     else:
         values |= {"rope_parameters": told[_FULL]} if told else {}
         values |= {} if attention.causal else {"is_causal": False}
-    require_same(spec, read_config(values), f"the {model_type} layout")
+    require_reads_as(spec, read_config, values, f"the {model_type} layout")
     return values
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moembed.families.mapping import Names, Stored, activation, activation_name, require_same
+from moembed.families.mapping import Names, Stored, activation, activation_name, require_reads_as
 from moembed.families.rotary import read_rope, write_rope
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
@@ -101,7 +101,7 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
         factor = round(rope.scaling ** (head_size / 2), 6)
         scaling = None if rope.scaling == 1 else {"type": "ntk", "factor": factor}
         values |= {"rope_theta": rope.base / factor, "rope_scaling": scaling, **_FIXED}
-    require_same(spec, read_config(values), target)
+    require_reads_as(spec, read_config, values, target)
     return values
 
 

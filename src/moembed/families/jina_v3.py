@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from moembed.families.flat import flatten, read_flat
-from moembed.families.mapping import Names, Stored, activation, activation_name, require_same
+from moembed.families.mapping import Names, Stored, activation, activation_name, require_reads_as
 from moembed.families.rotary import read_rope
 from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
@@ -64,7 +64,7 @@ def write_config(spec: EncoderSpec) -> dict[str, Any]:
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
     }
-    require_same(spec, read_config(values), target)
+    require_reads_as(spec, read_config, values, target)
     return values
 
 

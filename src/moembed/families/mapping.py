@@ -7,9 +7,9 @@ matrices of a gated block); Nomic's experts lie in two dimensions where ours hav
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -119,6 +119,21 @@ def activation(name: str) -> Activation:
 def activation_name(ours: Activation) -> str:
     """What transformers calls our activation."""
     return next(theirs for theirs, name in _ACTIVATION.items() if name == ours)
+
+
+def require_reads_as(
+    wanted: EncoderSpec, read: Callable[[dict[str, Any]], EncoderSpec], values: dict[str, Any], target: str
+) -> None:
+    """`require_same` of a config that is still to be read.
+
+    Raises:
+        UserError: as there; or that the config says what ``read`` refuses.
+    """
+    try:
+        written = read(values)
+    except UserError as error:
+        raise UserError(f"{target} cannot hold this model: {error}") from None
+    require_same(wanted, written, target)
 
 
 def require_same(wanted: EncoderSpec, written: EncoderSpec, target: str) -> None:

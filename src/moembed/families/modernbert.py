@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moembed.families.mapping import Names, Stored, activation, activation_name, require_same
+from moembed.families.mapping import Names, Stored, activation, activation_name, require_reads_as
 from moembed.families.rotary import read_rope, write_rope
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
@@ -108,7 +108,7 @@ def write_config(spec: EncoderSpec) -> dict[str, Any]:
         "layer_types": kinds,
         "rope_parameters": {kind: write_rope(rope) for kind, rope in ropes.items()},
     }
-    require_same(spec, read_config(values), target)
+    require_reads_as(spec, read_config, values, target)
     return values
 
 

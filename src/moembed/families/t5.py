@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moembed.families.mapping import Names, Stored, activation, activation_name, require_same
+from moembed.families.mapping import Names, Stored, activation, activation_name, require_reads_as
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec
@@ -77,7 +77,7 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
         "feed_forward_proj": name,
         "n_positions": spec.max_length,
     }
-    require_same(spec, read_config(values), f"the {model_type} layout")
+    require_reads_as(spec, read_config, values, f"the {model_type} layout")
     return values
 
 

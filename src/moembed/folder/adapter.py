@@ -5,6 +5,7 @@ peft merges them, in float32; what is read is the merged model, and it is writte
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,14 @@ def merged_tensors(inside: Path, base: Path, family: Family) -> dict[str, Tensor
         UserError: no peft, a base that transformers does not run by itself, an adapter of other matrices
             than the base has.
     """
-    if family.brings_code or family.name == "moembed":
+    if family.code or family.name == "moembed":
         raise UserError(f"{inside}: adapters of {family.name} models are not supported: peft cannot run one")
     names = set(read_file(inside / _WEIGHTS))
     model, peft = _base_model(base, names), _peft(inside)
     try:
-        adapted = peft.PeftModel.from_pretrained(model, inside)
+        with warnings.catch_warnings():  # of what is missing: it is refused below
+            warnings.simplefilter("ignore")
+            adapted = peft.PeftModel.from_pretrained(model, inside)
     except (ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{inside}: peft cannot put this adapter onto {base} ({reason})") from None
@@ -71,8 +74,8 @@ def merged_tensors(inside: Path, base: Path, family: Family) -> dict[str, Tensor
             f"{inside}: the adapter does not fit its base {base}: {len(wrong)} of its tensors have no place "
             f"there or are missing, {wrong[0]!r} first"
         )
-    state: dict[str, Tensor] = adapted.merge_and_unload().state_dict()
-    return state
+    # copies: peft changes the mapped file of the base in memory, and an Embedder reads mapped pages again
+    return {name: tensor.clone() for name, tensor in adapted.merge_and_unload().state_dict().items()}
 
 
 def _peft(inside: Path) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,6 @@ class StaticEmbedder(Sentences):
         return np.concatenate(parts), truncated
 
     def _means(self, rows: list[list[int]]) -> np.ndarray:
-        token_T = torch.from_numpy(np.concatenate(rows, dtype=np.int64))
+        token_T = torch.from_numpy(np.fromiter(chain.from_iterable(rows), dtype=np.int64))
         start_B = torch.tensor([0, *accumulate(map(len, rows))][:-1])
         return F.embedding_bag(token_T, self.table_VD, start_B, mode="mean").numpy()
