@@ -33,6 +33,8 @@ class Kind:
     qk_norm: bool = False
     head_size: int | None = None  # None: the width, split among the heads
     kv_heads: int | None = None  # None: as many as there are heads
+    norm_eps: float = 1e-6
+    causal: bool = True
 
 
 KINDS = {
@@ -40,14 +42,16 @@ KINDS = {
     "mistral": Kind("MistralModel", 131072, bias=(False, False), kv_heads=8),
     "qwen2": Kind("Qwen2Model", 32768, bias=(True, False), kv_heads=32),
     "qwen3": Kind("Qwen3Model", 32768, qk_norm=True, head_size=128, kv_heads=32),
+    "eurobert": Kind("EuroBertModel", 8192, norm_eps=1e-5, causal=False),
 }
+_PLAIN = ("llama", "eurobert")  # without windows, and with mlp_bias
 
 
 def read_config(values: dict[str, Any]) -> EncoderSpec:
     kind, width, heads = KINDS[values["model_type"]], values["hidden_size"], values["num_attention_heads"]
-    norm = NormSpec(kind="rms", eps=values.get("rms_norm_eps", 1e-6))
+    norm = NormSpec(kind="rms", eps=values.get("rms_norm_eps", kind.norm_eps))
     bias, out_bias = kind.bias or (bool(values.get("attention_bias")),) * 2
-    causal = values.get("is_causal") is not False
+    causal = kind.causal and values.get("is_causal") is not False
     attention = AttentionSpec(
         num_heads=heads,
         num_kv_heads=values.get("num_key_value_heads", kind.kv_heads) or heads,
@@ -59,7 +63,7 @@ def read_config(values: dict[str, Any]) -> EncoderSpec:
         rope=read_rope(values),
     )
     act = activation(values.get("hidden_act", "silu"))
-    biased = bool(values.get("mlp_bias")) and values["model_type"] == "llama"
+    biased = bool(values.get("mlp_bias")) and values["model_type"] in _PLAIN
     ffn = {"width": values["intermediate_size"], "bias": biased, "out_bias": biased}
     block = FeedForwardSpec(activation=act, gated=True, **ffn)
     layer = LayerSpec(attention=attention, ffn=block, norm=norm, place="pre")
@@ -80,7 +84,7 @@ def _windows(values: dict[str, Any], causal: bool) -> list[int | None]:
     name, count = values["model_type"], values["num_hidden_layers"]
     size = values.get("sliding_window", 4096)
     types = values.get("layer_types")
-    if name == "llama" or (name == "mistral" and size is None):
+    if name in _PLAIN or (name == "mistral" and size is None):
         sliding = [False] * count
     elif name == "mistral":
         sliding = [True] * count
@@ -122,7 +126,7 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
         "mlp_bias": layer.ffn.bias,
         "rope_scaling": None,
         **({"rope_parameters": write_rope(attention.rope)} if attention.rope else {}),
-        **({} if attention.causal else {"is_causal": False}),
+        **({} if attention.causal or not kind.causal else {"is_causal": False}),
         "sliding_window": size,
         "use_sliding_window": size is not None,
     }

@@ -57,7 +57,7 @@ def merged_tensors(inside: Path, base: Path, family: Family) -> dict[str, Tensor
         UserError: no peft, a base that transformers does not run by itself, an adapter of other matrices
             than the base has.
     """
-    if family.brings_code or family.name == "moembed":
+    if family.code or family.name == "moembed":
         raise UserError(f"{inside}: adapters of {family.name} models are not supported: peft cannot run one")
     names = set(read_file(inside / _WEIGHTS))
     model, peft = _base_model(base, names), _peft(inside)

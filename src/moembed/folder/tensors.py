@@ -92,11 +92,14 @@ def by_our_names(
     anchor = table["word.weight"].names[0]
     prefix = next((p for p in family.prefixes if p + anchor in theirs), family.prefixes[0])
     state: dict[str, Tensor] = {}
+    parted: dict[str, Tensor] = {}  # those that several of ours are parts of
     for ours, stored in table.items():
+        wanted = zip(stored.names, stored.shapes(shapes[ours]), strict=True)
         pieces = [
-            _take(theirs, prefix + name, expected, path)
-            for name, expected in zip(stored.names, stored.shapes(shapes[ours]), strict=True)
+            parted[name] if name in parted else _take(theirs, prefix + name, expected, path)
+            for name, expected in wanted
         ]
+        parted |= dict(zip(stored.names, pieces, strict=True)) if stored.part[1] > 1 else {}
         state[ours] = stored.read(pieces, shapes[ours])
     bare = {name: name.removeprefix(prefix) for name in theirs}
     extra = sorted(
