@@ -77,8 +77,10 @@ def folder(tmp_path: Path, trained: Backend) -> Folder:
         complete(place)
         put(place / "1_Pooling" / "config.json", pooling_mode=pooling, pooling_mode_mean_tokens=False)
         put(place / "tokenizer_config.json", model_max_length=12)
-        if ends == "tokenizer_config.json":
-            put(place / "tokenizer_config.json", add_eos_token=True)
+        if ends == "add_eos_token":
+            saved = transformers.AutoTokenizer.from_pretrained(place)
+            saved.add_eos_token = True
+            saved.save_pretrained(place)
         return place
 
     return make
@@ -96,8 +98,8 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
     ("name", "pooling", "ends"),
     [
         ("qwen3", "lasttoken", "tokenizer.json"),  # as Qwen3-Embedding is published
-        ("qwen2", "lasttoken", "tokenizer_config.json"),
-        ("mistral", "lasttoken", "tokenizer_config.json"),
+        ("qwen2", "lasttoken", "add_eos_token"),
+        ("mistral", "lasttoken", "add_eos_token"),
         ("llama", "weightedmean", "tokenizer.json"),
         ("gemma3_text", "mean", "tokenizer.json"),
         ("t5", "mean", "tokenizer.json"),
@@ -122,11 +124,23 @@ def test_vectors_equal_sentence_transformers(
     assert distance(model.encode([given[1]]), ours[1:2]) <= EQUAL
 
 
-def test_last_tokens_without_an_end_are_told(folder: Folder) -> None:
-    place = folder("qwen3", "lasttoken")
-    with pytest.warns(UserWarning, match="the tokenizer puts no token behind a text"):
-        read_folder(place)
-    put(place / "tokenizer_config.json", add_eos_token=True)
+@pytest.mark.parametrize(
+    ("pooling", "told", "why"),
+    [
+        ("lasttoken", {}, "state of the last token"),
+        ("mean", {"add_eos_token": True}, "says add_eos_token true"),
+    ],
+)
+def test_a_missing_end_is_told_and_not_added(
+    pooling: str, told: dict[str, Any], why: str, folder: Folder
+) -> None:
+    place = folder("qwen3", pooling)
+    put(place / "tokenizer_config.json", **told)
+    with pytest.warns(UserWarning, match=f"{why}, but tokenizer.json, which decides, puts no token behind"):
+        parts = read_folder(place)
+    theirs = transformers.AutoTokenizer.from_pretrained(place)
+    assert parts.tokenizer.rows(["the owl"])[0] == theirs(["the owl"])["input_ids"]
+    saved = folder("qwen2", pooling, ends="add_eos_token")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_folder(place)
+        read_folder(saved)
