@@ -114,7 +114,7 @@ def _note_missing_ends(path: Path, inside: Path, pooling: Pooling) -> None:
         return
     warnings.warn(
         f"{path}: {why}, but tokenizer.json, which decides, puts no token behind a text; if the model was "
-        "trained with one, see 'The end of a text' in docs/model-folders.md",
+        "trained with one, set add_eos_token of transformers' tokenizer to True and save it",
         stacklevel=3,
     )
 
