@@ -64,7 +64,9 @@ def names(spec: EncoderSpec) -> Names:
         for i in range(spec.num_layers):
             ours, theirs = f"layers.{i}", f"transformer.layer.{i}"
             table |= {
-                f"{ours}.attention.qkv.{part}": Stored(*(f"{theirs}.attention.{x}_lin.{part}" for x in "qkv")),
+                f"{ours}.attention.qkv.{part}": Stored(
+                    *(f"{theirs}.attention.{x}_lin.{part}" for x in "qkv")
+                ),
                 f"{ours}.attention.out.{part}": Stored(f"{theirs}.attention.out_lin.{part}"),
                 f"{ours}.attention_norm.{part}": Stored(f"{theirs}.sa_layer_norm.{part}"),
                 f"{ours}.ffn.up.{part}": Stored(f"{theirs}.ffn.lin1.{part}"),

@@ -73,7 +73,9 @@ def names(spec: EncoderSpec) -> Names:
         for i in range(spec.num_layers):
             ours, theirs = f"layers.{i}", f"encoder.layer.{i}"
             table |= {
-                f"{ours}.attention.qkv.{part}": Stored(*(f"{theirs}.attention.attn.{x}.{part}" for x in "qkv")),
+                f"{ours}.attention.qkv.{part}": Stored(
+                    *(f"{theirs}.attention.attn.{x}.{part}" for x in "qkv")
+                ),
                 f"{ours}.attention.out.{part}": Stored(f"{theirs}.attention.attn.o.{part}"),
                 f"{ours}.attention_norm.{part}": Stored(f"{theirs}.attention.LayerNorm.{part}"),
                 f"{ours}.ffn.up.{part}": Stored(f"{theirs}.intermediate.dense.{part}"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+
 from moembed.families.mapping import by_their_names
 from moembed.families.registry import family_to_write
 from moembed.files import replacing, write_json
