@@ -1,4 +1,4 @@
-"""Every family, from a random checkpoint of transformers: read, encoded, written, upcycled, trained, exported.
+"""Every family from a random checkpoint of transformers: encoded, written, upcycled, trained, exported.
 
 ``pytest -rP tests/families/test_conformance.py`` prints the largest differences that docs/families.md shows.
 """
@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer as Backend
 from torch import Tensor, nn
 
-from conftest import TEXTS, complete, randomise
+from conftest import TEXTS, complete, randomise, save_tokenizer
 from moembed.embedder import Embedder
 from moembed.export.gguf.graph import as_graph
 from moembed.export.nomic import to_nomic
@@ -90,7 +90,8 @@ class Checkpoint:
         self.model: Any = cls(config).eval()
         randomise(self.model, seed=0)
         self.model.save_pretrained(self.native)
-        complete(self.native, backend)
+        save_tokenizer(self.native, backend)
+        complete(self.native)
         self.folder = self.native
         if name == "new":
             self.folder = place / "published"
