@@ -1,4 +1,4 @@
-"""DistilBERT checkpoints (Sanh et al., arXiv 1910.01108): BERT without token types, under names of its own."""
+"""DistilBERT checkpoints (Sanh et al., arXiv 1910.01108): BERT without token types, by other names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GTE v1.5, mGTE (Zhang et al., arXiv 2407.19669) and Arctic Embed M v2: BERT, rotary, with gated feed-forwards.
+"""GTE v1.5, mGTE (Zhang et al., arXiv 2407.19669), Arctic Embed M v2: BERT, rotary, gated feed-forwards.
 
 ``new`` is what their publisher calls the code beside the weights, ``gte`` what transformers calls its own;
 the tensors have the same names in both.

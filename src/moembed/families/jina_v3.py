@@ -1,7 +1,7 @@
 """Jina Embeddings v3 in the layout of transformers: XLM-RoBERTa with rotary positions (arXiv 2409.10173).
 
-Its adapters for tasks are folders of their own. The older layout, which calls itself ``xlm-roberta`` and brings
-code that mixes adapters into every matrix, is refused.
+Its adapters for tasks are folders of their own. The older layout, which calls itself ``xlm-roberta`` and
+brings code that mixes adapters into every matrix, is refused.
 """
 
 from __future__ import annotations

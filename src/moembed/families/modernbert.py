@@ -1,7 +1,7 @@
 """ModernBERT checkpoints (Warner et al., arXiv 2412.13663), mmBERT and Granite R2 among them.
 
-Pre-norm without a norm before the first attention, gated feed-forwards, rotary positions of two bases: one for
-the layers that see the whole text, one for those that see ``local_attention // 2`` tokens to either side.
+Pre-norm without a norm before the first attention, gated feed-forwards, rotary positions of two bases: one
+for the layers that see the whole text, one for those that see ``local_attention // 2`` tokens either side.
 """
 
 from __future__ import annotations
