@@ -14,6 +14,7 @@ from moembed.interop.hook import install
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
     from moembed.evaluation.result import EvaluationResult
+    from moembed.inference.static import StaticEmbedder
     from moembed.runs.evaluate import evaluate
     from moembed.runs.pretrain import PretrainConfig, PretrainResult, pretrain
     from moembed.runs.system import EvaluationOptions
@@ -30,6 +31,7 @@ _HOME = {
     "Index": "moembed.search.index",
     "PretrainConfig": "moembed.runs.pretrain",
     "PretrainResult": "moembed.runs.pretrain",
+    "StaticEmbedder": "moembed.inference.static",
     "TrainConfig": "moembed.runs.train",
     "TrainResult": "moembed.runs.train",
     "TruncationWarning": "moembed.types",
@@ -39,8 +41,9 @@ _HOME = {
     "train": "moembed.runs.train",
 }
 __all__ = [
-    "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult", "TrainConfig",
-    "TrainResult", "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train",
+    "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult",
+    "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning", "UserError", "__version__",
+    "evaluate", "pretrain", "train",
 ]  # fmt: skip
 
 

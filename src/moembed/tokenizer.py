@@ -140,6 +140,11 @@ class Tokenizer:
         """How many special tokens stand around a text."""
         return sum(self._special_tokens)
 
+    @property
+    def ends_texts(self) -> bool:
+        """Whether a special token stands behind every text."""
+        return self._special_tokens[1] > 0
+
     @cached_property
     def _special_tokens(self) -> tuple[int, int]:
         """How many special tokens the backend puts before a text and after it."""

@@ -25,6 +25,7 @@ from moembed.evaluation.tasks import evaluate as evaluate_task
 from moembed.evaluation.tasks import evaluate_bm25, metrics_of
 from moembed.files import require_writable
 from moembed.folder.bases import locate_base
+from moembed.folder.modules import is_static
 from moembed.runs.system import EvaluationOptions, Outcome, System, evaluate_system
 from moembed.search.codecs import CODECS
 from moembed.types import UserError
@@ -134,7 +135,8 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
         if name not in BASELINES
     }
     base = next(filter(None, map(_base_of, sources.values())), None)
-    known: dict[str, System] = {"bm25": None, "static": base or next(iter(sources.values()), None)}
+    with_layers = (x for x in sources.values() if not (isinstance(x, Path) and is_static(x)))
+    known: dict[str, System] = {"bm25": None, "static": base or next(with_layers, None)}
     known["base"] = base
     for name in ("static", "base"):
         if name in given and known[name] is None:

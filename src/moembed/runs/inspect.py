@@ -12,9 +12,11 @@ import torch
 from moembed.data.sources import iter_rows
 from moembed.embedder import Embedder
 from moembed.files import read_json
-from moembed.folder.modules import encoder_folder
-from moembed.folder.read import read_config, read_settings
+from moembed.folder.adapter import base_of
+from moembed.folder.modules import encoder_folder, is_static
+from moembed.folder.read import config_folder, read_config, read_settings
 from moembed.folder.tensors import stored_dtypes, weight_files
+from moembed.inference.static import StaticEmbedder
 from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoE
@@ -27,12 +29,19 @@ BATCH_TOKENS = 16384
 
 
 def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
-    """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there."""
-    spec, inside = read_config(folder), encoder_folder(folder)
+    """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there.
+
+    Of static word vectors the table is read.
+    """
+    if is_static(folder):
+        return _describe_static(folder)
+    spec, inside = read_config(folder), config_folder(folder)
     settings = read_settings(folder, spec)
     head = settings.modules.head
     layer, moe = spec.layers[0], spec.moe
+    base = base_of(encoder_folder(folder))
     return {
+        **({"adapter_of": str(base)} if base else {}),
         "family": read_json(inside / "config.json")["model_type"],
         "layers": spec.num_layers,
         "width": spec.width,
@@ -57,6 +66,19 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         **_count(spec, head.num_parameters()),
         "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
         "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
+    }
+
+
+def _describe_static(folder: Path) -> dict[str, Any]:
+    model = StaticEmbedder.from_pretrained(folder)
+    return {
+        "family": "static word vectors, without layers",
+        "width": model.table_VD.shape[1],
+        "vocabulary": len(model.table_VD),
+        "pooling": "mean",
+        "prompts": model.tokenizer.prompts,
+        "max_length": model.max_length,
+        "parameters": model.num_parameters(),
     }
 
 
