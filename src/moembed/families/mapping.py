@@ -78,7 +78,7 @@ class Stored:
     def write(self, ours: Tensor) -> Sequence[Tensor]:
         """Their tensors; of one that several of ours make, its part alone."""
         if self.form == "stacked":
-            return ours.split(self._rows(len(ours)))
+            return torch.split(ours, self._rows(len(ours)))
         return [(ours if self.form == "experts" else ours.transpose(1, 2)).flatten(0, 1)]
 
     def _rows(self, count: int) -> list[int]:
