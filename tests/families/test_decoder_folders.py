@@ -1,11 +1,10 @@
-"""Whole folders of language models: tokenizers that end texts, any padding side, upcycling, and back."""
+"""Whole folders of language models: tokenizers that end texts with a token, and padding on any side."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ from tokenizers.trainers import BpeTrainer
 from conftest import complete, randomise
 from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
-from moembed.moe.router import RouterConfig
 from moembed.types import TruncationWarning
-from moembed.weights.upcycle import UpcycleConfig, upcycle
 from tiny_configs import CLASSES, CONFIGS
 
 EQUAL = 1e-5
@@ -80,8 +77,10 @@ def folder(tmp_path: Path, trained: Backend) -> Folder:
         complete(place)
         put(place / "1_Pooling" / "config.json", pooling_mode=pooling, pooling_mode_mean_tokens=False)
         put(place / "tokenizer_config.json", model_max_length=12)
-        if ends == "tokenizer_config.json":
-            put(place / "tokenizer_config.json", add_eos_token=True)
+        if ends == "add_eos_token":
+            saved = transformers.AutoTokenizer.from_pretrained(place)
+            saved.add_eos_token = True
+            saved.save_pretrained(place)
         return place
 
     return make
@@ -99,8 +98,8 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
     ("name", "pooling", "ends"),
     [
         ("qwen3", "lasttoken", "tokenizer.json"),  # as Qwen3-Embedding is published
-        ("qwen2", "lasttoken", "tokenizer_config.json"),
-        ("mistral", "lasttoken", "tokenizer_config.json"),
+        ("qwen2", "lasttoken", "add_eos_token"),
+        ("mistral", "lasttoken", "add_eos_token"),
         ("llama", "weightedmean", "tokenizer.json"),
         ("gemma3_text", "mean", "tokenizer.json"),
         ("t5", "mean", "tokenizer.json"),
@@ -125,40 +124,23 @@ def test_vectors_equal_sentence_transformers(
     assert distance(model.encode([given[1]]), ours[1:2]) <= EQUAL
 
 
-def test_last_tokens_without_an_end_are_told(folder: Folder) -> None:
-    place = folder("qwen3", "lasttoken")
-    with pytest.warns(UserWarning, match="the tokenizer puts no token behind a text"):
-        read_folder(place)
-    put(place / "tokenizer_config.json", add_eos_token=True)
+@pytest.mark.parametrize(
+    ("pooling", "told", "why"),
+    [
+        ("lasttoken", {}, "state of the last token"),
+        ("mean", {"add_eos_token": True}, "says add_eos_token true"),
+    ],
+)
+def test_a_missing_end_is_told_and_not_added(
+    pooling: str, told: dict[str, Any], why: str, folder: Folder
+) -> None:
+    place = folder("qwen3", pooling)
+    put(place / "tokenizer_config.json", **told)
+    with pytest.warns(UserWarning, match=f"{why}, but tokenizer.json, which decides, puts no token behind"):
+        parts = read_folder(place)
+    theirs = transformers.AutoTokenizer.from_pretrained(place)
+    assert parts.tokenizer.rows(["the owl"])[0] == theirs(["the owl"])["input_ids"]
+    saved = folder("qwen2", pooling, ends="add_eos_token")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_folder(place)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_upcycling_keeps_the_vectors(name: str, folder: Folder, texts: list[str], tmp_path: Path) -> None:
-    parts = read_folder(folder(name, ends="tokenizer.json"))
-    before = Embedder(parts).eval().encode(texts[:4])
-    options = UpcycleConfig(num_experts=3, num_shared_experts=1, router=RouterConfig(top_k=2))
-    spec, state = upcycle(parts.spec, parts.state, options)
-    sparse = Embedder(replace(parts, spec=spec, state=state)).eval()
-    assert spec.moe_layers == (1,)
-    assert distance(sparse.encode(texts[:4]), before) <= EQUAL
-    sparse.save_pretrained(tmp_path / "sparse")
-    again = Embedder.from_pretrained(tmp_path / "sparse", device="cpu")
-    assert again.encoder.spec == spec
-    assert distance(again.encode(texts[:4]), before) <= EQUAL
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_saved_model_reads_the_same_here_and_in_sentence_transformers(
-    name: str, folder: Folder, texts: list[str], tmp_path: Path
-) -> None:
-    model = Embedder.from_pretrained(folder(name, ends="tokenizer.json"), device="cpu")
-    model.save_pretrained(tmp_path / "again")
-    expected = model.encode(texts[:4])
-    again = Embedder.from_pretrained(tmp_path / "again", device="cpu")
-    assert again.source["model_type"] == name
-    assert np.array_equal(again.encode(texts[:4]), expected)
-    theirs = SentenceTransformer(str(tmp_path / "again"), device="cpu")
-    assert distance(theirs.encode(texts[:4]), expected) <= EQUAL
+        read_folder(saved)

@@ -62,19 +62,11 @@ def read_config(values: dict[str, Any]) -> EncoderSpec:
         causal=causal,
         rope=read_rope(values),
     )
-    ffn_bias = bool(values.get("mlp_bias")) and values["model_type"] in _PLAIN
-    layer = LayerSpec(
-        attention=attention,
-        ffn=FeedForwardSpec(
-            width=values["intermediate_size"],
-            activation=activation(values.get("hidden_act", "silu")),
-            gated=True,
-            bias=ffn_bias,
-            out_bias=ffn_bias,
-        ),
-        norm=norm,
-        place="pre",
-    )
+    act = activation(values.get("hidden_act", "silu"))
+    biased = bool(values.get("mlp_bias")) and values["model_type"] in _PLAIN
+    ffn = {"width": values["intermediate_size"], "bias": biased, "out_bias": biased}
+    block = FeedForwardSpec(activation=act, gated=True, **ffn)
+    layer = LayerSpec(attention=attention, ffn=block, norm=norm, place="pre")
     return EncoderSpec(
         width=width,
         max_length=values.get("max_position_embeddings", kind.max_length),
@@ -98,10 +90,8 @@ def _windows(values: dict[str, Any], causal: bool) -> list[int | None]:
         sliding = [True] * count
     else:
         size = size if values.get("use_sliding_window") else None
-        first = values.get("max_window_layers", 28)
-        types = types or [
-            "sliding_attention" if size is not None and i >= first else "full_attention" for i in range(count)
-        ]
+        first = values.get("max_window_layers", 28) if size is not None else count
+        types = types or ["sliding_attention" if i >= first else "full_attention" for i in range(count)]
         sliding = [kind == "sliding_attention" for kind in types]
     names = ["sliding_attention" if slides else "full_attention" for slides in sliding]
     if types not in (None, names) or (any(sliding) and not size) or len(names) != count:
@@ -149,7 +139,8 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
 def names(spec: EncoderSpec) -> Names:
     table: Names = {"word.weight": Stored("embed_tokens.weight"), "final_norm.weight": Stored("norm.weight")}
     for i, layer in enumerate(spec.layers):
-        ours, theirs, attention = f"layers.{i}", f"layers.{i}", layer.attention
+        ours = theirs = f"layers.{i}"
+        attention = layer.attention
         rows = [count * attention.head_size for count in (attention.num_heads, attention.num_kv_heads)]
         table |= {
             f"{ours}.attention_norm.weight": Stored(f"{theirs}.input_layernorm.weight"),

@@ -22,38 +22,37 @@ from moembed.moe.ffn import FeedForwardSpec
 from moembed.types import UserError
 
 KINDS = {"gemma": "GemmaModel", "gemma3_text": "Gemma3TextModel"}
+_SANDWICH = {"attention_out_norm": "post_attention", "ffn_norm": "pre_feedforward"}
+_SANDWICH |= {"ffn_out_norm": "post_feedforward"}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _BASES = {_FULL: ("rope_theta", 1_000_000.0), _SLIDING: ("rope_local_base_freq", 10_000.0)}
 
 
 def read_config(values: dict[str, Any]) -> EncoderSpec:
-    third, width = values["model_type"] == "gemma3_text", values["hidden_size"]
-    if softcap := values.get("attn_logit_softcapping"):
-        raise UserError(f"attn_logit_softcapping {softcap!r} is not supported")
+    gemma3, width = values["model_type"] == "gemma3_text", values["hidden_size"]
     norm = NormSpec(kind="rms", eps=values.get("rms_norm_eps", 1e-6), plus_one=True)
     head_size, bias = values.get("head_dim", 256), bool(values.get("attention_bias"))
-    by = values.get("query_pre_attn_scalar", 256) if third else head_size
-    if not by > 0:
-        raise UserError(f"query_pre_attn_scalar {by!r} is not supported")
+    by = values.get("query_pre_attn_scalar", 256) if gemma3 else head_size
+    if (softcap := values.get("attn_logit_softcapping")) or not by > 0:
+        raise UserError(f"attn_logit_softcapping {softcap} with query_pre_attn_scalar {by} is not supported")
     attention = AttentionSpec(
         num_heads=values["num_attention_heads"],
-        num_kv_heads=values.get("num_key_value_heads", 4 if third else 16),
+        num_kv_heads=values.get("num_key_value_heads", 4 if gemma3 else 16),
         head_size=head_size,
         bias=bias,
         out_bias=bias,
-        qk_norm=norm if third else None,
+        qk_norm=norm if gemma3 else None,
         scale=None if by == head_size else by**-0.5,
-        causal=not _sees_all(values, third),
+        causal=not _sees_all(values, gemma3),
     )
-    name = values.get("hidden_activation" if third else "hidden_act") or "gelu_pytorch_tanh"
+    name = values.get("hidden_activation" if gemma3 else "hidden_act") or "gelu_pytorch_tanh"
     # the first Gemma was published with "gelu" and runs with its approximation, as in transformers
-    act = activation("gelu_pytorch_tanh" if name == "gelu" and not third else name)
-    ffn = FeedForwardSpec(
-        width=values["intermediate_size"], activation=act, gated=True, bias=False, out_bias=False
-    )
-    layer = LayerSpec(attention=attention, ffn=ffn, norm=norm, place="sandwich" if third else "pre")
-    kinds = _layer_types(values) if third else [None] * values["num_hidden_layers"]
-    size = values.get("sliding_window", 4096)
+    act = activation("gelu_pytorch_tanh" if name == "gelu" and not gemma3 else name)
+    plain = {"activation": act, "gated": True, "bias": False, "out_bias": False}
+    ffn = FeedForwardSpec(width=values["intermediate_size"], **plain)
+    layer = LayerSpec(attention=attention, ffn=ffn, norm=norm, place="sandwich" if gemma3 else "pre")
+    kinds = _layer_types(values) if gemma3 else [None] * values["num_hidden_layers"]
+    size = values.get("sliding_window", 4096) or 0
     window = size // 2 if values.get("use_bidirectional_attention") else size - 1
 
     def of(kind: str | None) -> LayerSpec:
@@ -62,18 +61,18 @@ def read_config(values: dict[str, Any]) -> EncoderSpec:
 
     return EncoderSpec(
         width=width,
-        max_length=values.get("max_position_embeddings", 131072 if third else 8192),
+        max_length=values.get("max_position_embeddings", 131072 if gemma3 else 8192),
         embeddings=EmbeddingSpec(vocabulary=values["vocab_size"], scale=width**0.5),
         layers=tuple(map(of, kinds)),
         final_norm=norm,
     )
 
 
-def _sees_all(values: dict[str, Any], third: bool) -> bool:
+def _sees_all(values: dict[str, Any], gemma3: bool) -> bool:
     told, key = bool(values.get("use_bidirectional_attention")), values.get("is_causal") is False
-    if third and key and not told:
+    if gemma3 and key and not told:
         raise UserError("is_causal false is not supported: say use_bidirectional_attention true instead")
-    if told and not third:
+    if told and not gemma3:
         raise UserError("use_bidirectional_attention is not supported here: say is_causal false instead")
     return told or key
 
@@ -95,8 +94,9 @@ def _rope(values: dict[str, Any], kind: str | None) -> RopeSpec:
     told |= (values.get("rope_scaling") or {}) if kind == _FULL else {}  # the older name
     key, base = _BASES[kind]
     told.setdefault("rope_theta", values.get(key, base))
-    about = {key: values[key] for key in ("max_position_embeddings",) if key in values}
-    return read_rope(about | {"rope_parameters": told})
+    return read_rope(
+        {"max_position_embeddings": values.get("max_position_embeddings", 131072)} | {"rope_parameters": told}
+    )
 
 
 def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
     Raises:
         UserError: what the spec has and the layout cannot say, in one sentence.
     """
-    layer, third = spec.layers[0], model_type == "gemma3_text"
+    layer, gemma3 = spec.layers[0], model_type == "gemma3_text"
     attention = layer.attention
     values: dict[str, Any] = {
         "model_type": model_type,
@@ -117,7 +117,7 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
         "num_key_value_heads": attention.num_kv_heads,
         "head_dim": attention.head_size,
         "intermediate_size": layer.ffn.width,
-        "hidden_activation" if third else "hidden_act": activation_name(layer.ffn.activation),
+        "hidden_activation" if gemma3 else "hidden_act": activation_name(layer.ffn.activation),
         "rms_norm_eps": layer.norm.eps,
         "max_position_embeddings": spec.max_length,
         "attention_bias": attention.bias,
@@ -127,10 +127,9 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
     for part in (layer.attention for layer in spec.layers):
         ropes[_SLIDING if part.window is not None else _FULL] = part.rope
     told = {kind: write_rope(rope) for kind, rope in ropes.items() if rope}
-    if third:
+    if gemma3:
         windows = [x.attention.window for x in spec.layers]
-        window = next((w for w in windows if w is not None), None)
-        if window is not None:
+        for window in (w for w in windows if w is not None):
             values["sliding_window"] = window + 1 if attention.causal else 2 * window
         values |= {
             "layer_types": [_FULL if w is None else _SLIDING for w in windows],
@@ -147,14 +146,7 @@ def write_config(spec: EncoderSpec, model_type: str) -> dict[str, Any]:
 
 def names(spec: EncoderSpec) -> Names:
     table = decoder.names(spec)
-    for i, layer in enumerate(spec.layers):
-        if layer.place == "sandwich":
-            table |= {
-                f"layers.{i}.{ours}.weight": Stored(f"layers.{i}.{theirs}_layernorm.weight")
-                for ours, theirs in (
-                    ("attention_out_norm", "post_attention"),
-                    ("ffn_norm", "pre_feedforward"),
-                    ("ffn_out_norm", "post_feedforward"),
-                )
-            }
+    for i in (i for i, layer in enumerate(spec.layers) if layer.place == "sandwich"):
+        for ours, theirs in _SANDWICH.items():
+            table[f"layers.{i}.{ours}.weight"] = Stored(f"layers.{i}.{theirs}_layernorm.weight")
     return table

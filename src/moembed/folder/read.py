@@ -37,6 +37,7 @@ from moembed.folder.settings import (
 )
 from moembed.folder.tensors import by_our_names, read_state
 from moembed.folder.tokenizer import read_tokenizer, tokenizer_files
+from moembed.model.pooling import Pooling
 from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
@@ -84,12 +85,8 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
     if kept := {key: value for key, value in transformer.file.items() if key in TOKENIZER_KEYS and value}:
         files[TRANSFORMER_FILES[0]] = json.dumps(kept).encode()
     pooling, head = settings.modules.pooling, settings.modules.head
-    if "lasttoken" in pooling.modes and not tokenizer.ends_texts:
-        warnings.warn(
-            f"{path}: the vector is the state of the last token, and the tokenizer puts no token behind a "
-            "text; if the model was trained with one, write add_eos_token true into tokenizer_config.json",
-            stacklevel=2,
-        )
+    if not tokenizer.ends_texts:
+        _note_missing_ends(path, inside, pooling)
     head_state = read_head_state(_modules_folder(path), head, allow_pickle)
     return Parts(
         spec,
@@ -103,6 +100,22 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         head,
         head_state,
         settings.truncate_dim,
+    )
+
+
+def _note_missing_ends(path: Path, inside: Path, pooling: Pooling) -> None:
+    """Say so where a token behind every text was to be expected and the tokenizer puts none there."""
+    file = inside / "tokenizer_config.json"
+    if file.is_file() and read_json(file).get("add_eos_token"):
+        why = "tokenizer_config.json says add_eos_token true"
+    elif "lasttoken" in pooling.modes:
+        why = "the vector is the state of the last token"
+    else:
+        return
+    warnings.warn(
+        f"{path}: {why}, but tokenizer.json, which decides, puts no token behind a text; if the model was "
+        "trained with one, set add_eos_token of transformers' tokenizer to True and save it",
+        stacklevel=3,
     )
 
 

@@ -17,7 +17,6 @@ from tokenizers import normalizers, pre_tokenizers
 from moembed.files import read_json
 from moembed.types import UserError
 
-_ENDS = {"add_bos_token", "add_eos_token"}  # any class puts such tokens around texts if a file says so
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 _ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>"}
@@ -67,7 +66,7 @@ def as_stored(stored: StoredTokenizer) -> tuple[Backend, str] | None:
     backend.no_truncation()
     name = stored.config.get("tokenizer_class") or stored.model.get("tokenizer_class")
     name = str(name or _CLASS_OF_MODEL.get(stored.model.get("model_type", ""), "")).removesuffix("Fast")
-    if name not in _CLASSES or stored.options or _ENDS & stored.config.keys():
+    if name not in _CLASSES or stored.options:
         return None
     values = read_json(file)
     if not (_same_added(stored, values, name) and _same_pipeline(stored, values, backend, name)):
