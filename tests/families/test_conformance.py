@@ -103,7 +103,7 @@ class Checkpoint:
         folder = folder or self.native
         model = SentenceTransformer(str(folder), device="cpu")
         if self.name == "qwen2":  # transformers puts a tokenizer of its own in the place of the stored one
-            model.tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+            model[0].processor = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
         return model
 
 
