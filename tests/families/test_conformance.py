@@ -62,8 +62,8 @@ NAMES = [name for name in FAMILIES if name != "moembed"]
 BERTS = {"bert", "roberta", "xlm-roberta", "camembert", "data2vec-text"}
 EXPORTED = {  # who runs a model of the family as it was read, and upcycled
     "onnx": (BERTS | {"distilbert", "new", "gte", "jina_embeddings_v3", "nomic_bert"},) * 2,
-    "gguf": (BERTS - {"camembert"} | {"distilbert", "nomic_bert"}, set()),
-    "nomic": ({"jina_embeddings_v3", "nomic_bert"}, set()),
+    "gguf": (BERTS - {"camembert"} | {"distilbert", "jina_embeddings_v3", "nomic_bert"}, set()),
+    "nomic": ({"jina_embeddings_v3", "nomic_bert"}, {"nomic_bert"}),
 }
 
 
@@ -100,7 +100,11 @@ class Checkpoint:
         self.ours = Embedder.from_pretrained(self.folder, device="cpu")
 
     def theirs(self, folder: Path | None = None) -> SentenceTransformer:
-        return SentenceTransformer(str(folder or self.native), device="cpu")
+        folder = folder or self.native
+        model = SentenceTransformer(str(folder), device="cpu")
+        if self.name == "qwen2":  # transformers puts a tokenizer of its own in the place of the stored one
+            model[0].processor = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        return model
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +181,9 @@ def test_what_is_saved_is_the_same_model_everywhere(checkpoint: Checkpoint, tmp_
     fresh = Embedder(parts).eval()
     fresh.save_pretrained(tmp_path / "fresh")
     assert Embedder.from_pretrained(tmp_path / "fresh", device="cpu").encoder.spec == again.encoder.spec
+    if checkpoint.name in ("modernbert", "eurobert"):  # by default, padding is beyond this vocabulary
+        file = tmp_path / "fresh" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 0}))
     if checkpoint.folder == checkpoint.native:
         texts = [text for text in TEXTS if text]
         expected_BM = again.encode(texts)
