@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moembed.threads import available_cores, openmp_variables
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def machine() -> dict[str, Any]:
     flags = cpu.get("flags", "").split()
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
+        "openmp": ", ".join(f"{name}={value}" for name, value in openmp_variables().items()),
         "isa": [name for name, flag in INSTRUCTIONS.items() if flag in flags],
         "memory_gib": round(memory_bytes() / 2**30, 1),
         "precision": best_dtype(),

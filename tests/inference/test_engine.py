@@ -328,6 +328,18 @@ def test_lopsided_routing(moe_model: Embedder, experts: list[int]) -> None:
         torch.testing.assert_close(packed.weighted(hidden_TD, pairs), wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["experts", "gated experts", "shared bias", "no bias"])
+def test_many_rows_get_what_few_get_in_8_bits(make_model, kind: str) -> None:
+    """Few rows are rounded and scaled for all experts at once, many tile by tile: the same to the bit."""
+    packed = freeze(make_model(**KINDS[kind]).encoder, int8=True).layers[1].ffn
+    assert isinstance(packed, PackedMoE)
+    hidden_TD = torch.randn(TILE, 16, generator=torch.Generator().manual_seed(0))
+    parts = torch.split(hidden_TD, [3, 9, 100, TILE - 112])
+    with torch.inference_mode():
+        together, _ = packed(hidden_TD, (TILE,))
+        assert torch.equal(together, torch.cat([packed(part, (len(part),))[0] for part in parts]))
+
+
 @given(st.integers(0, 5 * TILE))
 def test_tiles_hold_every_row_once(rows: int) -> None:
     found = list(tiles(rows))

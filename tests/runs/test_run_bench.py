@@ -153,7 +153,7 @@ def test_without_a_gpu_the_rows_of_its_suite_say_so() -> None:
 
 def test_the_machine() -> None:
     facts = machine()
-    known = "cpu cores threads isa memory_gib precision system gpu versions commit"
+    known = "cpu cores threads openmp isa memory_gib precision system gpu versions commit"
     assert list(facts) == known.split()
     assert facts["precision"] in ("float32", "bfloat16")
     assert facts["cpu"]
