@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from moembed.threads import SPIN, VARIABLES, available_cores, visible_cores
+from moembed.threads import SPIN, available_cores, visible_cores
+
+VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def after_import(script: str = "", **variables: str) -> str:

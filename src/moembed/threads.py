@@ -13,8 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-SPIN = "2000"  # rounds of the waiting loop: 20 to 100 microseconds, about the time between two products
-VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SPIN = "500"  # rounds of the waiting loop, some microseconds
 _GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -29,11 +28,6 @@ def share_cores() -> None:
         os.environ["GOMP_SPINCOUNT"] = SPIN
     if "OMP_NUM_THREADS" not in os.environ and (cores := available_cores()) < visible_cores():
         os.environ["OMP_NUM_THREADS"] = str(cores)
-
-
-def openmp_variables() -> dict[str, str]:
-    """The variables of the environment that decide how many threads there are and how they wait."""
-    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def visible_cores() -> int:
