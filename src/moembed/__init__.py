@@ -1,7 +1,8 @@
 """Train, prove and serve sparse Mixture-of-Experts text embedding models.
 
 The names below are loaded when first used: ``import moembed`` itself imports nothing heavy, torch least. It
-makes our folders known to transformers' auto classes and to sentence-transformers, whenever those come.
+makes our folders known to transformers' auto classes and to sentence-transformers, whenever those come, and
+tells the threads of PyTorch, which is not loaded yet, how to wait for one another.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from moembed.interop.hook import install
+from moembed.threads import share_cores
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
@@ -57,4 +59,5 @@ def __dir__() -> list[str]:
     return __all__
 
 
+share_cores()
 install()
