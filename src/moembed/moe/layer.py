@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -84,7 +85,13 @@ class MoE(nn.Module):
     def forward(
         self, hidden_TD: Tensor, length_B: Sequence[int], backend: str = AUTO
     ) -> tuple[Tensor, RouterStats | None]:
-        """The output, and what the router did; None where nobody counted it."""
+        """The output, and what the router did; None where nobody counted it.
+
+        Rows behind the last text are padding: they are not routed, and their output is zeros.
+        """
+        if padding := len(hidden_TD) - sum(length_B):
+            output_TD, stats = self(hidden_TD[:-padding], length_B, backend)
+            return F.pad(output_TD, (0, 0, 0, padding)), stats
         routing = self.router(hidden_TD, length_B)
         return self.completed(hidden_TD, self.routed(hidden_TD, routing, backend)), routing.stats
 
