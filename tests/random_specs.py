@@ -11,6 +11,7 @@ from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec, PositionTable
 from moembed.model.norm import NormSpec
+from moembed.model.relative_bias import RelativeBias
 from moembed.model.rope import RopeSpec
 from moembed.model.spec import EncoderSpec
 from moembed.moe.ffn import FeedForwardSpec
@@ -19,7 +20,11 @@ from moembed.moe.router import RouterConfig
 
 WIDTH = 16
 activations = st.sampled_from(["gelu", "gelu_tanh", "relu", "silu"])
-norms = st.builds(NormSpec, kind=st.sampled_from(["layer", "rms"]), eps=st.sampled_from([1e-12, 1e-5]))
+norm_eps = st.sampled_from([1e-12, 1e-5])
+norms = st.one_of(
+    st.builds(NormSpec, eps=norm_eps, bias=st.booleans()),
+    st.builds(NormSpec, kind=st.just("rms"), eps=norm_eps, plus_one=st.booleans()),
+)
 routers = st.builds(
     RouterConfig,
     kind=st.sampled_from(["token_choice", "expert_choice"]),
@@ -67,6 +72,7 @@ def attentions(draw: st.DrawFn) -> AttentionSpec:
         bias=draw(st.booleans()),
         out_bias=draw(st.booleans()),
         qk_norm=draw(st.none() | norms),
+        scale=draw(st.sampled_from([None, None, 1.0])),
         window=draw(st.sampled_from([None, 0, 2, 5])),
         causal=draw(st.booleans()),
         rope=draw(st.none() | st.builds(RopeSpec, base=st.just(50.0), scaling=st.sampled_from([1.0, 4.0]))),
@@ -85,25 +91,33 @@ def specs(draw: st.DrawFn) -> EncoderSpec:
             activation=activations,
             gated=st.booleans(),
             bias=st.booleans(),
+            out_bias=st.booleans(),
         ),
         moe=st.none() | st.builds(MoESpec, **moe_values),
         norm=norms,
-        place=st.sampled_from(["post", "pre"]),
+        place=st.sampled_from(["post", "pre", "sandwich"]),
     )
     layers = draw(st.lists(layer, min_size=1, max_size=3))
+    if layers[0].place == "pre":
+        layers[0] = layers[0].model_copy(update={"attention_norm": draw(st.booleans())})
     if layers[0].moe is None and draw(st.booleans()):
         layers.append(layers[0].model_copy(update={"shares": 0}))
+    one_size = len({layer.attention.num_heads for layer in layers}) == 1
     pre = all(layer.place == "pre" for layer in layers)
     return EncoderSpec(
         width=WIDTH,
         max_length=draw(st.sampled_from([20, 28])),
         embeddings=EmbeddingSpec(
             vocabulary=60,
+            scale=draw(st.sampled_from([1.0, 1.0, 4.0])),
             positions=draw(st.none() | st.builds(PositionTable, rows=st.just(30), offset=st.integers(0, 2))),
             token_types=draw(st.integers(0, 2)),
             norm=draw(st.none() | norms),
         ),
         layers=tuple(layers),
+        relative_bias=draw(st.sampled_from([None, RelativeBias(buckets=8, max_distance=6)]))
+        if one_size
+        else None,
         final_norm=draw(st.none() | norms),
         last_state=draw(st.sampled_from(["full", "without_residual"])) if pre else "full",
         dropout=draw(st.sampled_from([0.0, 0.1])),

@@ -19,7 +19,7 @@ def states(spec: EncoderSpec, state: State, tokens: list[int]) -> list[Tensor]:
     """``states[depth]`` of one text, ``(S, D)``."""
     rows, embeddings = [], spec.embeddings
     for place, token in enumerate(tokens):
-        row = state["word.weight"][token]
+        row = state["word.weight"][token] * embeddings.scale
         if embeddings.positions:
             row = row + state["position.weight"][place + embeddings.positions.offset]
         if embeddings.token_types:
@@ -29,7 +29,7 @@ def states(spec: EncoderSpec, state: State, tokens: list[int]) -> list[Tensor]:
     found = [_final(hidden_SD, spec, state)]
     for number, layer in enumerate(spec.layers):
         name = f"layers.{number if layer.shares is None else layer.shares}"
-        hidden_SD, added_SD = _layer(hidden_SD, layer, state, name)
+        hidden_SD, added_SD = _layer(hidden_SD, layer, state | _bias(spec, state, layer, name), name)
         shown_SD = hidden_SD if spec.last_state == "full" else added_SD
         found.append(_final(shown_SD, spec, state))
     return found
@@ -39,25 +39,45 @@ def _final(hidden_SD: Tensor, spec: EncoderSpec, state: State) -> Tensor:
     return _norm(hidden_SD, state, "final_norm", spec.final_norm) if spec.final_norm else hidden_SD
 
 
+def _bias(spec: EncoderSpec, state: State, layer: LayerSpec, name: str) -> State:
+    """Under the name of a layer's attention: head -> bias of every distance that a test text can have."""
+    if (relative := spec.relative_bias) is None:
+        return {}
+    half = relative.buckets // 2
+    rows = []
+    for distance in range(-40, 41):
+        away = abs(distance)
+        if away < half // 2:
+            row = away
+        else:
+            ratio = math.log(away / (half // 2)) / math.log(relative.max_distance / (half // 2))
+            row = min(half // 2 + int(ratio * (half - half // 2)), half - 1)
+        rows.append(state["relative_bias.weight"][row + half * (distance > 0)])
+    return {f"{name}.attention.bias_by_distance": torch.stack(rows)}
+
+
 def _norm(x: Tensor, state: State, name: str, spec: NormSpec) -> Tensor:
     if spec.kind == "rms":
-        return x / ((x**2).mean(-1, keepdim=True) + spec.eps).sqrt() * state[f"{name}.weight"]
+        weight = state[f"{name}.weight"] + 1 if spec.plus_one else state[f"{name}.weight"]
+        return x / ((x**2).mean(-1, keepdim=True) + spec.eps).sqrt() * weight
     mean = x.mean(-1, keepdim=True)
     scaled = (x - mean) / (((x - mean) ** 2).mean(-1, keepdim=True) + spec.eps).sqrt()
-    return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
+    assert (f"{name}.bias" in state) == spec.bias
+    return scaled * state[f"{name}.weight"] + state.get(f"{name}.bias", 0.0)
 
 
 def _layer(hidden_SD: Tensor, layer: LayerSpec, state: State, name: str) -> tuple[Tensor, Tensor]:
     def norm(x: Tensor, which: str) -> Tensor:
         return _norm(x, state, f"{name}.{which}", layer.norm)
 
-    pre = layer.place == "pre"
-    mixed_SD = _attention(
-        norm(hidden_SD, "attention_norm") if pre else hidden_SD, layer.attention, state, f"{name}.attention"
-    )
+    pre, sandwich = layer.place != "post", layer.place == "sandwich"
+    read_SD = norm(hidden_SD, "attention_norm") if pre and layer.attention_norm else hidden_SD
+    mixed_SD = _attention(read_SD, layer.attention, state, f"{name}.attention")
+    mixed_SD = norm(mixed_SD, "attention_out_norm") if sandwich else mixed_SD
     hidden_SD = hidden_SD + mixed_SD if pre else norm(hidden_SD + mixed_SD, "attention_norm")
     read_SD = norm(hidden_SD, "ffn_norm") if pre else hidden_SD
     added_SD = torch.stack([_feed_forward(x, layer, state, f"{name}.ffn") for x in read_SD])
+    added_SD = norm(added_SD, "ffn_out_norm") if sandwich else added_SD
     return (hidden_SD + added_SD if pre else norm(hidden_SD + added_SD, "ffn_norm")), added_SD
 
 
@@ -94,7 +114,10 @@ def _attention(hidden_SD: Tensor, spec: AttentionSpec, state: State, name: str) 
                 if (spec.window is None or abs(i - j) <= spec.window) and not (spec.causal and j > i)
             ]
             query = head(i, number * size, "query")
-            scores = [query @ head(j, queries + served * size, "key") / math.sqrt(size) for j in seen]
+            scale = 1 / math.sqrt(size) if spec.scale is None else spec.scale
+            scores = [query @ head(j, queries + served * size, "key") * scale for j in seen]
+            if (bias := state.get(f"{name}.bias_by_distance")) is not None:
+                scores = [score + bias[j - i + 40, number] for j, score in zip(seen, scores, strict=True)]
             weights = torch.stack(scores).softmax(0)
             start = queries + keys + served * size
             values = torch.stack([projected[j][start : start + size] for j in seen])

@@ -77,6 +77,11 @@ def test_the_onnx_graph_takes_no_spec_with_a_field_it_does_not_read(spec: Encode
     norms = [layer.norm for layer in layers] + [spec.embeddings.norm]
     sayable = (
         spec.final_norm is None
+        and spec.relative_bias is None
+        and spec.embeddings.scale == 1
+        and all(norm is None or norm.bias for norm in norms)
+        and all(layer.place != "sandwich" and layer.attention_norm for layer in layers)
+        and all(layer.attention.scale is None for layer in layers)
         and all(norm is None or norm.kind == "layer" for norm in norms)
         and all(layer.shares is None for layer in layers)
         and all(layer.attention.num_kv_heads == layer.attention.num_heads for layer in layers)

@@ -19,6 +19,7 @@ from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec, PositionTable
 from moembed.model.encoder import Encoder, num_parameters, tensor_shapes
 from moembed.model.norm import NormSpec
+from moembed.model.relative_bias import RelativeBias
 from moembed.model.rope import RopeSpec
 from moembed.model.spec import EncoderSpec, differences
 from moembed.moe.ffn import FeedForwardSpec
@@ -78,6 +79,24 @@ SPECS: dict[str, EncoderSpec] = {
     "window of itself": attention(window=0),
     "causal": attention(causal=True),
     "causal window": attention(causal=True, window=3),
+    "scaled scores": attention(scale=1.0),
+    "relative bias": spec_of(relative_bias=RelativeBias(buckets=8, max_distance=6)),
+    "relative bias in a window": spec_of(
+        PLAIN.model_copy(update={"attention": PLAIN.attention.model_copy(update={"window": 2})}),
+        relative_bias=RelativeBias(buckets=12, max_distance=20),
+    ),
+    "scaled words": spec_of(
+        embeddings=EmbeddingSpec(vocabulary=60, scale=4.0, positions=PositionTable(rows=30))
+    ),
+    "norms without bias": spec_of(PLAIN.model_copy(update={"norm": NormSpec(bias=False)}), PLAIN),
+    "rms plus one": spec_of(
+        PLAIN.model_copy(update={"norm": NormSpec(kind="rms", eps=1e-3, plus_one=True)}), PLAIN
+    ),
+    "sandwich": spec_of(PLAIN.model_copy(update={"place": "sandwich"})),
+    "first norm skipped": spec_of(PLAIN.model_copy(update={"place": "pre", "attention_norm": False})),
+    "bias of the way back alone": spec_of(
+        PLAIN.model_copy(update={"ffn": FeedForwardSpec(width=24, bias=False)}), PLAIN
+    ),
     "shared layers": spec_of(PLAIN, *(PLAIN.model_copy(update={"shares": 0}) for _ in range(2))),
     "experts": spec_of(PLAIN.model_copy(update={"moe": MoESpec(num_experts=3)}), PLAIN),
 }
@@ -190,6 +209,15 @@ def test_differences_name_the_fields_and_the_layers() -> None:
     ("make", "complaint"),
     [
         (lambda: spec_of(max_length=31), "max_length 31 is more than the 30 positions"),
+        (lambda: NormSpec(kind="rms", bias=False), "has no bias to leave out"),
+        (lambda: NormSpec(plus_one=True), "of rms norms alone"),
+        (lambda: LayerSpec(**dict(PLAIN) | {"attention_norm": False}), "must be pre-norm"),
+        (lambda: RelativeBias(buckets=6), "not a multiple of 4"),
+        (lambda: RelativeBias(buckets=32, max_distance=8), "leaves buckets unused"),
+        (
+            lambda: spec_of(*attention(num_heads=2, num_kv_heads=2).layers, relative_bias=RelativeBias()),
+            "the same num_heads in all layers",
+        ),
         (lambda: PositionTable(rows=2, offset=2), "row 2 of a table of 2"),
         (lambda: spec_of(last_state="without_residual"), "needs layers that are all pre-norm"),
         (lambda: AttentionSpec(num_heads=4, num_kv_heads=3, head_size=4), "not a multiple of num_kv_heads"),

@@ -83,7 +83,11 @@ class FlatConfig(Strict):
                 rope=RopeSpec(base=self.rope_base) if rotary else None,
             ),
             ffn=FeedForwardSpec(
-                width=self.ffn_width, activation=self.activation, gated=self.gated, bias=self.ffn_bias
+                width=self.ffn_width,
+                activation=self.activation,
+                gated=self.gated,
+                bias=self.ffn_bias,
+                out_bias=self.ffn_bias,
             ),
             norm=norm,
             place=self.norm,
@@ -137,7 +141,7 @@ def flatten(spec: EncoderSpec, target: str) -> FlatConfig:
         "gated": layer.ffn.gated,
         "attention_bias": layer.attention.bias,
         "ffn_bias": layer.ffn.bias,
-        "norm": layer.place,
+        "norm": "pre" if layer.place == "pre" else "post",
         "norm_eps": layer.norm.eps,
         "position": "absolute" if table else "rope",
         "max_positions": table.rows if table else spec.max_length,

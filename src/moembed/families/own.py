@@ -45,7 +45,7 @@ def encoder_json(spec: EncoderSpec, family: str = NAME) -> str:
     try:
         flat = flatten(spec, NAME)
     except UserError:
-        return spec.model_dump_json()
+        return spec.model_dump_json(exclude_defaults=True)  # a field that is added later changes no bytes
     return f'{{"family":{json.dumps(family)},{flat.model_dump_json()[1:]}'
 
 

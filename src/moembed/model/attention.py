@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from moembed.config import Strict
 from moembed.machine import AUTO, requested_backend, supported_backend
 from moembed.model.norm import NormSpec, make_norm
+from moembed.model.relative_bias import between
 from moembed.model.rope import CosSin, RopeSpec, rotate
 from moembed.packing import offsets, on_device
 
@@ -34,6 +35,7 @@ class AttentionSpec(Strict):
             a row (Ainslie et al., arXiv 2305.13245).
         bias: of the projection to queries, keys and values; ``out_bias`` of the one back.
         qk_norm: of every head of queries and keys, before they are rotated; None: there is none.
+        scale: what the products of queries and keys are multiplied by; None: ``head_size ** -0.5``.
         window: a token sees those at most so many positions away; None: all.
         causal: a token sees only itself and those before it.
         rope: rotary positions; None: there are none.
@@ -45,6 +47,7 @@ class AttentionSpec(Strict):
     bias: bool = True
     out_bias: bool = True
     qk_norm: NormSpec | None = None
+    scale: float | None = Field(default=None, gt=0)
     window: int | None = Field(default=None, ge=0)
     causal: bool = False
     rope: RopeSpec | None = None
@@ -62,10 +65,19 @@ class AttentionSpec(Strict):
 
 @dataclass(frozen=True, slots=True)
 class AttentionMask:
-    """Which tokens of its text a token sees."""
+    """Which tokens of its text a token sees, and what is added to their scores.
+
+    ``bias_HN``: by distance, see `moembed.model.relative_bias`; None: nothing.
+    """
 
     causal: bool = False
     window: int | None = None
+    bias_HN: Tensor | None = field(default=None, compare=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Every token sees all, and nothing is added."""
+        return not self.causal and self.window is None and self.bias_HN is None
 
     def seen_SS(self, length: int, device: torch.device) -> Tensor | None:
         """True where the row sees the column; None where every token sees all."""
@@ -75,6 +87,14 @@ class AttentionMask:
         distance_SS = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
         seen_SS = distance_SS >= 0 if self.causal else torch.ones_like(distance_SS, dtype=torch.bool)
         return seen_SS & (distance_SS.abs() <= self.window) if self.window is not None else seen_SS
+
+    def added(self, length: int, states: Tensor) -> Tensor | None:
+        """The mask of one text as the fused kernel takes it: `seen_SS`, or numbers to add ``(H, S, S)``."""
+        seen_SS = self.seen_SS(length, states.device)
+        if self.bias_HN is None:
+            return seen_SS
+        bias_HSS = between(self.bias_HN.to(states.dtype), length)
+        return bias_HSS if seen_SS is None else bias_HSS.masked_fill(~seen_SS, -torch.inf)
 
 
 class Attention(nn.Module):
@@ -97,7 +117,9 @@ class Attention(nn.Module):
         cos_sin: CosSin | None = None,
         dropout: float = 0.0,
         backend: str = AUTO,
+        bias_HN: Tensor | None = None,
     ) -> Tensor:
+        """``bias_HN``: added to the scores, by distance."""
         # projections, and what is done to each head alone
         states_THC = self.qkv(hidden_TD).unflatten(-1, (sum(self.heads), self.spec.head_size))
         if states_THC.device.type == "cpu" and not _has_bfloat16_tiles():
@@ -107,11 +129,14 @@ class Attention(nn.Module):
             query_THC, key_THC = self.query_norm(query_THC), self.key_norm(key_THC)
         if cos_sin is not None:
             query_THC, key_THC = rotate(query_THC, *cos_sin), rotate(key_THC, *cos_sin)
+        if (scale := self.spec.scale) is not None:  # the kernels divide by the root of the head size
+            query_THC = query_THC * (scale * self.spec.head_size**0.5)
         if (shared := self.spec.num_heads // self.spec.num_kv_heads) > 1:
             key_THC, value_THC = (x.repeat_interleave(shared, dim=1) for x in (key_THC, value_THC))
         # attention proper
-        run = BACKENDS[_choose(backend, query_THC, self.mask, dropout)]
-        mixed_THC = run((query_THC, key_THC, value_THC), length_B, self.mask, dropout)
+        mask = self.mask if bias_HN is None else replace(self.mask, bias_HN=bias_HN)
+        run = BACKENDS[_choose(backend, query_THC, mask, dropout)]
+        mixed_THC = run((query_THC, key_THC, value_THC), length_B, mask, dropout)
         return self.out(mixed_THC.flatten(1).to(hidden_TD.dtype))
 
 
@@ -126,9 +151,9 @@ def packed(states: States, length_B: Sequence[int], mask: AttentionMask, dropout
     mixed = []
     for (length, count), *parts in zip(runs, *split, strict=True):
         query, key, value = (x.unflatten(0, (count, length)).transpose(1, 2) for x in parts)
-        seen_SS = mask.seen_SS(length, query.device)
+        added = mask.added(length, query)
         with torch.autocast(query.device.type, enabled=False):
-            attended = F.scaled_dot_product_attention(query, key, value, seen_SS, dropout)
+            attended = F.scaled_dot_product_attention(query, key, value, added, dropout)
         mixed.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed)
 
@@ -136,7 +161,7 @@ def packed(states: States, length_B: Sequence[int], mask: AttentionMask, dropout
 def varlen(states: States, length_B: Sequence[int], mask: AttentionMask, dropout: float) -> Tensor:
     """One call of FlashAttention (Dao, arXiv 2307.08691), which reads where each text starts."""
     assert dropout == 0
-    assert mask == AttentionMask()
+    assert mask.is_plain
     start_B = on_device(offsets(length_B), states[0].device, torch.int32)
     longest = max(length_B)
     return _varlen_attn()(*states, start_B, start_B, longest, longest)
@@ -175,6 +200,8 @@ def padded(states: States, length_B: Sequence[int], mask: AttentionMask, dropout
 
     query, key, value = map(pad, states)
     score_BHSS = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if mask.bias_HN is not None:
+        score_BHSS = score_BHSS + between(mask.bias_HN, len(place_S))
     # finite, for a row of padding may see nothing at all
     score_BHSS = score_BHSS.masked_fill(hidden_BHSS, torch.finfo(score_BHSS.dtype).min)
     weight_BHSS = F.dropout(score_BHSS.softmax(-1), dropout)
@@ -211,6 +238,6 @@ def _unsupported_reason(query_THC: Tensor, mask: AttentionMask, dropout: float) 
         return "needs heads of a multiple of 8 up to 256 channels"
     if dropout:
         return "does not support dropout"
-    if mask != AttentionMask():
-        return "supports neither a window nor a causal mask"
+    if not mask.is_plain:
+        return "supports neither a window, nor a causal mask, nor a bias of the scores"
     return None if _varlen_attn() else "needs PyTorch 2.10"

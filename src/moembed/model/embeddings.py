@@ -27,10 +27,12 @@ class EmbeddingSpec(Strict):
     """The sum of a row per word and what else there is, then a norm.
 
     Attributes:
+        scale: what the row of a word is multiplied by.
         token_types: rows of the table of token types; every token is of the first. 0: there is no table.
     """
 
     vocabulary: int = Field(ge=1)
+    scale: float = Field(default=1.0, gt=0)
     positions: PositionTable | None = None
     token_types: int = Field(default=0, ge=0)
     norm: NormSpec | None = None

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from moembed.machine import AUTO
 from moembed.model.block import Block
 from moembed.model.embeddings import table
-from moembed.model.norm import make_norm
+from moembed.model.norm import PlusOneRMSNorm, make_norm
+from moembed.model.relative_bias import by_distance
 from moembed.model.rope import CosSin, RopeSpec, cos_sin
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoE
@@ -44,6 +45,8 @@ class Encoder(nn.Module):
         self.position = table(embeddings.positions.rows, width) if embeddings.positions else None
         self.token_type = table(embeddings.token_types, width) if embeddings.token_types else None
         self.norm = make_norm(width, embeddings.norm) if embeddings.norm else None
+        heads, bias = spec.layers[0].attention.num_heads, spec.relative_bias
+        self.relative_bias = table(bias.buckets, heads) if bias else None
         # a layer that shares another's weights has none: in its place stands an empty module
         self.layers = nn.ModuleList(
             Block(width, layer, number) if layer.shares is None else nn.Identity()
@@ -78,6 +81,11 @@ class Encoder(nn.Module):
         states_TD = F.dropout(self._embed(token_T, position_T), dropout, training=dropout > 0)
         hidden = {0: self._shown(states_TD)} if 0 in depths else {}
 
+        bias_HN = None
+        if spec.relative_bias and self.relative_bias is not None:
+            longest = max(length_B, default=1)
+            bias_HN = by_distance(self.relative_bias.weight, longest, spec.relative_bias)
+
         # layers, up to the deepest that was asked for
         router: list[RouterStats] = []
         tables: dict[tuple[RopeSpec, int], CosSin] = {}
@@ -87,7 +95,8 @@ class Encoder(nn.Module):
             if rope and (rope, head_size) not in tables:
                 tables[rope, head_size] = cos_sin(position_T, head_size, rope)
             angles = tables[rope, head_size] if rope else None
-            arguments = (states_TD, length_B, angles, dropout, (self.attention_backend, self.moe_backend))
+            backends = (self.attention_backend, self.moe_backend)
+            arguments = (states_TD, length_B, angles, dropout, backends, bias_HN)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 states_TD, added_TD, stats = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -100,6 +109,8 @@ class Encoder(nn.Module):
 
     def _embed(self, token_T: Tensor, position_T: Tensor) -> Tensor:
         states_TD = self.word(token_T)
+        if (scale := self.spec.embeddings.scale) != 1:
+            states_TD = states_TD * scale
         if self.token_type is not None:
             states_TD = states_TD + self.token_type.weight[0]
         if self.position is not None and (rows := self.spec.embeddings.positions):
@@ -143,7 +154,7 @@ def tensor_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
 
 
 def initialise(encoder: Encoder, std: float = 0.02, seed: int = 0) -> None:
-    """Fresh weights: normal(0, std) for every matrix, zero for every bias, one for every norm scale."""
+    """Fresh weights: normal(0, std) for every matrix, zero for every bias, norms that multiply by one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
@@ -153,3 +164,6 @@ def initialise(encoder: Encoder, std: float = 0.02, seed: int = 0) -> None:
                 parameter.zero_()
             else:
                 parameter.normal_(0, std, generator=generator)
+        for module in encoder.modules():
+            if isinstance(module, PlusOneRMSNorm):
+                module.weight.zero_()

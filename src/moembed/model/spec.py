@@ -15,6 +15,7 @@ from moembed.config import Strict
 from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec
 from moembed.model.norm import NormSpec
+from moembed.model.relative_bias import RelativeBias
 from moembed.moe.layer import MoESpec
 from moembed.types import UserError
 
@@ -24,6 +25,7 @@ class EncoderSpec(Strict):
 
     Attributes:
         max_length: longest text, in tokens.
+        relative_bias: learned, of the scores of all layers, by distance; None: there is none.
         final_norm: of the states after the last layer that runs; None: there is none.
         last_state: what is shown after a layer: its ``full`` state, or only what its feed-forward part added,
             ``without_residual``: so does the published code of one pre-norm model.
@@ -34,6 +36,7 @@ class EncoderSpec(Strict):
     max_length: int = Field(ge=1)
     embeddings: EmbeddingSpec
     layers: tuple[LayerSpec, ...] = Field(min_length=1)
+    relative_bias: RelativeBias | None = None
     final_norm: NormSpec | None = None
     last_state: Literal["full", "without_residual"] = "full"
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -45,8 +48,10 @@ class EncoderSpec(Strict):
             raise ValueError(
                 f"max_length {self.max_length} is more than the {table.rows - table.offset} positions"
             )
-        if self.last_state != "full" and any(layer.place == "post" for layer in self.layers):
+        if self.last_state != "full" and any(layer.place != "pre" for layer in self.layers):
             raise ValueError("last_state 'without_residual' needs layers that are all pre-norm")
+        if self.relative_bias and len({layer.attention.num_heads for layer in self.layers}) > 1:
+            raise ValueError("relative_bias needs the same num_heads in all layers")
         for number, layer in enumerate(self.layers):
             if layer.shares is not None:
                 self._check_sharing(number, layer, layer.shares)

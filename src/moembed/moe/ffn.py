@@ -24,6 +24,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class FeedForwardSpec(Strict):
     """A feed-forward block: ``width`` of its hidden states, activation, gate, biases.
 
+    ``bias``: of the projections to the hidden states; ``out_bias`` of the one back.
     In a layer with experts every expert has this form, but for the biases, of which ``MoESpec.bias`` decides.
     """
 
@@ -31,6 +32,7 @@ class FeedForwardSpec(Strict):
     activation: Activation = "gelu"
     gated: bool = False
     bias: bool = True
+    out_bias: bool = True
 
 
 class FeedForward(nn.Module):
@@ -41,7 +43,7 @@ class FeedForward(nn.Module):
         self.activation, self.activation_name = ACTIVATIONS[spec.activation], spec.activation
         self.up = nn.Linear(width, spec.width, bias=spec.bias)
         self.gate = nn.Linear(width, spec.width, bias=spec.bias) if spec.gated else None
-        self.down = nn.Linear(spec.width, width, bias=spec.bias)
+        self.down = nn.Linear(spec.width, width, bias=spec.out_bias)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         up_TF = self.up(hidden_TD)

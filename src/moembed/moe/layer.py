@@ -64,8 +64,9 @@ class MoE(nn.Module):
         self.bias_D = nn.Parameter(torch.empty(width)) if spec.bias == "shared" else None
         self.shared, self.shared_weight = None, spec.shared_weight
         if spec.num_shared_experts:
-            wide = {"width": hidden * spec.num_shared_experts, "bias": spec.bias != "none"}
-            self.shared = FeedForward(width, ffn.model_copy(update=wide))
+            biased, wide = spec.bias != "none", hidden * spec.num_shared_experts
+            block = ffn.model_copy(update={"width": wide, "bias": biased, "out_bias": biased})
+            self.shared = FeedForward(width, block)
 
     @property
     def experts(self) -> Experts:

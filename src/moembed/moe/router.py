@@ -53,7 +53,7 @@ class RouterConfig(Strict):
         """A router without the bias is written as it was before there was one: names made of it stay."""
         values = write(self)
         if not self.selection_bias:
-            del values["selection_bias"]
+            values.pop("selection_bias", None)
         return values
 
 

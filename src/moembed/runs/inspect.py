@@ -62,9 +62,10 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
 
 
 def _positions(spec: EncoderSpec) -> str:
-    if spec.embeddings.positions:
-        return "absolute"
-    return "rope" if any(layer.attention.rope for layer in spec.layers) else "none"
+    found = ["absolute"] if spec.embeddings.positions else []
+    found += ["rope"] if any(layer.attention.rope for layer in spec.layers) else []
+    found += ["relative bias"] if spec.relative_bias else []
+    return " and ".join(found) or "none"
 
 
 def _count(spec: EncoderSpec, head: int) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def upcycle(
 
 
 def _experts(layer: LayerSpec, options: UpcycleConfig) -> MoESpec:
-    without = options.bias == "each" and not layer.ffn.bias
+    without = options.bias == "each" and not (layer.ffn.bias or layer.ffn.out_bias)
     values = {
         "num_experts": options.num_experts,
         "num_shared_experts": options.num_shared_experts,
@@ -99,8 +99,9 @@ def _copies(dense: dict[str, Tensor], layer: LayerSpec) -> dict[str, Tensor]:
         if weight is None:
             continue
         made[f"{part}_{shape}"] = weight.repeat(moe.num_experts, 1, 1)
-        if each and bias is not None:
-            made[f"{part}_bias_{shape[:2]}"] = bias.repeat(moe.num_experts, 1)
+        if each:  # a part of the block that has none gets zeros
+            own = torch.zeros(len(weight)) if bias is None else bias
+            made[f"{part}_bias_{shape[:2]}"] = own.repeat(moe.num_experts, 1)
         if copies := moe.num_shared_experts:
             silent = part == "down"
             made[f"shared.{part}.weight"] = (

@@ -57,6 +57,7 @@ def _computed(layer: LayerSpec) -> LayerSpec:
             activation=layer.ffn.activation,
             gated=layer.ffn.gated,
             bias=layer.ffn.bias,
+            out_bias=layer.ffn.out_bias,
         ),
         moe=MoESpec(
             num_experts=moe.num_experts,

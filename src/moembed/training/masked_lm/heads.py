@@ -61,7 +61,7 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
-        layer = spec.layers[0].model_copy(update={"moe": None, "place": "post"})
+        layer = spec.layers[0].model_copy(update={"moe": None, "place": "post", "attention_norm": True})
         self.attention = layer.attention
         self.block = Block(spec.width, layer, 0)
 
