@@ -6,7 +6,7 @@ RUN := $(BIN)/moembed
 LLAMACPP := llama-cpp-python==0.3.36 sentencepiece==0.2.3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pipeline bench test test-slow test-gpu test-interop check fix lock clean
+.PHONY: help setup demo pipeline bench test test-slow test-gpu test-interop check fix docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,8 +31,12 @@ bench: ARGS ?= moe roofline scaling encode precision train memory gpu --out reco
 bench: setup  ## speed and memory beside peers, 20 minutes on 2 free cores, into records/; ARGS="export mine evaluate" for more
 	$(RUN) bench $(ARGS)
 
+# counting lines costs little where Python itself can tell of them (3.12 and later)
+COUNTING := COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
+
 test: setup  ## the tests, minutes on 2 cores; ARGS="-k router" and so on
-	$(BIN)/python -m pytest $(ARGS)
+	@$(COUNTING) $(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	@echo "lines of moembed that these tests ran: $$($(BIN)/python -m coverage report --format=total) %"
 
 test-slow: setup  ## the tests that take long
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
@@ -54,6 +58,10 @@ check: setup  ## lint, format and types
 fix: setup  ## mend what lint and format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## the site, into build/site; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/site
+	@echo "open build/site/docs/index.html"
 
 lock:  ## resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra dev --extra sentencepiece --universal --python-version 3.10 \
