@@ -34,7 +34,7 @@ author = "The moembed authors"
 project_copyright = "2026, the moembed authors"
 release = version = __version__
 root_doc = "docs/index"
-include_patterns = ["docs/**/*.md", "records/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = ["docs/*.md", "docs/*/*.md", "records/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"moembed {release}"

@@ -62,7 +62,7 @@ def blocks(page: Path) -> list[Block]:
 def outputs(page: Path) -> set[str]:
     """The folders and files that commands of a page write."""
     text = "\n".join(block.text for block in blocks(page) if not block.not_run)
-    return set(re.findall(r"\bout[= ]([\w./-]+)", text))
+    return set(re.findall(r"\bout[= ]\"?([\w./-]+)", text))
 
 
 def run_block(block: Block, names: dict[str, Any], replace: dict[str, str]) -> None:

@@ -121,7 +121,7 @@ class Tokenizer:
         rows, truncated = self.rows(texts, prompt=prompt, max_length=max_length)
         return pack(rows, truncated)
 
-    def words(self, texts: Sequence[str], *, prompt: str = "") -> list[list[str | None]]:
+    def word_rows(self, texts: Sequence[str], *, prompt: str = "") -> list[list[str | None]]:
         """For every token of ``rows``, the word of the text that it is a piece of; None for a special token.
 
         Where a tokenizer does not divide texts into words, a piece stands for itself.

@@ -135,7 +135,7 @@ def test_the_command_shows_words_and_no_markup_is_lost(
 def test_a_piece_belongs_to_its_word_also_in_a_text_that_is_cut(backend: Backend) -> None:
     tokenizer = Tokenizer(Backend.from_str(backend.to_str()), 7)
     texts = ["Where do voles live?", "", "the zoo is wide", "the owl hunts at night, and the mole"]
-    words = tokenizer.words(texts, prompt="query: ")
+    words = tokenizer.word_rows(texts, prompt="query: ")
     rows, cut = tokenizer.rows(texts, prompt="query: ")
     assert cut == 3
     assert [len(row) for row in words] == [len(row) for row in rows]
@@ -147,7 +147,7 @@ def test_a_piece_belongs_to_its_word_also_in_a_text_that_is_cut(backend: Backend
 def test_without_words_a_piece_stands_for_itself() -> None:
     vocabulary = {letter: i for i, letter in enumerate("abc ")}
     whole = Tokenizer(Backend(models.BPE(vocabulary, [])), 9)
-    assert whole.words(["ab c"]) == [["a", "b", " ", "c"]]
+    assert whole.word_rows(["ab c"]) == [["a", "b", " ", "c"]]
     parted = Backend(models.BPE(vocabulary, []))
     parted.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    assert Tokenizer(parted, 9).words(["ab c"]) == [["ab", "ab", "c"]]
+    assert Tokenizer(parted, 9).word_rows(["ab c"]) == [["ab", "ab", "c"]]

@@ -14,7 +14,7 @@ from moembed.types import TruncationWarning, UserError
 
 
 class Sentences:
-    """``encode`` and its kin, for a class that embeds lists of texts."""
+    """``encode`` and the methods made of it, for a class that embeds lists of texts."""
 
     tokenizer: Tokenizer
     _prompt_mentioned = False

@@ -121,7 +121,7 @@ def _route(
 ) -> Iterator[RouterStats]:
     prompt = model.tokenizer.prompt(prompt_name)
     token_rows, _ = model.tokenizer.rows(texts, prompt=prompt)
-    word_rows = model.tokenizer.words(texts, prompt=prompt) if seen else []
+    word_rows = model.tokenizer.word_rows(texts, prompt=prompt) if seen else []
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
     piece = model.tokenizer.backend.id_to_token
     for group in groups:
