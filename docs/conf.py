@@ -44,10 +44,11 @@ html_static_path: list[str] = []
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # a page of a room has one heading and modules below it
+suppress_warnings = ["myst.header", "toc.empty_glob"]  # a page of a room has one heading, modules below it
 
 default_role = "code"
 autodoc_mock_imports = ["triton"]
+autodoc_inherit_docstrings = False  # those of torch refer to pages of torch
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True

@@ -31,7 +31,9 @@ NOMIC = published.CONFIG | {"n_positions": 512, "max_trained_positions": 512}
 REPLACED = {
     "gguf.md": {"q8_0": "f16"},
     "README.md": {"out=runs/mine": "batch_size=8 epochs=null steps=2 out=runs/mine"},
-    "nomic-v2.md": {"dim=256": "dim=8", "upcycle=null": "upcycle=null batch_size=8 epochs=null steps=2"},
+    "nomic-v2.md": {"dim=256": "dim=8", "data=pairs": "batch_size=8 epochs=null steps=2 data=pairs"},
+    "training.md": {"steps=200": "steps=2"},
+    "from-sentence-transformers.md": {"batch_size=8, out": "batch_size=8, epochs=None, steps=2, out"},
     "tokenizer.md": {"32000": "120", "--extend 10000": "--extend 5"},
 }
 
@@ -42,8 +44,9 @@ def pair_rows(count: int) -> list[dict[str, str]]:
     return [
         {
             "query": f"what of {a} and {b}, {n}?",
-            "document": f"{b} by {a} number {n} {a}",
+            "document": f"{b} by {a}, {n} {a}",
             "page": f"p{n % 20}",
+            "language": "en",
         }
         for n, (a, b) in enumerate(pairs[:count])
     ]
