@@ -30,10 +30,15 @@ NOMIC = published.CONFIG | {"n_positions": 512, "max_trained_positions": 512}
 # What a page says of full size and a tiny model cannot do, page by page.
 REPLACED = {
     "gguf.md": {"q8_0": "f16"},
-    "README.md": {"out=runs/mine": "batch_size=8 epochs=null steps=2 out=runs/mine"},
-    "nomic-v2.md": {"dim=256": "dim=8", "data=pairs": "batch_size=8 epochs=null steps=2 data=pairs"},
+    "README.md": {"out=runs/mine": "batch_size=8 steps=2 out=runs/mine"},
+    "nomic-v2.md": {"dim=256": "dim=8", "data=pairs": "batch_size=8 steps=2 data=pairs"},
     "training.md": {"steps=200": "steps=2"},
-    "from-sentence-transformers.md": {"batch_size=8, out": "batch_size=8, epochs=None, steps=2, out"},
+    "from-sentence-transformers.md": {"upcycle=None, out": "upcycle=None, batch_size=8, steps=2, out"},
+    "tutorial.md": {"evaluate_every=10": "evaluate_every=2 batch_size=8 steps=4"},
+    "which-loss.md": {
+        "[384, 128]": "[16, 8]",
+        "data=pairs.jsonl loss": "data=pairs.jsonl batch_size=8 steps=2 loss",
+    },
     "tokenizer.md": {"32000": "120", "--extend 10000": "--extend 5"},
 }
 
@@ -123,7 +128,7 @@ def fill(
         beir(world / "data" / name, rows[:20])
     # runs: one is trained, the others are copies
     run_line(
-        "moembed train recipes/finetune.yaml data=pairs.jsonl batch_size=8 epochs=null steps=2 out=runs/mine",
+        "moembed train recipes/finetune.yaml data=pairs.jsonl batch_size=8 steps=2 out=runs/mine",
         "fixture",
     )
     for number, name in enumerate(("demo", "new", "old", "moe-1", "moe-2", "dense-1", "dense-2")):
