@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,3 +160,11 @@ def test_the_blocks_of_a_page(page: Path, here: Path) -> None:
     for block in blocks(page):
         if not block.not_run:
             run_block(block, names, REPLACED.get(page.name, {}))
+
+
+def test_what_pages_link_to_is_there() -> None:
+    folders = ("", "docs/decisions", "records")
+    pages = [*PAGES, *(page for folder in folders for page in (ROOT / folder).glob("*.md"))]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
