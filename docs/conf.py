@@ -44,7 +44,7 @@ html_static_path: list[str] = []
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header", "toc.empty_glob"]  # a page of a room has one heading, modules below it
+suppress_warnings = ["myst.header"]  # a page of a room has one heading, modules below it
 
 default_role = "code"
 autodoc_mock_imports = ["triton"]

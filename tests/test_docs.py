@@ -35,7 +35,10 @@ REPLACED = {
     "nomic-v2.md": {"dim=256": "dim=8", "data=pairs": "batch_size=8 steps=2 data=pairs"},
     "training.md": {"steps=200": "steps=2"},
     "from-sentence-transformers.md": {"upcycle=None, out": "upcycle=None, batch_size=8, steps=2, out"},
-    "tutorial.md": {"evaluate_every=10": "evaluate_every=2 batch_size=8 steps=4"},
+    "tutorial.md": {
+        "evaluate_every=10": "evaluate_every=2 batch_size=8 steps=4",
+        "train.jsonl\n": "train.jsonl batch_size=8\n",
+    },
     "which-loss.md": {
         "[384, 128]": "[16, 8]",
         "data=pairs.jsonl loss": "data=pairs.jsonl batch_size=8 steps=2 loss",
