@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moembed.search.index import Index
     from moembed.types import TruncationWarning, UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Embedder": "moembed.embedder",

@@ -23,7 +23,7 @@ Texts = str | Iterable[str]
 
 
 class Sentences:
-    """``encode`` and its kin, for a class that embeds lists of texts."""
+    """``encode`` and the methods made of it, for a class that embeds lists of texts."""
 
     tokenizer: Tokenizer
     dim: int
@@ -214,7 +214,7 @@ class Sentences:
         shortest = max(self.tokenizer.num_special_tokens, 1)
         if not (is_count(tokens) and shortest <= tokens <= self._longest):
             raise UserError(
-                f"max_seq_length {tokens!r} is not within {shortest}..{self._longest}, what the model can read"
+                f"max_seq_length {tokens!r} is not within {shortest}..{self._longest}, what the model reads"
             )
         self.tokenizer.max_length = tokens
 
