@@ -16,8 +16,14 @@ from torch import Tensor
 from moembed.types import Batch
 
 
-def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:
+def pack(
+    rows: Sequence[Sequence[int]], truncated: int = 0, prompt_tokens: Sequence[int] | None = None
+) -> Batch:
     """Lay token rows end to end, shortest first (ties keep the caller's order).
+
+    Args:
+        truncated: for ``Batch.truncated``.
+        prompt_tokens: how many tokens at the start of each row are those of a prompt.
 
     Returns:
         Batch with ``token_T`` int64, ``length_B`` ascending and ``restore_B`` int64.
@@ -31,6 +37,7 @@ def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:
         length_B=tuple(len(rows[i]) for i in order),
         restore_B=restore_B,
         truncated=truncated,
+        prompt_B=None if prompt_tokens is None else tuple(prompt_tokens[i] for i in order),
     )
 
 

@@ -25,7 +25,7 @@ from moembed.evaluation.systems import KeepsDocuments
 from moembed.files import locked, require_free, write_json, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_config, read_folder
-from moembed.machine import best_dtype, machine
+from moembed.machine import best_dtype, machine, write_made
 from moembed.model.encoder import num_parameters
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
@@ -87,6 +87,7 @@ def _run(minutes: float, base: str, out: Path, twin: bool, seed: int, overwrite:
     require_free(out, overwrite)
     out.mkdir(parents=True)
     write_text(out / "recipe.yaml", dump(plan))
+    write_made(out, base=str(folder.resolve()), data="the installed Python packages")
 
     say("1/6  reading docstrings and code of the installed packages (nothing is imported or run)")
     pairs = collect()

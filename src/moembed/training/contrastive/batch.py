@@ -91,13 +91,18 @@ def prepare(
     # neighbours in length share a chunk
     lengths = [len(row) for row in rows]
     chunks = even_budget(lengths, config.chunk_tokens)
+    names = (form.query_prompt, form.document_prompt)
+    prompts = [tokenizer.prompt_tokens(tokenizer.prompt(name)) for name in names]
+    prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
     own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
     return PairBatch(
         pairs=pairs,
         source=source,
         loss=form.loss,
         chunks=Chunks(
-            batches=[pack([rows[i] for i in chunk]) for chunk in chunks],
+            batches=[
+                pack([rows[i] for i in chunk], prompt_tokens=[prompt_B[i] for i in chunk]) for chunk in chunks
+            ],
             row_CB=[torch.tensor([row_B[i] for i in chunk]) for chunk in chunks],
             rows=len(owner_B),
             kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
