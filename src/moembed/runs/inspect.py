@@ -15,6 +15,7 @@ from moembed.files import read_json
 from moembed.folder.adapter import base_of
 from moembed.folder.modules import encoder_folder, is_static
 from moembed.folder.read import config_folder, read_config, read_settings
+from moembed.folder.static import ANY_LENGTH
 from moembed.folder.tensors import stored_dtypes, weight_files
 from moembed.inference.static import StaticEmbedder
 from moembed.model.encoder import num_parameters, skeleton
@@ -78,7 +79,7 @@ def _describe_static(folder: Path) -> dict[str, Any]:
         "vocabulary": len(model.table_VD),
         "pooling": "mean",
         "prompts": model.tokenizer.prompts,
-        "max_length": model.max_length,
+        "max_length": model.max_length if model.max_length < ANY_LENGTH else None,
         "parameters": model.num_parameters(),
     }
 
