@@ -61,7 +61,7 @@ CLASSES = {
 NAMES = [name for name in FAMILIES if name != "moembed"]
 BERTS = {"bert", "roberta", "xlm-roberta", "camembert", "data2vec-text"}
 EXPORTED = {  # who runs a model of the family as it was read, and upcycled
-    "onnx": (BERTS | {"distilbert", "new", "gte", "jina_embeddings_v3", "nomic_bert"},) * 2,
+    "onnx": (set(NAMES), set(NAMES)),
     "gguf": (BERTS - {"camembert"} | {"distilbert", "jina_embeddings_v3", "nomic_bert"}, set()),
     "nomic": ({"jina_embeddings_v3", "nomic_bert"}, {"nomic_bert"}),
 }
