@@ -4,9 +4,11 @@ BIN := .venv/bin
 RUN := $(BIN)/moembed
 # what docs/gguf.md was last held against; not in requirements.lock, for it takes long to build and few need it
 LLAMACPP := llama-cpp-python==0.3.36 sentencepiece==0.2.3
+# what the demo's training is held against: the commit before it was made faster; or a folder with src/moembed
+AGAINST ?= cee2424
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pipeline bench test test-slow test-gpu test-interop check fix lock clean
+.PHONY: help setup demo pipeline bench gpu gpu-ablation test test-slow test-gpu test-interop check fix lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,9 +29,21 @@ demo: setup  ## pairs -> upcycle -> train 5 minutes -> prove -> search; ARGS="--
 pipeline: setup  ## every stage of Nomic Embed v2 in miniature, 20 minutes; needs MOEMBED_DATA; ARGS=--resume
 	PATH="$(CURDIR)/$(BIN):$$PATH" recipes/mini/pipeline.sh $(ARGS)
 
-bench: ARGS ?= moe roofline scaling encode precision train memory gpu --out records/performance-cpu.md
-bench: setup  ## speed and memory beside peers, 20 minutes on 2 free cores, into records/; ARGS="export mine evaluate" for more
+bench: ARGS ?= start shared encode peers train demo memory roofline $(addprefix --against ,$(AGAINST)) --out records
+bench: setup  ## speed beside peers, under 20 minutes on 2 free cores, into records/; ARGS="moe export" for other suites
 	$(RUN) bench $(ARGS)
+
+HAS_GPU = $(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit(2)' \
+	|| { echo "there is no GPU here that PyTorch can use: run make $@ where there is one"; exit 2; }
+
+gpu: setup  ## the GPU's tests and its benchmark, up to 8 minutes on one GPU, into records/performance-gpu.md
+	@$(HAS_GPU)
+	@timeout 240 $(BIN)/python -m pytest -m gpu $(ARGS); tests=$$?; \
+	timeout 230 $(RUN) bench gpu --out records/performance-gpu.md && exit $$tests
+
+gpu-ablation: setup  ## do experts help? dense against top-2 and top-1, three seeds, up to 8 minutes on one GPU
+	@$(HAS_GPU)
+	$(RUN) bench ablation --repeats 1 --out records/ablation-gpu.md
 
 test: setup  ## the tests, minutes on 2 cores; ARGS="-k router" and so on
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,6 +1,6 @@
 """How fast and how small: one file per question, run by `moembed bench`."""
 
 SUITES = (
-    "moe", "roofline", "scaling", "encode", "precision", "train", "memory", "export", "mine",
-    "metrics", "evaluate", "gpu",
+    "start", "shared", "encode", "peers", "train", "demo", "memory", "roofline", "moe", "scaling",
+    "precision", "export", "mine", "metrics", "evaluate", "gpu", "ablation",
 )  # fmt: skip

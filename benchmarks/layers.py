@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
@@ -17,6 +18,7 @@ from moembed.machine import choose_precision
 from moembed.model.encoder import Encoder, initialise
 from moembed.moe.layer import MoE
 from moembed.moe.router import RouterConfig
+from moembed.runs.bench import Timings
 
 WIDTH, HIDDEN, TOP_K = 768, 3072, 2  # of the published model
 Layer = Callable[[Tensor], Tensor]
@@ -90,6 +92,25 @@ def packed_linear(weight: Tensor, rows: int, activation: str = "none") -> Layer:
     ops = torch.ops.mkldnn
     packed = ops._reorder_linear_weight(weight.detach(), rows)
     return lambda hidden_TD: ops._linear_pointwise(hidden_TD, packed, None, activation, [], "none")
+
+
+def product(rows: int, into: int, out: int) -> Callable[[], object]:
+    """One large product in the precision that trains and serves, in the layout that is fastest here."""
+    dtype = native("cpu")
+    run = packed_linear(torch.randn(out, into, dtype=dtype), rows)
+    return partial(run, torch.randn(rows, into, dtype=dtype))
+
+
+PRODUCTS = {  # whose best is the peak: name, and rows, columns into and out of it
+    f"matrix product {shape}": shape for shape in ((4096, 768, 3072), (4096, 3072, 768), (2048, 2048, 2048))
+}
+
+
+def peak(timings: Timings) -> tuple[str, float]:
+    """The fastest of ``PRODUCTS`` that were timed, and its floating-point operations."""
+    work = {name: 2.0 * math.prod(shape) for name, shape in PRODUCTS.items()}
+    best = max(work, key=lambda name: work[name] / timings[name].median)
+    return best, work[best]
 
 
 def slices(layer: MoE, tokens: int, pack: bool) -> Layer:

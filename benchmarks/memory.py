@@ -37,7 +37,7 @@ def rows(options: Options) -> Iterator[Row]:
     grown, few = peaks[large] / peaks[SMALL], f"{SMALL:,} pairs"
     yield Row("training step, peak", f"{large:,} pairs", peaks[large], "MiB", None, grown, few, "<= 1.3")
 
-    some = texts.sample(1000 if options.quick else 10_000)
+    some = texts.sample(1000 if options.quick else 4000)
     for budget in BUDGETS:
         found = alone(encode, some, budget, options.threads)
         above = (found.peak_bytes - found.result) / 2**20

@@ -14,6 +14,7 @@ from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
 from moembed.model.encoder import Encoder, initialise, tensor_shapes
+from moembed.model.pooling import Pooling
 from moembed.model.spec import EncoderSpec
 from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
@@ -34,15 +35,15 @@ def minilm() -> Path:
     return locate_base("minilm")
 
 
-def published() -> Parts:
-    """The shape of Nomic Embed v2 with random weights.
+def published(spec: EncoderSpec = PUBLISHED) -> Parts:
+    """The shape of Nomic Embed v2 with random weights; a smaller one for the tests.
 
     The tokenizer is MiniLM's: it knows fewer words, but gives real texts their usual lengths and counts.
     """
-    encoder = Encoder(PUBLISHED)
+    encoder = Encoder(spec)
     initialise(encoder)
     tokenizer = Tokenizer(read_folder(minilm()).tokenizer.backend, LONGEST)
-    return Parts(PUBLISHED, encoder.state_dict(), tokenizer, "mean")
+    return Parts(spec, encoder.state_dict(), tokenizer, Pooling("mean"))
 
 
 def upcycled_minilm() -> Parts:

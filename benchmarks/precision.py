@@ -18,14 +18,13 @@ from moembed.compare.significance import paired_difference
 from moembed.data.docstrings import collect
 from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask, load_task
-from moembed.evaluation.metrics import Qrels
-from moembed.evaluation.sample import subset
 from moembed.evaluation.systems import KeepsDocuments
 from moembed.evaluation.tasks import evaluate
 from moembed.runs.bench import Options, Row
 from moembed.types import UserError
 
 from . import models, texts
+from .texts import paired, reduced
 
 FORMS = ("float32", "bfloat16", "int8")
 METRIC = "ndcg@10"
@@ -67,13 +66,4 @@ def some_task(size: int) -> RetrievalTask:
     if folder.is_dir():
         return reduced(load_task(folder), size)
     pairs = {pair.document: pair.query for pair in collect().train[:size]}
-    row_R, ids = np.arange(len(pairs)), [str(number) for number in range(len(pairs))]
-    qrels = Qrels.from_judgements(row_R, row_R, np.ones(len(pairs)), len(pairs))
-    return RetrievalTask("docstrings", list(pairs.values()), list(pairs), qrels, ids, ids, [])
-
-
-def reduced(task: RetrievalTask, size: int) -> RetrievalTask:
-    qrels = task.qrels
-    document_N = np.sort(list(dict.fromkeys([*qrels.document.tolist(), *range(len(task.documents))]))[:size])
-    kept_R = (qrels.grade > 0) & np.isin(qrels.document, document_N)
-    return subset(task, np.unique(qrels.query_R[kept_R]), document_N)
+    return paired("docstrings", list(pairs.values()), list(pairs))

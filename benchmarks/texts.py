@@ -7,10 +7,14 @@ import random
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from moembed.data.docstrings import collect
 from moembed.data.sources import SourceConfig, load_source
+from moembed.evaluation.beir import RetrievalTask
+from moembed.evaluation.metrics import Qrels
+from moembed.evaluation.sample import subset
 from moembed.types import Pair
 
 DATA = Path(os.environ.get("MOEMBED_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -46,3 +50,18 @@ def pairs(count: int) -> list[Pair]:
         share = count * (number + 1) // len(sources) - count * number // len(sources)
         drawn += source.pairs(random.Random(number).sample(range(len(source)), share))
     return drawn
+
+
+def paired(name: str, queries: list[str], documents: list[str]) -> RetrievalTask:
+    """Each query is answered by the document in its row, and by no other."""
+    row_R, ids = np.arange(len(queries)), [str(number) for number in range(len(queries))]
+    qrels = Qrels.from_judgements(row_R, row_R, np.ones(len(queries)), len(queries))
+    return RetrievalTask(name, queries, documents, qrels, ids, ids, [])
+
+
+def reduced(task: RetrievalTask, size: int) -> RetrievalTask:
+    """At most ``size`` documents, those that answer a query first, and the queries that they answer."""
+    qrels = task.qrels
+    document_N = np.sort(list(dict.fromkeys([*qrels.document.tolist(), *range(len(task.documents))]))[:size])
+    kept_R = (qrels.grade > 0) & np.isin(qrels.document, document_N)
+    return subset(task, np.unique(qrels.query_R[kept_R]), document_N)

@@ -22,7 +22,7 @@ from moembed.types import UserError
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your disk quota is used up"}
 _NUMPY_CUT = re.compile(r"\d+ requested and \d+ written")
 _FULL_TEXTS = {"No space left": errno.ENOSPC, "os error 28": errno.ENOSPC, "uota exceeded": errno.EDQUOT}
-_OURS = ("recipe.yaml", "report.json", "metrics.jsonl", "config.json", "tokenizer.json")
+_OURS = ("recipe.yaml", "report.json", "metrics.jsonl", "config.json", "tokenizer.json", "split.json")
 
 
 def cache_folder() -> Path:
@@ -252,4 +252,4 @@ def require_replaceable(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UserError(f"{path} already exists: choose another folder, or replace it with --overwrite")
     if not any((path / name).exists() for name in _OURS):
-        raise UserError(f"{path} is not a run or model folder, so --overwrite leaves it alone")
+        raise UserError(f"{path} is no folder that moembed wrote, so --overwrite leaves it alone")

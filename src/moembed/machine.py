@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import warnings
 from collections.abc import Collection
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
 
 AUTO = "auto"  # a backend that nobody named
 ROOT = Path(__file__).parents[2]  # of a checkout
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnxruntime", "llama-cpp-python")
+LIBRARIES = (
+    "torch", "transformers", "sentence-transformers", "onnxruntime", "fastembed", "llama-cpp-python",
+)  # fmt: skip
 INSTRUCTIONS = {"amx": "amx_bf16", "avx512_bf16": "avx512_bf16", "avx512_vnni": "avx512_vnni"}
+# by what decides how fast matrices are multiplied, the fastest first
+CPU_KINDS = {"amx": "amx_bf16", "avx512": "avx512_bf16", "avx512-fp32": "avx512f", "avx2": "avx2"}
+# what changes the speed of PyTorch's products and threads from outside
+ENVIRONMENT = ("ONEDNN_", "DNNL_", "OMP_", "KMP_", "GOMP_", "MKL_", "ATEN_CPU_", "MALLOC_", "LD_PRELOAD")
 
 
 def machine() -> dict[str, Any]:
@@ -33,6 +40,11 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": [name for name, flag in INSTRUCTIONS.items() if flag in flags],
+        "kind": cpu_kind(flags, platform.machine()),
+        "onednn": _onednn(),
+        "environment": {
+            name: os.environ[name] for name in sorted(os.environ) if name.startswith(ENVIRONMENT)
+        },
         "memory_gib": round(memory_bytes() / 2**30, 1),
         "precision": best_dtype(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -40,6 +52,24 @@ def machine() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "commit": _commit(),
     }
+
+
+def cpu_kind(flags: Collection[str], architecture: str) -> str:
+    """``amx``, ``avx512`` (with products in bf16), ``avx512-fp32`` (without), ``avx2``, ``arm``, or another
+    architecture's name: figures of two kinds are never compared."""
+    for kind, flag in CPU_KINDS.items():
+        if flag in flags:
+            return kind
+    architecture = architecture.lower()
+    return "arm" if architecture.startswith(("arm", "aarch64")) else architecture
+
+
+def _onednn() -> str | None:
+    """The version of the library that multiplies matrices on a CPU; None if PyTorch has none."""
+    import torch
+
+    found = re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show())
+    return found[1] if found else None
 
 
 def memory_bytes() -> int:

@@ -12,8 +12,9 @@ import pytest
 
 from conftest import Run
 from moembed.machine import machine
-from moembed.runs import bench
+from moembed.runs import bench, load
 from moembed.runs.bench import AloneError, Options, Row, Timing, alone, interleave, ratio, speed_row, time_row
+from moembed.runs.load import Load
 
 SUITE = '''"""Is it fast?
 
@@ -34,6 +35,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tiny_suite", raising=False)
     monkeypatch.setattr(bench, "suites", lambda: {"tiny": "tiny_suite"})
+    monkeypatch.setattr(load, "look", lambda: Load(2, 0.0, 0.0))  # without the second that it takes
 
 
 # ---- time --------------------------------------------------------------------------------------------------
@@ -153,7 +155,7 @@ def test_without_a_gpu_the_rows_of_its_suite_say_so() -> None:
 
 def test_the_machine() -> None:
     facts = machine()
-    known = "cpu cores threads isa memory_gib precision system gpu versions commit"
+    known = "cpu cores threads isa kind onednn environment memory_gib precision system gpu versions commit"
     assert list(facts) == known.split()
     assert facts["precision"] in ("float32", "bfloat16")
     assert facts["cpu"]

@@ -1,4 +1,4 @@
-"""`moembed data inspect, dedup, overlap`: looking at training data and cleaning it."""
+"""`moembed data inspect, split, dedup, overlap`: looking at training data, dividing and cleaning it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Json, Overrides, SkipBadRows
+from moembed.cli.options import Json, Overrides, Overwrite, Seed, SkipBadRows
 from moembed.console import print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
@@ -23,7 +23,7 @@ Recipe = Annotated[Path, typer.Argument(help="A YAML file of recipes/.")]
 
 
 app = typer.Typer(
-    help="Look at training data and clean it.", no_args_is_help=True, rich_markup_mode="markdown"
+    help="Look at training data, divide it and clean it.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 
 
@@ -53,6 +53,64 @@ def inspect(
         print_json(facts)
     else:
         _print_summary(facts)
+
+
+@app.command()
+def split(
+    pairs: Annotated[str, typer.Argument(help="Rows of any format and layout that sources have.")],
+    out: Annotated[Path, typer.Option(help="Folder of train.jsonl, dev.jsonl and test.jsonl.")],
+    dev: Annotated[
+        float, typer.Option(min=0, help="Share of the rows, or from 1 on a number; 0 for none.")
+    ] = 0.1,
+    test: Annotated[float, typer.Option(min=0, help="Likewise.")] = 0.1,
+    group: Annotated[
+        str | None, typer.Option(help="Column whose equal values stay on one side, as author or page.")
+    ] = None,
+    near: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=1, help="Texts this similar (Jaccard) stay on one side; 1: equal ones only."
+        ),
+    ] = 0.8,
+    seed: Seed = 0,
+    query: Annotated[str, typer.Option(help="Column of the query.")] = "query",
+    document: Annotated[str, typer.Option(help="Column of the document.")] = "document",
+    of_split: Annotated[
+        str | None, typer.Option("--split", help="Split of a layout that has several.")
+    ] = None,
+    skip_bad_rows: SkipBadRows = False,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Divide pairs into train, dev and test, so that no text of one side stands on another.
+
+    Rows that share a text, or have nearly equal ones, or the same group, stay together.
+
+    Example: `moembed data split pairs.jsonl --out split --dev 500 --test 1000`
+    """
+    from dataclasses import asdict
+
+    from moembed.data.pairs import DedupFile
+    from moembed.data.split import split_file
+    from moembed.files import require_replaceable
+
+    require_replaceable(out, overwrite)
+    source = DedupFile(
+        path=pairs, query=query, document=document, group=group, split=of_split,
+        bad_rows="skip" if skip_bad_rows else "refuse",
+    )  # fmt: skip
+    with progress_bar(f"reading {pairs}, twice", None) as advance:
+        done = split_file(source, out, dev, test, near if near < 1 else None, seed, advance)
+    for note in done.notes:
+        say(f"note: {note}")
+    if json_:
+        print_json({"out": str(out)} | asdict(done))
+    else:
+        skipped = f"; {done.skipped:,} bad rows skipped" if done.skipped else ""
+        print(
+            f"{out}: {done.train:,} rows to train, {done.dev:,} dev, {done.test:,} test, from {done.rows:,} "
+            f"rows in {done.blocks:,} blocks, the largest of {done.largest_block:,}{skipped}"
+        )
 
 
 @app.command()

@@ -33,7 +33,7 @@ class SeenTexts:
         self.exact_duplicates = 0
         self.near_duplicates = 0
         self._keys: set[bytes] = set()
-        self._near = _Near(near) if near is not None else None
+        self._near = NearTexts(near) if near is not None else None
 
     def add(self, *texts: str) -> bool:
         """Whether ``texts`` are new; if so they are kept in mind."""
@@ -42,13 +42,18 @@ class SeenTexts:
             self.exact_duplicates += 1
             return False
         self._keys.add(key)
-        if self._near and not self._near.add("\n".join(map(normalize, texts))):
-            self.near_duplicates += 1
-            return False
+        if self._near:
+            sketch = self._near.sketch("\n".join(map(normalize, texts)))
+            if any(self._near.similar(sketch, place) for place in self._near.candidates(sketch)):
+                self.near_duplicates += 1
+                return False
+            self._near.insert(sketch)
         return True
 
 
-class _Near:
+class NearTexts:
+    """Texts found again by what is nearly equal to them: MinHash, looked up by bands."""
+
     def __init__(self, threshold: float) -> None:
         if not 0 < threshold < 1:
             raise UserError(f"near {threshold} is not between 0 and 1")
@@ -61,15 +66,22 @@ class _Near:
         self._index = datasketch.MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
         self._kept: list[Any] = []
 
-    def add(self, text: str) -> bool:
+    def sketch(self, text: str) -> Any:
         shingles = {text[i : i + _SHINGLE].encode() for i in range(max(1, len(text) - _SHINGLE + 1))}
         sketch = self._library.MinHash(num_perm=_PERMUTATIONS)
         sketch.update_batch(shingles)
-        if any(sketch.jaccard(self._kept[i]) >= self._threshold for i in self._index.query(sketch)):
-            return False
+        return sketch
+
+    def candidates(self, sketch: Any) -> list[int]:
+        """Places, in the order of ``insert``, of texts that may be similar."""
+        return self._index.query(sketch)
+
+    def similar(self, sketch: Any, place: int) -> bool:
+        return bool(sketch.jaccard(self._kept[place]) >= self._threshold)
+
+    def insert(self, sketch: Any) -> None:
         self._index.insert(len(self._kept), sketch)
         self._kept.append(self._library.LeanMinHash(sketch))
-        return True
 
 
 def dedup_file(

@@ -27,6 +27,7 @@ from moembed.machine import ROOT, version
 from moembed.types import UserError
 
 HEAD = ("question", "contender", "measured", "ratio", "target", "note")
+GPU_SUITES = ("gpu", "ablation")  # that need one
 _COMPARE = {"<=": operator.le, ">=": operator.ge}
 
 
@@ -35,15 +36,19 @@ _COMPARE = {"<=": operator.le, ">=": operator.ge}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``repeats`` rounds, on ``threads`` CPU threads; ``device`` is cpu or cuda; ``quick`` asks for less."""
+    """``repeats`` rounds, on ``threads`` CPU threads; ``device`` is cpu or cuda; ``quick`` asks for less.
+
+    ``against`` is the folder that holds another version of the package, for suites that compare two.
+    """
 
     repeats: int
     quick: bool
     device: str
     threads: int
+    against: Path | None = None
 
     @classmethod
-    def here(cls, repeats: int, quick: bool, threads: int | None) -> Options:
+    def here(cls, repeats: int, quick: bool, threads: int | None, against: Path | None = None) -> Options:
         """On this machine's GPU if it has one, and on as many CPU threads as torch chooses unless told."""
         if threads:  # so that the processes a suite starts have as many
             os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -52,7 +57,7 @@ class Options:
         if threads:
             torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(repeats, quick, device, torch.get_num_threads())
+        return cls(repeats, quick, device, torch.get_num_threads(), against)
 
 
 @dataclass(frozen=True, slots=True)
