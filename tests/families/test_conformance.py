@@ -177,6 +177,8 @@ def test_what_is_saved_is_the_same_model_everywhere(checkpoint: Checkpoint, tmp_
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
     facts = describe(tmp_path / "again")
     assert (facts["family"], facts["experts"]) == (checkpoint.name, "none (dense)")
+    if checkpoint.name == "modernbert":
+        assert facts["attention"] == "all tokens; at most 3 away in the layers [1, 2]"
     # written anew, without what the config said before
     parts = replace(checkpoint.ours.parts(), source={"model_type": checkpoint.name})
     fresh = Embedder(parts).eval()
@@ -205,6 +207,9 @@ def test_upcycling_keeps_the_vectors_and_a_step_of_training_moves_them(
     again = Embedder.from_pretrained(tmp_path / "experts", device="cpu")
     assert distance(again.encode(TEXTS), dense) <= EQUAL
     assert describe(tmp_path / "experts")["experts"] == "4, 2 per token"
+    if checkpoint.name in ("mpnet", "modernbert", "gemma3_text"):  # their spec is written field by field
+        theirs = checkpoint.theirs(tmp_path / "experts").encode([text for text in TEXTS if text])
+        assert distance(theirs, again.encode([text for text in TEXTS if text])) <= EQUAL
 
     # one step, through every tensor
     again.train()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 # model_type -> the nearest family, and what of the model it cannot say
-_MISSING = {
+MISSING = {
     "albert": ("bert", "word rows that are narrower than the states"),
     "electra": ("bert", "word rows of another width than the states"),
     "mobilebert": ("bert", "bottlenecks around every layer"),
@@ -40,8 +40,8 @@ _CLOSE = 0.5  # share of equal letters
 def unknown(model_type: object, known: Iterable[str]) -> str:
     """The end of the sentence "unknown model_type …:"."""
     names = list(known)
-    if isinstance(model_type, str) and model_type in _MISSING:
-        nearest, missing = _MISSING[model_type]
+    if isinstance(model_type, str) and model_type in MISSING:
+        nearest, missing = MISSING[model_type]
         return f"the nearest known family is {nearest!r}, and what it lacks is {missing}"
     listed = f"known are {', '.join(names)}"
     close = get_close_matches(str(model_type), names, n=1, cutoff=_CLOSE)
