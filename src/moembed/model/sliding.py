@@ -1,0 +1,45 @@
+"""Attention in a window, block by block of queries: a long text costs its length times the window."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_WINDOWS = 4  # in a block of queries
+
+
+def seen(
+    queries: range, keys: range, causal: bool, window: int | None, device: torch.device
+) -> Tensor | None:
+    """True where the token at the place of a row sees that of a column; None where every token sees all."""
+    behind, before = keys[-1] - queries[0], queries[-1] - keys[0]
+    near = window is None or window >= max(behind, before)
+    if near and not (causal and behind > 0):
+        return None
+    seen_QS = torch.ones(len(queries), len(keys), dtype=torch.bool, device=device)
+    # the diagonals of the farthest key behind a query, and of the farthest before it
+    start = queries[0] - keys[0]
+    if (farthest := 0 if causal else window) is not None:
+        seen_QS = seen_QS.tril_(start + farthest)
+    return seen_QS.triu_(start - window) if window is not None else seen_QS
+
+
+def pays(length: int, window: int | None) -> bool:
+    """Whether a text makes three blocks or more."""
+    return bool(window) and length > 2 * _WINDOWS * (window or 0)
+
+
+def in_blocks(query: Tensor, key: Tensor, value: Tensor, causal: bool, window: int, dropout: float) -> Tensor:
+    """Queries, keys and values ``(B, H, S, C)`` -> the same as attention under the mask of the whole text."""
+    length, block = query.shape[2], _WINDOWS * window
+    mixed = []
+    for start in range(0, length, block):
+        queries = range(start, min(start + block, length))
+        keys = range(
+            max(0, start - window), queries[-1] + 1 if causal else min(length, queries[-1] + window + 1)
+        )
+        seen_QS = seen(queries, keys, causal, window, query.device)
+        some = (x[:, :, part.start : part.stop] for x, part in ((query, queries), (key, keys), (value, keys)))
+        mixed.append(F.scaled_dot_product_attention(*some, seen_QS, dropout))
+    return torch.cat(mixed, dim=2)
