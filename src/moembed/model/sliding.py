@@ -33,13 +33,20 @@ def pays(length: int, window: int | None) -> bool:
 def in_blocks(query: Tensor, key: Tensor, value: Tensor, causal: bool, window: int, dropout: float) -> Tensor:
     """Queries, keys and values ``(B, H, S, C)`` -> the same as attention under the mask of the whole text."""
     length, block = query.shape[2], _WINDOWS * window
+    added: dict[tuple[int, int, int], Tensor | None] = {}  # the blocks inside a text have the same mask
     mixed = []
     for start in range(0, length, block):
         queries = range(start, min(start + block, length))
-        keys = range(
-            max(0, start - window), queries[-1] + 1 if causal else min(length, queries[-1] + window + 1)
-        )
-        seen_QS = seen(queries, keys, causal, window, query.device)
+        behind = 0 if causal else window
+        keys = range(max(0, start - window), min(length, queries[-1] + behind + 1))
+        shape = (len(queries), len(keys), start - keys[0])
+        if shape not in added:
+            seen_QS = seen(queries, keys, causal, window, query.device)
+            # numbers to add: the kernel would make them of true and false at every call
+            low_QS = (
+                None if seen_QS is None else query.new_zeros(shape[:2]).masked_fill_(~seen_QS, -torch.inf)
+            )
+            added[shape] = low_QS
         some = (x[:, :, part.start : part.stop] for x, part in ((query, queries), (key, keys), (value, keys)))
-        mixed.append(F.scaled_dot_product_attention(*some, seen_QS, dropout))
+        mixed.append(F.scaled_dot_product_attention(*some, added[shape], dropout))
     return torch.cat(mixed, dim=2)
