@@ -47,6 +47,7 @@ def in_blocks(query: Tensor, key: Tensor, value: Tensor, causal: bool, window: i
                 None if seen_QS is None else query.new_zeros(shape[:2]).masked_fill_(~seen_QS, -torch.inf)
             )
             added[shape] = low_QS
-        some = (x[:, :, part.start : part.stop] for x, part in ((query, queries), (key, keys), (value, keys)))
-        mixed.append(F.scaled_dot_product_attention(*some, added[shape], dropout))
+        near = slice(keys.start, keys.stop)
+        some_QC, key_SC, value_SC = query[:, :, start : queries.stop], key[:, :, near], value[:, :, near]
+        mixed.append(F.scaled_dot_product_attention(some_QC, key_SC, value_SC, added[shape], dropout))
     return torch.cat(mixed, dim=2)
