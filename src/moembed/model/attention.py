@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from moembed.config import Strict
 from moembed.machine import AUTO, requested_backend, supported_backend
+from moembed.model import sliding
 from moembed.model.norm import NormSpec, make_norm
 from moembed.model.packed_attention import in_float
 from moembed.model.relative_bias import between
@@ -82,12 +83,7 @@ class AttentionMask:
 
     def seen_SS(self, length: int, device: torch.device) -> Tensor | None:
         """True where the row sees the column; None where every token sees all."""
-        limited = self.window is not None and self.window < length - 1
-        if not (self.causal and length > 1) and not limited:
-            return None
-        distance_SS = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-        seen_SS = distance_SS >= 0 if self.causal else torch.ones_like(distance_SS, dtype=torch.bool)
-        return seen_SS & (distance_SS.abs() <= self.window) if self.window is not None else seen_SS
+        return sliding.seen(range(length), range(length), self.causal, self.window, device)
 
     def added(self, length: int, states: Tensor) -> Tensor | None:
         """The mask of one text as the fused kernel takes it: `seen_SS`, or numbers to add ``(H, S, S)``."""
@@ -171,9 +167,12 @@ def packed(states: States, length_B: Sequence[int], mask: AttentionMask, dropout
     mixed = []
     for (length, count), *parts in zip(runs, *split, strict=True):
         query, key, value = (x.unflatten(0, (count, length)).transpose(1, 2) for x in parts)
-        added = mask.added(length, query)
         with torch.autocast(query.device.type, enabled=False):
-            attended = F.scaled_dot_product_attention(query, key, value, added, dropout)
+            if mask.window and mask.bias_HN is None and sliding.pays(length, mask.window):
+                attended = sliding.in_blocks(query, key, value, mask.causal, mask.window, dropout)
+            else:
+                added = mask.added(length, query)
+                attended = F.scaled_dot_product_attention(query, key, value, added, dropout)
         mixed.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed)
 
