@@ -426,7 +426,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "config of another sort": (write("config.json", "[]"), r"config\.json holds a list where a dict"),
     "unknown model_type": (
         change("config.json", model_type="albert"),
-        "unknown model_type 'albert': the nearest known family is 'bert', which has no word rows",
+        "unknown model_type 'albert': the nearest known family is 'bert', and what it lacks is word rows",
     ),
     "no model_type": (write("config.json", "{}"), "unknown model_type None"),
     "broken tokenizer": (write("tokenizer.json", "{"), r"tokenizer\.json is not a readable tokenizer"),

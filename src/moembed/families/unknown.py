@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 # model_type -> the nearest family, and what of the model it cannot say
-_MISSING = {
+MISSING = {
     "albert": ("bert", "word rows that are narrower than the states"),
     "electra": ("bert", "word rows of another width than the states"),
     "mobilebert": ("bert", "bottlenecks around every layer"),
@@ -22,7 +22,7 @@ _MISSING = {
     "roberta-prelayernorm": ("roberta", "norms before each part"),
     "xlm-roberta-xl": ("xlm-roberta", "norms before each part"),
     "xlnet": ("bert", "attention to relative positions by content"),
-    "bart": ("bert", "an encoder beside a decoder"),
+    "bart": ("bert", "a decoder that reads what the encoder gives"),
     "mixtral": ("mistral", "experts in a published decoder"),
     "qwen2_moe": ("qwen2", "experts in a published decoder"),
     "qwen3_moe": ("qwen3", "experts in a published decoder"),
@@ -40,9 +40,9 @@ _CLOSE = 0.5  # share of equal letters
 def unknown(model_type: object, known: Iterable[str]) -> str:
     """The end of the sentence "unknown model_type …:"."""
     names = list(known)
-    if isinstance(model_type, str) and model_type in _MISSING:
-        nearest, missing = _MISSING[model_type]
-        return f"the nearest known family is {nearest!r}, which has no {missing}"
+    if isinstance(model_type, str) and model_type in MISSING:
+        nearest, missing = MISSING[model_type]
+        return f"the nearest known family is {nearest!r}, and what it lacks is {missing}"
     listed = f"known are {', '.join(names)}"
     close = get_close_matches(str(model_type), names, n=1, cutoff=_CLOSE)
     if not close:

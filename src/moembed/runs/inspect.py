@@ -49,6 +49,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "ffn_width": layer.ffn.width,
         "vocabulary": spec.vocab_size,
         "position": _positions(spec),
+        "attention": _attention(spec),
         "norm": layer.place,
         "experts": f"{moe.num_experts}, {moe.router.top_k} per token" if moe else "none (dense)",
         "moe_layers": list(spec.moe_layers),
@@ -87,6 +88,19 @@ def _positions(spec: EncoderSpec) -> str:
     found += ["rope"] if any(layer.attention.rope for layer in spec.layers) else []
     found += ["relative bias"] if spec.relative_bias else []
     return " and ".join(found) or "none"
+
+
+def _attention(spec: EncoderSpec) -> str:
+    """Which tokens of its text a token sees."""
+    causal = [number for number, layer in enumerate(spec.layers) if layer.attention.causal]
+    whole = "all tokens" if not causal else "those before it"
+    if len(causal) not in (0, spec.num_layers):
+        whole = f"all tokens; in the layers {causal} those before it"
+    windows: dict[int, list[int]] = {}
+    for number, layer in enumerate(spec.layers):
+        if layer.attention.window is not None:
+            windows.setdefault(layer.attention.window, []).append(number)
+    return "; ".join([whole, *(f"at most {size} away in the layers {x}" for size, x in windows.items())])
 
 
 def _count(spec: EncoderSpec, head: int) -> dict[str, Any]:
