@@ -39,7 +39,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gemma", {"is_causal": False, "attention_bias": True}),
     ("gemma3_text", {"use_bidirectional_attention": True, "sliding_window": 4}),
     ("t5", {"feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 8}),
-    ("t5", {"feed_forward_proj": "gated-silu", "relative_attention_max_distance": 20}),
+    (
+        "t5",
+        {"feed_forward_proj": "gated-silu", "relative_attention_max_distance": 4}
+        | {"relative_attention_num_buckets": 8},
+    ),
 ]
 
 Saved = Callable[..., "tuple[Path, Any]"]
