@@ -39,8 +39,9 @@ _HOME = {
     "train": "moembed.runs.train",
 }
 __all__ = [
-    "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult", "TrainConfig",
-    "TrainResult", "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train",
+    "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult",
+    "TrainConfig", "TrainResult", "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain",
+    "train",
 ]  # fmt: skip
 
 

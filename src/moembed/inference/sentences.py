@@ -211,10 +211,10 @@ class Sentences:
 
     @max_seq_length.setter
     def max_seq_length(self, tokens: int) -> None:
-        shortest = max(self.tokenizer.num_special_tokens, 1)
-        if not (is_count(tokens) and shortest <= tokens <= self._longest):
+        shortest, longest = max(self.tokenizer.num_special_tokens, 1), self._longest
+        if not (is_count(tokens) and shortest <= tokens <= longest):
             raise UserError(
-                f"max_seq_length {tokens!r} is not within {shortest}..{self._longest}, what the model can read"
+                f"max_seq_length {tokens!r} is not within {shortest}..{longest}, what the model can read"
             )
         self.tokenizer.max_length = tokens
 
