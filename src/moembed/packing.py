@@ -59,6 +59,27 @@ def token_budget(lengths: Sequence[int], max_tokens: int, max_texts: int | None 
     return groups
 
 
+def even_budget(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Split texts as ``token_budget`` does, into as many groups, but of about as many tokens each.
+
+    A last group of a few tokens would cost as many calls as a full one.
+    """
+    total, longest = sum(lengths), max(lengths, default=0)
+    count = -(-total // max_tokens)
+    even = -(-total // count) + longest if count else max_tokens
+    return token_budget(lengths, min(max_tokens, even))
+
+
+def row_padding(rows: int) -> int:
+    """How many rows to add so that products of a CPU meet few different numbers of rows.
+
+    oneDNN builds a kernel for every number it has not met. The sum is one of 16 per octave, so that at most
+    a sixteenth is added, and a multiple of 32.
+    """
+    step = max(32, 1 << max(rows - 1, 0).bit_length() >> 5)
+    return -rows % step
+
+
 def offsets(lengths: Sequence[int]) -> list[int]:
     """Where each text of a packed batch starts, and where the last one ends."""
     return [0, *accumulate(lengths)]

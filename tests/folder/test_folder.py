@@ -424,7 +424,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (remove("config.json"), r"has no config\.json, so it is not a model folder"),
     "broken config": (write("config.json", "{"), r"config\.json is not valid JSON"),
     "config of another sort": (write("config.json", "[]"), r"config\.json holds a list where a dict"),
-    "unknown model_type": (change("config.json", model_type="t5"), "unknown model_type 't5'"),
+    "unknown model_type": (
+        change("config.json", model_type="albert"),
+        "unknown model_type 'albert': the nearest known family is 'bert', which has no word rows",
+    ),
     "no model_type": (write("config.json", "{}"), "unknown model_type None"),
     "broken tokenizer": (write("tokenizer.json", "{"), r"tokenizer\.json is not a readable tokenizer"),
     "no tokenizer": (remove("tokenizer.json"), r"has neither a tokenizer\.json nor a vocabulary file"),

@@ -22,6 +22,8 @@ from moembed.model.head import Dense, HeadConfig, Normalize, Step
 from moembed.model.pooling import POOLING, PoolingConfig
 from moembed.types import UserError
 
+ADAPTER = "adapter_config.json"
+STATIC, MODEL2VEC = "StaticEmbedding", "model2vec"  # a first module, and the model_type of folders without
 # Older files have a flag for each way; several stand side by side in this order.
 _FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -74,14 +76,32 @@ def read_modules(folder: Path) -> list[Module]:
     return modules
 
 
+def is_static(folder: Path) -> bool:
+    """Whether a folder holds static word vectors: of sentence-transformers, or of model2vec."""
+    if modules := read_modules(folder):
+        return modules[0].kind == STATIC
+    file = folder / "config.json"
+    return file.is_file() and read_json(file).get("model_type") == MODEL2VEC
+
+
 def encoder_folder(folder: Path) -> Path:
-    """Where ``config.json``, the weights and the tokenizer lie: mostly the folder itself."""
+    """Where ``config.json``, the weights and the tokenizer lie, or an adapter: mostly the folder itself.
+
+    Raises:
+        UserError: static word vectors, or neither config where the first module lies.
+    """
+    if is_static(folder):
+        raise UserError(
+            f"{folder} is a table of static word vectors and has no layers: moembed.StaticEmbedder, moembed "
+            "embed, search, evaluate and inspect read it, and nothing can be trained, upcycled or exported"
+        )
     modules = read_modules(folder)
-    if modules and modules[0].path and not (folder / modules[0].path / "config.json").is_file():
+    inside = folder / modules[0].path if modules else folder
+    if inside != folder and not any((inside / name).is_file() for name in ("config.json", ADAPTER)):
         raise UserError(
             f"{folder}: its first module is {modules[0].kind} in {modules[0].path}, where no config.json lies"
         )
-    return folder / modules[0].path if modules else folder
+    return inside
 
 
 @dataclass(frozen=True)

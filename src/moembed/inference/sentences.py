@@ -23,7 +23,7 @@ Texts = str | Iterable[str]
 
 
 class Sentences:
-    """``encode`` and its kin, for a class that embeds lists of texts."""
+    """``encode`` and the methods made of it, for a class that embeds lists of texts."""
 
     tokenizer: Tokenizer
     dim: int
@@ -211,10 +211,10 @@ class Sentences:
 
     @max_seq_length.setter
     def max_seq_length(self, tokens: int) -> None:
-        shortest, longest = max(self.tokenizer.num_special_tokens, 1), self._longest
-        if not (is_count(tokens) and shortest <= tokens <= longest):
+        shortest = max(self.tokenizer.num_special_tokens, 1)
+        if not (is_count(tokens) and shortest <= tokens <= self._longest):
             raise UserError(
-                f"max_seq_length {tokens!r} is not within {shortest}..{longest}, what the model can read"
+                f"max_seq_length {tokens!r} is not within {shortest}..{self._longest}, what the model reads"
             )
         self.tokenizer.max_length = tokens
 

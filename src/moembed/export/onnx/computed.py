@@ -50,7 +50,7 @@ def _computed(layer: LayerSpec) -> LayerSpec:
             head_size=attention.head_size,
             bias=attention.bias,
             out_bias=attention.out_bias,
-            rope=RopeSpec(base=rope.base, scaling=rope.scaling) if rope else None,
+            rope=RopeSpec(base=rope.base, scaling=rope.scaling, bands=rope.bands) if rope else None,
         ),
         ffn=FeedForwardSpec(
             width=layer.ffn.width,
