@@ -139,8 +139,8 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
             require_free(run, overwrite)
             run.mkdir(parents=True, exist_ok=True)
             write_text(run / "recipe.yaml", dump(config))
-            data = ", ".join(source.path for source in config.data)
-            write_made(run, base=str(folder.resolve()), data=data)
+            paths = ", ".join(source.path for source in config.data)
+            write_made(run, base=str(folder.resolve()), data=paths)
         corpus = _corpus(config, parts.tokenizer, run, resume)
     tell(
         f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {config.sequence_length} tokens; "
