@@ -79,7 +79,7 @@ def without_aliases(
     app: object, what: str, name: str, obj: object, skip: bool, options: object
 ) -> bool | None:
     """Fields of named tuples have a docstring that says nothing."""
-    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+    return True if str(getattr(member, "__doc__", "")).startswith("Alias for field number") else None
 
 
 def setup(app) -> None:  # type: ignore[no-untyped-def]
