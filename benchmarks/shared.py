@@ -4,10 +4,12 @@ MiniLM, dense and with every second layer upcycled to eight experts, embeds mixe
 and beside one process that does nothing but count. Each model is served by a process of its own with as many
 threads as always; the two take turns, and the counting process runs through all turns of its rounds. What the
 counting process takes is one core of ours, so what is left is to be at least the share of the other cores.
+Threads wait as those of `moembed embed` do (`moembed.threads`), unless you have set how they wait.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from moembed.machine import best_dtype, machine
 from moembed.runs.bench import AloneError, Options, Row, Timing, speed_row, time_row
+from moembed.threads import SPIN
 
 from . import models, texts
 from .runtimes import Files, Running, turns
@@ -34,6 +37,7 @@ def rows(options: Options) -> Iterator[Row]:
             EXPERTS: models.saved(models.upcycled_minilm(), Path(name) / "upcycled"),
         }
         running: dict[str, Running] = {}
+        stack.enter_context(waiting_as_commands_do())
         for title, folder in folders.items():
             try:
                 running[title] = Running("moembed", Files(folder, Path(name)), form, some, options.threads)
@@ -45,6 +49,19 @@ def rows(options: Options) -> Iterator[Row]:
         with busy_process():
             timings["beside a busy process"] = turns(running, "encode", options.repeats)
     yield from told(f"MiniLM, {form}, {len(some)} texts", len(some), timings, cores)
+
+
+@contextmanager
+def waiting_as_commands_do() -> Iterator[None]:
+    """Processes that are started here read how their threads wait."""
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = SPIN
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
 
 
 def told(what: str, count: int, timings: dict[str, dict[str, Timing]], cores: int) -> Iterator[Row]:
