@@ -25,7 +25,7 @@ from moembed.embedder import Embedder
 from moembed.families.flat import FlatConfig, FlatMoE
 from moembed.folder.parts import Parts
 from moembed.model.encoder import Encoder
-from moembed.model.pooling import Pooling
+from moembed.model.pooling import PoolingConfig
 from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
 
@@ -101,7 +101,9 @@ def make_model(backend: Backend) -> MakeModel:
         copy = Backend.from_str(backend.to_str())
         tokenizer = Tokenizer(copy, spec.max_length, PROMPTS if prompts is None else prompts)
         source = {} if family == "moembed" else {"model_type": family}
-        return Embedder(Parts(spec, encoder.state_dict(), tokenizer, Pooling(pooling), source=source)).eval()
+        return Embedder(
+            Parts(spec, encoder.state_dict(), tokenizer, PoolingConfig(pooling), source=source)
+        ).eval()
 
     return make
 
@@ -141,15 +143,22 @@ def hf_folder(tmp_path: Path, backend: Backend) -> HfFolder:
         randomise(model, seed)
         folder = tmp_path / f"{kind}-{seed}-{head}"
         model.save_pretrained(folder)
-        names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
-        fast = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=backend, **{f"{key}_token": token for key, token in names.items()}
-        )
-        fast.save_pretrained(folder)
+        save_tokenizer(folder, backend)
         complete(folder)
         return folder, model
 
     return make
+
+
+def save_tokenizer(folder: Path, backend: Backend) -> None:
+    """The files of the tokenizer, as transformers writes them."""
+    import transformers
+
+    names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{f"{key}_token": token for key, token in names.items()}
+    )
+    fast.save_pretrained(folder)
 
 
 def complete(folder: Path) -> None:
@@ -162,7 +171,7 @@ def complete(folder: Path) -> None:
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     config = json.loads((folder / "config.json").read_text())
-    width = config.get("hidden_size") or config["n_embd"]
+    width = next(config[key] for key in ("hidden_size", "n_embd", "dim", "d_model") if key in config)
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 

@@ -12,7 +12,7 @@ from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec, PositionTable
 from moembed.model.norm import NormSpec
 from moembed.model.relative_bias import RelativeBias
-from moembed.model.rope import RopeSpec
+from moembed.model.rope import RopeSpec, TurnBands, YarnBands
 from moembed.model.spec import EncoderSpec
 from moembed.moe.ffn import FeedForwardSpec
 from moembed.moe.layer import MoESpec
@@ -62,6 +62,16 @@ flats = st.builds(
 )
 
 
+bands = st.sampled_from(
+    [
+        None,
+        TurnBands(factor=8.0, low=1.0, high=4.0, original_length=16),
+        YarnBands(factor=4.0, original_length=16, magnitude=1.1),
+    ]
+)
+ropes = st.builds(RopeSpec, base=st.just(50.0), scaling=st.sampled_from([1.0, 4.0]), bands=bands)
+
+
 @st.composite
 def attentions(draw: st.DrawFn) -> AttentionSpec:
     heads = draw(st.sampled_from([2, 4]))
@@ -75,7 +85,7 @@ def attentions(draw: st.DrawFn) -> AttentionSpec:
         scale=draw(st.sampled_from([None, None, 1.0])),
         window=draw(st.sampled_from([None, 0, 2, 5])),
         causal=draw(st.booleans()),
-        rope=draw(st.none() | st.builds(RopeSpec, base=st.just(50.0), scaling=st.sampled_from([1.0, 4.0]))),
+        rope=draw(st.none() | ropes),
     )
 
 

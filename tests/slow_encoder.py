@@ -10,6 +10,7 @@ from torch import Tensor
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
 from moembed.model.norm import NormSpec
+from moembed.model.rope import RopeSpec, YarnBands
 from moembed.model.spec import EncoderSpec
 
 State = dict[str, Tensor]
@@ -37,6 +38,27 @@ def states(spec: EncoderSpec, state: State, tokens: list[int]) -> list[Tensor]:
 
 def _final(hidden_SD: Tensor, spec: EncoderSpec, state: State) -> Tensor:
     return _norm(hidden_SD, state, "final_norm", spec.final_norm) if spec.final_norm else hidden_SD
+
+
+def _frequency(rope: RopeSpec, i: int, size: int) -> float:
+    """Of coordinate i of a head: what a step to the next position turns it by."""
+    frequency = rope.base ** (-2 * i / size)
+    if (bands := rope.bands) is None:
+        return frequency
+
+    def number(turns: float) -> float:  # which coordinate makes so many turns in the original length
+        return size / 2 * math.log(bands.original_length / turns / 2 / math.pi, rope.base)
+
+    if isinstance(bands, YarnBands):
+        fast, slow = max(number(bands.high), 0), min(number(bands.low), size - 1)
+        if bands.whole:
+            fast, slow = max(math.floor(number(bands.high)), 0), min(math.ceil(number(bands.low)), size - 1)
+        kept = (slow - i) / (slow - fast) if slow != fast else float(i <= slow)
+    else:
+        turns = bands.original_length * frequency / 2 / math.pi
+        kept = (turns - bands.low) / (bands.high - bands.low)
+    kept = min(max(kept, 0), 1)
+    return kept * frequency + (1 - kept) * frequency / bands.factor
 
 
 def _bias(spec: EncoderSpec, state: State, layer: LayerSpec, name: str) -> State:
@@ -98,10 +120,12 @@ def _attention(hidden_SD: Tensor, spec: AttentionSpec, state: State, name: str) 
         if spec.rope:
             turned = torch.empty_like(x)
             for i in range(size // 2):
-                angle = place / spec.rope.scaling * spec.rope.base ** (-2 * i / size)
+                angle = place / spec.rope.scaling * _frequency(spec.rope, i, size)
+                longer = spec.rope.bands.magnitude if isinstance(spec.rope.bands, YarnBands) else 1
+                cosine, sine = longer * math.cos(angle), longer * math.sin(angle)
                 a, b = x[i], x[i + size // 2]
-                turned[i] = a * math.cos(angle) - b * math.sin(angle)
-                turned[i + size // 2] = b * math.cos(angle) + a * math.sin(angle)
+                turned[i] = a * cosine - b * sine
+                turned[i + size // 2] = b * cosine + a * sine
             x = turned
         return x
 

@@ -1,7 +1,8 @@
 """Train, prove and serve sparse Mixture-of-Experts text embedding models.
 
 The names below are loaded when first used: ``import moembed`` itself imports nothing heavy, torch least. It
-makes our folders known to transformers' auto classes and to sentence-transformers, whenever those come.
+makes our folders known to transformers' auto classes and to sentence-transformers, whenever those come, and
+lets PyTorch, which is not loaded yet, start no more threads than a container's quota of cores.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from moembed.interop.hook import install
+from moembed.threads import limit_threads
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
     from moembed.evaluation.result import EvaluationResult
+    from moembed.inference.static import StaticEmbedder
     from moembed.runs.evaluate import evaluate
     from moembed.runs.pretrain import PretrainConfig, PretrainResult, pretrain
     from moembed.runs.system import EvaluationOptions
     from moembed.runs.train import TrainConfig, TrainResult, train
+    from moembed.search.index import Index
     from moembed.types import TruncationWarning, UserError
 
 __version__ = "0.2.0"
@@ -26,8 +30,10 @@ _HOME = {
     "Embedder": "moembed.embedder",
     "EvaluationOptions": "moembed.runs.system",
     "EvaluationResult": "moembed.evaluation.result",
+    "Index": "moembed.search.index",
     "PretrainConfig": "moembed.runs.pretrain",
     "PretrainResult": "moembed.runs.pretrain",
+    "StaticEmbedder": "moembed.inference.static",
     "TrainConfig": "moembed.runs.train",
     "TrainResult": "moembed.runs.train",
     "TruncationWarning": "moembed.types",
@@ -37,8 +43,9 @@ _HOME = {
     "train": "moembed.runs.train",
 }
 __all__ = [
-    "Embedder", "EvaluationOptions", "EvaluationResult", "PretrainConfig", "PretrainResult", "TrainConfig",
-    "TrainResult", "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train",
+    "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult",
+    "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning", "UserError", "__version__",
+    "evaluate", "pretrain", "train",
 ]  # fmt: skip
 
 
@@ -52,4 +59,5 @@ def __dir__() -> list[str]:
     return __all__
 
 
+limit_threads()
 install()

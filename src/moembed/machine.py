@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moembed.files import write_json
+from moembed.threads import available_cores
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def machine() -> dict[str, Any]:
     flags = cpu.get("flags", "").split()
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "isa": [name for name, flag in INSTRUCTIONS.items() if flag in flags],
         "kind": cpu_kind(flags, platform.machine()),

@@ -121,6 +121,17 @@ class Tokenizer:
         rows, truncated = self.rows(texts, prompt=prompt, max_length=max_length)
         return pack(rows, truncated)
 
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many tokens at the start of a text are those of its prompt, special ones before it included.
+
+        They are counted on the prompt alone, as sentence-transformers does: where the first word of a text
+        grows together with the prompt, it counts as text from its second piece on. 0 of no prompt.
+        """
+        if not prompt:
+            return 0
+        (row,), _ = self.rows([""], prompt=prompt)
+        return len(row) - self._special_tokens[1]
+
     def word_rows(self, texts: Sequence[str], *, prompt: str = "") -> list[list[str | None]]:
         """For every token of ``rows``, the word of the text that it is a piece of; None for a special token.
 
@@ -147,6 +158,11 @@ class Tokenizer:
     def num_special_tokens(self) -> int:
         """How many special tokens stand around a text."""
         return sum(self._special_tokens)
+
+    @property
+    def ends_texts(self) -> bool:
+        """Whether a special token stands behind every text."""
+        return self._special_tokens[1] > 0
 
     @cached_property
     def _special_tokens(self) -> tuple[int, int]:

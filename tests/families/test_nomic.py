@@ -133,7 +133,7 @@ def test_reading_and_writing_is_the_identity(
 def test_a_model_saved_unchanged_is_the_checkpoint_it_came_from(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    folder = checkpoint(auto_map={"AutoModel": "org/code--modeling.Model"})
+    folder = checkpoint(auto_map={"AutoModel": "org/code--modeling_hf_nomic_bert.NomicBertModel"})
     Embedder.from_pretrained(folder, device="cpu").save_pretrained(tmp_path / "again")
     assert_same_checkpoint(folder, tmp_path / "again")
 

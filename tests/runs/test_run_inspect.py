@@ -126,7 +126,11 @@ def test_the_blocks_of_a_file_add_up(
 
 @pytest.mark.parametrize(
     ("rows", "complaint"),
-    [([], "no rows"), ([3], "row 1: column 'text' is a int"), ([None], "row 1: column 'text' is null")],
+    [
+        ([], "no rows"),
+        ([3], "row 1: column 'text' is of type int"),
+        ([None], "row 1: column 'text' is missing"),
+    ],
 )
 def test_texts_that_are_none_are_refused(
     rows: list[Any], complaint: str, moe_model: Embedder, tmp_path: Path

@@ -12,6 +12,7 @@ from moembed.console import Interrupted
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
+    from moembed.inference.static import StaticEmbedder
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
@@ -47,3 +48,15 @@ def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
     folder = locate_base(name, allow_pickle=allow_pickle)
     chosen = best_dtype() if dtype == "auto" else dtype
     return Embedder.from_pretrained(folder, dtype=chosen, allow_pickle=allow_pickle)
+
+
+def load_encoder(name: str, dtype: str, allow_pickle: bool = False) -> Embedder | StaticEmbedder:
+    """``load_model`` for what needs vectors alone, which static word vectors give too."""
+    from moembed.folder.bases import locate_base
+    from moembed.folder.modules import is_static
+
+    if is_static(locate_base(name, allow_pickle=allow_pickle)):
+        from moembed.inference.static import StaticEmbedder
+
+        return StaticEmbedder.from_pretrained(name)
+    return load_model(name, dtype, allow_pickle)

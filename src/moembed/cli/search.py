@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import MODEL, AllowPickle, Dtype, Json, load_model, when_interrupted
+from moembed.cli.options import MODEL, AllowPickle, Dtype, Json, load_encoder, when_interrupted
 from moembed.console import print_json, progress_bar
 from moembed.types import UserError
 
@@ -88,7 +88,7 @@ def search(
 
     is_run = not (index / "manifest.json").exists() and (index / "index").is_dir()
     opened = Index.open(index / "index" if is_run else index)
-    embedder = load_model(model or _model_of(opened), "float32", allow_pickle)
+    embedder = load_encoder(model or _model_of(opened), "float32", allow_pickle)
     role = opened.manifest.get("role")
     opened.require_space(embedder.space(role=role, view=View(dim=opened.dim)))
     hits = opened.search(embedder.encode_query([query], dim=opened.dim), k)
@@ -143,7 +143,7 @@ def _embed(
 
     from moembed.search.embed import embed_file
 
-    embedder = load_model(model, dtype, allow_pickle)
+    embedder = load_encoder(model, dtype, allow_pickle)
     config = replace(
         config,
         prompt=embedder.role_prefix(config.role),

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, XLM-RoBERTa and CamemBERT checkpoints: config keys and tensor names."""
+"""BERT, RoBERTa, XLM-RoBERTa, CamemBERT and data2vec-text checkpoints: config keys and tensor names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ CLASSES = {  # by model_type; all but the first count positions from pad_token_i
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
     "camembert": "CamembertModel",
+    "data2vec-text": "Data2VecTextModel",
 }
 
 

@@ -15,6 +15,8 @@ from moembed.types import UserError
 # What a model folder is read from. Nothing else is fetched; nothing else but the card is pushed.
 _IN_ANY_MODULE = [
     "config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "sentence_*_config.json",
     "model.safetensors",
     "model.safetensors.index.json",
@@ -86,7 +88,8 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 def local_folder(path: Path) -> Path | None:
     """The model folder at ``path``: itself, or the ``model`` of a run folder."""
-    places = ((folder, name) for folder in (path, path / "model") for name in ("config.json", "modules.json"))
+    files = ("config.json", "modules.json", "adapter_config.json")
+    places = ((folder, name) for folder in (path, path / "model") for name in files)
     return next((folder for folder, name in places if (folder / name).is_file()), None)
 
 

@@ -19,7 +19,15 @@ from pathlib import Path
 
 from moembed.families.registry import family_of
 from moembed.files import read_json
-from moembed.folder.modules import PooledHead, encoder_folder, read_head_state, read_pooled_head
+from moembed.folder.adapter import base_of, merged_tensors
+from moembed.folder.modules import (
+    PooledHead,
+    encoder_folder,
+    read_head_state,
+    read_modules,
+    read_pooled_head,
+    read_pooling_state,
+)
 from moembed.folder.parts import Parts
 from moembed.folder.settings import (
     TOKENIZER_KEYS,
@@ -28,8 +36,9 @@ from moembed.folder.settings import (
     read_model_settings,
     read_transformer_settings,
 )
-from moembed.folder.tensors import read_state
+from moembed.folder.tensors import by_our_names, read_state
 from moembed.folder.tokenizer import read_tokenizer, tokenizer_files
+from moembed.model.pooling import PoolingConfig
 from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
@@ -61,18 +70,25 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
             tensors, a damaged file, a tokenizer that is not the model's.
     """
     spec = read_config(path)
-    inside = encoder_folder(path)
-    values = read_json(inside / "config.json")
+    inside, whole = encoder_folder(path), config_folder(path)
+    values = read_json(whole / "config.json")
     settings = read_settings(path, spec)
     transformer = settings.transformer
-    state = read_state(inside, spec, family_of(values), allow_pickle)
+    if inside == whole:
+        state = read_state(inside, spec, family_of(values), allow_pickle)
+    else:
+        tensors = merged_tensors(inside, whole, family_of(values))
+        state = by_our_names(tensors, inside, spec, family_of(values))
+        inside = inside if tokenizer_files(inside) else whole
     backend, side = read_tokenizer(inside, spec.vocab_size, transformer.options, transformer.lowercase)
     tokenizer = Tokenizer(backend, settings.max_length, settings.prompts, settings.default_prompt, side)
     files = tokenizer_files(inside)
     if kept := {key: value for key, value in transformer.file.items() if key in TOKENIZER_KEYS and value}:
         files[TRANSFORMER_FILES[0]] = json.dumps(kept).encode()
     pooling, head = settings.modules.pooling, settings.modules.head
-    head_state = read_head_state(path, head, allow_pickle)
+    if not tokenizer.ends_texts:
+        _note_missing_ends(path, inside, pooling)
+    head_state = read_head_state(_modules_folder(path), head, allow_pickle)
     return Parts(
         spec,
         state,
@@ -85,12 +101,42 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         head,
         head_state,
         settings.truncate_dim,
+        read_pooling_state(_modules_folder(path), pooling, spec.width, allow_pickle),
     )
+
+
+def _note_missing_ends(path: Path, inside: Path, pooling: PoolingConfig) -> None:
+    """Say so where a token behind every text was to be expected and the tokenizer puts none there."""
+    file = inside / "tokenizer_config.json"
+    if file.is_file() and read_json(file).get("add_eos_token"):
+        why = "tokenizer_config.json says add_eos_token true"
+    elif "lasttoken" in pooling.modes:
+        why = "the vector is the state of the last token"
+    else:
+        return
+    warnings.warn(
+        f"{path}: {why}, but tokenizer.json, which decides, puts no token behind a text; if the model was "
+        "trained with one, set add_eos_token of transformers' tokenizer to True and save it",
+        stacklevel=3,
+    )
+
+
+def config_folder(path: Path) -> Path:
+    """Where the ``config.json`` of a model lies: of an adapter, in the folder of its base."""
+    inside = encoder_folder(path)
+    base = base_of(inside)
+    return encoder_folder(base) if base else inside
+
+
+def _modules_folder(path: Path) -> Path:
+    """Where it stands how texts are read and pooled: an adapter that does not say it is used as its base."""
+    base = None if read_modules(path) else base_of(encoder_folder(path))
+    return base or path
 
 
 def read_config(path: Path) -> EncoderSpec:
     """The architecture alone, from ``config.json``."""
-    file = encoder_folder(path) / "config.json"
+    file = config_folder(path) / "config.json"
     if not file.is_file():
         what = "has no config.json, so it is not a model folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}")
@@ -105,6 +151,7 @@ def read_config(path: Path) -> EncoderSpec:
 
 def read_settings(path: Path, spec: EncoderSpec) -> Settings:
     """What the small files of a folder say about texts: length limit, prompts, pooling."""
+    path = _modules_folder(path)
     transformer = read_transformer_settings(encoder_folder(path))
     modules = read_pooled_head(path, spec.width)
     model = read_model_settings(path, modules.normalised)

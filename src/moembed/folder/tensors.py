@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from moembed.families.mapping import by_their_names
 from moembed.families.registry import Family
 from moembed.files import read_json
 from moembed.model.encoder import tensor_shapes
@@ -74,7 +75,17 @@ def read_state(
         UserError: no weights, a pickle that is not allowed, a damaged file, a missing, extra, misshapen or
             non-finite tensor, or one of integers.
     """
-    theirs = _read_tensors(path, allow_pickle)
+    return by_our_names(_read_tensors(path, allow_pickle), path, spec, family)
+
+
+def by_our_names(
+    theirs: dict[str, Tensor], path: Path, spec: EncoderSpec, family: Family
+) -> dict[str, Tensor]:
+    """Tensors by the names of a family -> the same by ours, each checked; ``theirs`` is used up.
+
+    Raises:
+        UserError: as in ``read_state``.
+    """
     shapes = tensor_shapes(spec)
     table = {ours: stored for ours, stored in family.names(spec).items() if ours in shapes}
     if missing := sorted(set(shapes) - set(table)):
@@ -82,15 +93,33 @@ def read_state(
     anchor = table["word.weight"].names[0]
     prefix = next((p for p in family.prefixes if p + anchor in theirs), family.prefixes[0])
     state: dict[str, Tensor] = {}
+    parted: dict[str, Tensor] = {}  # those that several of ours are parts of
     for ours, stored in table.items():
-        expected = stored.shape(shapes[ours])
-        pieces = [_take(theirs, prefix + name, expected, path) for name in stored.names]
+        wanted = zip(stored.names, stored.shapes(shapes[ours]), strict=True)
+        pieces = [
+            parted[name] if name in parted else _take(theirs, prefix + name, expected, path)
+            for name, expected in wanted
+        ]
+        parted |= dict(zip(stored.names, pieces, strict=True)) if stored.part[1] > 1 else {}
         state[ours] = stored.read(pieces, shapes[ours])
-    extra = sorted(name for name in theirs if not _IGNORED.search(name.removeprefix(prefix)))
+    bare = {name: name.removeprefix(prefix) for name in theirs}
+    extra = sorted(
+        name for name, x in bare.items() if not (_IGNORED.search(x) or x.startswith(family.left_out))
+    )
     if extra:
         shown = ", ".join(map(repr, extra[:3])) + (" …" if len(extra) > 3 else "")
         raise UserError(f"{path}: {len(extra)} tensors belong to no part of this model: {shown}")
     return state
+
+
+def layout_tensors(spec: EncoderSpec, state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """The tensors of an encoder by the names of a layout, on the CPU.
+
+    Raises:
+        UserError: a tensor that the layout has no place for.
+    """
+    found = by_their_names(state, family.names(spec), family.name)
+    return {family.prefixes[0] + name: tensor.contiguous() for name, tensor in found.items()}
 
 
 def read_tensors(
@@ -117,9 +146,18 @@ def _read_tensors(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
         if file.suffix == ".bin":
             _add(found, _unpickle(file), file)
             continue
-        with _opened(file) as tensors:
-            _add(found, {name: tensors.get_tensor(name) for name in tensors.keys()}, file)  # noqa: SIM118
+        _add(found, read_file(file), file)
     return found
+
+
+def read_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, by the names it has.
+
+    Raises:
+        UserError: it is missing, truncated or damaged.
+    """
+    with _opened(file) as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 
 
 def _add(found: dict[str, Tensor], tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -176,7 +214,8 @@ def _take(theirs: dict[str, Tensor], name: str, expected: tuple[int, ...], path:
     if tensor.dtype not in _FLOATS:
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"{path}: tensor {name!r} has dtype {dtype}, expected float32, bfloat16 or float16")
-    if not torch.isfinite(tensor).all():
+    # one pass without a copy: a sum is finite only of finite values, though not of all of them
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         raise UserError(f"{path}: tensor {name!r} holds NaN or infinite values")
     return tensor
 

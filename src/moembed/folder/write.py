@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from moembed.families.registry import family_to_write
 from moembed.files import replacing, write_json
 from moembed.folder.modules import write_modules
 from moembed.folder.parts import Parts
 from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
+from moembed.folder.tensors import layout_tensors
 from moembed.folder.tokenizer import pad_token
 from moembed.tokenizer import Tokenizer
-from moembed.types import UserError
 
 
 def write_folder(path: Path, parts: Parts) -> None:
@@ -25,14 +24,7 @@ def write_folder(path: Path, parts: Parts) -> None:
     The folder appears whole or not at all: it is written under another name and then takes its place.
     """
     family = family_to_write(parts.spec, parts.source)
-    theirs: dict[str, Tensor] = {}
-    table = family.names(parts.spec)
-    for ours, tensor in parts.state.items():
-        if ours not in table:
-            raise UserError(f"the {family.name} layout has no place for {ours!r}")
-        pieces = table[ours].write(tensor.detach().cpu())
-        names = (family.prefixes[0] + name for name in table[ours].names)
-        theirs |= {name: piece.contiguous() for name, piece in zip(names, pieces, strict=True)}
+    theirs = layout_tensors(parts.spec, parts.state, family)
     with replacing(path) as folder:
         write_small_files(folder, parts)
         save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})

@@ -60,7 +60,8 @@ def recipe(base: str, out: Path, minutes: float, seed: int, max_length: int) -> 
         upcycle=UpcycleConfig(num_experts=8, every=2),
         minutes=minutes,
         batch_size=128,
-        chunk_tokens=8192,
+        chunk_tokens=4096,
+        graph_tokens=16384,  # a batch, so that it is embedded once
         query_length=min(32, max_length),
         document_length=min(96, max_length),
         loss=LossConfig(temperature=0.05, balance=0.01),

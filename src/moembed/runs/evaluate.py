@@ -26,6 +26,7 @@ from moembed.evaluation.tasks import evaluate_bm25, metrics_of
 from moembed.evaluation.won_lost import WonLost, won_and_lost
 from moembed.files import require_writable
 from moembed.folder.bases import locate_base
+from moembed.folder.modules import is_static
 from moembed.machine import made
 from moembed.runs.system import EvaluationOptions, Outcome, System, evaluate_system
 from moembed.search.codecs import CODECS
@@ -148,7 +149,8 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
         if name not in BASELINES
     }
     base = next(filter(None, map(_base_of, sources.values())), None)
-    known: dict[str, System] = {"bm25": None, "static": base or next(iter(sources.values()), None)}
+    with_layers = (x for x in sources.values() if not (isinstance(x, Path) and is_static(x)))
+    known: dict[str, System] = {"bm25": None, "static": base or next(with_layers, None)}
     known["base"] = base
     for name in ("static", "base"):
         if name in given and known[name] is None:

@@ -12,9 +12,12 @@ import torch
 from moembed.data.sources import iter_rows
 from moembed.embedder import Embedder
 from moembed.files import read_json
-from moembed.folder.modules import encoder_folder
-from moembed.folder.read import read_config, read_settings
+from moembed.folder.adapter import base_of
+from moembed.folder.modules import encoder_folder, is_static
+from moembed.folder.read import config_folder, read_config, read_settings
+from moembed.folder.static import ANY_LENGTH
 from moembed.folder.tensors import stored_dtypes, weight_files
+from moembed.inference.static import StaticEmbedder
 from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoE
@@ -28,12 +31,19 @@ BATCH_TOKENS = 16384
 
 
 def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
-    """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there."""
-    spec, inside = read_config(folder), encoder_folder(folder)
+    """Facts about a model folder; ``config.json`` is enough, weights and tokenizer need not be there.
+
+    Of static word vectors the table is read.
+    """
+    if is_static(folder):
+        return _describe_static(folder)
+    spec, inside = read_config(folder), config_folder(folder)
     settings = read_settings(folder, spec)
     head = settings.modules.head
     layer, moe = spec.layers[0], spec.moe
+    base = base_of(encoder_folder(folder))
     return {
+        **({"adapter_of": str(base)} if base else {}),
         "family": read_json(inside / "config.json")["model_type"],
         "layers": spec.num_layers,
         "width": spec.width,
@@ -41,13 +51,14 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "ffn_width": layer.ffn.width,
         "vocabulary": spec.vocab_size,
         "position": _positions(spec),
+        "attention": _attention(spec),
         "norm": layer.place,
         "experts": f"{moe.num_experts}, {moe.router.top_k} per token" if moe else "none (dense)",
         "moe_layers": list(spec.moe_layers),
         "router": moe.router.model_dump() if moe else {},
         "expert_bias": moe.bias if moe else None,
         "shared_experts": moe.num_shared_experts if moe else 0,
-        "pooling": settings.modules.pooling.name,
+        "pooling": settings.modules.pooling.summary,
         "prompts": settings.prompts,
         "max_length": settings.max_length,
         **(
@@ -55,9 +66,22 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
             if head.dense
             else {}
         ),
-        **_count(spec, head.num_parameters()),
+        **_count(spec, settings.modules.num_parameters(spec.width)),
         "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
         "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
+    }
+
+
+def _describe_static(folder: Path) -> dict[str, Any]:
+    model = StaticEmbedder.from_pretrained(folder)
+    return {
+        "family": "static word vectors, without layers",
+        "width": model.table_VD.shape[1],
+        "vocabulary": len(model.table_VD),
+        "pooling": "mean",
+        "prompts": model.tokenizer.prompts,
+        "max_length": model.max_length if model.max_length < ANY_LENGTH else None,
+        "parameters": model.num_parameters(),
     }
 
 
@@ -68,14 +92,27 @@ def _positions(spec: EncoderSpec) -> str:
     return " and ".join(found) or "none"
 
 
-def _count(spec: EncoderSpec, head: int) -> dict[str, Any]:
+def _attention(spec: EncoderSpec) -> str:
+    """Which tokens of its text a token sees."""
+    causal = [number for number, layer in enumerate(spec.layers) if layer.attention.causal]
+    whole = "all tokens" if not causal else "those before it"
+    if len(causal) not in (0, spec.num_layers):
+        whole = f"all tokens; in the layers {causal} those before it"
+    windows: dict[int, list[int]] = {}
+    for number, layer in enumerate(spec.layers):
+        if layer.attention.window is not None:
+            windows.setdefault(layer.attention.window, []).append(number)
+    return "; ".join([whole, *(f"at most {size} away in the layers {x}" for size, x in windows.items())])
+
+
+def _count(spec: EncoderSpec, behind: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
     blocks = [block for block in skeleton(spec).modules() if isinstance(block, MoE)]
-    total = num_parameters(spec) + head
+    total = num_parameters(spec) + behind
     routers = sum(block.router.weight_ED.numel() for block in blocks)
     return {
         "parameters": total,
-        "active_parameters": num_parameters(spec, active=True) + head,
+        "active_parameters": num_parameters(spec, active=True) + behind,
         "embedding_parameters": spec.vocab_size * spec.width,
         "expert_parameters": sum(block.routed_parameters() for block in blocks),
         "bytes_in_memory": {"float32": 4 * total, "bfloat16": 2 * total + 2 * routers},
@@ -125,7 +162,8 @@ def _route(
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
     piece = model.tokenizer.backend.id_to_token
     for group in groups:
-        batch = pack([token_rows[i] for i in group])
+        # no vector is looked at, so nobody asks where the prompt of a text ends
+        batch = pack([token_rows[i] for i in group], prompt_tokens=[0] * len(group))
         if seen is None:
             yield from model(batch.to(model.device)).router
             continue

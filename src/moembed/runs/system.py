@@ -19,6 +19,8 @@ from moembed.evaluation.routing import routing
 from moembed.evaluation.static import StaticEncoder
 from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
+from moembed.folder.modules import is_static
+from moembed.inference.static import StaticEmbedder
 from moembed.machine import best_dtype
 from moembed.replicas import Replicas
 from moembed.runs.bench import forget_peak, resident_memory
@@ -91,6 +93,8 @@ def evaluate_system(
     forget_peak()
     dtype = best_dtype() if options.dtype == "auto" else options.dtype
     model = source
+    if isinstance(model, Path) and is_static(model):
+        return _static(model, name, tasks, options, bar)
     if isinstance(model, Path):
         model = Embedder.from_pretrained(model, dtype=dtype, allow_pickle=options.allow_pickle)
     if name == "static":
@@ -124,6 +128,16 @@ def _computing(
     settings = {"dtype": dtype, "allow_pickle": options.allow_pickle}
     with Replicas(source, options.processes, settings) as copies:
         yield copies
+
+
+def _static(folder: Path, name: str, tasks: Sequence[Task], options: EvaluationOptions, bar: Bar) -> Outcome:
+    """A folder of static word vectors: it is not the baseline of that name, which is made of a model."""
+    table = StaticEmbedder.from_pretrained(folder)
+    outcome = evaluate_encoder(table, name, tasks, options, bar)
+    count = table.num_parameters()
+    outcome.cost = replace(outcome.cost, parameters=count, active_parameters=count)
+    outcome.about = {"space_id": table.space(role="document"), "dtype": "float32"}
+    return outcome
 
 
 def _bm25(tasks: Sequence[Task], options: EvaluationOptions) -> Outcome:

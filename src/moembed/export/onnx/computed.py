@@ -6,6 +6,7 @@ from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec, PositionTable
 from moembed.model.norm import NormSpec
+from moembed.model.relative_bias import RelativeBias
 from moembed.model.rope import RopeSpec
 from moembed.model.spec import EncoderSpec, differences
 from moembed.moe.ffn import FeedForwardSpec
@@ -23,17 +24,20 @@ def require_computed(spec: EncoderSpec) -> None:
     Raises:
         UserError: one sentence that names every such field.
     """
-    spec, table = spec.without_noise(), spec.embeddings.positions
+    spec, table, bias = spec.without_noise(), spec.embeddings.positions, spec.relative_bias
     computed = EncoderSpec(
         width=spec.width,
         max_length=spec.max_length,
         embeddings=EmbeddingSpec(
             vocabulary=spec.vocab_size,
             positions=PositionTable(rows=table.rows, offset=table.offset) if table else None,
+            scale=spec.embeddings.scale,
             token_types=spec.embeddings.token_types,
-            norm=NormSpec(eps=spec.embeddings.norm.eps) if spec.embeddings.norm else None,
+            norm=_norm(spec.embeddings.norm) if spec.embeddings.norm else None,
         ),
         layers=tuple(map(_computed, spec.layers)),
+        relative_bias=RelativeBias(buckets=bias.buckets, max_distance=bias.max_distance) if bias else None,
+        final_norm=_norm(spec.final_norm) if spec.final_norm else None,
         last_state=spec.last_state,
     )
     if found := differences(spec, computed):
@@ -46,11 +50,15 @@ def _computed(layer: LayerSpec) -> LayerSpec:
     return LayerSpec(
         attention=AttentionSpec(
             num_heads=attention.num_heads,
-            num_kv_heads=attention.num_heads,
+            num_kv_heads=attention.num_kv_heads,
             head_size=attention.head_size,
             bias=attention.bias,
             out_bias=attention.out_bias,
-            rope=RopeSpec(base=rope.base, scaling=rope.scaling) if rope else None,
+            qk_norm=_norm(attention.qk_norm) if attention.qk_norm else None,
+            scale=attention.scale,
+            window=attention.window,
+            causal=attention.causal,
+            rope=RopeSpec(base=rope.base, scaling=rope.scaling, bands=rope.bands) if rope else None,
         ),
         ffn=FeedForwardSpec(
             width=layer.ffn.width,
@@ -68,6 +76,11 @@ def _computed(layer: LayerSpec) -> LayerSpec:
         )
         if moe and router
         else None,
-        norm=NormSpec(eps=layer.norm.eps),
+        norm=_norm(layer.norm),
         place=layer.place,
+        attention_norm=layer.attention_norm,
     )
+
+
+def _norm(norm: NormSpec) -> NormSpec:
+    return NormSpec(kind=norm.kind, eps=norm.eps, bias=norm.bias, plus_one=norm.plus_one)

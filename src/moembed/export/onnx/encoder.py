@@ -6,40 +6,27 @@ batch, as in the encoder itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
+from moembed.export.onnx.attention import BOOL, LOWEST, Distances, Layout, attention, distances, looked_up
 from moembed.export.onnx.computed import require_computed
 from moembed.export.onnx.experts import INT64, Experts, feed_forward, moe_block, sparse
 from moembed.export.onnx.graph import Graph, numpy
 from moembed.folder.parts import Parts
-from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
 from moembed.model.head import Dense, HeadConfig
-from moembed.model.rope import CosSin, RopeSpec, cos_sin
+from moembed.model.pooling import PoolingConfig
+from moembed.model.rope import RopeSpec
 from moembed.model.spec import EncoderSpec
 from moembed.moe.ffn import Activation
+from moembed.types import UserError
 
 if TYPE_CHECKING:
     import onnx
 
-FLOAT, BOOL = 1, 9  # onnx.TensorProto
+FLOAT = 1  # onnx.TensorProto.FLOAT
 _ALSO_IN_BLOCKS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "silu": "silu"}
-LOWEST = float(np.finfo(np.float32).min)  # finite, so that a text without tokens gives no NaN
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the real tokens are: names of values in the graph."""
-
-    real_BS: str  # bool
-    position_BS: str  # of a token in its text, from 0
-    token_T: str  # place of every real token among the B * S
-    slot_BS: str  # row of every place among the T tokens; that of another token where there is none
-    hidden_by_attention_B11S: str  # added to scores: 0, or very low where there is no token
+_POOLING = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 
 def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.ModelProto:
@@ -55,6 +42,7 @@ def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.M
     from onnx import helper
 
     require_computed(parts.spec)
+    require_pooling(parts.pooling)
     head_state = {f"head.{name}": tensor for name, tensor in parts.head_state.items()}
     graph = Graph(parts.state | head_state, int8)
     layout = read_mask(graph)
@@ -103,6 +91,8 @@ def encoder(graph: Graph, spec: EncoderSpec, layout: Layout, experts: Experts) -
     # embeddings
     position_T = real(layout.position_BS)
     states_TD = graph.op("Gather", graph.parameter("word.weight"), real("input_ids"))
+    if spec.embeddings.scale != 1:
+        states_TD = graph.op("Mul", states_TD, graph.scalar(spec.embeddings.scale))
     if spec.embeddings.token_types:
         first_D = graph.constant("token_type.0", numpy(graph.state["token_type.weight"][0]))
         states_TD = graph.op("Add", states_TD, first_D)
@@ -110,37 +100,40 @@ def encoder(graph: Graph, spec: EncoderSpec, layout: Layout, experts: Experts) -
         table = graph.constant("position", numpy(graph.state["position.weight"][rows.offset :]))
         states_TD = graph.op("Add", states_TD, graph.op("Gather", table, position_T))
     if spec.embeddings.norm:
-        states_TD = graph.layer_norm(states_TD, "norm", spec.embeddings.norm.eps)
+        states_TD = graph.norm(states_TD, "norm", spec.embeddings.norm)
 
     # layers
     tables: dict[tuple[RopeSpec, int], tuple[str, str]] = {}
+    distance = distances(graph, spec, layout)
     for number, layer in enumerate(spec.layers):
         rope, head_size = layer.attention.rope, layer.attention.head_size
         if rope and (rope, head_size) not in tables:
-            values = cos_sin(torch.arange(spec.max_length), head_size, rope)
-            tables[rope, head_size] = _looked_up(graph, f"rope.{len(tables)}", values, position_T)
+            place = f"rope.{len(tables)}"
+            tables[rope, head_size] = looked_up(graph, place, (rope, head_size), spec.max_length, position_T)
         angles = tables[rope, head_size] if rope else None
-        states_TD, added_TD = block(graph, layer, f"layers.{number}", (states_TD, layout, angles), experts)
-    return states_TD if spec.last_state == "full" else added_TD
+        states_TD, added_TD = block(graph, layer, f"layers.{number}", (states_TD, distance, angles), experts)
+    shown_TD = states_TD if spec.last_state == "full" else added_TD
+    return graph.norm(shown_TD, "final_norm", spec.final_norm) if spec.final_norm else shown_TD
 
 
 def block(
     graph: Graph,
     layer: LayerSpec,
     name: str,
-    states: tuple[str, Layout, tuple[str, str] | None],
+    states: tuple[str, Distances, tuple[str, str] | None],
     experts: Experts,
 ) -> tuple[str, str]:
     """One layer: its states, and what its feed-forward part added to them."""
-    states_TD, layout, angles = states
-    pre = layer.place == "pre"
+    states_TD, distance, angles = states
+    pre, sandwich = layer.place != "post", layer.place == "sandwich"
 
     def norm(states_TD: str, which: str) -> str:
-        return graph.layer_norm(states_TD, f"{name}.{which}", layer.norm.eps)
+        return graph.norm(states_TD, f"{name}.{which}", layer.norm)
 
     # attention
-    input_TD = norm(states_TD, "attention_norm") if pre else states_TD
-    mixed_TD = attention(graph, layer.attention, f"{name}.attention", input_TD, layout, angles)
+    input_TD = norm(states_TD, "attention_norm") if pre and layer.attention_norm else states_TD
+    mixed_TD = attention(graph, layer.attention, f"{name}.attention", input_TD, distance, angles)
+    mixed_TD = norm(mixed_TD, "attention_out_norm") if sandwich else mixed_TD
     states_TD = graph.op("Add", states_TD, mixed_TD)
     states_TD = states_TD if pre else norm(states_TD, "attention_norm")
     # feed-forward
@@ -149,57 +142,20 @@ def block(
         added_TD = moe_block(graph, layer, f"{name}.ffn", input_TD, experts)
     else:
         added_TD = feed_forward(graph, layer.ffn, f"{name}.ffn", input_TD)
+    added_TD = norm(added_TD, "ffn_out_norm") if sandwich else added_TD
     states_TD = graph.op("Add", states_TD, added_TD)
     return (states_TD if pre else norm(states_TD, "ffn_norm")), added_TD
 
 
-def attention(
-    graph: Graph,
-    spec: AttentionSpec,
-    name: str,
-    hidden_TD: str,
-    layout: Layout,
-    angles: tuple[str, str] | None,
-) -> str:
-    """softmax(QK' / sqrt(C) + mask) V over each text; padded here, and here alone."""
-    heads, head_size = spec.num_heads, spec.head_size
-    query, key, value = (
-        graph.op("Reshape", states_TD, graph.ints(-1, heads, head_size))
-        for states_TD in graph.ops(
-            "Split", graph.linear(hidden_TD, f"{name}.qkv"), results=3, axis=1, num_outputs=3
+def require_pooling(pooling: PoolingConfig) -> None:
+    """Refuse what the graph cannot say; tokens come in without a word about which of them are a prompt."""
+    if unknown := [mode for mode in pooling.modes if mode not in _POOLING]:
+        raise UserError(f"the ONNX graph has no pooling {unknown[0]!r} (known: {', '.join(_POOLING)})")
+    if not pooling.include_prompt:
+        raise UserError(
+            "the ONNX graph cannot leave the prompt out of pooling (include_prompt false): it does not know "
+            "which tokens are the prompt's"
         )
-    )
-    if angles:
-        query, key = rotated(graph, query, *angles), rotated(graph, key, *angles)
-    query = graph.op("Mul", query, graph.scalar(head_size**-0.5))
-
-    def padded(states_THC: str, order: tuple[int, ...]) -> str:
-        return graph.op("Transpose", graph.op("Gather", states_THC, layout.slot_BS), perm=order)
-
-    score_BHSS = graph.op("MatMul", padded(query, (0, 2, 1, 3)), padded(key, (0, 2, 3, 1)))
-    score_BHSS = graph.op("Add", score_BHSS, layout.hidden_by_attention_B11S)
-    mixed_BHSC = graph.op("MatMul", graph.op("Softmax", score_BHSS, axis=-1), padded(value, (0, 2, 1, 3)))
-    mixed_BSHC = graph.op("Transpose", mixed_BHSC, perm=(0, 2, 1, 3))
-    flat = graph.op("Reshape", mixed_BSHC, graph.ints(-1, heads * head_size))
-    return graph.linear(graph.op("Gather", flat, layout.token_T), f"{name}.out")
-
-
-def _looked_up(graph: Graph, name: str, tables: CosSin, position_T: str) -> tuple[str, str]:
-    """Cosine and sine for every token, ``(T, 1, C / 2)``, out of the encoder's own tables."""
-    cosine, sine = (
-        graph.op("Gather", graph.constant(f"{name}.{part}", numpy(values)), position_T)
-        for part, values in zip(("cosine", "sine"), tables, strict=True)
-    )
-    return cosine, sine
-
-
-def rotated(graph: Graph, states_THC: str, cosine: str, sine: str) -> str:
-    first, second = graph.ops("Split", states_THC, results=2, axis=2, num_outputs=2)
-    turned = (
-        graph.op("Sub", graph.op("Mul", first, cosine), graph.op("Mul", second, sine)),
-        graph.op("Add", graph.op("Mul", second, cosine), graph.op("Mul", first, sine)),
-    )
-    return graph.op("Concat", *turned, axis=2)
 
 
 def pool(graph: Graph, pooling: str, layout: Layout, hidden_BSD: str) -> str:

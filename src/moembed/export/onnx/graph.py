@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from moembed import __version__
+from moembed.model.norm import NormSpec
 from moembed.moe.ffn import Activation
 
 if TYPE_CHECKING:
@@ -100,9 +101,16 @@ class Graph:
         product_TY = self.op("DequantizeLinear", sum_TY, scale, axis=1)
         return self.op("Mul", product_TY, self.op("Unsqueeze", scale_T, self.ints(1)))
 
-    def layer_norm(self, hidden: str, name: str, epsilon: float) -> str:
-        scale, bias = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
-        return self.op("LayerNormalization", hidden, scale, bias, axis=-1, epsilon=epsilon)
+    def norm(self, hidden: str, name: str, spec: NormSpec) -> str:
+        """The norm of the last axis, as `moembed.model.norm` computes it."""
+        weight = self.state[f"{name}.weight"]
+        scale = self.constant(f"{name}.weight", numpy(weight + 1 if spec.plus_one else weight))
+        if spec.kind == "layer":
+            bias = [self.parameter(f"{name}.bias")] if spec.bias else []
+            return self.op("LayerNormalization", hidden, scale, *bias, axis=-1, epsilon=spec.eps)
+        square = self.op("ReduceMean", self.op("Mul", hidden, hidden), self.ints(-1), keepdims=1)
+        root = self.op("Sqrt", self.op("Add", square, self.scalar(spec.eps)))
+        return self.op("Mul", self.op("Div", hidden, root), scale)
 
     def activation(self, hidden: str, kind: Activation) -> str:
         if kind == "silu":
