@@ -8,7 +8,7 @@ LLAMACPP := llama-cpp-python==0.3.36 sentencepiece==0.2.3
 AGAINST ?= cee2424
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pipeline bench gpu gpu-ablation test test-slow test-gpu test-interop check fix lock clean
+.PHONY: help setup demo pipeline bench gpu gpu-ablation test test-slow test-gpu test-interop check fix docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ bench: ARGS ?= start shared encode peers train demo memory roofline $(addprefix 
 bench: setup  ## speed beside peers, under 20 minutes on 2 free cores, into records/; ARGS="moe export" for other suites
 	$(RUN) bench $(ARGS)
 
+# counting lines costs little where Python itself can tell of them (3.12 and later)
+COUNTING := COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
+
 HAS_GPU = $(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit(2)' \
 	|| { echo "there is no GPU here that PyTorch can use: run make $@ where there is one"; exit 2; }
 
@@ -46,7 +49,8 @@ gpu-ablation: setup  ## do experts help? dense against top-2 and top-1, three se
 	$(RUN) bench ablation --repeats 1 --out records/ablation-gpu.md
 
 test: setup  ## the tests, minutes on 2 cores; ARGS="-k router" and so on
-	$(BIN)/python -m pytest $(ARGS)
+	@$(COUNTING) $(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	@echo "lines of moembed that these tests ran: $$($(BIN)/python -m coverage report --format=total) %"
 
 test-slow: setup  ## the tests that take long
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
@@ -68,6 +72,10 @@ check: setup  ## lint, format and types
 fix: setup  ## mend what lint and format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## the site, into build/site; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/site
+	@echo "open build/site/docs/index.html"
 
 lock:  ## resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra dev --extra sentencepiece --universal --python-version 3.10 \

@@ -25,7 +25,7 @@ from moembed.embedder import Embedder
 from moembed.families.flat import FlatConfig, FlatMoE
 from moembed.folder.parts import Parts
 from moembed.model.encoder import Encoder
-from moembed.model.pooling import Pooling
+from moembed.model.pooling import PoolingConfig
 from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
 
@@ -101,7 +101,9 @@ def make_model(backend: Backend) -> MakeModel:
         copy = Backend.from_str(backend.to_str())
         tokenizer = Tokenizer(copy, spec.max_length, PROMPTS if prompts is None else prompts)
         source = {} if family == "moembed" else {"model_type": family}
-        return Embedder(Parts(spec, encoder.state_dict(), tokenizer, Pooling(pooling), source=source)).eval()
+        return Embedder(
+            Parts(spec, encoder.state_dict(), tokenizer, PoolingConfig(pooling), source=source)
+        ).eval()
 
     return make
 

@@ -68,9 +68,19 @@ def result(
                 "seconds": {s: float(rng.uniform(2, 60)) for s in able[kind]},
                 "truncated": {s: 12 for s in able[kind] if s == "minilm"},
                 **documents.get(kind, {}),
+                **({"queries": {s: _queries(rng) for s in systems[:-1]}} if kind == "retrieval" else {}),
                 **row((MAIN[kind], *MORE.get(kind, ())), able[kind]),
             }
             for name, kind in tasks.items()
+        },
+        "made": {
+            "date": "2026-11-28",
+            "moembed": "0.2.0",
+            "torch": "2.13.0",
+            "cpu": "AMD EPYC",
+            "cores": 2,
+            "systems": {s: f"/models/{s}" for s in systems if s != "bm25"},
+            "tasks": {name: f"/data/{name}" for name in tasks},
         },
         "overall": {"tasks": len(tasks), **row(["score"], every)},
         "kinds": {
@@ -100,6 +110,18 @@ def result(
                 for layer in (1, 3, 5)
             }
         },
+    }
+
+
+def _queries(rng: np.random.Generator) -> dict[str, Any]:
+    won, lost = (int(number) for number in rng.integers(1, 300, 2))
+    gap = {"reference": 1.0, "other": 0.3869}
+    return {
+        "won": won,
+        "lost": lost,
+        "alike": 211,
+        "most_won": [{"query": f"where do moles live in winter, number {n}?", **gap} for n in range(3)],
+        "most_lost": [{"query": "what hunts voles?", "reference": 0.0, "other": 1.0}],
     }
 
 

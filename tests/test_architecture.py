@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "moembed"
 ROOMS = [
-    "types", "validation", "config", "files", "machine", "console",
+    "types", "threads", "validation", "config", "files", "machine", "console",
     "packing", "tokenizer", "encoding",
     "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder", "replicas",
     "weights", "search", "compare", "evaluation", "stress", "report",
@@ -28,6 +28,7 @@ PLAIN_NAMES = {
 }  # fmt: skip
 TORCH_FREE = (
     "types",
+    "threads",
     "validation",
     "config",
     "files",

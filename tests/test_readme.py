@@ -1,4 +1,4 @@
-"""What README.md shows of other tools runs as it stands, on small models in the places it names."""
+"""What README.md and docs/other-tools.md show of other tools gives the values it should, on small models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+SHOWN = "\n".join((ROOT / page).read_text("utf-8") for page in ("README.md", "docs/other-tools.md"))
 EQUAL = 1e-4  # what is promised of an export
 
 
@@ -46,7 +47,7 @@ def load(path: str) -> Embedder:
 
 def value_of(block_with: str) -> Any:
     """Run the one block of Python that has these words; what its last line gives, or what it prints."""
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if block_with in b]
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", SHOWN, re.DOTALL) if block_with in b]
     tree, names = ast.parse(block), {}
     last = tree.body.pop()
     assert isinstance(last, ast.Expr)
@@ -56,9 +57,7 @@ def value_of(block_with: str) -> Any:
 
 
 def export(run: Run, format: str) -> None:
-    (line,) = [
-        line for line in README.splitlines() if re.match(rf"moembed export .* --format {format}", line)
-    ]
+    (line,) = [line for line in SHOWN.splitlines() if re.match(rf"moembed export .* --format {format}", line)]
     code, _, err = run(*shlex.split(line)[1:])
     assert code == 0, err
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
-from moembed.packing import offsets, pack, token_budget
+from moembed.packing import even_budget, offsets, pack, row_padding, token_budget
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 
@@ -191,3 +191,24 @@ def test_a_token_budget_holds_every_text_once_and_bounds_every_group(lengths: li
         assert sum(lengths[i] for i in group) <= most or len(group) == 1
     in_order = [lengths[i] for group in groups for i in group]
     assert in_order == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 200))
+def test_an_even_budget_makes_no_small_last_group(lengths: list[int], most: int) -> None:
+    groups = even_budget(lengths, most)
+    in_order = [lengths[i] for group in groups for i in group]
+    assert in_order == sorted(lengths, reverse=True)
+    sizes = [sum(lengths[i] for i in group) for group in groups]
+    assert all(size <= most or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
+    assert len(groups) <= len(token_budget(lengths, most))
+    if lengths and max(lengths) * 4 <= most:
+        # room for one text more than its share in every group: what is missing in the last one
+        assert max(sizes) - sizes[-1] <= max(lengths) * len(groups)
+
+
+@given(st.integers(0, 10**6))
+def test_padded_rows_are_few_and_their_numbers_too(rows: int) -> None:
+    padded = rows + row_padding(rows)
+    assert padded % 32 == 0
+    assert 0 <= padded - rows <= max(31, rows // 16)
+    assert row_padding(padded) == 0

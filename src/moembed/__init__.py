@@ -1,7 +1,8 @@
 """Train, prove and serve sparse Mixture-of-Experts text embedding models.
 
 The names below are loaded when first used: ``import moembed`` itself imports nothing heavy, torch least. It
-makes our folders known to transformers' auto classes and to sentence-transformers, whenever those come.
+makes our folders known to transformers' auto classes and to sentence-transformers, whenever those come, and
+tells the threads of PyTorch, which is not loaded yet, how to wait for one another.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from moembed.interop.hook import install
+from moembed.threads import share_cores
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
@@ -19,14 +21,16 @@ if TYPE_CHECKING:
     from moembed.runs.pretrain import PretrainConfig, PretrainResult, pretrain
     from moembed.runs.system import EvaluationOptions
     from moembed.runs.train import TrainConfig, TrainResult, train
+    from moembed.search.index import Index
     from moembed.types import TruncationWarning, UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Embedder": "moembed.embedder",
     "EvaluationOptions": "moembed.runs.system",
     "EvaluationResult": "moembed.evaluation.result",
+    "Index": "moembed.search.index",
     "PretrainConfig": "moembed.runs.pretrain",
     "PretrainResult": "moembed.runs.pretrain",
     "StaticEmbedder": "moembed.inference.static",
@@ -39,7 +43,7 @@ _HOME = {
     "train": "moembed.runs.train",
 }
 __all__ = [
-    "Embedder", "EvaluationOptions", "EvaluationResult", "PretrainConfig", "PretrainResult",
+    "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult",
     "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning", "UserError", "__version__",
     "evaluate", "pretrain", "train",
 ]  # fmt: skip
@@ -55,4 +59,5 @@ def __dir__() -> list[str]:
     return __all__
 
 
+share_cores()
 install()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from moembed.encoding import FULL, Progress, Vectors, View, as_texts, role_prompt, truncate
+from moembed.encoding import FULL, Progress, Vectors, View, as_texts, truncate
 from moembed.families.own import encoder_json
 from moembed.families.registry import family_to_write
 from moembed.folder.bases import locate_base
@@ -22,16 +22,17 @@ from moembed.folder.write import write_folder
 from moembed.inference.digest import Digest, name_of
 from moembed.inference.engine import Engine
 from moembed.inference.member import check_view, first_layers, member
-from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits, is_count
+from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits
 from moembed.inference.residency import release_pages
 from moembed.inference.sentences import Sentences
 from moembed.inference.windows import windows
 from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.head import Head
+from moembed.model.pooling import Pooling
 from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
 from moembed.tokenizer import check_prompt
-from moembed.types import Batch, Encoded, UserError
+from moembed.types import Batch, Encoded
 
 
 class Embedder(Sentences, nn.Module):
@@ -55,7 +56,8 @@ class Embedder(Sentences, nn.Module):
         self.encoder.load_state_dict(source.state, assign=True)
         self.encoder.requires_grad_(True)
         self.tokenizer = source.tokenizer
-        self.pooling, self.head = source.pooling, Head(source.head, source.head_state)
+        self.pooling = Pooling(source.pooling, source.spec.width, source.pooling_state)
+        self.head = Head(source.head, source.head_state)
         self.files, self.source, self.dims = source.files, source.source, source.dims
         self.similarity_fn_name = source.similarity_fn_name
         self.dim = min(source.truncate_dim or self.full_dim, self.full_dim)
@@ -132,7 +134,7 @@ class Embedder(Sentences, nn.Module):
             self.encoder.spec,
             state,
             self.tokenizer,
-            self.pooling,
+            self.pooling.config,
             self.files,
             self.source,
             self.dims,
@@ -140,12 +142,13 @@ class Embedder(Sentences, nn.Module):
             self.head.config,
             self.head.state(),
             self.dim if self.dim < self.full_dim else None,
+            self.pooling.state(),
         )
 
     @property
     def full_dim(self) -> int:
         """Coordinates of the whole vector; ``dim`` may be fewer, see ``from_pretrained``."""
-        return self.head.dim(self.pooling.dim(self.encoder.spec.width))
+        return self.head.dim(self.pooling.dim)
 
     @property
     def device(self) -> str:
@@ -159,27 +162,22 @@ class Embedder(Sentences, nn.Module):
         return str(self.encoder.word.weight.dtype).removeprefix("torch.")
 
     @property
-    def max_length(self) -> int:
-        """Tokens read of a text, special ones and prompt included."""
-        return self.tokenizer.max_length
+    def _longest(self) -> int:
+        """Tokens of the longest text that the encoder can read."""
+        return self.encoder.spec.max_length
 
-    @property
-    def max_seq_length(self) -> int:
-        """``max_length`` by its name in sentence-transformers; set it to read less of a text, or more."""
-        return self.tokenizer.max_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, tokens: int) -> None:
-        shortest, longest = max(self.tokenizer.num_special_tokens, 1), self.encoder.spec.max_length
-        if not (is_count(tokens) and shortest <= tokens <= longest):
-            raise UserError(
-                f"max_seq_length {tokens!r} is not within {shortest}..{longest}, what the model can read"
-            )
-        self.tokenizer.max_length = tokens
+    def __repr__(self) -> str:
+        spec = self.encoder.spec
+        moe = f", {spec.moe.num_experts} experts in {len(spec.moe_layers)}" if spec.moe else ""
+        return (
+            f"Embedder({spec.num_layers} layers{moe}, dim {self.dim}, max_length {self.max_length}, "
+            f"{self.dtype} on {self.device})"
+        )
 
     def num_parameters(self, active: bool = False) -> int:
         """All parameters, or those one token can touch (the whole vocabulary table counted)."""
-        return num_parameters(self.encoder.spec, active) + self.head.config.num_parameters()
+        behind = (*self.pooling.parameters(), *self.head.parameters())
+        return num_parameters(self.encoder.spec, active) + sum(tensor.numel() for tensor in behind)
 
     def train(self, mode: bool = True) -> Embedder:
         if mode:
@@ -197,14 +195,6 @@ class Embedder(Sentences, nn.Module):
 
     # ---- texts: everyone else ----------------------------------------------------------------------------
 
-    def role_prompt(self, role: str) -> str | None:
-        """The name of the prompt for a role, such as ``query``, else of the default prompt, else None."""
-        return role_prompt(role, self.tokenizer.prompts, self.tokenizer.default_prompt)
-
-    def role_prefix(self, role: str | None) -> str:
-        """The text that is put in front of texts of a role; None: of texts without one."""
-        return self.tokenizer.prompt(self.role_prompt(role)) if role is not None else ""
-
     def vectors(
         self,
         texts: Iterable[str],
@@ -216,7 +206,7 @@ class Embedder(Sentences, nn.Module):
         batch_tokens: int | None = None,
     ) -> Vectors:
         """See `moembed.encoding.TextEncoder`; ``batch_tokens`` as in ``encode``."""
-        prefix = self.role_prefix(role) if prompt is None else prompt
+        prefix = self.prefix(role, prompt)
         found = self._embedded(as_texts(texts), prefix, view, progress, batch_tokens=batch_tokens)
         array, truncated = found
         return Vectors(array, truncated, self.space(prompt=prefix, view=view))
@@ -225,8 +215,13 @@ class Embedder(Sentences, nn.Module):
         self, texts: Iterable[str], *, role: str | None = None, prompt: str | None = None
     ) -> tuple[list[list[int]], int]:
         """The first half of ``vectors``: token ids of every text, and the number of texts that were cut."""
-        prefix = self.role_prefix(role) if prompt is None else prompt
-        return self.tokenizer.rows(as_texts(texts), prompt=prefix)
+        return self.tokenizer.rows(as_texts(texts), prompt=self.prefix(role, prompt))
+
+    def prompt_tokens(self, *, role: str | None = None, prompt: str | None = None) -> int | None:
+        """What ``embed`` must know of texts with this prompt; None, where prompts are pooled too."""
+        if self.pooling.config.include_prompt:
+            return None
+        return self.tokenizer.prompt_tokens(self.prefix(role, prompt))
 
     @torch.inference_mode()
     def embed(
@@ -237,8 +232,12 @@ class Embedder(Sentences, nn.Module):
         batch_tokens: int | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
+        prompt_tokens: int | None = None,
     ) -> np.ndarray:
-        """The second half of ``vectors``: float32 ``(len(rows), dim)`` of token rows, for whoever batches."""
+        """The second half of ``vectors``: float32 ``(len(rows), dim)`` of token rows, for whoever batches.
+
+        ``prompt_tokens`` as the method of that name says, of all rows.
+        """
         check_limits(batch_tokens, batch_size)
         check_view(self.encoder.spec, view, self.dim)
         encoder, device = self.engine.encoder(self.encoder), self.device
@@ -247,7 +246,8 @@ class Embedder(Sentences, nn.Module):
         vectors = np.zeros((len(rows), dim), dtype=np.float32)
         budget = batch_tokens or (4096 if device == "cpu" else 65536)
         for group in token_budget([len(row) for row in rows], budget, batch_size):
-            batch = pack([rows[i] for i in group]).to(device)
+            prompts = None if prompt_tokens is None else [prompt_tokens] * len(group)
+            batch = pack([rows[i] for i in group], prompt_tokens=prompts).to(device)
             vector_BM = unit_vectors(encoder, self.pooling, self.head, batch, depths).vector_BM.cpu().numpy()
             vectors[group] = truncate(vector_BM, dim if dim < vector_BM.shape[1] else None)
             if progress:
@@ -265,9 +265,10 @@ class Embedder(Sentences, nn.Module):
         check_view(self.encoder.spec, view, self.dim)
         check_prompt(prefix)  # of no texts, too
         check_limits(limits.get("batch_tokens"), limits.get("batch_size"))
+        known = self.prompt_tokens(prompt=prefix)
         parts, truncated = [np.zeros((0, view.dim or self.dim), dtype=np.float32)], 0
         for rows, cut in windows(self.tokenizer, texts, prefix):
-            parts.append(self.embed(rows, view, progress=progress, **limits))
+            parts.append(self.embed(rows, view, progress=progress, prompt_tokens=known, **limits))
             truncated += cut
         return (np.concatenate(parts) if len(parts) > 2 else parts[-1]), truncated
 
@@ -287,10 +288,11 @@ class Embedder(Sentences, nn.Module):
             self.digest.of(self.encoder, view.layers),
             encoder_json(spec, family_to_write(spec, self.source).name),
             self.pooling.name,
-            self.role_prefix(role) if prompt is None else prompt,
+            self.prefix(role, prompt),
             view.dim or self.dim,
             "int8 weights" if self.engine.rounds(self.encoder) else "float32",
             self.tokenizer.backend.to_str(),
+            *self.pooling.facts(),
             *self.head.facts(),
         ]
         return name_of(tuple(facts))

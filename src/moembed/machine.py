@@ -12,12 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moembed.files import write_json
+from moembed.threads import available_cores
 from moembed.types import UserError
 
 if TYPE_CHECKING:
     import torch
 
 AUTO = "auto"  # a backend that nobody named
+RUN_FILE = "run.json"  # of a run folder: when, with what, on what and from where it was made
 ROOT = Path(__file__).parents[2]  # of a checkout
 LIBRARIES = (
     "torch", "transformers", "sentence-transformers", "onnxruntime", "fastembed", "llama-cpp-python",
@@ -37,7 +40,7 @@ def machine() -> dict[str, Any]:
     flags = cpu.get("flags", "").split()
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "isa": [name for name, flag in INSTRUCTIONS.items() if flag in flags],
         "kind": cpu_kind(flags, platform.machine()),
@@ -52,6 +55,23 @@ def machine() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "commit": _commit(),
     }
+
+
+def made() -> dict[str, Any]:
+    """Today, the versions and the machine, for a page or file that is made now."""
+    from datetime import date
+
+    from moembed import __version__
+
+    about = machine()
+    versions = {name: found for name, found in about["versions"].items() if found}
+    hardware = {key: about[key] for key in ("cpu", "cores", "gpu", "precision", "system") if about[key]}
+    return {"date": date.today().isoformat(), "moembed": __version__, **versions, **hardware}
+
+
+def write_made(run: Path, **paths: str) -> None:
+    """``run.json`` of a run folder: what ``made`` says, and from which paths the run was made."""
+    write_json(run / RUN_FILE, made() | {"paths": {"run": str(run.resolve()), **paths}})
 
 
 def cpu_kind(flags: Collection[str], architecture: str) -> str:

@@ -16,8 +16,14 @@ from torch import Tensor
 from moembed.types import Batch
 
 
-def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:
+def pack(
+    rows: Sequence[Sequence[int]], truncated: int = 0, prompt_tokens: Sequence[int] | None = None
+) -> Batch:
     """Lay token rows end to end, shortest first (ties keep the caller's order).
+
+    Args:
+        truncated: for ``Batch.truncated``.
+        prompt_tokens: how many tokens at the start of each row are those of a prompt.
 
     Returns:
         Batch with ``token_T`` int64, ``length_B`` ascending and ``restore_B`` int64.
@@ -31,6 +37,7 @@ def pack(rows: Sequence[Sequence[int]], truncated: int = 0) -> Batch:
         length_B=tuple(len(rows[i]) for i in order),
         restore_B=restore_B,
         truncated=truncated,
+        prompt_B=None if prompt_tokens is None else tuple(prompt_tokens[i] for i in order),
     )
 
 
@@ -50,6 +57,27 @@ def token_budget(lengths: Sequence[int], max_tokens: int, max_texts: int | None 
         groups[-1].append(i)
         room -= lengths[i]
     return groups
+
+
+def even_budget(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Split texts as ``token_budget`` does, into as many groups, but of about as many tokens each.
+
+    A last group of a few tokens would cost as many calls as a full one.
+    """
+    total, longest = sum(lengths), max(lengths, default=0)
+    count = -(-total // max_tokens)
+    even = -(-total // count) + longest if count else max_tokens
+    return token_budget(lengths, min(max_tokens, even))
+
+
+def row_padding(rows: int) -> int:
+    """How many rows to add so that products of a CPU meet few different numbers of rows.
+
+    oneDNN builds a kernel for every number it has not met. The sum is one of 16 per octave, so that at most
+    a sixteenth is added, and a multiple of 32.
+    """
+    step = max(32, 1 << max(rows - 1, 0).bit_length() >> 5)
+    return -rows % step
 
 
 def offsets(lengths: Sequence[int]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +15,7 @@ import torch
 
 from moembed.embedder import Embedder
 from moembed.encoding import FULL, Progress, Vectors, View, as_texts
+from moembed.threads import available_cores
 from moembed.types import UserError
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ def _load(folder: Path, processes: int, numbers: Any, options: dict[str, Any]) -
         device = f"cuda:{number % torch.cuda.device_count()}"
     else:
         device = "cpu"
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        torch.set_num_threads(max(1, available_cores() // processes))
     try:
         _model = Embedder.from_pretrained(folder, device=device, **options)
     except UserError as error:
@@ -132,7 +132,8 @@ def _loaded() -> Embedder:
 def _embed(texts: list[str], role: str | None, prompt: str | None, view: View) -> tuple[np.ndarray, int]:
     model = _loaded()
     rows, truncated = model.rows(texts, role=role, prompt=prompt)
-    return model.embed(rows, view), truncated
+    known = model.prompt_tokens(role=role, prompt=prompt)
+    return model.embed(rows, view, prompt_tokens=known), truncated
 
 
 def _dim() -> int:

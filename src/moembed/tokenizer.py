@@ -11,12 +11,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from tokenizers import Tokenizer as Backend
 
 from moembed.packing import pack
 from moembed.types import Batch, UserError
+
+_Item = TypeVar("_Item")
 
 _CHARACTERS = 1 << 20  # of the texts that the backend holds as encodings at one time
 _PROBES = ("a", "the", "0", ".", "一")  # texts that show where the special tokens stand
@@ -119,7 +121,35 @@ class Tokenizer:
         rows, truncated = self.rows(texts, prompt=prompt, max_length=max_length)
         return pack(rows, truncated)
 
-    def _cut(self, ids: list[int], limit: int, before: int, after: int) -> list[int]:
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many tokens at the start of a text are those of its prompt, special ones before it included.
+
+        They are counted on the prompt alone, as sentence-transformers does: where the first word of a text
+        grows together with the prompt, it counts as text from its second piece on. 0 of no prompt.
+        """
+        if not prompt:
+            return 0
+        (row,), _ = self.rows([""], prompt=prompt)
+        return len(row) - self._special_tokens[1]
+
+    def word_rows(self, texts: Sequence[str], *, prompt: str = "") -> list[list[str | None]]:
+        """For every token of ``rows``, the word of the text that it is a piece of; None for a special token.
+
+        Where a tokenizer does not divide texts into words, a piece stands for itself.
+        """
+        check_prompt(prompt)
+        before, after = self._special_tokens
+        found = []
+        for some in _blocks(texts):
+            whole = [prompt + text for text in some]
+            for text, encoding in zip(whole, self.backend.encode_batch(whole), strict=True):
+                words = _words_of_tokens(text, encoding)
+                if len(words) > self.max_length:
+                    words = self._cut(words, self.max_length, before, after)
+                found.append(words)
+        return found
+
+    def _cut(self, ids: list[_Item], limit: int, before: int, after: int) -> list[_Item]:
         kept, end = limit - before - after, len(ids) - after
         inner = ids[before : before + kept] if self.truncation_side == "right" else ids[end - kept : end]
         return ids[:before] + inner + ids[end:]
@@ -145,6 +175,22 @@ class Tokenizer:
                 if bare and whole[before : len(whole) - count + before] == bare:
                     return before, count - before
         return count, 0
+
+
+def _words_of_tokens(text: str, encoding: Any) -> list[str | None]:
+    spans: dict[int, tuple[int, int]] = {}
+    for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+        if word is not None and start < end:
+            first, last = spans.get(word, (start, end))
+            spans[word] = (min(first, start), max(last, end))
+    found: list[str | None] = []
+    for word, (start, end), special in zip(
+        encoding.word_ids, encoding.offsets, encoding.special_tokens_mask, strict=True
+    ):
+        whole = text[slice(*spans.get(word, (start, end)))].strip()
+        one_word = whole and len(whole.split()) == 1
+        found.append(None if special else whole if one_word else text[start:end].strip() or " ")
+    return found
 
 
 def check_prompt(prompt: object) -> None:

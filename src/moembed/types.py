@@ -44,13 +44,15 @@ class Pair:
 class Batch:
     """Tokenised texts laid end to end, shortest first, without padding.
 
-    ``restore_B[i]`` is the place in the packed order of the caller's text ``i``.
+    ``restore_B[i]`` is the place in the packed order of the caller's text ``i``. ``prompt_B`` says how many
+    tokens at the start of each text, in the packed order, are those of its prompt; None: it is not known.
     """
 
     token_T: Tensor
     length_B: tuple[int, ...]
     restore_B: Tensor
     truncated: int = 0
+    prompt_B: tuple[int, ...] | None = None
 
     def to(self, device: str) -> Batch:
         return replace(self, token_T=self.token_T.to(device), restore_B=self.restore_B.to(device))

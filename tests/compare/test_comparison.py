@@ -386,8 +386,8 @@ def test_sentences_go_by_the_corrected_p_value_alone(three: dict[str, Any]) -> N
 def test_sentences_tell_of_seeds(three: dict[str, Any]) -> None:
     three["new"] *= 2
     assert sentences(compare(three, draws=20))[-1] == (
-        "The luck of the seed is in these figures, by 2 runs of new; "
-        "taken as trained, with no luck of a seed: bm25 and old."
+        "The intervals count the variation between seeds, from 2 runs of new; "
+        "not that of single runs: bm25 and old."
     )
 
 

@@ -28,7 +28,7 @@ from moembed.families.flat import FlatMoE
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.model.head import ACTIVATIONS, Dense, HeadConfig, Normalize
-from moembed.model.pooling import POOLING, Pooling
+from moembed.model.pooling import POOLING, PoolingConfig
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
 from moembed.tokenizer import Tokenizer
@@ -383,7 +383,7 @@ def test_a_graph_that_is_wrong_is_not_written(
     moe_model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        onnx_folder, "build", lambda parts, int8: build(replace(parts, pooling=Pooling("cls")), int8)
+        onnx_folder, "build", lambda parts, int8: build(replace(parts, pooling=PoolingConfig("cls")), int8)
     )
     with pytest.raises(RuntimeError, match="nothing was written"):
         export_onnx(moe_model.parts(), tmp_path / "out")

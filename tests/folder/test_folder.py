@@ -25,7 +25,7 @@ from moembed.folder import write as folder_module
 from moembed.folder.read import read_folder, read_settings
 from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
 from moembed.folder.write import write_folder
-from moembed.model.pooling import POOLING, Pooling
+from moembed.model.pooling import POOLING, Pooling, PoolingConfig
 from moembed.types import TruncationWarning, UserError
 
 EQUAL = 1e-5  # fp32 on two orders of summation; vectors have length 1
@@ -53,7 +53,7 @@ def change_json(path: Path, **changes: Any) -> None:
 def test_a_folder_reads_back_as_it_was_written(
     pooling: str, moe_model: Embedder, tmp_path: Path, texts: list[str]
 ) -> None:
-    moe_model.pooling = Pooling(pooling)
+    moe_model.pooling = Pooling(PoolingConfig(pooling), 16)
     moe_model.tokenizer.max_length = 30
     moe_model.tokenizer.default_prompt = "document"
     moe_model.save_pretrained(tmp_path / "model")
@@ -156,7 +156,7 @@ def test_a_dense_model_we_write_loads_in_sentence_transformers(
 def test_every_pooling_means_the_same_in_sentence_transformers(
     pooling: str, hf_folder: HfFolder, tmp_path: Path, texts: list[str]
 ) -> None:
-    model = Embedder(replace(read_folder(hf_folder("bert")[0]), pooling=Pooling(pooling))).eval()
+    model = Embedder(replace(read_folder(hf_folder("bert")[0]), pooling=PoolingConfig(pooling))).eval()
     model.save_pretrained(tmp_path / "ours")
     theirs = SentenceTransformer(str(tmp_path / "ours"), device="cpu")
     assert distance(model.encode(texts), theirs.encode(texts)) <= EQUAL
@@ -452,7 +452,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         write("1_Pooling/config.json", '{"pooling_mode": ["mean", "median"]}'),
         "pooling 'median' is not supported",
     ),
-    "no prompt pooled": (change("1_Pooling/config.json", include_prompt=False), "include_prompt false"),
     "no pooling file": (remove("1_Pooling/config.json"), r"1_Pooling/config\.json does not exist"),
     "a default prompt without a text": (
         write(SENTENCE_TRANSFORMERS, '{"default_prompt_name": "query"}'),

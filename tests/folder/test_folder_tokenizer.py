@@ -130,6 +130,11 @@ VARIANTS: dict[str, tuple[str, Callable[[], Backend], Change]] = {
     "xlm-roberta, another end": ("xlm-roberta", unigram, named(eos_token="<pad>")),
     "xlm-roberta without a space": ("xlm-roberta", unigram, named(add_prefix_space=False)),
     "xlm-roberta, as it is": ("xlm-roberta", unigram, named(**FAST)),
+    "camembert": ("camembert", unigram, named(tokenizer_class="CamembertTokenizer")),
+    "mpnet": ("mpnet", lambda: wordpiece(lowercase=False), named(tokenizer_class="MPNetTokenizer")),
+    "distilbert": ("distilbert", wordpiece, named(tokenizer_class="DistilBertTokenizer")),
+    "t5": ("t5", unigram, named(tokenizer_class="T5Tokenizer")),
+    "qwen": ("qwen2", byte_level, named(tokenizer_class="Qwen2Tokenizer")),
     "xlm-roberta in nomic": ("nomic_bert", unigram, named(tokenizer_class="XLMRobertaTokenizer")),
 }  # fmt: skip
 # Here transformers has nothing to add, so tokenizer.json is taken as it is, and transformers is not imported.

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
-from moembed.inference.engine import Packed, PackedMoE, can_round, freeze
+from moembed.inference.engine import can_round, freeze
 from moembed.inference.fingerprint import Fingerprint
+from moembed.inference.layers import Packed, PackedMoE
 from moembed.inference.packed import TILE, tiles
 from moembed.moe.layer import MoE
 from moembed.moe.loop import loop
-from moembed.moe.router import RouterConfig, Routing
+from moembed.moe.router import Pairs, RouterConfig, Routing
 from moembed.types import RouterStats, UserError
 
 pytestmark = pytest.mark.skipif(not can_round(), reason="this PyTorch was built without oneDNN")
@@ -322,8 +323,21 @@ def test_lopsided_routing(moe_model: Embedder, experts: list[int]) -> None:
     with torch.inference_mode():
         wanted = loop(block.experts, hidden_TD, routing)
         packed = freeze(moe_model.encoder).layers[1].ffn
+        pairs = Pairs(routing.token_P, expert_P, routing.weight_P, nothing)
         assert isinstance(packed, PackedMoE)
-        torch.testing.assert_close(packed.routed(hidden_TD, routing), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(packed.weighted(hidden_TD, pairs), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["experts", "gated experts", "shared bias", "no bias"])
+def test_many_rows_get_what_few_get_in_8_bits(make_model, kind: str) -> None:
+    """Few rows are rounded and scaled for all experts at once, many tile by tile: the same to the bit."""
+    packed = freeze(make_model(**KINDS[kind]).encoder, int8=True).layers[1].ffn
+    assert isinstance(packed, PackedMoE)
+    hidden_TD = torch.randn(TILE, 16, generator=torch.Generator().manual_seed(0))
+    parts = torch.split(hidden_TD, [3, 9, 100, TILE - 112])
+    with torch.inference_mode():
+        together, _ = packed(hidden_TD, (TILE,))
+        assert torch.equal(together, torch.cat([packed(part, (len(part),))[0] for part in parts]))
 
 
 @given(st.integers(0, 5 * TILE))

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moembed.model import attention
-from moembed.model.attention import Attention, AttentionMask, AttentionSpec, States, padded, varlen
+from moembed.model import attention, sliding
+from moembed.model.attention import Attention, AttentionMask, AttentionSpec, States, packed, padded, varlen
 from moembed.types import UserError
 
 LENGTHS = [1, 3, 3, 7]
@@ -65,3 +65,22 @@ def test_an_unknown_backend_is_refused() -> None:
         UserError, match=r"attention_backend 'flash' is not known \(known: auto, packed, varlen,"
     ):
         Attention(16, SPEC)(torch.randn(4, 16), [4], backend="flash")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [0, 1, 3, 100])
+@pytest.mark.parametrize("length", [1, 24, 25, 26, 41])
+def test_a_window_in_blocks_equals_the_whole_mask(causal: bool, window: int, length: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    some = [torch.randn(2 * length, 2, 8, generator=generator, requires_grad=True) for _ in range(3)]
+    mask, lengths = AttentionMask(causal, window), [length, length]
+    found, expected = (run(tuple(some), lengths, mask, 0.0) for run in (packed, padded))
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+    slopes = torch.linspace(-1, 1, found.numel()).view_as(found)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * slopes).sum(), some),
+        torch.autograd.grad((expected * slopes).sum(), some),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-5)
+    assert sliding.pays(length, window) == (window > 0 and length > 8 * window)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from moembed.model.head import ACTIVATIONS, Dense, Head, HeadConfig, Normalize
-from moembed.model.pooling import POOLING, Pooling
+from moembed.model.pooling import POOLING, Pooling, PoolingConfig
 from moembed.types import UserError
 
 MODULES = {"identity": nn.Identity, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -68,12 +68,12 @@ def test_heads_that_cannot_be_are_refused() -> None:
 @given(st.lists(st.sampled_from(sorted(POOLING)), min_size=1, max_size=3))
 def test_poolings_side_by_side_are_each_alone(modes: list[str]) -> None:
     hidden_TD = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    pooling = Pooling("+".join(modes))
-    alone = [Pooling(mode)(hidden_TD, [2, 4]) for mode in modes]
+    pooling = Pooling(PoolingConfig("+".join(modes)), 3)
+    alone = [Pooling(PoolingConfig(mode), 3)(hidden_TD, [2, 4]) for mode in modes]
     assert torch.equal(pooling(hidden_TD, [2, 4]), torch.cat(alone, dim=1))
-    assert pooling.dim(3) == 3 * len(modes)
+    assert pooling.dim == 3 * len(modes)
 
 
 def test_an_unknown_pooling_is_refused() -> None:
     with pytest.raises(UserError, match=r"pooling 'median' is not supported \(known: mean, cls"):
-        Pooling("mean+median")
+        PoolingConfig("mean+median")

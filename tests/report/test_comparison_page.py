@@ -23,6 +23,7 @@ from page_results import SYSTEMS, TASKS, made, result
 SECTIONS = (
     "Scores",
     "Which differences are real",
+    "Queries won and lost",
     "Languages",
     "Lengths",
     "Size of the vectors",
@@ -30,8 +31,9 @@ SECTIONS = (
     "Experts",
     "Notes",
     "Method",
+    "Run",
 )
-OPTIONAL = {"curves": "Size of the vectors", "cost": "Cost", "routers": "Experts"}
+OPTIONAL = {"curves": "Size of the vectors", "cost": "Cost", "routers": "Experts", "made": "Run"}
 PARTS = {"languages": "Languages", "lengths": "Lengths"}
 UNKNOWN = dict.fromkeys(("value", "low", "high"), float("nan"))
 VOID = {"meta", "image"}
@@ -79,7 +81,10 @@ def html(table: Table) -> str:
 
 def bare(values: dict[str, Any]) -> dict[str, Any]:
     """What it has at least."""
-    return {key: part for key, part in values.items() if key not in OPTIONAL} | {key: {} for key in PARTS}
+    bare = {key: part for key, part in values.items() if key not in OPTIONAL} | {key: {} for key in PARTS}
+    for task in bare["tasks"].values():
+        task.pop("queries", None)
+    return bare
 
 
 def headings(page: str) -> tuple[str, ...]:
@@ -268,7 +273,7 @@ def test_a_plain_comparison_has_a_page(tmp_path: Path) -> None:
     plain = Comparison.from_json(result(tasks={"a": "sts", "b": "sts"}))
     write_comparison(tmp_path / "page.html", plain)
     shown = headings((tmp_path / "page.html").read_text("utf-8"))
-    assert set(SECTIONS) - set(shown) == set(OPTIONAL.values())
+    assert set(SECTIONS) - set(shown) == {*OPTIONAL.values(), "Queries won and lost"}
 
 
 def test_names_and_notes_of_the_user_are_escaped(tmp_path: Path) -> None:
@@ -332,3 +337,33 @@ def test_a_long_list_names_the_first(parts: str, sentence: str) -> None:
 
 def test_sizes_have_units() -> None:
     assert [formatting.size(x) for x in (12, 1536, 310e6, 2.4e9)] == ["12 B", "1.54 kB", "310 MB", "2.4 GB"]
+
+
+def test_queries_won_and_lost_are_told_by_task_and_system(tmp_path: Path) -> None:
+    values = result()
+    page = Page(write(tmp_path, values)).text
+    for task in values["tasks"].values():
+        for found in task.get("queries", {}).values():
+            assert f"{found['won']:,} won{found['lost']:,} lost{found['alike']:,} alike" in page
+    assert "Which, against minilm" in page
+    assert page.count("what hunts voles?0.0001.000") == 3  # of each retrieval task, against minilm alone
+
+
+def test_the_page_says_when_with_what_and_from_where_it_was_made(tmp_path: Path) -> None:
+    page = Page(write(tmp_path, result())).text
+    for fact in (
+        "date2026-11-28",
+        "moembed0.2.0",
+        "cpuAMD EPYC",
+        "runs/demo/models/runs/demo",
+        "/data/scifact",
+    ):
+        assert fact in page
+
+
+def test_what_is_looked_for_stands_where_a_narrow_screen_shows_it() -> None:
+    found = rows.sort(made(result(("bm25", "static", "base", "runs/new"))))
+    assert found.columns == ["runs/new", "base", "bm25", "static"]
+    assert found.contenders == ["base", "bm25", "static"]
+    heads = re.findall(r"<th scope=col>([^<]*)", html(tables.scores(found)))
+    assert heads == ["", "runs/new", "base", "bm25", "static"]

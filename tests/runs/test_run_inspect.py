@@ -120,12 +120,17 @@ def test_the_blocks_of_a_file_add_up(
     monkeypatch.setattr("moembed.runs.inspect.BATCH_TOKENS", 10)
     for found, expected in zip(expert_load(moe_model, source)["layers"], whole["layers"], strict=True):
         assert found.keys() == expected.keys()
+        assert found.pop("experts") == expected.pop("experts")
         assert all(found[key] == pytest.approx(expected[key], abs=1e-3) for key in expected)
 
 
 @pytest.mark.parametrize(
     ("rows", "complaint"),
-    [([], "no rows"), ([3], "row 1: column 'text' is a int"), ([None], "row 1: column 'text' is null")],
+    [
+        ([], "no rows"),
+        ([3], "row 1: column 'text' is of type int"),
+        ([None], "row 1: column 'text' is missing"),
+    ],
 )
 def test_texts_that_are_none_are_refused(
     rows: list[Any], complaint: str, moe_model: Embedder, tmp_path: Path

@@ -219,7 +219,7 @@ def test_a_model_that_moved_is_the_same_model(source, tmp_path):
     ("row", "complaint"),
     [
         ({"body": "x", "title": "y"}, r"row 5: no column 'text', it has 'body', 'title'"),
-        ({"text": None}, "row 5: column 'text' is null"),
+        ({"text": None}, "row 5: column 'text' is missing"),
         ({"text": 3}, "row 5: column 'text' is a int"),
         ({"text": "\ud800"}, "row 5: column 'text' is not UTF-8"),
     ],

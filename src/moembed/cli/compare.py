@@ -39,7 +39,8 @@ def compare(
     """Say which differences between systems are real, from the scores that `moembed evaluate --keep` wrote.
 
     Paired, item by item: 95 % intervals, p-values of randomisation tests after Holm's correction and effect
-    sizes (Cohen's d), by task, language and length. Several seeds of a system make their luck part of it.
+    sizes (Cohen's d), by task, language and length. With several seeds of a system, the intervals
+    count how much seeds vary.
     NAME=RUN gives a run a name. See docs/is-the-difference-real.md.
 
     Example: `moembed compare scores/bm25.parquet dense=scores/dense.parquet 'moe=scores/moe-*.parquet'`

@@ -186,7 +186,7 @@ def _show_invariance(found: PartResult) -> None:
     of: InvarianceScores
     for name, of in found.systems.items():
         print_table(
-            f"{name}, {of.dtype}: alone or in company",
+            f"{name}, {of.dtype}: alone or beside other texts",
             ["", "largest difference", "lowest cosine"],
             [[what, f"{c.max_difference:.1e}", f"{c.min_cosine:.6f}"] for what, c in of.company.items()],
         )

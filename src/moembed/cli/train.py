@@ -11,6 +11,8 @@ import typer
 from moembed.cli.options import MODEL, AllowPickle, Json, Overrides, Overwrite, Resume, Seed, load_model
 from moembed.console import print_json, print_table
 
+_WORDS = ["expert", "words", "pieces of words"]
+
 
 def demo(
     minutes: Annotated[float, typer.Option(help="Time budget of the training.", min=0.01, max=100_000)] = 5.0,
@@ -111,12 +113,15 @@ def upcycle(
 def inspect(
     model: Annotated[str, typer.Argument(help=MODEL)],
     texts: Annotated[
-        Path | None, typer.Option(help="JSONL, Parquet or CSV: show the load of every expert on its texts.")
+        Path | None, typer.Option(help="JSONL, Parquet or CSV: show the load and the words of every expert.")
     ] = None,
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     role: Annotated[
         Literal["document", "query", "none"], typer.Option(help="Whose prompt to use.")
     ] = "document",
+    words: Annotated[
+        int, typer.Option(min=0, help="With --texts: how many typical words to show of every expert.")
+    ] = 8,
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
@@ -131,7 +136,8 @@ def inspect(
     load: dict[str, Any] = {}
     if texts is not None:
         loaded = load_model(model, "auto", allow_pickle)
-        load = expert_load(loaded, texts, column, None if role == "none" else loaded.role_prompt(role))
+        prompt = None if role == "none" else loaded.role_prompt(role)
+        load = expert_load(loaded, texts, column, prompt, words)
     if json_:
         print_json(facts | ({"expert_load": load} if load else {}))
         return
@@ -154,6 +160,27 @@ def _print_load(load: dict[str, Any]) -> None:
     ]
     title = f"{load['texts']:,} texts, {load['tokens']:,} tokens"
     print_table(title, ["layer", "entropy", "top mass", "dead", "share of each expert"], rows)
+    for layer in load["layers"]:
+        if "experts" in layer:
+            _print_words(layer)
+
+
+def _print_words(layer: dict[str, Any]) -> None:
+    from rich.markup import escape  # a token such as [pad] is no markup
+
+    rows = [
+        [
+            str(number),
+            *(escape(" ".join(entry["label"] for entry in expert[kind])) for kind in ("words", "pieces")),
+        ]
+        for number, expert in enumerate(layer["experts"])
+    ]
+    print_table(f"layer {layer['layer']}: what each expert sees more than its share of", _WORDS, rows)
+    if (shared := layer["agreement"]) is not None:
+        print(
+            f"layer {layer['layer']}: two tokens of the same word have {shared['same_word']:.0%} of their "
+            f"experts in common, two tokens of any words {shared['any_words']:.0%}"
+        )
 
 
 def _fact(value: Any) -> str:

@@ -220,7 +220,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _deviation(item_D: np.ndarray, systems: Sequence[Runs], seed: int) -> np.ndarray:
-    """How far the truth may lie from the estimate, by the luck of the items and, if known, of the seeds."""
+    """How far the truth may lie from the estimate, by the choice of the items and, if known, of the seeds."""
     repeated = [runs for runs in systems if len(runs.value_R) > 1]
     between = np.array([runs.between for runs in repeated])
     if not between.any():

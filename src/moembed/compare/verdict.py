@@ -103,5 +103,5 @@ def _seeds(result: Comparison) -> Iterator[str]:
         told = formatting.listing([f"{runs} runs of {name}" for name, runs in repeated.items()])
         rest = ""
         if single:
-            rest = f"; taken as trained, with no luck of a seed: {formatting.listing(single)}"
-        yield f"The luck of the seed is in these figures, by {told}{rest}."
+            rest = f"; not that of single runs: {formatting.listing(single)}"
+        yield f"The intervals count the variation between seeds, from {told}{rest}."

@@ -44,12 +44,17 @@ def where(file: File, number: int) -> str:
 
 def text_problem(value: Any) -> str | None:
     """Why ``value`` is not a text to learn from, or None if it is."""
+    if isinstance(value, str) and (not value or value.isspace()):
+        return "is empty"
+    return string_problem(value)
+
+
+def string_problem(value: Any) -> str | None:
+    """Why ``value`` is not a string that can be stored, or None if it is; the empty string is one."""
     if value is None:
         return "is missing"
     if not isinstance(value, str):
         return f"is of type {type(value).__name__}, not a string"
-    if not value or value.isspace():
-        return "is empty"
     try:
         value.encode()
     except UnicodeEncodeError:

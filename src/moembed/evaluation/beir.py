@@ -45,7 +45,7 @@ class RetrievalTask:
 
     @property
     def own_Q(self) -> np.ndarray | None:
-        """Of every query the row of the document that bears its id, -1 where none does; None: all compete."""
+        """Of every query the row of the document with its id, -1 where there is none; None: all compete."""
         if not self.same_ids:
             return None
         row = {name: number for number, name in enumerate(self.document_ids)}

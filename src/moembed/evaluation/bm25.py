@@ -93,8 +93,8 @@ def bm25_scores(
 ) -> Iterator[np.ndarray]:
     """The scores of all documents, float32 ``(N,)``, for one query after the other.
 
-    score(q, d) = Σ_t idf(t) · tf / (tf + k1 · (1 - b + b · |d| / mean |d|)) over the terms t of q, with
-    idf(t) = ln(1 + (N - df + ½) / (df + ½)); defaults of ``k1`` and ``b`` as in Lucene.
+    ``score(q, d) = Σ_t idf(t) · tf / (tf + k1 · (1 - b + b · |d| / mean |d|))`` over the terms t of q, with
+    ``idf(t) = ln(1 + (N - df + ½) / (df + ½))``; defaults of ``k1`` and ``b`` as in Lucene.
 
     Raises:
         UserError: bm25s is not installed.

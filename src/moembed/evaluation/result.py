@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from moembed.compare.estimates import Estimate
 from moembed.compare.results import Comparison, TaskCells
+from moembed.evaluation.won_lost import WonLost
 
 Routers = dict[str, dict[str, list[float]]]  # layer -> language -> the share of every expert
 
@@ -20,12 +22,14 @@ class EvaluatedTask(TaskCells):
         documents: of retrieval and reranking.
         seconds: how long each system took.
         truncated: how many texts of the task were longer than each system reads, and were cut.
+        queries: of retrieval, by other system: the queries that the reference won and lost against it.
     """
 
     notes: list[str] = field(default_factory=list)
     documents: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
+    queries: dict[str, WonLost] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class EvaluationResult(Comparison):
         curves: by system, one entry for every size of vectors that was asked for.
         routers: by system, the load of its experts; dense systems are absent.
         unkept: systems whose scores should have been kept in files, and could not be.
+        made: when, with which versions, on which machine, and from which paths.
     """
 
     tasks: Mapping[str, EvaluatedTask]
@@ -69,3 +74,4 @@ class EvaluationResult(Comparison):
     curves: dict[str, list[SizeScore]] = field(default_factory=dict)
     routers: dict[str, Routers] = field(default_factory=dict)
     unkept: list[str] | None = None
+    made: dict[str, Any] | None = field(default=None, compare=False)

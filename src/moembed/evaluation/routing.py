@@ -46,6 +46,7 @@ def _routed(model: Embedder, texts: Sequence[str]) -> list[RouterStats]:
     rows, _ = model.tokenizer.rows(texts)
     total: list[RouterStats] = []
     for group in token_budget([len(row) for row in rows], _TOKENS):
-        found = model(pack([rows[i] for i in group]).to(model.device)).router
+        batch = pack([rows[i] for i in group], prompt_tokens=[0] * len(group))  # vectors are not looked at
+        found = model(batch.to(model.device)).router
         total = [a + b for a, b in zip(total, found, strict=True)] if total else found
     return total

@@ -19,7 +19,7 @@ from moembed.files import read_json, write_json
 from moembed.folder.parts import Parts
 from moembed.folder.tensors import read_tensors
 from moembed.model.head import Dense, HeadConfig, Normalize, Step
-from moembed.model.pooling import POOLING, Pooling
+from moembed.model.pooling import POOLING, PoolingConfig
 from moembed.types import UserError
 
 ADAPTER = "adapter_config.json"
@@ -108,7 +108,7 @@ def encoder_folder(folder: Path) -> Path:
 class PooledHead:
     """What follows the encoder: pooling, the steps behind it, and whether the folder itself normalises."""
 
-    pooling: Pooling = field(default_factory=Pooling)
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     normalised: bool = True
 
@@ -164,6 +164,18 @@ def read_head_state(folder: Path, head: HeadConfig, allow_pickle: bool = False) 
     return state
 
 
+def read_pooling_state(
+    folder: Path, pooling: PoolingConfig, width: int, allow_pickle: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of a pooling that has any, by the names of ``PoolingConfig.shapes``; each is checked.
+
+    Raises:
+        UserError: a missing, extra, misshapen or non-finite tensor.
+    """
+    shapes = pooling.shapes(width)
+    return read_tensors(folder / read_modules(folder)[1].path, shapes, allow_pickle) if shapes else {}
+
+
 def write_modules(folder: Path, parts: Parts) -> None:
     """``modules.json`` and the folder of every module but the first, which is the folder itself."""
     kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in parts.head.steps)]
@@ -176,28 +188,32 @@ def write_modules(folder: Path, parts: Parts) -> None:
     for path in paths[1:]:
         (folder / path).mkdir()
     write_json(folder / paths[1] / "config.json", _pooling_values(parts.pooling, parts.spec.width))
+    if parts.pooling_state:
+        _write_tensors(folder / paths[1], parts.pooling_state)
     for i, (step, path) in enumerate(zip(parts.head.steps, paths[2:], strict=True)):
         if isinstance(step, Dense):
             write_json(folder / path / "config.json", _dense_values(step))
-            tensors = {name: parts.head_state[f"{i}.{name}"].cpu().contiguous() for name in step.shapes()}
-            save_file(tensors, folder / path / "model.safetensors", metadata={"format": "pt"})
+            _write_tensors(folder / path, {name: parts.head_state[f"{i}.{name}"] for name in step.shapes()})
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 # ---- pooling -----------------------------------------------------------------------------------------------
 
 
-def _read_pooling(file: Path, width: int) -> Pooling:
+def _read_pooling(file: Path, width: int) -> PoolingConfig:
     values = read_json(file)
     modes = _modes(values, file)
     if unknown := [mode for mode in modes if mode not in POOLING]:
         raise UserError(f"{file}: pooling {unknown[0]!r} is not supported (known: {', '.join(POOLING)})")
-    if not values.get("include_prompt", True):
-        raise UserError(f"{file}: pooling that leaves the prompt out (include_prompt false) is not supported")
     stated = values.get("embedding_dimension", values.get("word_embedding_dimension", width))
     if stated != width:
         raise UserError(f"{file} pools vectors of {stated} coordinates, the encoder's have {width}")
     note_unread(file, set(values) - _POOLING_KEYS - set(_FLAGS))
-    return Pooling("+".join(modes))
+    return PoolingConfig("+".join(modes), bool(values.get("include_prompt", True)))
 
 
 def _modes(values: dict[str, Any], file: Path) -> Sequence[str]:
@@ -209,14 +225,14 @@ def _modes(values: dict[str, Any], file: Path) -> Sequence[str]:
     return modes
 
 
-def _pooling_values(pooling: Pooling, width: int) -> dict[str, Any]:
+def _pooling_values(pooling: PoolingConfig, width: int) -> dict[str, Any]:
     modes = list(pooling.modes)
     return {
         "word_embedding_dimension": width,
         "embedding_dimension": width,
         "pooling_mode": modes if len(modes) > 1 else modes[0],
         **{key: mode in modes for key, mode in _FLAGS.items()},
-        "include_prompt": True,
+        "include_prompt": pooling.include_prompt,
     }
 
 

@@ -26,6 +26,7 @@ from moembed.folder.modules import (
     read_head_state,
     read_modules,
     read_pooled_head,
+    read_pooling_state,
 )
 from moembed.folder.parts import Parts
 from moembed.folder.settings import (
@@ -37,7 +38,7 @@ from moembed.folder.settings import (
 )
 from moembed.folder.tensors import by_our_names, read_state
 from moembed.folder.tokenizer import read_tokenizer, tokenizer_files
-from moembed.model.pooling import Pooling
+from moembed.model.pooling import PoolingConfig
 from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
@@ -100,10 +101,11 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         head,
         head_state,
         settings.truncate_dim,
+        read_pooling_state(_modules_folder(path), pooling, spec.width, allow_pickle),
     )
 
 
-def _note_missing_ends(path: Path, inside: Path, pooling: Pooling) -> None:
+def _note_missing_ends(path: Path, inside: Path, pooling: PoolingConfig) -> None:
     """Say so where a token behind every text was to be expected and the tokenizer puts none there."""
     file = inside / "tokenizer_config.json"
     if file.is_file() and read_json(file).get("add_eos_token"):

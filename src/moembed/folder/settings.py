@@ -131,6 +131,12 @@ def read_model_settings(folder: Path, normalised: bool) -> ModelSettings:
             "vector has length 1, so texts may rank in another order",
             stacklevel=2,
         )
+    elif not normalised:
+        warnings.warn(
+            f"{folder} has no Normalize module, so its vectors are not of length 1 in sentence-transformers; "
+            "here every vector has length 1, and cosines are the same",
+            stacklevel=2,
+        )
     elif similarity == "manhattan":
         warnings.warn(f"{folder}: made for the manhattan distance; ranked by the cosine here", stacklevel=2)
     dims = values.get("matryoshka_dims") or []

@@ -22,7 +22,7 @@ from moembed.folder.tensors import read_file
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 
-_ANY_LENGTH = 2**31 - 1
+ANY_LENGTH = 2**31 - 1
 _OF_MODEL2VEC = {
     "model_type",
     "architectures",
@@ -108,7 +108,7 @@ def _table(inside: Path) -> Tensor:
 def _backend(file: Path) -> tuple[Backend, int]:
     """The tokenizer without the special tokens that it would put around a text, and where it cuts."""
     values: dict[str, Any] = read_json(file)
-    limit = (values.get("truncation") or {}).get("max_length", _ANY_LENGTH)
+    limit = (values.get("truncation") or {}).get("max_length", ANY_LENGTH)
     side = (values.get("truncation") or {}).get("direction", "Right")
     if side != "Right":
         raise UserError(f"{file}: truncation on the left is not supported for static word vectors")

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from moembed.families.mapping import by_their_names
 from moembed.families.registry import Family
 from moembed.files import read_json
 from moembed.model.encoder import tensor_shapes
@@ -109,6 +110,16 @@ def by_our_names(
         shown = ", ".join(map(repr, extra[:3])) + (" …" if len(extra) > 3 else "")
         raise UserError(f"{path}: {len(extra)} tensors belong to no part of this model: {shown}")
     return state
+
+
+def layout_tensors(spec: EncoderSpec, state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """The tensors of an encoder by the names of a layout, on the CPU.
+
+    Raises:
+        UserError: a tensor that the layout has no place for.
+    """
+    found = by_their_names(state, family.names(spec), family.name)
+    return {family.prefixes[0] + name: tensor.contiguous() for name, tensor in found.items()}
 
 
 def read_tensors(

@@ -8,12 +8,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from moembed.families.mapping import by_their_names
 from moembed.families.registry import family_to_write
 from moembed.files import replacing, write_json
 from moembed.folder.modules import write_modules
 from moembed.folder.parts import Parts
 from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
+from moembed.folder.tensors import layout_tensors
 from moembed.folder.tokenizer import pad_token
 from moembed.tokenizer import Tokenizer
 
@@ -24,8 +24,7 @@ def write_folder(path: Path, parts: Parts) -> None:
     The folder appears whole or not at all: it is written under another name and then takes its place.
     """
     family = family_to_write(parts.spec, parts.source)
-    found = by_their_names(parts.state, family.names(parts.spec), family.name)
-    theirs = {family.prefixes[0] + name: tensor.contiguous() for name, tensor in found.items()}
+    theirs = layout_tensors(parts.spec, parts.state, family)
     with replacing(path) as folder:
         write_small_files(folder, parts)
         save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})

@@ -15,15 +15,15 @@ import threading
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moembed.inference.fingerprint import Fingerprint
-from moembed.inference.packed import FloatMatrix, Int8Matrix, Int8Table, Tiled, tiles
+from moembed.inference.layers import Packed, PackedMoE, PackedRouter
+from moembed.inference.packed import FloatMatrix, Int8Matrix, Int8Table, Tiled, TiledExperts
 from moembed.model.encoder import Encoder
 from moembed.moe.ffn import Activation, FeedForward
 from moembed.moe.layer import MoE
-from moembed.moe.router import Router, Routing
+from moembed.moe.router import Router
 
 Matrix = FloatMatrix | Int8Matrix
 Part = tuple[Tensor, "Tensor | None"]  # weight and bias of one matrix
@@ -76,43 +76,6 @@ class Engine:
     def _current(self) -> Encoder | None:
         made = self._made
         return made[1] if made is not None and made[0].holds() else None
-
-
-class Packed(nn.Module):
-    """A linear layer, a feed-forward block or a vocabulary table in its packed form."""
-
-    def __init__(self, compute: Tiled | Int8Table) -> None:
-        super().__init__()
-        self.compute = compute
-
-    def forward(self, input_T: Tensor) -> Tensor:
-        return self.compute(input_T)
-
-
-class PackedRouter(Router):
-    """A router whose product of a token does not depend, to the bit, on how many other tokens there are."""
-
-    matrix: Tiled
-
-    def logits(self, states_TD: Tensor) -> Tensor:
-        return self.matrix(states_TD)
-
-
-class PackedMoE(MoE):
-    """Experts on packed matrices, tile by tile, and one weighted sum of the rows of each token."""
-
-    packed: Sequence[Tiled]  # one per expert
-
-    def routed(self, hidden_TD: Tensor, routing: Routing, *_: object) -> Tensor:
-        order_P = routing.expert_P.argsort(stable=True)
-        token_P = routing.token_P[order_P]
-        output_PD = hidden_TD.new_empty(len(token_P), hidden_TD.shape[1])
-        counts = routing.stats.count_E.tolist()
-        slices = zip(self.packed, torch.split(token_P, counts), torch.split(output_PD, counts), strict=True)
-        for expert, token_N, output_ND in slices:
-            for rows, computed in tiles(len(token_N)):
-                output_ND[rows] = expert.tile(hidden_TD[token_N[rows]], computed)
-        return _combine(output_PD, order_P, routing)
 
 
 def can_round() -> bool:
@@ -172,7 +135,7 @@ def _twin(module: nn.Module, make: type[Matrix] | None) -> nn.Module:
     return twin
 
 
-def _experts(moe: MoE, make: type[Matrix]) -> list[Tiled]:
+def _experts(moe: MoE, make: type[Matrix]) -> TiledExperts:
     stacks = (
         (moe.up_EFD, moe.up_bias_EF),
         (moe.gate_EFD, moe.gate_bias_EF),
@@ -184,10 +147,12 @@ def _experts(moe: MoE, make: type[Matrix]) -> list[Tiled]:
             return None
         return weight[expert], bias[expert] if bias is not None else None
 
-    return [
-        _tiled(make, moe.activation_name, [part(*stack, expert) for stack in stacks])
-        for expert in range(len(moe.up_EFD))
-    ]
+    return TiledExperts(
+        [
+            _tiled(make, moe.activation_name, [part(*stack, expert) for stack in stacks])
+            for expert in range(len(moe.up_EFD))
+        ]
+    )
 
 
 def _tiled(make: type[Matrix], activation: Activation | None, parts: Sequence[Part | None]) -> Tiled:
@@ -198,17 +163,4 @@ def _tiled(make: type[Matrix], activation: Activation | None, parts: Sequence[Pa
         make(*up, None if gate else activation),
         make(*gate, activation) if gate else None,
         make(*down, None) if down else None,
-    )
-
-
-def _combine(output_PD: Tensor, order_P: Tensor, routing: Routing) -> Tensor:
-    """``y_t = sum of weight_p * output_p`` over the pairs p of token t; ``order_P`` sorted them by expert."""
-    place_P = torch.empty_like(order_P)
-    place_P[order_P] = torch.arange(len(order_P), device=order_P.device)
-    return F.embedding_bag(
-        place_P,
-        output_PD,
-        torch.searchsorted(routing.token_P, torch.arange(routing.stats.tokens, device=order_P.device)),
-        per_sample_weights=routing.weight_P.to(output_PD.dtype),
-        mode="sum",
     )

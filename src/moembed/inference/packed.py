@@ -7,7 +7,8 @@ tiles of a few sizes, small enough that what lies between two matrices of a bloc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +38,31 @@ class FloatMatrix:
         self.bias_O = bias_O
         self.after = _FUSED[activation] if activation else ("none", "")
 
-    def __call__(self, hidden_ND: Tensor) -> Tensor:
+    @staticmethod
+    def given(hidden_ND: Tensor) -> Tensor:
+        """What the product reads of these rows."""
+        return hidden_ND
+
+    def __call__(self, given_ND: Tensor) -> Tensor:
         post, algorithm = self.after
-        return torch.ops.mkldnn._linear_pointwise(hidden_ND, self.packed, self.bias_O, post, [], algorithm)
+        return torch.ops.mkldnn._linear_pointwise(given_ND, self.packed, self.bias_O, post, [], algorithm)
+
+
+class Rounded(NamedTuple):
+    """Rows of 8 bits: ``128 + round(127 * x_ni / m_n)``, and ``m_n``, the largest ``|x_ni|`` of each row."""
+
+    value_ND: Tensor
+    largest_N1: Tensor
+
+    @classmethod
+    def of(cls, hidden_ND: Tensor) -> Rounded:
+        largest_N1 = hidden_ND.abs().amax(1, keepdim=True).clamp_(min=_TINY)
+        # a product with 1 / m: dividing all values would take five times as long
+        value_ND = torch.addcmul(_HALF, hidden_ND, largest_N1.reciprocal(), value=127).to(torch.uint8)
+        return cls(value_ND, largest_N1)
+
+    def rows(self, index_N: Tensor) -> Rounded:
+        return Rounded(self.value_ND[index_N], self.largest_N1[index_N])
 
 
 class Int8Matrix:
@@ -57,11 +80,15 @@ class Int8Matrix:
         self.bias_O = torch.zeros(len(weight_OI)) if bias_O is None else bias_O.float()
         self.activation = ACTIVATIONS[activation] if activation else None
 
-    def __call__(self, hidden_ND: Tensor) -> Tensor:
-        largest_N1 = hidden_ND.abs().amax(1, keepdim=True).clamp_(min=_TINY)
-        rounded_ND = torch.addcdiv(_HALF, hidden_ND, largest_N1, value=127).to(torch.uint8)
-        product_NO = torch.ops.onednn.qlinear_pointwise(
-            rounded_ND,
+    given = staticmethod(Rounded.of)
+
+    def __call__(self, given: Rounded) -> Tensor:
+        return self.scaled(self.product(given.value_ND), given.largest_N1, self.bias_O)
+
+    def product(self, value_ND: Tensor) -> Tensor:
+        """``w_o * sum_i q_ni * W_oi``: of whole numbers, so the same to the bit for any number of rows."""
+        return torch.ops.onednn.qlinear_pointwise(
+            value_ND,
             1.0,
             128,
             self.packed,
@@ -73,7 +100,10 @@ class Int8Matrix:
             torch.float32,
             *_NO_POST,
         )
-        output_NO = torch.addcmul(self.bias_O, product_NO, largest_N1)
+
+    def scaled(self, product_NO: Tensor, largest_N1: Tensor, bias: Tensor) -> Tensor:
+        """From the product to the output; ``bias`` is one row for all or one for each."""
+        output_NO = torch.addcmul(bias, product_NO, largest_N1)
         return output_NO if self.activation is None else self.activation(output_NO)
 
 
@@ -115,17 +145,79 @@ class Tiled:
         return [matrix for matrix in (self.up, self.gate, self.down) if matrix is not None]
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
-        return torch.cat([self.tile(hidden_ND[rows], padded) for rows, padded in tiles(len(hidden_ND))])
+        computed = [self.tile(hidden_ND[rows], padded) for rows, padded in tiles(len(hidden_ND))]
+        return computed[0] if len(computed) == 1 else torch.cat(computed)
 
     def tile(self, hidden_ND: Tensor, padded: int) -> Tensor:
         """One tile, computed on ``padded`` rows."""
         size = len(hidden_ND)
         if padded > size:
             hidden_ND = F.pad(hidden_ND, (0, 0, 0, padded - size))
-        inner_NF = self.up(hidden_ND)
+        given: Any = self.up.given(hidden_ND)
+        output_NO = self.up(given)
         if self.gate is not None:
-            inner_NF = self.gate(hidden_ND).mul_(inner_NF)
-        return (self.down(inner_NF) if self.down is not None else inner_NF)[:size]
+            output_NO = self.gate(given).mul_(output_NO)
+        if self.down is not None:
+            output_NO = self.down(self.down.given(output_NO))  # type: ignore[arg-type]
+        return output_NO[:size] if padded > size else output_NO
+
+
+class TiledExperts:
+    """Experts, each on its rows; all have the same form.
+
+    Few rows (a query) take a way of their own in 8 bits, for then calls cost more than arithmetic: they are
+    rounded and scaled once for all experts, and only the products are made expert by expert. The values are
+    the same to the bit.
+    """
+
+    def __init__(self, experts: Sequence[Tiled]) -> None:
+        self.experts = experts
+        self.up, self.gate, self.down = (
+            [matrix for matrix in matrices if isinstance(matrix, Int8Matrix)]
+            for matrices in zip(*((expert.up, expert.gate, expert.down) for expert in experts), strict=True)
+        )
+        self.bias = [
+            torch.stack([x.bias_O for x in part]) for part in (self.up, self.gate, self.down) if part
+        ]
+
+    def __call__(self, hidden_TD: Tensor, token_P: Tensor, expert_P: Tensor, counts: list[int]) -> Tensor:
+        """The outputs ``(P, D)`` of pairs that stand in the order of their experts, ``counts`` of each."""
+        if len(token_P) > TILE:
+            return self._by_tiles(hidden_TD, token_P, counts)
+        if self.up:
+            return self._rounded_once(hidden_TD, token_P, expert_P, counts)
+        parts = zip(self.experts, torch.split(hidden_TD[token_P], counts), strict=True)
+        return torch.cat([expert.tile(part, _padded(len(part))) for expert, part in parts if len(part)])
+
+    def _by_tiles(self, hidden_TD: Tensor, token_P: Tensor, counts: list[int]) -> Tensor:
+        output_PD = hidden_TD.new_empty(len(token_P), hidden_TD.shape[1])
+        slices = zip(self.experts, torch.split(token_P, counts), torch.split(output_PD, counts), strict=True)
+        for expert, token_N, output_ND in slices:
+            for rows, padded in tiles(len(token_N)):
+                output_ND[rows] = expert.tile(hidden_TD[token_N[rows]], padded)
+        return output_PD
+
+    def _rounded_once(
+        self, hidden_TD: Tensor, token_P: Tensor, expert_P: Tensor, counts: list[int]
+    ) -> Tensor:
+        def multiplied(matrices: list[Int8Matrix], bias_EO: Tensor, given: Rounded) -> Tensor:
+            parts = zip(matrices, torch.split(given.value_ND, counts), strict=True)
+            product_PO = torch.cat([_product(matrix, part) for matrix, part in parts if len(part)])
+            return matrices[0].scaled(product_PO, given.largest_N1, bias_EO[expert_P])
+
+        given = Rounded.of(hidden_TD).rows(token_P)
+        inner_PF = multiplied(self.up, self.bias[0], given)
+        if self.gate:
+            inner_PF = multiplied(self.gate, self.bias[1], given).mul_(inner_PF)
+        return multiplied(self.down, self.bias[-1], Rounded.of(inner_PF))
+
+
+def _product(matrix: Int8Matrix, value_ND: Tensor) -> Tensor:
+    size = len(value_ND)
+    padded = _padded(size)
+    if padded == size:
+        return matrix.product(value_ND)
+    return matrix.product(F.pad(value_ND, (0, 0, 0, padded - size)))[:size]
 
 
 def tiles(rows: int) -> Iterator[tuple[slice, int]]:

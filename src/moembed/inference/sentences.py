@@ -1,27 +1,43 @@
-"""Texts to vectors by the names that users of sentence-transformers know."""
+"""Texts in, vectors out, and what a model answers by the names that users of sentence-transformers know."""
 
 from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from moembed.encoding import Progress, View, as_texts, truncate
+from moembed.encoding import Progress, View, as_texts, no_bar, role_prompt, truncate
+from moembed.inference.keywords import AllKeywords, Keywords, one_of, read_keywords
+from moembed.inference.options import is_count
 from moembed.tokenizer import Tokenizer
 from moembed.types import TruncationWarning, UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Unpack
+
+Texts = str | Iterable[str]
+
 
 class Sentences:
-    """``encode`` and its kin, for a class that embeds lists of texts."""
+    """``encode`` and the methods made of it, for a class that embeds lists of texts."""
 
     tokenizer: Tokenizer
+    dim: int
     _prompt_mentioned = False
 
+    @property
     @abstractmethod
-    def role_prefix(self, role: str | None) -> str:
-        """The text that is put in front of texts of a role."""
+    def device(self) -> str:
+        """Where the model is: ``cpu``, ``cuda:0``, …"""
+
+    @property
+    @abstractmethod
+    def _longest(self) -> int:
+        """Tokens of the longest text that the encoder can read."""
 
     @abstractmethod
     def _embedded(
@@ -34,9 +50,24 @@ class Sentences:
     ) -> tuple[np.ndarray, int]:
         """The vectors, and how many texts were cut."""
 
+    @overload
     def encode(
         self,
-        texts: str | Iterable[str],
+        texts: Texts | None = None,
+        prompt_name: str | None = None,
+        dim: int | None = None,
+        batch_tokens: int | None = None,
+        progress: Progress | None = None,
+        *,
+        prompt: str | None = None,
+        convert_to_tensor: Literal[True],
+        **keywords: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def encode(
+        self,
+        texts: Texts | None = None,
         prompt_name: str | None = None,
         dim: int | None = None,
         batch_tokens: int | None = None,
@@ -44,7 +75,22 @@ class Sentences:
         *,
         prompt: str | None = None,
         batch_size: int | None = None,
-    ) -> np.ndarray:
+        convert_to_tensor: Literal[False] = False,
+        **keywords: Unpack[Keywords],
+    ) -> np.ndarray: ...
+
+    def encode(
+        self,
+        texts: Texts | None = None,
+        prompt_name: str | None = None,
+        dim: int | None = None,
+        batch_tokens: int | None = None,
+        progress: Progress | None = None,
+        *,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        **keywords: Any,
+    ) -> Any:
         """Embed texts.
 
         Args:
@@ -56,6 +102,7 @@ class Sentences:
             progress: called with the number of texts finished since the last call.
             prompt: put this text in front, instead of a prompt of the model.
             batch_size: most texts computed at a time; vectors do not depend on it.
+            keywords: those of sentence-transformers, see `moembed.inference.keywords.Keywords`.
 
         Returns:
             float32 ``(len(texts), dim)``, rows of length 1. A row depends on its own text alone. A text
@@ -65,8 +112,12 @@ class Sentences:
             TruncationWarning: with the number of texts that were longer than the model reads.
 
         Raises:
-            UserError: a table, a set, or anything that is no string among the texts; no such prompt.
+            UserError: a table, a set, or anything that is no string among the texts; no such prompt; a
+                keyword that is not known, or whose wish cannot be met.
         """
+        wishes = read_keywords(keywords, self.device)
+        texts = one_of("texts", texts, keywords, "sentences", "inputs")
+        dim = one_of("dim", dim, keywords, "truncate_dim")
         if prompt is not None and prompt_name is not None:
             raise UserError("give prompt_name or prompt, not both")
         if prompt is None and prompt_name is None:
@@ -74,27 +125,106 @@ class Sentences:
         listed = [texts] if isinstance(texts, str) else as_texts(texts)
         prefix = self.tokenizer.prompt(prompt_name) if prompt is None else prompt
         limits = {"batch_tokens": batch_tokens, "batch_size": batch_size}
-        array, truncated = self._embedded(listed, prefix, View(dim=dim), progress, **limits)
+        bar = no_bar
+        if wishes.progress_bar and progress is None:
+            from moembed.console import progress_bar as bar
+        with bar("texts", len(listed)) as advance:
+            array, truncated = self._embedded(listed, prefix, View(dim=dim), progress or advance, **limits)
         if truncated:
             warnings.warn(
                 f"{truncated} of {len(listed)} texts were cut at {self.tokenizer.max_length} tokens",
                 TruncationWarning,
                 stacklevel=2,
             )
-        return array[0] if isinstance(texts, str) else array
+        return wishes.result(array[0] if isinstance(texts, str) else array, self.device)
 
-    def encode_query(self, texts: str | Iterable[str], dim: int | None = None) -> np.ndarray:
+    def encode_query(
+        self, texts: Texts | None = None, dim: int | None = None, **keywords: Unpack[AllKeywords]
+    ) -> np.ndarray:
         """``encode`` with the model's ``query`` prompt, if it has one."""
-        return self.encode(texts, dim=dim, prompt=self.role_prefix("query"))
+        return self._encode_role("query", texts, dim, keywords)
 
-    def encode_document(self, texts: str | Iterable[str], dim: int | None = None) -> np.ndarray:
+    def encode_document(
+        self, texts: Texts | None = None, dim: int | None = None, **keywords: Unpack[AllKeywords]
+    ) -> np.ndarray:
         """``encode`` with the model's ``document`` (or ``passage``) prompt, if it has one."""
-        return self.encode(texts, dim=dim, prompt=self.role_prefix("document"))
+        return self._encode_role("document", texts, dim, keywords)
 
-    def similarity(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def role_prompt(self, role: str) -> str | None:
+        """The name of the prompt for a role, such as ``query``, else of the default prompt, else None."""
+        return role_prompt(role, self.tokenizer.prompts, self.tokenizer.default_prompt)
+
+    def role_prefix(self, role: str | None) -> str:
+        """The text that is put in front of texts of a role; None: of texts without one."""
+        return self.tokenizer.prompt(self.role_prompt(role)) if role is not None else ""
+
+    def prefix(self, role: str | None, prompt: str | None) -> str:
+        """The text that is put in front: ``prompt``, or where it is None that of the role."""
+        return self.role_prefix(role) if prompt is None else prompt
+
+    def _encode_role(
+        self, role: str, texts: Texts | None, dim: int | None, keywords: AllKeywords
+    ) -> np.ndarray:
+        """A prompt among the keywords takes the place of that of the role."""
+        given: dict[str, Any] = dict(keywords)
+        if given.get("prompt") is None and given.get("prompt_name") is None:
+            given["prompt"] = self.role_prefix(role)
+        array: np.ndarray = self.encode(texts, dim=dim, **given)
+        return array
+
+    def similarity(self, one: np.ndarray | Tensor, other: np.ndarray | Tensor) -> np.ndarray:
         """Cosines of all vectors of ``one`` with all of ``other``: ``(N, K)``; a single vector is one row."""
-        one_NM, other_KM = np.atleast_2d(one), np.atleast_2d(other)
-        return truncate(one_NM, one_NM.shape[1]) @ truncate(other_KM, other_KM.shape[1]).T
+        one_NM, other_KM = _unit_rows(one), _unit_rows(other)
+        return one_NM @ other_KM.T
+
+    def similarity_pairwise(self, one: np.ndarray | Tensor, other: np.ndarray | Tensor) -> np.ndarray:
+        """Cosines of the vectors in the same place: ``(N,)``.
+
+        Raises:
+            UserError: not as many of the one as of the other.
+        """
+        one_NM, other_NM = _unit_rows(one), _unit_rows(other)
+        if one_NM.shape != other_NM.shape:
+            raise UserError(f"vectors {one_NM.shape} and {other_NM.shape} are not pairs of one width")
+        cosine_N: np.ndarray = (one_NM * other_NM).sum(axis=1)
+        return cosine_N
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The model's prompts by name."""
+        return self.tokenizer.prompts
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """The prompt of a role that has none of its own."""
+        return self.tokenizer.default_prompt
+
+    @property
+    def max_length(self) -> int:
+        """Tokens read of a text, special ones and prompt included."""
+        return self.tokenizer.max_length
+
+    @property
+    def max_seq_length(self) -> int:
+        """``max_length`` by its name in sentence-transformers; set it to read less of a text, or more."""
+        return self.tokenizer.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, tokens: int) -> None:
+        shortest = max(self.tokenizer.num_special_tokens, 1)
+        if not (is_count(tokens) and shortest <= tokens <= self._longest):
+            raise UserError(
+                f"max_seq_length {tokens!r} is not within {shortest}..{self._longest}, what the model reads"
+            )
+        self.tokenizer.max_length = tokens
+
+    def get_embedding_dimension(self) -> int:
+        """``dim`` by its name in sentence-transformers."""
+        return self.dim
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """``dim`` by its older name in sentence-transformers."""
+        return self.dim
 
     def _mention_default_prompt(self) -> None:
         """Say once that this model has a prompt which ``encode(texts)`` does not add."""
@@ -107,3 +237,16 @@ class Sentences:
             f"prompt_name={name!r} for it, or prompt='' for none",
             stacklevel=3,
         )
+
+
+def _unit_rows(vectors: np.ndarray | Tensor) -> np.ndarray:
+    """Vectors as rows of length 1; zeros stay. Tensors of any device and dtype are taken."""
+    array = vectors if isinstance(vectors, np.ndarray) else _numpy(vectors)
+    rows_NM = np.atleast_2d(array)
+    return truncate(rows_NM, rows_NM.shape[1])
+
+
+def _numpy(vectors: Any) -> np.ndarray:
+    if isinstance(vectors, list) and vectors and hasattr(vectors[0], "detach"):
+        return np.stack([_numpy(vector) for vector in vectors])
+    return vectors.detach().cpu().float().numpy() if hasattr(vectors, "detach") else np.asarray(vectors)

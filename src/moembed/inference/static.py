@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moembed.encoding import FULL, Progress, Vectors, View, as_texts, role_prompt, truncate
 from moembed.folder.bases import locate_base
-from moembed.folder.static import StaticParts, read_static
+from moembed.folder.static import ANY_LENGTH, StaticParts, read_static
 from moembed.inference.options import check_limits
 from moembed.inference.sentences import Sentences
 from moembed.inference.windows import windows
@@ -51,10 +51,13 @@ class StaticEmbedder(Sentences):
         return cls(read_static(locate_base(str(path_or_hub_id), revision)))
 
     @property
-    def max_length(self) -> int | None:
-        """Tokens read of a text; None: all."""
-        limit = self.tokenizer.max_length
-        return limit if limit < 2**31 - 1 else None
+    def device(self) -> str:
+        """Where the table is."""
+        return str(self.table_VD.device)
+
+    @property
+    def _longest(self) -> int:
+        return ANY_LENGTH
 
     def num_parameters(self) -> int:
         return self.table_VD.numel()

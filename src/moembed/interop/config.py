@@ -33,6 +33,14 @@ class MoembedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.router_balance, self.router_z = router_balance, router_z
         super().__init__(**rest)
 
+    def spec(self) -> EncoderSpec:
+        """The encoder that the config describes.
+
+        Raises:
+            UserError: an unknown or missing key, a wrong value.
+        """
+        return read_encoder(self.encoder)
+
     def _spec(self) -> EncoderSpec | None:
         """None where there are no values, or wrong ones: the model says which, in one sentence."""
         try:

@@ -16,7 +16,11 @@ from types import ModuleType
 
 
 def install() -> None:
-    """Make ``AutoConfig``, ``AutoModel`` and ``SentenceTransformer`` know ``model_type: moembed``."""
+    """Make ``AutoConfig``, ``AutoModel`` and ``SentenceTransformer`` know our models.
+
+    Those are ``model_type: moembed`` and the published layout of NomicBERT, see
+    `moembed.interop.nomic_config`.
+    """
     for registry, register in REGISTRIES.items():
         if registry in sys.modules:
             register()
@@ -53,8 +57,10 @@ def _register_config() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
     from moembed.interop.config import MoembedConfig
+    from moembed.interop.nomic_config import NomicConfig
 
-    AutoConfig.register(MoembedConfig.model_type, MoembedConfig, exist_ok=True)
+    for config in (MoembedConfig, NomicConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_model() -> None:
@@ -62,8 +68,11 @@ def _register_model() -> None:
 
     from moembed.interop.config import MoembedConfig
     from moembed.interop.model import MoembedModel
+    from moembed.interop.nomic_config import NomicConfig
+    from moembed.interop.nomic_model import NomicBertModel
 
     AutoModel.register(MoembedConfig, MoembedModel, exist_ok=True)
+    AutoModel.register(NomicConfig, NomicBertModel, exist_ok=True)
 
 
 REGISTRIES = {

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
-from moembed.families.own import read_encoder
 from moembed.interop.config import MoembedConfig
+from moembed.interop.nomic_config import NomicConfig
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.model.encoder import Encoder
 from moembed.types import RouterStats, UserError
@@ -34,15 +34,15 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     has neither limit.
     """
 
-    config: MoembedConfig
-    config_class = MoembedConfig
+    config: MoembedConfig | NomicConfig
+    config_class: type[MoembedConfig] | type[NomicConfig] = MoembedConfig
     supports_gradient_checkpointing = False
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = {"router"}  # noqa: RUF012
 
-    def __init__(self, config: MoembedConfig) -> None:
+    def __init__(self, config: MoembedConfig | NomicConfig) -> None:
         super().__init__(config)
-        self.encoder = Encoder(read_encoder(config.encoder))
+        self.encoder = Encoder(config.spec())
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from moembed.config import Strict
 from moembed.machine import AUTO, requested_backend, supported_backend
+from moembed.model import sliding
 from moembed.model.norm import NormSpec, make_norm
+from moembed.model.packed_attention import in_float
 from moembed.model.relative_bias import between
 from moembed.model.rope import CosSin, RopeSpec, rotate
 from moembed.packing import offsets, on_device
@@ -81,12 +83,7 @@ class AttentionMask:
 
     def seen_SS(self, length: int, device: torch.device) -> Tensor | None:
         """True where the row sees the column; None where every token sees all."""
-        limited = self.window is not None and self.window < length - 1
-        if not (self.causal and length > 1) and not limited:
-            return None
-        distance_SS = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-        seen_SS = distance_SS >= 0 if self.causal else torch.ones_like(distance_SS, dtype=torch.bool)
-        return seen_SS & (distance_SS.abs() <= self.window) if self.window is not None else seen_SS
+        return sliding.seen(range(length), range(length), self.causal, self.window, device)
 
     def added(self, length: int, states: Tensor) -> Tensor | None:
         """The mask of one text as the fused kernel takes it: `seen_SS`, or numbers to add ``(H, S, S)``."""
@@ -119,10 +116,11 @@ class Attention(nn.Module):
         backend: str = AUTO,
         bias_HN: Tensor | None = None,
     ) -> Tensor:
-        """``bias_HN``: added to the scores, by distance."""
+        """``bias_HN``: added to the scores, by distance. Rows behind the last text are padding."""
         # projections, and what is done to each head alone
         states_THC = self.qkv(hidden_TD).unflatten(-1, (sum(self.heads), self.spec.head_size))
-        if states_THC.device.type == "cpu" and not _has_bfloat16_tiles():
+        wide = states_THC.device.type == "cpu" and (self.training or not _has_bfloat16_tiles())
+        if wide and (cos_sin is not None or self.query_norm is not None):
             states_THC = states_THC.float()
         query_THC, key_THC, value_THC = states_THC.split(self.heads, dim=1)
         if self.query_norm is not None and self.key_norm is not None:
@@ -135,12 +133,30 @@ class Attention(nn.Module):
             key_THC, value_THC = (x.repeat_interleave(shared, dim=1) for x in (key_THC, value_THC))
         # attention proper
         mask = self.mask if bias_HN is None else replace(self.mask, bias_HN=bias_HN)
-        run = BACKENDS[_choose(backend, query_THC, mask, dropout)]
-        mixed_THC = run((query_THC, key_THC, value_THC), length_B, mask, dropout)
+        states, name = (query_THC, key_THC, value_THC), _choose(backend, query_THC, mask, dropout)
+        if wide and name == "packed" and mask.is_plain and dropout == 0:
+            mixed_THC = in_float(*states, length_B)
+        else:
+            mixed_THC = _without_padding(BACKENDS[name], states, length_B, mask, dropout, wide)
         return self.out(mixed_THC.flatten(1).to(hidden_TD.dtype))
 
 
 States = tuple[Tensor, Tensor, Tensor]  # queries, keys and values, each (T, H, C)
+Backend = Callable[[States, Sequence[int], AttentionMask, float], Tensor]
+
+
+def _without_padding(
+    run: Backend, states: States, length_B: Sequence[int], mask: AttentionMask, dropout: float, wide: bool
+) -> Tensor:
+    """Run a backend on the rows of texts alone; rows behind the last text are zeros."""
+    real = sum(length_B)
+    padding = len(states[0]) - real
+    if padding:
+        states = (states[0][:real], states[1][:real], states[2][:real])
+    if wide:
+        states = (states[0].float(), states[1].float(), states[2].float())
+    mixed_THC = run(states, length_B, mask, dropout)
+    return F.pad(mixed_THC, (0, 0, 0, 0, 0, padding)) if padding else mixed_THC
 
 
 def packed(states: States, length_B: Sequence[int], mask: AttentionMask, dropout: float) -> Tensor:
@@ -151,9 +167,12 @@ def packed(states: States, length_B: Sequence[int], mask: AttentionMask, dropout
     mixed = []
     for (length, count), *parts in zip(runs, *split, strict=True):
         query, key, value = (x.unflatten(0, (count, length)).transpose(1, 2) for x in parts)
-        added = mask.added(length, query)
         with torch.autocast(query.device.type, enabled=False):
-            attended = F.scaled_dot_product_attention(query, key, value, added, dropout)
+            if mask.window and mask.bias_HN is None and sliding.pays(length, mask.window):
+                attended = sliding.in_blocks(query, key, value, mask.causal, mask.window, dropout)
+            else:
+                added = mask.added(length, query)
+                attended = F.scaled_dot_product_attention(query, key, value, added, dropout)
         mixed.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed)
 
@@ -178,7 +197,7 @@ def _varlen_attn() -> Any:
 
 @cache
 def _has_bfloat16_tiles() -> bool:
-    """Without AMX, the fused CPU kernel is several times slower in bf16 than in fp32, backward above all."""
+    """Without AMX, the fused CPU kernel is several times slower in bf16 than in fp32, in both directions."""
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
@@ -208,7 +227,7 @@ def padded(states: States, length_B: Sequence[int], mask: AttentionMask, dropout
     return (weight_BHSS @ value).transpose(1, 2)[real_BS]
 
 
-BACKENDS: dict[str, Callable[[States, Sequence[int], AttentionMask, float], Tensor]] = {
+BACKENDS: dict[str, Backend] = {
     "packed": packed,
     "varlen": varlen,
     "padded": padded,

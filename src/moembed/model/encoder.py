@@ -21,7 +21,7 @@ from moembed.model.relative_bias import by_distance
 from moembed.model.rope import CosSin, RopeSpec, cos_sin
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoE
-from moembed.packing import positions
+from moembed.packing import positions, row_padding
 from moembed.types import RouterStats, UserError
 
 
@@ -77,9 +77,13 @@ class Encoder(nn.Module):
         dropout = spec.dropout if self.training else 0.0
         position_T = positions(length_B, token_T.device)
 
-        # embeddings
+        # embeddings, and in training on a CPU rows of padding behind them
+        real = len(token_T)
+        padding = row_padding(real) if self.training and token_T.device.type == "cpu" else 0
+        if padding:
+            token_T, position_T = F.pad(token_T, (0, padding)), F.pad(position_T, (0, padding))
         states_TD = F.dropout(self._embed(token_T, position_T), dropout, training=dropout > 0)
-        hidden = {0: self._shown(states_TD)} if 0 in depths else {}
+        hidden = {0: self._shown(states_TD[:real])} if 0 in depths else {}
 
         bias_HN = None
         if spec.relative_bias and self.relative_bias is not None:
@@ -104,7 +108,8 @@ class Encoder(nn.Module):
             if stats is not None:
                 router.append(stats)
             if number + 1 in depths:
-                hidden[number + 1] = self._shown(states_TD if spec.last_state == "full" else added_TD)
+                last_TD = states_TD if spec.last_state == "full" else added_TD
+                hidden[number + 1] = self._shown(last_TD[:real] if padding else last_TD)
         return hidden, router
 
     def _embed(self, token_T: Tensor, position_T: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,8 +9,9 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from moembed.model.named import NamedTensors
 from moembed.types import UserError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -99,44 +99,25 @@ class HeadConfig:
         return sum(prod(shape) for shape in self.shapes().values())
 
 
-class Head(nn.Module):
+class Head(NamedTensors):
     """The steps of a config on pooled vectors ``(B, M)``, in fp32.
-
-    Its parameters have the names of ``HeadConfig.shapes``, with ``_`` for the dots.
 
     Args:
         config: the steps.
-        state: their tensors, taken over without copying.
+        state: their tensors by the names of ``HeadConfig.shapes``, taken over without copying.
     """
 
     def __init__(self, config: HeadConfig, state: dict[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__(config.shapes(), state)
         self.config = config
-        for name in config.shapes():
-            self.register_parameter(_flat(name), nn.Parameter(state[name]))
 
     def dim(self, pooled: int) -> int:
         """See ``HeadConfig.dim``."""
         return self.config.dim(pooled)
 
-    def state(self) -> dict[str, Tensor]:
-        """The tensors by the names of ``HeadConfig.shapes``."""
-        return {name: getattr(self, _flat(name)).detach() for name in self.config.shapes()}
-
     def facts(self) -> list[str]:
         """What tells one head from another; nothing of one that normalises alone."""
-        if not self.config.dense:
-            return []
-        digest = hashlib.sha256()
-        for tensor in self.state().values():
-            digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
-        return [repr(self.config), digest.hexdigest()]
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Copy values into the parameters."""
-        with torch.no_grad():
-            for name in self.config.shapes():
-                getattr(self, _flat(name)).copy_(state[name])
+        return [repr(self.config), self.digest()] if self.config.dense else []
 
     def forward(self, vector_BM: Tensor) -> Tensor:
         for i, step in enumerate(self.config.steps):
@@ -148,7 +129,7 @@ class Head(nn.Module):
 
     def _dense(self, i: int, step: Dense, vector_BM: Tensor) -> Tensor:
         def tensor(name: str) -> Tensor | None:
-            return getattr(self, _flat(f"{i}.{name}")).float() if name in step.shapes() else None
+            return self.tensor(f"{i}.{name}").float() if name in step.shapes() else None
 
         weight = tensor("linear.weight")
         assert weight is not None
@@ -157,7 +138,3 @@ class Head(nn.Module):
             return output_BM
         across = tensor("residual.weight")
         return output_BM + (vector_BM if across is None else F.linear(vector_BM, across))
-
-
-def _flat(name: str) -> str:
-    return "step" + name.replace(".", "_")

@@ -1,76 +1,134 @@
-"""Token states of each text -> one vector per text, on packed batches."""
+"""Token states of each text -> one vector per text, on packed batches.
+
+A way of pooling is an entry of ``POOLING``: a function, and the tensors that it owns, if it learns any. Its
+name and its tensors are written to and read from ``1_Pooling``; exporters know a list of names and refuse
+the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
-from moembed.packing import offsets, on_device, positions
+from moembed.model.named import NamedTensors
+from moembed.packing import offsets, on_device, positions, spread
 from moembed.types import UserError
 
 
-def mean(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
-    """Mean over all tokens of the text, prompt and special tokens included."""
-    return _reduce(hidden_TD, length_B, "mean")
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens that are pooled, end to end; each text has at least one.
+
+    Attributes:
+        hidden_TD: their states.
+        length_B: how many of them each text has.
+        first_B: the place of the first of them in its text; None: it is the first of the text.
+    """
+
+    hidden_TD: Tensor
+    length_B: Sequence[int]
+    first_B: Sequence[int] | None = None
+
+    @property
+    def length_B1(self) -> Tensor:
+        return on_device(self.length_B, self.hidden_TD.device)[:, None]
+
+    @property
+    def place_T(self) -> Tensor:
+        """The place of every token in its text, counted from 1."""
+        place_T = positions(self.length_B, self.hidden_TD.device) + 1
+        if self.first_B is None:
+            return place_T
+        return place_T + spread(on_device(self.first_B, self.hidden_TD.device), self.length_B)
+
+    def reduced(self, value_TX: Tensor, how: str) -> Tensor:
+        """Sum, mean or max over the tokens of each text, in fp32."""
+        lengths = on_device(self.length_B, value_TX.device)
+        # unsafe: without the check that the lengths add up to the rows, which would wait for the device
+        return torch.segment_reduce(value_TX.float(), how, lengths=lengths, unsafe=True)
 
 
-def mean_by_root(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
-    """Sum over all tokens, divided by the square root of their number."""
-    length_B1 = on_device(length_B, hidden_TD.device)[:, None]
-    return _reduce(hidden_TD, length_B, "sum") / length_B1.float().sqrt()
+Tensors = Mapping[str, Tensor]
 
 
-def maximum(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
+def mean(tokens: Tokens, _: Tensors) -> Tensor:
+    """Mean over the tokens of the text, special tokens included."""
+    return tokens.reduced(tokens.hidden_TD, "mean")
+
+
+def mean_by_root(tokens: Tokens, _: Tensors) -> Tensor:
+    """Sum over the tokens, divided by the square root of their number."""
+    return tokens.reduced(tokens.hidden_TD, "sum") / tokens.length_B1.float().sqrt()
+
+
+def maximum(tokens: Tokens, _: Tensors) -> Tensor:
     """Largest value of each coordinate over the tokens."""
-    return _reduce(hidden_TD, length_B, "max")
+    return tokens.reduced(tokens.hidden_TD, "max")
 
 
-def cls(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
+def cls(tokens: Tokens, _: Tensors) -> Tensor:
     """State of the first token."""
-    return hidden_TD[on_device(offsets(length_B)[:-1], hidden_TD.device)].float()
+    hidden_TD = tokens.hidden_TD
+    return hidden_TD[on_device(offsets(tokens.length_B)[:-1], hidden_TD.device)].float()
 
 
-def last(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
+def last(tokens: Tokens, _: Tensors) -> Tensor:
     """State of the last token."""
-    return hidden_TD[on_device(offsets(length_B)[1:], hidden_TD.device) - 1].float()
+    hidden_TD = tokens.hidden_TD
+    return hidden_TD[on_device(offsets(tokens.length_B)[1:], hidden_TD.device) - 1].float()
 
 
-def weighted_mean(hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
-    """Mean with weights 1, 2, 3, ... from the first token to the last (Muennighoff, arXiv 2202.08904)."""
-    weight_T1 = positions(length_B, hidden_TD.device)[:, None] + 1
-    length_B1 = on_device(length_B, hidden_TD.device)[:, None]
-    return _reduce(hidden_TD.float() * weight_T1, length_B, "sum") / (length_B1 * (length_B1 + 1) / 2)
+def weighted_mean(tokens: Tokens, _: Tensors) -> Tensor:
+    """Mean with weights 1, 2, 3, ... by the place in the text (Muennighoff, arXiv 2202.08904)."""
+    weight_T1 = tokens.place_T[:, None].float()
+    weighted_BD = tokens.reduced(tokens.hidden_TD.float() * weight_T1, "sum")
+    return weighted_BD / tokens.reduced(weight_T1, "sum")
 
 
-def _reduce(hidden_TD: Tensor, length_B: Sequence[int], how: str) -> Tensor:
-    lengths = on_device(length_B, hidden_TD.device)
-    # unsafe: without the check that the lengths add up to the rows, which would wait for the device
-    return torch.segment_reduce(hidden_TD.float(), how, lengths=lengths, unsafe=True)
+def no_tensors(width: int) -> dict[str, tuple[int, ...]]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way of pooling: ``pool(tokens, tensors)`` gives ``(B, D)`` in fp32.
+
+    ``shapes(width)`` names the tensors that it owns, for states ``width`` wide; they are trained, saved and
+    loaded with the model.
+    """
+
+    pool: Callable[[Tokens, Tensors], Tensor]
+    shapes: Callable[[int], dict[str, tuple[int, ...]]] = no_tensors
 
 
 # By the names of sentence-transformers.
-POOLING: dict[str, Callable[[Tensor, Sequence[int]], Tensor]] = {
-    "mean": mean,
-    "cls": cls,
-    "max": maximum,
-    "lasttoken": last,
-    "weightedmean": weighted_mean,
-    "mean_sqrt_len_tokens": mean_by_root,
+POOLING: dict[str, Mode] = {
+    "mean": Mode(mean),
+    "cls": Mode(cls),
+    "max": Mode(maximum),
+    "lasttoken": Mode(last),
+    "weightedmean": Mode(weighted_mean),
+    "mean_sqrt_len_tokens": Mode(mean_by_root),
 }
 
 
 @dataclass(frozen=True)
-class Pooling:
+class PoolingConfig:
     """One way of pooling, or several whose vectors stand side by side: ``mean``, ``cls+max``.
+
+    Attributes:
+        include_prompt: whether the tokens of the prompt, and special tokens before it, are pooled too.
 
     Raises:
         UserError: a name that ``POOLING`` lacks.
     """
 
     name: str = "mean"
+    include_prompt: bool = True
 
     def __post_init__(self) -> None:
         if unknown := [mode for mode in self.modes if mode not in POOLING]:
@@ -84,7 +142,66 @@ class Pooling:
         """Coordinates of the pooled vector, of states ``width`` wide."""
         return width * len(self.modes)
 
-    def __call__(self, hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
-        """Vectors ``(B, M)`` fp32 of packed states."""
-        pooled = [POOLING[mode](hidden_TD, length_B) for mode in self.modes]
+    def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        """All tensors: ``{place of the mode}.{name}``."""
+        modes = enumerate(POOLING[mode] for mode in self.modes)
+        return {f"{i}.{name}": shape for i, mode in modes for name, shape in mode.shapes(width).items()}
+
+    def num_parameters(self, width: int) -> int:
+        return sum(prod(shape) for shape in self.shapes(width).values())
+
+
+class Pooling(NamedTensors):
+    """The ways of a config on packed states.
+
+    Args:
+        width: of the states.
+        state: the tensors by the names of ``PoolingConfig.shapes``, taken over without copying.
+    """
+
+    def __init__(self, config: PoolingConfig, width: int, state: dict[str, Tensor] | None = None) -> None:
+        super().__init__(config.shapes(width), state or {})
+        self.config, self.width = config, width
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def dim(self) -> int:
+        """Coordinates of the pooled vector."""
+        return self.config.dim(self.width)
+
+    def facts(self) -> list[str]:
+        """What tells one pooling from another, beyond its name; nothing of most."""
+        prompt = [] if self.config.include_prompt else ["without the prompt"]
+        return [*prompt, *([self.digest()] if self.names else [])]
+
+    def forward(
+        self, hidden_TD: Tensor, length_B: Sequence[int], prompt_B: Sequence[int] | None = None
+    ) -> Tensor:
+        """Vectors ``(B, M)`` fp32 of packed states; of a text with no token to pool: zeros.
+
+        Args:
+            length_B: tokens of each text, at least one.
+            prompt_B: tokens of each text that belong to its prompt; None: there are no prompts.
+        """
+        if self.config.include_prompt or prompt_B is None or not any(prompt_B):
+            return self._pooled(Tokens(hidden_TD, length_B))
+        first_B = [min(prompt, length) for prompt, length in zip(prompt_B, length_B, strict=True)]
+        first_T = spread(on_device(first_B, hidden_TD.device), length_B)
+        left_T = positions(length_B, hidden_TD.device) >= first_T
+        left_B = [length - first for length, first in zip(length_B, first_B, strict=True)]
+        some = [i for i, left in enumerate(left_B) if left]
+        vector_BM = hidden_TD.new_zeros(len(left_B), self.dim, dtype=torch.float32)
+        if not some:
+            return vector_BM
+        tokens = Tokens(hidden_TD[left_T], [left_B[i] for i in some], [first_B[i] for i in some])
+        return vector_BM.index_copy(0, on_device(some, hidden_TD.device), self._pooled(tokens))
+
+    def _pooled(self, tokens: Tokens) -> Tensor:
+        pooled = []
+        for i, mode in enumerate(self.config.modes):
+            own = {name: self.tensor(f"{i}.{name}").float() for name in POOLING[mode].shapes(self.width)}
+            pooled.append(POOLING[mode].pool(tokens, own))
         return torch.cat(pooled, dim=-1) if len(pooled) > 1 else pooled[0]

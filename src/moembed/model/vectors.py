@@ -11,7 +11,7 @@ from torch import Tensor
 from moembed.model.encoder import Encoder
 from moembed.model.head import Head
 from moembed.model.pooling import Pooling
-from moembed.types import Batch, Encoded
+from moembed.types import Batch, Encoded, UserError
 
 
 def unit_vectors(
@@ -20,17 +20,26 @@ def unit_vectors(
     """Unit vectors ``(B, M)`` fp32 in the caller's order, for every depth asked for; default: the last.
 
     A text without a single token has the vector of zeros.
+
+    Raises:
+        UserError: the model leaves prompts out of pooling, and the batch does not say how long they are.
     """
+    if not pooling.config.include_prompt and batch.prompt_B is None:
+        raise UserError(
+            "this model leaves the prompt out of pooling (include_prompt false), and nothing says how many "
+            "tokens the prompts of these texts have: pass prompt_tokens"
+        )
     empty = batch.length_B.count(0)  # the shortest texts stand first
     length_B = batch.length_B[empty:]
     if batch.length_B and not length_B:
-        dim = head.dim(pooling.dim(encoder.spec.width))
+        dim = head.dim(pooling.dim)
         zeros_BM = torch.zeros(empty, dim, device=batch.token_T.device)
         return Encoded(dict.fromkeys(depths or [encoder.spec.num_layers], zeros_BM))
+    prompt_B = batch.prompt_B[empty:] if batch.prompt_B else None
     hidden, router = encoder(batch.token_T, length_B, depths)
 
     def vectors(states_TD: Tensor) -> Tensor:
-        vector_BM = head(pooling(states_TD, length_B))
+        vector_BM = head(pooling(states_TD, length_B, prompt_B))
         if empty:
             vector_BM = F.pad(vector_BM, (0, 0, empty, 0))
         return vector_BM[batch.restore_B]

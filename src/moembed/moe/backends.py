@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moembed.machine import requested_backend, supported_backend
-from moembed.moe import fused, grouped, timing
+from moembed.moe import fused, grouped, tiles, timing
 from moembed.moe.experts import Experts
 from moembed.moe.loop import loop
 from moembed.moe.router import Router
@@ -34,7 +34,7 @@ class Backend(NamedTuple):
 
 BACKENDS = (
     Backend("loop", loop, _anywhere),  # the reference: never chosen, only named
-    Backend("grouped", grouped.grouped, _anywhere),
+    Backend("grouped", tiles.grouped, _anywhere),
     Backend("grouped_mm", grouped.grouped_mm, grouped.unsupported_reason),
     Backend("fused", fused.fused, fused.unsupported_reason),
 )

@@ -1,7 +1,7 @@
-"""The backends that sort the pairs by expert: ``grouped``, and ``grouped_mm`` for GPUs.
+"""The backend ``grouped_mm`` for GPUs, which sorts the pairs by expert as `moembed.moe.tiles` does.
 
-``grouped_mm`` multiplies all experts at once and reads on the device where each begins: the host never asks
-how many tokens an expert got, so a GPU never waits for it.
+It multiplies all experts at once and reads on the device where each begins: the host never asks how many
+tokens an expert got, so a GPU never waits for it.
 """
 
 from __future__ import annotations
@@ -35,17 +35,6 @@ class Sorted:
         chosen_PE = routing.expert_P[order_P, None] == expert_E
         end_E = count_E.cumsum(0, dtype=torch.int32)
         return cls(order_P, routing.token_P[order_P], chosen_PE.to(dtype), end_E)
-
-
-def grouped(experts: Experts, hidden_TD: Tensor, routing: Routing) -> Tensor:
-    """One sort of the pairs by expert, one gather, one product per expert on a contiguous slice, one sum."""
-    order_P = routing.expert_P.argsort(stable=True)
-    token_P = routing.token_P[order_P]
-    counts = routing.stats.count_E.tolist()
-    slices_ND = torch.split(hidden_TD[token_P], counts)
-    pairs = zip(experts.functions(), slices_ND, strict=True)
-    output_PD = torch.cat([expert(slice_ND) for expert, slice_ND in pairs if len(slice_ND)])
-    return add_up(output_PD, token_P, routing.weight_P[order_P], hidden_TD)
 
 
 def grouped_mm(experts: Experts, hidden_TD: Tensor, routing: Routing) -> Tensor:

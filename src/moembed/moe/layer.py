@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -83,9 +84,19 @@ class MoE(nn.Module):
 
     def forward(
         self, hidden_TD: Tensor, length_B: Sequence[int], backend: str = AUTO
-    ) -> tuple[Tensor, RouterStats]:
+    ) -> tuple[Tensor, RouterStats | None]:
+        """The output, and what the router did; None where nobody counted it.
+
+        Rows behind the last text are padding: they are not routed, and their output is zeros.
+        """
+        if padding := len(hidden_TD) - sum(length_B):
+            output_TD, stats = self(hidden_TD[:-padding], length_B, backend)
+            return F.pad(output_TD, (0, 0, 0, padding)), stats
         routing = self.router(hidden_TD, length_B)
-        output_TD = self.routed(hidden_TD, routing, backend)
+        return self.completed(hidden_TD, self.routed(hidden_TD, routing, backend)), routing.stats
+
+    def completed(self, hidden_TD: Tensor, output_TD: Tensor) -> Tensor:
+        """The output of the routed experts with what every token gets: the shared bias, shared experts."""
         if self.bias_D is not None:
             output_TD = output_TD + self.bias_D
         if self.shared is not None:
@@ -95,7 +106,7 @@ class MoE(nn.Module):
                 output_TD = (top_k * output_TD + shared_TD) / (top_k + 1)
             else:
                 output_TD = output_TD + shared_TD
-        return output_TD, routing.stats
+        return output_TD
 
     def routed(self, hidden_TD: Tensor, routing: Routing, backend: str) -> Tensor:
         """The weighted sum of the outputs of every token's experts."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -57,6 +57,15 @@ class RouterConfig(Strict):
         return values
 
 
+class Pairs(NamedTuple):
+    """P routed pairs in the order of their tokens, and the probability of each."""
+
+    token_P: Tensor
+    expert_P: Tensor
+    weight_P: Tensor
+    prob_P: Tensor
+
+
 @dataclass(slots=True)
 class Routing:
     """P routed pairs in the order of their tokens, and what the router did, as sums and by token."""
@@ -85,18 +94,12 @@ class Router(nn.Module):
                 states_TD = states_TD * torch.empty_like(states_TD).uniform_(1 - jitter, 1 + jitter)
             logit_TE = self.logits(states_TD)
             prob_TE = logit_TE.softmax(-1)
-            score_TE = prob_TE.detach() if self.bias_E is None else prob_TE.detach() + self.bias_E
-            token_P, expert_P = ROUTERS[self.config.kind](score_TE, self.config.top_k, length_B)
-            chosen_P = prob_TE[token_P, expert_P]
-            weight_P = chosen_P
-            if self.config.normalize is not None:
-                power = self.config.normalize
-                power_T = chosen_P.new_zeros(len(hidden_TD)).index_add(0, token_P, chosen_P**power)
-                weight_P = chosen_P / power_T[token_P] ** (1 / power)
+            pairs = self.pairs(prob_TE, length_B)
             with torch.no_grad():
-                expert_E = torch.arange(prob_TE.shape[1], device=expert_P.device)
-                count_E = (expert_P == expert_E[:, None]).sum(1)  # bincount would wait for the GPU
+                expert_E = torch.arange(prob_TE.shape[1], device=prob_TE.device)
+                count_E = (pairs.expert_P == expert_E[:, None]).sum(1)  # bincount would wait for the GPU
                 entropy_T = -(prob_TE * logit_TE.log_softmax(-1)).sum(-1)
+            prob_P = pairs.prob_P.detach()
             stats = RouterStats(
                 layer=self.layer,
                 tokens=len(hidden_TD),
@@ -104,9 +107,19 @@ class Router(nn.Module):
                 prob_E=prob_TE.sum(0),
                 z=logit_TE.logsumexp(-1).square().sum(),
                 entropy=entropy_T.sum(),
-                top_mass=chosen_P.detach().sum(),
+                top_mass=prob_P.sum(),
             )
-        return Routing(token_P, expert_P, weight_P, stats, chosen_P.detach(), entropy_T)
+        return Routing(pairs.token_P, pairs.expert_P, pairs.weight_P, stats, prob_P, entropy_T)
+
+    def pairs(self, prob_TE: Tensor, length_B: Sequence[int]) -> Pairs:
+        """What the probabilities decide, without any statistics of it."""
+        score_TE = prob_TE.detach() if self.bias_E is None else prob_TE.detach() + self.bias_E
+        token_P, expert_P = ROUTERS[self.config.kind](score_TE, self.config.top_k, length_B)
+        prob_P = weight_P = prob_TE[token_P, expert_P]
+        if (power := self.config.normalize) is not None:
+            power_T = prob_P.new_zeros(len(prob_TE)).index_add(0, token_P, prob_P**power)
+            weight_P = prob_P / power_T[token_P] ** (1 / power)
+        return Pairs(token_P, expert_P, weight_P, prob_P)
 
     def logits(self, states_TD: Tensor) -> Tensor:
         """A score per token and expert, fp32 ``(T, E)``."""

@@ -6,9 +6,9 @@ Only templates know HTML. They escape every string; a drawing is markup already.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
@@ -113,3 +113,14 @@ def difference_cell(gap: Difference | None) -> Cell:
     if real:
         value = f"{'▲' if gap.mean > 0 else '▼'} {value}"
     return Cell(value, [formatting.interval(gap.low, gap.high), facts], "strong" if real else "")
+
+
+def made(about: Mapping[str, Any]) -> Iterator[Card]:
+    """When, on what and from where a page was made: a card of plain facts, and one for each group of them."""
+    plain = {name: str(value) for name, value in about.items() if not isinstance(value, Mapping)}
+    if plain:
+        yield Card("Date, versions, machine", facts=plain)
+    for name, values in about.items():
+        if isinstance(values, Mapping) and values:
+            heading = "Paths" if name == "paths" else f"Paths of the {name}"
+            yield Card(heading, facts={key: str(value) for key, value in values.items()})

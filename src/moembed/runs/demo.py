@@ -25,7 +25,7 @@ from moembed.evaluation.systems import KeepsDocuments
 from moembed.files import locked, require_free, write_json, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_config, read_folder
-from moembed.machine import best_dtype, machine
+from moembed.machine import best_dtype, machine, write_made
 from moembed.model.encoder import num_parameters
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
@@ -60,7 +60,8 @@ def recipe(base: str, out: Path, minutes: float, seed: int, max_length: int) -> 
         upcycle=UpcycleConfig(num_experts=8, every=2),
         minutes=minutes,
         batch_size=128,
-        chunk_tokens=8192,
+        chunk_tokens=4096,
+        graph_tokens=16384,  # a batch, so that it is embedded once
         query_length=min(32, max_length),
         document_length=min(96, max_length),
         loss=LossConfig(temperature=0.05, balance=0.01),
@@ -86,6 +87,7 @@ def _run(minutes: float, base: str, out: Path, twin: bool, seed: int, overwrite:
     require_free(out, overwrite)
     out.mkdir(parents=True)
     write_text(out / "recipe.yaml", dump(plan))
+    write_made(out, base=str(folder.resolve()), data="the installed Python packages")
 
     say("1/6  reading docstrings and code of the installed packages (nothing is imported or run)")
     pairs = collect()

@@ -23,9 +23,11 @@ from moembed.evaluation.sample import agreement, sample
 from moembed.evaluation.static import StaticEncoder
 from moembed.evaluation.tasks import evaluate as evaluate_task
 from moembed.evaluation.tasks import evaluate_bm25, metrics_of
+from moembed.evaluation.won_lost import WonLost, won_and_lost
 from moembed.files import require_writable
 from moembed.folder.bases import locate_base
 from moembed.folder.modules import is_static
+from moembed.machine import made
 from moembed.runs.system import EvaluationOptions, Outcome, System, evaluate_system
 from moembed.search.codecs import CODECS
 from moembed.types import UserError
@@ -79,7 +81,8 @@ def evaluate(
             outcomes[name] = evaluate_system(name, source, loaded, options, bar)
             if options.keep and not _keep(Path(options.keep), name, outcomes[name]):
                 unkept.append(name)
-        return replace(summarise(outcomes, loaded), unkept=unkept or None)
+        places = {"systems": _places(sources), "tasks": _task_places(_listed(tasks), loaded)}
+        return replace(summarise(outcomes, loaded), unkept=unkept or None, made=made() | places)
     except (KeyboardInterrupt, UserError) as error:
         finished = [name for name in outcomes if name not in unkept]
         if isinstance(error, KeyboardInterrupt):
@@ -87,6 +90,17 @@ def evaluate(
             raise Interrupted(kept or f"nothing is kept; {ADVICE}") from None
         kept = _what_is_kept(finished, options) if finished else ""
         raise UserError(f"{error}; {kept}" if kept else str(error)) from None
+
+
+def _places(sources: Mapping[str, System]) -> dict[str, str]:
+    """Where each system lies, as an absolute path; BM25 and models in memory lie nowhere."""
+    return {name: str(source.resolve()) for name, source in sources.items() if isinstance(source, Path)}
+
+
+def _task_places(given: Sequence[str | Path | Task], loaded: Sequence[Task]) -> dict[str, str]:
+    """Where each task lies; ``loaded`` holds those of paths first, each path once."""
+    paths = dict.fromkeys(str(Path(task).resolve()) for task in given if isinstance(task, (str, Path)))
+    return {task.name: path for path, task in zip(paths, loaded, strict=False)}
 
 
 def _listed(given: str | Path | Task | Sequence[str | Path | Task]) -> Sequence[str | Path | Task]:
@@ -234,7 +248,9 @@ def summarise(
     found["tasks"] = {}
     for task in tasks:
         if task.name in compared.tasks:
-            found["tasks"][task.name] = _task(task, _fields(compared.tasks[task.name]), outcomes)
+            found["tasks"][task.name] = _task(
+                task, _fields(compared.tasks[task.name]), outcomes, compared.reference
+            )
         else:
             warnings.warn(f"no system here can be scored on {task.name}, a task of {task.kind}", stacklevel=2)
     return EvaluationResult(
@@ -249,9 +265,12 @@ def _fields(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
-def _task(task: Task, cells: dict[str, Any], outcomes: Mapping[str, Outcome]) -> EvaluatedTask:
+def _task(
+    task: Task, cells: dict[str, Any], outcomes: Mapping[str, Outcome], reference: str
+) -> EvaluatedTask:
     scored = {name: outcome for name, outcome in outcomes.items() if task.name in outcome.scores}
-    noted = [note for outcome in scored.values() for note in outcome.scores[task.name].notes]
+    scores = {name: outcome.scores[task.name] for name, outcome in scored.items()}
+    noted = [note for found in scores.values() for note in found.notes]
     return EvaluatedTask(
         **cells,
         notes=[*task.notes, *dict.fromkeys(noted)],
@@ -262,7 +281,23 @@ def _task(task: Task, cells: dict[str, Any], outcomes: Mapping[str, Outcome]) ->
             for name, outcome in scored.items()
             if task.name in outcome.truncated
         },
+        queries=_queries(
+            task, {name: outcome.scores[task.name] for name, outcome in scored.items()}, reference
+        ),
     )
+
+
+def _queries(task: Task, scores: Mapping[str, Scores], reference: str) -> dict[str, WonLost]:
+    """What the reference won and lost, against every other system of a retrieval task."""
+    if not isinstance(task, RetrievalTask) or reference not in scores:
+        return {}
+    texts = dict(zip(task.query_ids, task.queries, strict=True))
+    found = {
+        name: won_and_lost(texts, scores[reference], other)
+        for name, other in scores.items()
+        if name != reference
+    }
+    return {name: queries for name, queries in found.items() if queries}
 
 
 def _curve(outcome: Outcome) -> list[SizeScore]:

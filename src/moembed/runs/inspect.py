@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from moembed.files import read_json
 from moembed.folder.adapter import base_of
 from moembed.folder.modules import encoder_folder, is_static
 from moembed.folder.read import config_folder, read_config, read_settings
+from moembed.folder.static import ANY_LENGTH
 from moembed.folder.tensors import stored_dtypes, weight_files
 from moembed.inference.static import StaticEmbedder
 from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoE
 from moembed.packing import pack, token_budget
+from moembed.runs.expert_words import ExpertWords
 from moembed.search.embed import column_texts
 from moembed.types import RouterStats, UserError
 
@@ -78,7 +80,7 @@ def _describe_static(folder: Path) -> dict[str, Any]:
         "vocabulary": len(model.table_VD),
         "pooling": "mean",
         "prompts": model.tokenizer.prompts,
-        "max_length": model.max_length,
+        "max_length": model.max_length if model.max_length < ANY_LENGTH else None,
         "parameters": model.num_parameters(),
     }
 
@@ -119,13 +121,17 @@ def _count(spec: EncoderSpec, head: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def expert_load(
-    model: Embedder, source: Path, column: str = "text", prompt_name: str | None = None
+    model: Embedder, source: Path, column: str = "text", prompt_name: str | None = None, words: int = 8
 ) -> dict[str, Any]:
     """Run the texts of a file and add up what every router did.
 
+    Args:
+        words: how many typical words and pieces of words to give for every expert; 0 for none.
+
     Returns:
         ``texts``, ``tokens``, and per MoE layer the share of the pairs each expert got, the mean entropy of
-        the router in nats, the mean probability of the chosen experts, and the number of unused experts.
+        the router in nats, the mean probability of the chosen experts, the number of unused experts, and
+        what `moembed.runs.expert_words.ExpertWords.layer` says of words. Prompts are tokens like others.
 
     Raises:
         UserError: a dense model, no rows, or a row without a string in ``column``.
@@ -134,19 +140,37 @@ def expert_load(
         raise UserError("this model has no experts, so there is no load to show")
     count = 0
     stats: dict[int, RouterStats] = {}
+    seen = ExpertWords(model.encoder.spec.moe.num_experts) if words else None
     for rows in iter_rows(source, BLOCK_ROWS):
         texts = column_texts(rows, column, source, count)
         count += len(texts)
-        for part in _route(model, texts, prompt_name):
+        for part in _route(model, texts, prompt_name, seen):
             stats[part.layer] = stats[part.layer] + part if part.layer in stats else part
     if not stats:
         raise UserError(f"{source} holds no rows to show the load of")
     tokens = next(iter(stats.values())).tokens
-    return {"texts": count, "tokens": tokens, "layers": [stats[layer].summary() for layer in sorted(stats)]}
+    layers = [stats[layer].summary() | (seen.layer(layer, words) if seen else {}) for layer in sorted(stats)]
+    return {"texts": count, "tokens": tokens, "layers": layers}
 
 
-def _route(model: Embedder, texts: list[str], prompt_name: str | None) -> Iterable[RouterStats]:
-    token_rows, _ = model.tokenizer.rows(texts, prompt=model.tokenizer.prompt(prompt_name))
+def _route(
+    model: Embedder, texts: list[str], prompt_name: str | None, seen: ExpertWords | None
+) -> Iterator[RouterStats]:
+    prompt = model.tokenizer.prompt(prompt_name)
+    token_rows, _ = model.tokenizer.rows(texts, prompt=prompt)
+    word_rows = model.tokenizer.word_rows(texts, prompt=prompt) if seen else []
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
-    batches = (pack([token_rows[i] for i in group]).to(model.device) for group in groups)
-    return chain.from_iterable(model(batch).router for batch in batches)
+    piece = model.tokenizer.backend.id_to_token
+    for group in groups:
+        # no vector is looked at, so nobody asks where the prompt of a text ends
+        batch = pack([token_rows[i] for i in group], prompt_tokens=[0] * len(group))
+        if seen is None:
+            yield from model(batch.to(model.device)).router
+            continue
+        # the batch holds the rows in an order of its own: the shortest first
+        order = [group[i] for i in batch.restore_B.argsort().tolist()]
+        words = list(chain.from_iterable(word_rows[i] for i in order))
+        seen.expect(words, [piece(token) or str(token) for token in batch.token_T.tolist()])
+        with seen.watching(model.encoder):
+            found = model(batch.to(model.device)).router
+        yield from found

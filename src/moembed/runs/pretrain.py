@@ -19,7 +19,7 @@ from moembed.files import locked, require_free, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.machine import choose_precision
+from moembed.machine import RUN_FILE, choose_precision, write_made
 from moembed.report.card import write_card
 from moembed.tokenizer import Tokenizer
 from moembed.training.log import read_metrics
@@ -139,6 +139,8 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
             require_free(run, overwrite)
             run.mkdir(parents=True, exist_ok=True)
             write_text(run / "recipe.yaml", dump(config))
+            paths = ", ".join(source.path for source in config.data)
+            write_made(run, base=str(folder.resolve()), data=paths)
         corpus = _corpus(config, parts.tokenizer, run, resume)
     tell(
         f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {config.sequence_length} tokens; "
@@ -192,7 +194,8 @@ def _corpus(config: PretrainConfig, tokenizer: Tokenizer, run: Path, resume: boo
             )  # fmt: skip
     except UserError:
         if not resume:  # so that the folder is not in the way of the next try
-            (run / "recipe.yaml").unlink()
+            for name in ("recipe.yaml", RUN_FILE):
+                (run / name).unlink(missing_ok=True)
         raise
 
 

@@ -20,7 +20,7 @@ from moembed.embedder import Embedder
 from moembed.files import locked, require_free, write_text
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
-from moembed.machine import choose_precision
+from moembed.machine import choose_precision, write_made
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions, fit_lengths
@@ -171,6 +171,8 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
             require_free(run, overwrite)
             run.mkdir(parents=True, exist_ok=True)
             write_text(run / "recipe.yaml", dump(config))
+            data = ", ".join(source.path for source in config.data)
+            write_made(run, base=config.base, data=data)
     tell(
         f"{model.num_parameters():,} parameters, {model.num_parameters(active=True):,} active, "
         f"{choose_precision(config.precision, model.device)}, recipe {config_hash(config)}"

@@ -65,7 +65,7 @@ class Float32:
 
 
 class Float16(Float32):
-    """Every coordinate rounded to half precision: for |x| ≤ 1 by at most 2⁻¹¹ · |x| + 2⁻²⁵."""
+    """Every coordinate rounded to half precision: for ``|x| ≤ 1`` by at most ``2⁻¹¹ · |x| + 2⁻²⁵``."""
 
     dtype = np.float16
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from moembed.data.readers import string_problem
 from moembed.data.sources import iter_rows
 from moembed.encoding import TextEncoder, View
 from moembed.files import locked
@@ -148,16 +149,6 @@ def column_texts(rows: list[dict[str, Any]], column: str, source: Path, first: i
         if column not in row:
             found = ", ".join(map(repr, row))
             raise UserError(f"{source}, row {number}: no column {column!r}, it has {found}")
-        if problem := _problem(row[column]):
+        if problem := string_problem(row[column]):
             raise UserError(f"{source}, row {number}: column {column!r} {problem}")
     return [row[column] for row in rows]
-
-
-def _problem(value: Any) -> str | None:
-    if not isinstance(value, str):
-        return "is null, not a string" if value is None else f"is a {type(value).__name__}, not a string"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "is not UTF-8"
-    return None

@@ -38,12 +38,12 @@ class Closeness:
 
 @dataclass(frozen=True, slots=True)
 class InvarianceScores:
-    """What company and casing do to the vectors of a model.
+    """What other texts of a batch, and casing, do to the vectors of a model.
 
     Attributes:
         tolerance: largest difference of a coordinate that rounding explains in ``dtype``.
         steady: whether no difference is larger.
-        company: by what stood beside the texts.
+        company: by which other texts stood beside.
         casing: by the case of the letters, mean and quantiles of the cosines with the text itself.
     """
 
@@ -55,7 +55,7 @@ class InvarianceScores:
 
 
 def measure(subject: Subject) -> InvarianceScores | None:
-    """What company does to the vectors of ``TEXTS``, and what casing does; None for BM25, which has none."""
+    """What other texts and casing do to the vectors of ``TEXTS``; None for BM25, which has none."""
     if subject.model is None:
         return None
     dtype = subject.model.dtype
@@ -70,7 +70,7 @@ def measure(subject: Subject) -> InvarianceScores | None:
 
 
 def _company(subject: Subject) -> dict[str, Closeness]:
-    """Each text by itself against the same text in company."""
+    """Each text by itself against the same text among others."""
     texts = list(TEXTS)
     alone_BM = _alone(subject, texts)
     vectors = {

@@ -6,17 +6,19 @@ import ctypes
 import sys
 from collections.abc import Callable
 from functools import cache
+from itertools import count
 
-EVERY = 2  # chunks: what is returned has to be asked for again, which costs time
+EVERY = 16  # chunks: what is returned has to be asked for again, which costs time
+_chunks = count(1)
 
 
-def trim_heap(device: str, chunk: int) -> None:
-    """After some chunks on the CPU: return freed blocks to the system.
+def trim_heap(device: str) -> None:
+    """After every sixteenth chunk on the CPU: return freed blocks to the system.
 
     glibc keeps them, and often cannot use them again for aligned ones of the same size, as torch asks for:
     the process would grow with every chunk. Nothing to do on other devices and with other C libraries.
     """
-    if device == "cpu" and chunk % EVERY == EVERY - 1 and (trim := _malloc_trim()):
+    if device == "cpu" and next(_chunks) % EVERY == 0 and (trim := _malloc_trim()):
         trim(0)
 
 

@@ -47,8 +47,9 @@ def make(make_model: MakeModel, kind: str = "token_choice", chance: float = 0.2)
 ROLES = SourceFormat("query", "document", "info_nce")
 
 
-def prepared(model: Embedder, chunk_tokens: int) -> PairBatch:
-    return prepare(PAIRS, ROLES, model.tokenizer, ContrastiveConfig(steps=1, chunk_tokens=chunk_tokens))
+def prepared(model: Embedder, chunk_tokens: int, graph_tokens: int | None = None) -> PairBatch:
+    config = ContrastiveConfig(steps=1, chunk_tokens=chunk_tokens, graph_tokens=graph_tokens)
+    return prepare(PAIRS, ROLES, model.tokenizer, config)
 
 
 def mask(batch: PairBatch) -> Tensor:
@@ -105,11 +106,14 @@ def gradients(model: Embedder) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 25, 60, 100_000])
+@pytest.mark.parametrize("graph_tokens", [None, 70, 100_000])
 @pytest.mark.parametrize("kind", ["token_choice", "expert_choice"])
-def test_cached_equals_plain_with_everything_on(kind: str, chunk_tokens: int, make_model: MakeModel) -> None:
+def test_cached_equals_plain_with_everything_on(
+    kind: str, graph_tokens: int | None, chunk_tokens: int, make_model: MakeModel
+) -> None:
     """Dropout, jitter, hard negatives, a duplicate mask, three depths, balance and z-loss, uneven chunks."""
     model = make(make_model, kind)
-    batch = prepared(model, chunk_tokens)
+    batch = prepared(model, chunk_tokens, graph_tokens)
     sizes = [len(chunk.length_B) for chunk in batch.chunks.batches]
     assert len(sizes) == {1: 15, 100_000: 1}.get(chunk_tokens, len(sizes))
     assert chunk_tokens not in (25, 60) or len(set(sizes)) > 1
@@ -155,9 +159,17 @@ def test_gradients_add_to_those_already_there(make_model: MakeModel) -> None:
     assert all(close(parameter.grad, 2 * once[name]) for name, parameter in model.named_parameters())
 
 
-def test_only_the_second_pass_builds_graphs(make_model: MakeModel) -> None:
+@pytest.mark.parametrize("graph_tokens", [None, 70, 100_000])
+def test_chunks_that_keep_their_graph_are_embedded_once(
+    graph_tokens: int | None, make_model: MakeModel
+) -> None:
     model = make(make_model)
-    batch = prepared(model, 40)
+    batch = prepared(model, 40, graph_tokens)
+    count, kept = len(batch.chunks.batches), batch.chunks.kept
+    tokens = [sum(chunk.length_B) for chunk in batch.chunks.batches]
+    assert kept == {None: 1, 70: kept, 100_000: count}[graph_tokens]
+    assert sum(tokens[-kept:]) <= max(40, graph_tokens or 0)
+    assert kept == count or sum(tokens[-kept - 1 :]) > max(40, graph_tokens or 0)
     modes: list[bool] = []
 
     def embed(chunk: Batch) -> Encoded:
@@ -165,7 +177,7 @@ def test_only_the_second_pass_builds_graphs(make_model: MakeModel) -> None:
         return model(chunk, DEPTHS)
 
     backward(embed, batch.chunks, contrastive(batch), router_loss)
-    assert modes == [False] * len(batch.chunks.batches) + [True] * len(batch.chunks.batches)
+    assert modes == [False] * (count - kept) + [True] * kept + [True] * (count - kept)
 
 
 def test_the_router_terms_reach_the_routers(make_model: MakeModel) -> None:

@@ -12,6 +12,7 @@ from moembed.families.bert import write_config as write_bert
 from moembed.folder.parts import Parts
 from moembed.model.block import LayerSpec
 from moembed.model.head import HeadConfig
+from moembed.model.pooling import PoolingConfig
 from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
 
@@ -39,7 +40,7 @@ def as_graph(parts: Parts, fold_expert_bias: bool) -> tuple[str, Parts]:
     spec, state = parts.spec, dict(parts.state)
     nomic = "nomic-bert" if spec.layers[0].ffn.gated else "nomic-bert-moe"
     architecture = nomic if rotary else "bert"
-    _require(spec, parts.pooling.name, architecture)
+    _require(spec, parts.pooling, architecture)
     if parts.head != HeadConfig():
         raise UserError("llama.cpp reads no dense layers behind pooling, and this model has some")
     for layer in spec.moe_layers:
@@ -58,7 +59,7 @@ def as_graph(parts: Parts, fold_expert_bias: bool) -> tuple[str, Parts]:
     return architecture, replace(parts, spec=spec.with_layers(computed), state=state, source={})
 
 
-def _require(spec: EncoderSpec, pooling: str, architecture: str) -> None:
+def _require(spec: EncoderSpec, pooling: PoolingConfig, architecture: str) -> None:
     layer, moe = spec.layers[0], spec.moe
     gated, activation = layer.ffn.gated, layer.ffn.activation
     plain = activation in ("gelu", "gelu_tanh")
@@ -73,7 +74,8 @@ def _require(spec: EncoderSpec, pooling: str, architecture: str) -> None:
         "expert weights divided by their norm (router.normalize null keeps the raw probabilities it takes)": (
             moe is not None and moe.router.normalize is not None
         ),
-        f"pooling {pooling!r} (known: {', '.join(POOLING)})": pooling not in POOLING,
+        f"pooling {pooling.name!r} (known: {', '.join(POOLING)})": pooling.name not in POOLING,
+        "pooling that leaves the prompt out (include_prompt false)": not pooling.include_prompt,
     }
     if found := [what for what, true in unsayable.items() if true]:
         raise UserError(f"llama.cpp's {architecture} graph cannot run this model: it has {'; '.join(found)}")

@@ -15,15 +15,18 @@ from moembed.export.onnx.graph import Graph, numpy
 from moembed.folder.parts import Parts
 from moembed.model.block import LayerSpec
 from moembed.model.head import Dense, HeadConfig
+from moembed.model.pooling import PoolingConfig
 from moembed.model.rope import RopeSpec
 from moembed.model.spec import EncoderSpec
 from moembed.moe.ffn import Activation
+from moembed.types import UserError
 
 if TYPE_CHECKING:
     import onnx
 
 FLOAT = 1  # onnx.TensorProto.FLOAT
 _ALSO_IN_BLOCKS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "silu": "silu"}
+_POOLING = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 
 def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.ModelProto:
@@ -39,6 +42,7 @@ def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.M
     from onnx import helper
 
     require_computed(parts.spec)
+    require_pooling(parts.pooling)
     head_state = {f"head.{name}": tensor for name, tensor in parts.head_state.items()}
     graph = Graph(parts.state | head_state, int8)
     layout = read_mask(graph)
@@ -141,6 +145,17 @@ def block(
     added_TD = norm(added_TD, "ffn_out_norm") if sandwich else added_TD
     states_TD = graph.op("Add", states_TD, added_TD)
     return (states_TD if pre else norm(states_TD, "ffn_norm")), added_TD
+
+
+def require_pooling(pooling: PoolingConfig) -> None:
+    """Refuse what the graph cannot say; tokens come in without a word about which of them are a prompt."""
+    if unknown := [mode for mode in pooling.modes if mode not in _POOLING]:
+        raise UserError(f"the ONNX graph has no pooling {unknown[0]!r} (known: {', '.join(_POOLING)})")
+    if not pooling.include_prompt:
+        raise UserError(
+            "the ONNX graph cannot leave the prompt out of pooling (include_prompt false): it does not know "
+            "which tokens are the prompt's"
+        )
 
 
 def pool(graph: Graph, pooling: str, layout: Layout, hidden_BSD: str) -> str:

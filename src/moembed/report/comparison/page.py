@@ -7,11 +7,11 @@ from pathlib import Path
 
 from moembed.compare import formatting, verdict
 from moembed.compare.results import Comparison
-from moembed.evaluation.result import EvaluationResult
+from moembed.evaluation.result import EvaluatedTask, EvaluationResult
 from moembed.report.comparison import cards, tables, text
 from moembed.report.comparison.rows import Rows, costs, sizes, sort
 from moembed.report.page import write_page
-from moembed.report.pieces import Card, Tile
+from moembed.report.pieces import Card, Table, Tile, made
 
 TILES = 4  # systems among the tiles, at most
 
@@ -35,6 +35,7 @@ def write_comparison(path: Path, result: Comparison) -> None:
         tiles=list(_tiles(rows)),
         scores=list(_scores(result, rows)),
         differences=list(_differences(result, rows)),
+        queries=list(_queries(result, rows)),
         languages=list(cards.by("language", rows.languages, rows)),
         lengths=list(cards.by("length in characters", rows.lengths, rows)),
         sizes=list(cards.sizes(sizes(result), rows)),
@@ -42,11 +43,12 @@ def write_comparison(path: Path, result: Comparison) -> None:
         experts=list(cards.routers(routers)),
         notes=list(text.notes(result)),
         method=text.method(rows),
+        run=list(made(result.made)) if isinstance(result, EvaluationResult) and result.made else [],
     )
 
 
 def _title(rows: Rows) -> str:
-    others = rows.others
+    others = rows.contenders
     if not others:
         return rows.reference
     named = formatting.listing(others) if len(others) < 4 else f"{len(others)} systems"
@@ -56,7 +58,7 @@ def _title(rows: Rows) -> str:
 def _tiles(rows: Rows) -> Iterator[Tile]:
     """The score of the reference and of what it is compared to, and how much there was to compare."""
     overall = rows.overall
-    systems = [system for system in (rows.reference, *rows.others) if system in overall.scores]
+    systems = [system for system in rows.columns if system in overall.scores]
     for system in systems[:TILES]:
         score, gap = overall.scores[system], overall.gaps.get(system)
         more = formatting.interval(score.low, score.high)
@@ -87,3 +89,20 @@ def _differences(result: Comparison, rows: Rows) -> Iterator[Card]:
         f"▲ really better, ▼ really worse: p < {verdict.REAL} after Holm's correction."
     )
     yield Card(f"Differences to {rows.reference}", about, wide=True, tables=[tables.differences(rows)])
+
+
+def _queries(result: Comparison, rows: Rows) -> Iterator[Card]:
+    """How many queries the reference won and lost, and which, against the first of the other systems."""
+    counts = tables.won_lost(result, rows)
+    if counts is None:
+        return
+    about = f"Won: {rows.reference} scores higher on the query than the system above."
+    yield Card("How many", about, wide=True, tables=[counts])
+    other = rows.contenders[0]
+    tasks = {name: task for name, task in result.tasks.items() if isinstance(task, EvaluatedTask)}
+    found: Iterator[Table | None] = (
+        tables.queries(task, name, other, folded=len(tasks) > 1) for name, task in tasks.items()
+    )
+    if shown := [table for table in found if table]:
+        about = f"The largest differences between {rows.reference}, the reference, and {other}."
+        yield Card(f"Which, against {other}", about, wide=True, tables=shown)

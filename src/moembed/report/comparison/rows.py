@@ -24,6 +24,7 @@ NOUNS = {
     "classification": "texts",
     "clustering": "texts",
 }
+BASELINES = ("static", "bm25")
 HEADINGS = {"sts": "Semantic similarity", "bitext": "Bitext mining"}  # of kinds; others are their own name
 
 
@@ -62,6 +63,16 @@ class Rows:
     @property
     def others(self) -> list[str]:
         return [system for system in self.systems if system != self.reference]
+
+    @property
+    def columns(self) -> list[str]:
+        """All systems, those first that are looked for: a narrow screen shows no more than two or three."""
+        return [*[self.reference] * (self.reference in self.systems), *self.contenders]
+
+    @property
+    def contenders(self) -> list[str]:
+        """All but the reference: models first, then the baselines that every evaluation has."""
+        return sorted(self.others, key=lambda system: system in BASELINES)
 
     @property
     def single(self) -> list[Row]:

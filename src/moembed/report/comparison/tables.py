@@ -8,7 +8,8 @@ from dataclasses import replace
 from moembed.compare import formatting
 from moembed.compare.estimates import Estimate
 from moembed.compare.results import Comparison
-from moembed.evaluation.result import SizeScore
+from moembed.evaluation.result import EvaluatedTask, SizeScore
+from moembed.evaluation.won_lost import WonLost
 from moembed.report.comparison.rows import Row, Rows, row
 from moembed.report.pieces import MISSING, Cell, Table, difference_cell, score_cell
 
@@ -26,7 +27,7 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
 def scores(rows: Rows) -> Table:
     """Tasks x systems by the main metric of each task; the highest score of a row is marked."""
     groups = {
-        heading: [[_title(one), *_scores(one.scores, rows.systems)] for one in some]
+        heading: [[_title(one), *_scores(one.scores, rows.columns)] for one in some]
         for heading, some in rows.groups()
     }
     return Table(["", *_heads(rows)], groups)
@@ -36,16 +37,17 @@ def differences(rows: Rows) -> Table:
     """Tasks x other systems: how far each is from the reference."""
     groups = {
         heading: [
-            [_title(one), *(difference_cell(one.gaps.get(other)) for other in rows.others)] for one in some
+            [_title(one), *(difference_cell(one.gaps.get(other)) for other in rows.contenders)]
+            for one in some
         ]
         for heading, some in rows.groups()
     }
-    return Table(["", *(Cell(other, [f"− {rows.reference}"]) for other in rows.others)], groups)
+    return Table(["", *(Cell(other, [f"− {rows.reference}"]) for other in rows.contenders)], groups)
 
 
 def figures(some: Sequence[Row], rows: Rows) -> Table:
     """What a plot of ``some`` rows shows, to read off."""
-    cells = [[_title(one), *_scores(one.scores, rows.systems)] for one in some]
+    cells = [[_title(one), *_scores(one.scores, rows.columns)] for one in some]
     return Table(["", *_heads(rows)], {"": cells}, FIGURES)
 
 
@@ -57,7 +59,7 @@ def metrics(result: Comparison, rows: Rows) -> list[Table]:
         if len(found) > 1:
             lines = [row(formatting.metric_name(metric), metric, task) for metric in found]
             groups[name] = [
-                [_title(line), *(score_cell(line.scores.get(system)) for system in rows.systems)]
+                [_title(line), *(score_cell(line.scores.get(system)) for system in rows.columns)]
                 for line in lines
             ]
     return [Table(["", *_heads(rows)], groups, "Every metric")] if groups else []
@@ -86,8 +88,38 @@ def sizes(sizes: Mapping[str, Sequence[SizeScore]]) -> Table:
     return Table(["Dimensions", *codecs], groups, FIGURES)
 
 
+def won_lost(result: Comparison, rows: Rows) -> Table | None:
+    """Tasks x other systems: how many queries the reference won, lost, or answered alike."""
+    lines: list[list[Cell | str]] = []
+    for name, task in result.tasks.items():
+        counts = task.queries if isinstance(task, EvaluatedTask) else {}
+        if counts:
+            cells = (_counts(counts[other]) if other in counts else MISSING for other in rows.contenders)
+            lines.append([name, *cells])
+    return Table(["", *rows.contenders], {"": lines}) if lines else None
+
+
+def queries(task: EvaluatedTask, name: str, other: str, folded: bool) -> Table | None:
+    """The queries of a task on which the reference and ``other`` differ most."""
+    found = task.queries.get(other)
+    if not found or not (found.won or found.lost):
+        return None
+    groups = {
+        heading: [
+            [one.query, formatting.decimal(one.reference), formatting.decimal(one.other)] for one in some
+        ]
+        for heading, some in (("won", found.most_won), ("lost", found.most_lost))
+        if some
+    }
+    return Table([f"Query of {name}", "reference", other], groups, name if folded else "")
+
+
+def _counts(found: WonLost) -> Cell:
+    return Cell(f"{found.won:,} won", [f"{found.lost:,} lost", f"{found.alike:,} alike"])
+
+
 def _heads(rows: Rows) -> Iterator[Cell]:
-    for system in rows.systems:
+    for system in rows.columns:
         yield Cell(system, ["reference"] if rows.others and system == rows.reference else [])
 
 

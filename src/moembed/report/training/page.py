@@ -15,11 +15,21 @@ import numpy as np
 from moembed.compare import formatting
 from moembed.compare.estimates import Difference, Estimate
 from moembed.compare.verdict import REAL
+from moembed.machine import RUN_FILE
 from moembed.report import plots
 from moembed.report.page import write_page
-from moembed.report.pieces import Card, Entry, Row, Table, Tile, ends, figure_cell
+from moembed.report.pieces import Card, Entry, Row, Table, Tile, ends, figure_cell, made
 from moembed.report.training import experts, scores, text
-from moembed.report.training.reading import Log, RunReport, number, read_log, read_report, series, smooth
+from moembed.report.training.reading import (
+    Log,
+    RunReport,
+    number,
+    read_log,
+    read_made,
+    read_report,
+    series,
+    smooth,
+)
 
 KNOWN = dict(zip(text.SYSTEMS, plots.LOOKS, strict=False))
 CURVES = {
@@ -33,7 +43,7 @@ CURVES = {
 
 
 def write_report(run: Path, title: str) -> Path:
-    """Write ``run/report.html`` from ``run/metrics.jsonl`` and, where it exists, ``run/report.json``.
+    """Write ``report.html`` of a run from its log and, where they exist, ``report.json`` and ``run.json``.
 
     Lines of the log that cannot be read (a killed run leaves a torn one) are left out and counted.
 
@@ -54,9 +64,12 @@ def write_report(run: Path, title: str) -> Path:
         experts=list(experts.cards(log)),
         notes=[*report.notes, *text.warnings(log, skipped)],
         run=[
-            Card(name.capitalize(), facts={key: _fact(value) for key, value in facts.items()})
-            for name, facts in report.facts.items()
-            if facts
+            *made(read_made(run / RUN_FILE)),
+            *(
+                Card(name.capitalize(), facts={key: _fact(value) for key, value in facts.items()})
+                for name, facts in report.facts.items()
+                if facts
+            ),
         ],
     )
     return path

@@ -86,6 +86,14 @@ def read_report(path: Path) -> RunReport:
     )
 
 
+def read_made(path: Path) -> dict[str, Any]:
+    """When, on what and from where the run was made; empty where nobody wrote it down."""
+    try:
+        return mapping(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
 def _table(section: object, read: Callable[[dict[str, Any]], T | None]) -> dict[str, dict[str, T]]:
     """Every entry that holds a finite figure."""
     table = {}

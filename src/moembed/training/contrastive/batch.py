@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from moembed.data.text_key import text_number
 from moembed.embedder import Embedder
 from moembed.losses.negatives import Duplicates
-from moembed.packing import pack, token_budget
+from moembed.packing import even_budget, pack
 from moembed.tokenizer import Tokenizer
 from moembed.training.contrastive.gradcache import Chunks
 from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
@@ -88,16 +89,23 @@ def prepare(
     groups = [(role, language) for role in ("document", "query") for language in sorted(set(language_Q))]
     number = {group: i for i, group in enumerate(groups)}
     # neighbours in length share a chunk
-    chunks = token_budget([len(row) for row in rows], config.chunk_tokens)
+    lengths = [len(row) for row in rows]
+    chunks = even_budget(lengths, config.chunk_tokens)
+    names = (form.query_prompt, form.document_prompt)
+    prompts = [tokenizer.prompt_tokens(tokenizer.prompt(name)) for name in names]
+    prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
     own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
     return PairBatch(
         pairs=pairs,
         source=source,
         loss=form.loss,
         chunks=Chunks(
-            batches=[pack([rows[i] for i in chunk]) for chunk in chunks],
+            batches=[
+                pack([rows[i] for i in chunk], prompt_tokens=[prompt_B[i] for i in chunk]) for chunk in chunks
+            ],
             row_CB=[torch.tensor([row_B[i] for i in chunk]) for chunk in chunks],
             rows=len(owner_B),
+            kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
         ),
         known=Duplicates.of(_numbers(queries), number_N, own_Q),
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
@@ -107,6 +115,12 @@ def prepare(
         groups=groups,
         group_CB=[torch.tensor([number[group_B[i]] for i in chunk]) for chunk in chunks],
     )
+
+
+def _kept(tokens_C: Sequence[int], config: ContrastiveConfig) -> int:
+    """How many of the last chunks, of so many tokens each, keep their graph."""
+    room = max(config.chunk_tokens, config.graph_tokens or 0)
+    return max(1, sum(tokens <= room for tokens in accumulate(reversed(tokens_C))))
 
 
 def _tokens(

@@ -74,6 +74,7 @@ class ContrastiveConfig(LoopConfig):
     minutes: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=256, ge=2)  # pairs per step, all processes together
     chunk_tokens: int = Field(default=16384, ge=1)  # tokens computed at a time: memory, not the result
+    graph_tokens: int | None = Field(default=None, ge=1)  # of chunks embedded once; None: chunk_tokens
     query_length: int = Field(default=64, ge=3)
     document_length: int = Field(default=256, ge=3)
     negatives: int | None = Field(default=None, ge=0)  # hard negatives used per pair; None: all of them

@@ -141,6 +141,7 @@ class ContrastiveTask:
                 "did without a word: train into another folder"
             )
         self.model.encoder.load_state_dict(parts.state)
+        self.model.pooling.load(parts.pooling_state)
         self.model.head.load(parts.head_state)
 
     @torch.no_grad()

@@ -129,4 +129,5 @@ class MaskedLMTask:
     def read(self, folder: Path) -> None:
         parts = read_folder(folder)
         self.model.encoder.load_state_dict(parts.state)
+        self.model.pooling.load(parts.pooling_state)
         self.model.head.load(parts.head_state)

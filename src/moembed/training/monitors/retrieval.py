@@ -225,7 +225,10 @@ class RetrievalMonitor(Monitor):
         kind = self.model.device.split(":")[0]
         with torch.autocast(kind, self.precision, enabled=self.precision != torch.float32):
             rows, _ = self.model.rows(texts, role=role)
-            return self.model.embed(rows, batch_tokens=self.batch_tokens, progress=progress)
+            known = self.model.prompt_tokens(role=role)
+            return self.model.embed(
+                rows, batch_tokens=self.batch_tokens, progress=progress, prompt_tokens=known
+            )
 
     # ---- a resumed run -------------------------------------------------------------------------------
 

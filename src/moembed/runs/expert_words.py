@@ -1,0 +1,137 @@
+"""What experts do, in words: which words and pieces of words every expert sees more than its share of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from moembed.moe.router import Router, Routing
+
+
+class LabelCounts:
+    """How often tokens of each label (a word, or a piece of one) met each expert of one layer."""
+
+    def __init__(self, num_experts: int) -> None:
+        self._number: dict[str, int] = {}
+        self._met_LE = np.zeros((0, num_experts), dtype=np.int64)  # L labels
+        self._seen_L = np.zeros(0, dtype=np.int64)
+
+    def add(self, labels: Sequence[str], token_P: np.ndarray, expert_P: np.ndarray) -> None:
+        """``labels`` of the tokens of a batch, and the (token, expert) pairs that its router made."""
+        number_T = np.array(
+            [self._number.setdefault(label, len(self._number)) for label in labels], dtype=int
+        )
+        if (new := len(self._number) - len(self._seen_L)) > 0:
+            room = max(new, len(self._seen_L))  # doubling, so that not every batch copies all rows
+            self._met_LE = np.pad(self._met_LE, ((0, room), (0, 0)))
+            self._seen_L = np.pad(self._seen_L, (0, room))
+        np.add.at(self._seen_L, number_T, 1)
+        np.add.at(self._met_LE, (number_T[token_P], expert_P), 1)
+
+    def typical(self, top: int) -> list[list[dict[str, Any]]]:
+        """For every expert its ``top`` most typical labels.
+
+        With n(w, e) the meetings of label w and expert e, and N all meetings, labels are ranked by
+        ``n(w, e) * ln(n(w, e) * N / (n(w) * n(e)))``, their part in the mutual information of label and
+        expert: both frequent and more often here than by chance. Labels below chance are left out.
+
+        Returns:
+            ``label``, ``count`` (tokens of it that this expert saw), ``share`` (of the tokens of this label)
+            and ``lift`` (how many times as often as by chance).
+        """
+        labels = list(self._number)
+        met_LE, seen_L = self._met_LE[: len(labels)], self._seen_L[: len(labels)]
+        total, by_label_L, by_expert_E = met_LE.sum(), met_LE.sum(1), met_LE.sum(0)
+        found = []
+        for expert, by_expert in enumerate(by_expert_E):
+            met_L = met_LE[:, expert]
+            rows = np.flatnonzero(met_L)
+            lift = met_L[rows] * float(total) / (by_label_L[rows] * float(max(by_expert, 1)))
+            rank = met_L[rows] * np.log(lift)
+            # ties by the label, not by the order of the texts
+            order = sorted(np.flatnonzero(rank > 0), key=lambda i: (-rank[i], labels[rows[i]]))[:top]
+            found.append(
+                [
+                    {
+                        "label": labels[rows[i]],
+                        "count": int(met_L[rows[i]]),
+                        "share": round(float(met_L[rows[i]] / seen_L[rows[i]]), 4),
+                        "lift": round(float(lift[i]), 2),
+                    }
+                    for i in order
+                ]
+            )
+        return found
+
+    def agreement(self) -> tuple[float, float] | None:
+        """The share of experts that two tokens of one label have in common, and two tokens at random.
+
+        With k experts per token, two tokens have ``|A and B| / k`` of them in common. The first figure is the
+        mean over pairs of tokens of one label, then over labels weighted by their tokens; the second is the
+        mean over all pairs. Both are unbiased. None where no label comes twice.
+        """
+        labels = len(self._number)
+        met_LE, seen_L = self._met_LE[:labels].astype(float), self._seen_L[:labels].astype(float)
+        often = seen_L > 1
+        tokens, pairs = seen_L.sum(), met_LE.sum()
+        if not often.any() or not pairs:
+            return None
+        per_token = pairs / tokens
+        met, seen = met_LE[often], seen_L[often]
+        common = (met * (met - 1)).sum(1) / (per_token * seen * (seen - 1))
+        by_expert = met_LE.sum(0)
+        chance = (by_expert * (by_expert - 1)).sum() / (per_token * tokens * (tokens - 1))
+        return float((common * seen).sum() / seen.sum()), float(chance)
+
+
+class ExpertWords:
+    """Words and pieces by layer and expert, while texts run through a model inside ``watching``."""
+
+    def __init__(self, num_experts: int) -> None:
+        self._num_experts = num_experts
+        self._words: dict[int, LabelCounts] = {}
+        self._pieces: dict[int, LabelCounts] = {}
+        self._batch: tuple[Sequence[str], Sequence[str], np.ndarray] = ((), (), np.zeros(0, dtype=bool))
+
+    @contextmanager
+    def watching(self, encoder: nn.Module) -> Iterator[None]:
+        handles = [
+            module.register_forward_hook(self._routed)
+            for module in encoder.modules()
+            if isinstance(module, Router)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def expect(self, words: Sequence[str | None], pieces: Sequence[str]) -> None:
+        """The tokens of the next batch, in its packed order; None is a special token, which is no word."""
+        is_word = np.array([word is not None for word in words], dtype=bool)
+        self._batch = ([word for word in words if word is not None], pieces, is_word)
+
+    def layer(self, layer: int, top: int) -> dict[str, Any]:
+        """``experts``: the typical ``words`` and ``pieces`` of each; ``agreement`` of words."""
+        words, pieces = self._words[layer].typical(top), self._pieces[layer].typical(top)
+        experts = [{"words": some, "pieces": parts} for some, parts in zip(words, pieces, strict=True)]
+        agreement = self._words[layer].agreement()
+        if agreement is None:
+            return {"experts": experts, "agreement": None}
+        same, other = agreement
+        return {"experts": experts, "agreement": {"same_word": round(same, 4), "any_words": round(other, 4)}}
+
+    def _routed(self, router: nn.Module, inputs: Any, routing: Routing) -> None:
+        words, pieces, is_word_T = self._batch
+        layer = routing.stats.layer
+        token_P, expert_P = (part.cpu().numpy() for part in (routing.token_P, routing.expert_P))
+        for counts in (self._words, self._pieces):
+            counts.setdefault(layer, LabelCounts(self._num_experts))
+        self._pieces[layer].add(pieces, token_P, expert_P)
+        kept_P = is_word_T[token_P]
+        place_T = np.cumsum(is_word_T) - 1  # of a token among those that are words
+        self._words[layer].add(words, place_T[token_P[kept_P]], expert_P[kept_P])
