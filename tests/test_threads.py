@@ -9,29 +9,52 @@ from pathlib import Path
 
 import pytest
 
+from moembed import threads
 from moembed.threads import SPIN, available_cores, visible_cores
 
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
-def after_import(script: str = "", **variables: str) -> str:
-    """What a fresh process prints of its own environment once moembed is imported."""
+def environment_after(script: str, **variables: str) -> str:
+    """What a fresh process finds in its own environment after ``script``."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
-    script += "import os, moembed; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
-    return subprocess.check_output([sys.executable, "-c", script], env=environment, text=True).strip()
+    script += "\nimport os; print('now', os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
+    out = subprocess.check_output([sys.executable, "-c", script], env=environment, text=True)
+    return out.strip().splitlines()[-1]
 
 
-def test_threads_wait_shortly() -> None:
-    assert after_import() == f"{SPIN} None"
+COMMAND = "from moembed.cli import main; main(['export', '--help'])"
+
+
+def test_waiting_threads_of_a_command_sleep_soon() -> None:
+    assert environment_after(COMMAND) == f"now {SPIN} None"
 
 
 def test_what_the_user_has_set_stays() -> None:
-    assert after_import(GOMP_SPINCOUNT="7") == "7 None"
-    assert after_import(OMP_WAIT_POLICY="ACTIVE") == "None ACTIVE"
+    assert environment_after(COMMAND, GOMP_SPINCOUNT="7") == "now 7 None"
+    assert environment_after(COMMAND, OMP_WAIT_POLICY="ACTIVE") == "now None ACTIVE"
+
+
+@pytest.mark.parametrize("script", ["import moembed", COMMAND.replace("export", "search")])
+def test_single_queries_are_waited_for(script: str) -> None:
+    assert environment_after(script) == "now None None"
 
 
 def test_nothing_is_set_that_would_have_no_effect() -> None:
-    assert after_import("import sys; sys.modules['torch'] = sys;") == "None None"
+    assert environment_after("import sys; sys.modules['torch'] = sys\n" + COMMAND) == "now None None"
+
+
+def test_no_more_threads_than_a_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "available_cores", lambda: 1)
+    monkeypatch.setattr(threads, "visible_cores", lambda: 64)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")  # so that what stood there comes back
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    threads.limit_threads()
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    threads.limit_threads()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 The names below are loaded when first used: ``import moembed`` itself imports nothing heavy, torch least. It
 makes our folders known to transformers' auto classes and to sentence-transformers, whenever those come, and
-tells the threads of PyTorch, which is not loaded yet, how to wait for one another.
+lets PyTorch, which is not loaded yet, start no more threads than a container's quota of cores.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from moembed.interop.hook import install
-from moembed.threads import share_cores
+from moembed.threads import limit_threads
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
@@ -59,5 +59,5 @@ def __dir__() -> list[str]:
     return __all__
 
 
-share_cores()
+limit_threads()
 install()

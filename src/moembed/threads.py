@@ -2,9 +2,8 @@
 
 PyTorch splits every product among OpenMP threads, which meet at its end. A thread that waits keeps its core
 busy for milliseconds by default. Where another process needs that core, the thread that is waited for does
-not get it, and every product takes as long as the system's time slices. So waiting threads are told to sleep
-after some microseconds. OpenMP reads this once, when PyTorch is loaded: `moembed` sets it when it is
-imported, in the environment of this process and of those it starts. What the user has set stays.
+not get it, and every product takes as long as the system's time slices. OpenMP reads what is set here once,
+when PyTorch is loaded; the processes that this one starts inherit it. What the user has set stays.
 """
 
 from __future__ import annotations
@@ -13,21 +12,25 @@ import os
 import sys
 from pathlib import Path
 
-SPIN = "500"  # rounds of the waiting loop, some microseconds
+SPIN = "2000"  # rounds of the waiting loop: 20 to 100 microseconds, as long as the calls between two products
 _GROUPS = Path("/sys/fs/cgroup")
 
 
-def share_cores() -> None:
-    """Set how threads wait, and their number where a container may use fewer cores than it sees.
-
-    Without effect once PyTorch is loaded, so then nothing is set.
-    """
-    if "torch" in sys.modules:
-        return
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPIN
-    if "OMP_NUM_THREADS" not in os.environ and (cores := available_cores()) < visible_cores():
+def limit_threads() -> None:
+    """As many threads as a container may keep cores busy, where it sees more cores than that."""
+    cores = available_cores()
+    if "torch" not in sys.modules and "OMP_NUM_THREADS" not in os.environ and cores < visible_cores():
         os.environ["OMP_NUM_THREADS"] = str(cores)
+
+
+def share_cores() -> None:
+    """Let waiting threads sleep soon: for work on many texts, which other processes may run beside.
+
+    A single query on a quiet machine is answered sooner by threads that do not sleep, so importing moembed
+    does not set this. Without effect once PyTorch is loaded, so then nothing is set.
+    """
+    if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPIN
 
 
 def visible_cores() -> int:

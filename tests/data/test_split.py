@@ -136,6 +136,9 @@ def test_what_cannot_be_divided_is_refused_and_what_falls_short_is_told(tmp_path
     assert not (tmp_path / "split").exists()
     with pytest.raises(UserError, match="would take 30 of 30 rows: leave some to train on"):
         split(tmp_path, chain, dev=20, test=10)
+    for share in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="is neither a share of the rows below 1 nor a number of rows"):
+            split(tmp_path, chain, dev=share)
     rows = [{"query": f"q{n // 4}", "document": f"d{n}"} for n in range(40)]
     done, _ = split(tmp_path, rows, near=None, dev=6, test=0.1)
     assert (done.dev, done.test) == (4, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ HEADS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*has no Normalize module:UserWarning")
 @pytest.mark.parametrize("name", HEADS)
 def test_dense_modules_give_the_vectors_of_sentence_transformers(
     name: str, hf_folder: HfFolder, tmp_path: Path, texts: list[str], run: Run
@@ -172,6 +174,7 @@ def test_a_damaged_dense_module_is_refused_in_one_sentence(name: str, hf_folder:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*has no Normalize module:UserWarning")
 @pytest.mark.parametrize("width", [6, 24])
 def test_dim_is_within_what_the_last_dense_module_gives(
     width: int, hf_folder: HfFolder, texts: list[str]
@@ -209,3 +212,14 @@ def test_a_model_type_that_is_no_name_is_refused(hf_folder: HfFolder) -> None:
     change("config.json", model_type=["bert"])(folder)
     with pytest.raises(UserError, match="unknown model_type"):
         load(folder)
+
+
+def test_a_folder_without_normalize_is_said_and_saved_with_it(hf_folder: HfFolder, tmp_path: Path) -> None:
+    folder, _ = hf_folder("bert")
+    add_dense(folder, [dense(16, 7)])
+    with pytest.warns(UserWarning, match="has no Normalize module, so its vectors are not of length 1 in"):
+        model = load(folder)
+    model.save_pretrained(tmp_path / "again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(tmp_path / "again").space() == model.space()

@@ -97,6 +97,9 @@ def test_the_model_of_transformers_stays_theirs(tmp_path: Path) -> None:
     again = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False)
     assert type(again) is TheirNomicBertModel
     assert type(AutoConfig.from_pretrained(tmp_path)) is NomicBertConfig
+    both = json.loads((tmp_path / "config.json").read_text()) | {"n_embd": 16}
+    assert type(NomicConfig.from_dict(both)) is NomicBertConfig
+    assert type(NomicConfig.from_dict(both | {"num_experts": 4})) is NomicConfig
     ids = torch.arange(9)[None]
     assert torch.equal(again(ids).last_hidden_state, model.eval()(ids).last_hidden_state)
 

@@ -19,6 +19,7 @@ from moembed.export.gguf.graph import as_graph
 from moembed.export.onnx.encoder import build
 from moembed.folder.read import read_folder
 from moembed.model.pooling import POOLING, Mode, Pooling, PoolingConfig, Tensors, Tokens
+from moembed.runs.inspect import describe
 from moembed.training.contrastive.batch import SourceFormat, prepare
 from moembed.training.contrastive.settings import ContrastiveConfig
 from moembed.types import Pair, UserError
@@ -89,6 +90,7 @@ def test_a_prompt_left_out_is_that_of_sentence_transformers(
         expected = theirs.encode(more, prompt=prompt, normalize_embeddings=True)
         for model in (ours, again):
             assert np.abs(model.encode(more, prompt=prompt) - expected).max() <= EQUAL
+    assert describe(folder)["pooling"] == f"{mode}, without the prompt"
     included = replace(ours.parts(), pooling=PoolingConfig(mode))
     assert Embedder(included).eval().space() != ours.space() == again.space()
 
@@ -150,6 +152,7 @@ def test_a_pooling_that_learns_is_trained_and_kept(
     with torch.no_grad():
         query.add_(query.grad)
     learning.save_pretrained(tmp_path / "model")
+    assert describe(tmp_path / "model")["parameters"] == learning.num_parameters()
     again = Embedder.from_pretrained(tmp_path / "model", device="cpu")
     assert np.array_equal(again.encode(texts), learning.encode(texts))
     assert np.abs(again.encode(texts) - before).max() > EQUAL

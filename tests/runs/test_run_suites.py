@@ -105,7 +105,8 @@ def test_the_operations_of_a_step_are_those_it_ran(count: int, moe_model: Embedd
         *moe_model.rows([pair.document for pair in pairs], role="document")[0],
     ]
     once = models.flops(moe_model.encoder.spec, [len(row) for row in rows])
-    assert step.flops == pytest.approx(once * (step.forwards + 2))
+    # `forwards` counts tokens; attention, which grows with the square of a length, is a thousandth of the whole
+    assert step.flops == pytest.approx(once * (step.forwards + 2), rel=2e-3)
     assert 1 <= step.forwards <= 2
     if count == 4:
         assert step.forwards == 1

@@ -220,7 +220,7 @@ def test_a_model_that_moved_is_the_same_model(source, tmp_path):
     [
         ({"body": "x", "title": "y"}, r"row 5: no column 'text', it has 'body', 'title'"),
         ({"text": None}, "row 5: column 'text' is missing"),
-        ({"text": 3}, "row 5: column 'text' is a int"),
+        ({"text": 3}, "row 5: column 'text' is of type int"),
         ({"text": "\ud800"}, "row 5: column 'text' is not UTF-8"),
     ],
 )

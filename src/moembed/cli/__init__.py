@@ -17,6 +17,7 @@ from moembed import __version__
 from moembed.cli import bench, compare, data, evaluate, export, mine, pretrain, push, search, stress, train
 from moembed.console import Interrupted, results_alone, say
 from moembed.files import reason
+from moembed.threads import share_cores
 from moembed.types import UserError
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
+ONE_QUERY = {"search", "bench"}  # these answer, or measure, single queries; the others have many texts
 
 
 # Typer brings its own copy of click, or uses the one installed: this is the base of either's errors.
@@ -73,8 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not end a run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    listed = list(sys.argv[1:] if arguments is None else arguments)
+    if not ONE_QUERY & set(listed[:1]):
+        share_cores()
     try:
-        return _run(_spread_lists(list(sys.argv[1:] if arguments is None else arguments)))
+        return _run(_spread_lists(listed))
     except (UserError, EOFError, MemoryError) as error:
         say(f"error: {_sentence(error)}")
         return 2

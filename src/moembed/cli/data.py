@@ -100,7 +100,7 @@ def split(
         bad_rows="skip" if skip_bad_rows else "refuse",
     )  # fmt: skip
     with progress_bar(f"reading {pairs}, twice", None) as advance:
-        done = split_file(source, out, dev, test, near if near < 1 else None, seed, advance)
+        done = split_file(source, out, dev, test, None if near == 1 else near, seed, advance)
     for note in done.notes:
         say(f"note: {note}")
     if json_:

@@ -7,6 +7,7 @@ rows; linked rows form a block, and a block goes to one side whole.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -133,6 +134,9 @@ def assign(names: Sequence[bytes], dev: float, test: float, seed: int) -> list[s
         UserError: more is asked for than there are rows, or a side stays empty.
     """
     total = len(names)
+    for place, share in (("dev", dev), ("test", test)):
+        if not 0 <= share < math.inf:
+            raise UserError(f"{place} {share} is neither a share of the rows below 1 nor a number of rows")
     room = {"test": _count(test, total), "dev": _count(dev, total)}
     if sum(room.values()) >= total:
         raise UserError(

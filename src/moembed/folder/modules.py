@@ -112,6 +112,10 @@ class PooledHead:
     head: HeadConfig = field(default_factory=HeadConfig)
     normalised: bool = True
 
+    def num_parameters(self, width: int) -> int:
+        """Of pooling and head, behind states ``width`` wide."""
+        return self.pooling.num_parameters(width) + self.head.num_parameters()
+
 
 def read_pooled_head(folder: Path, width: int) -> PooledHead:
     """The configs of all modules but the first.

@@ -20,7 +20,7 @@ TILE = 512  # most rows computed at a time
 _TINY = 1e-12  # a row of zeros has no scale
 _HALF = torch.tensor(128.5)  # casting to integers cuts, adding a half makes it round
 _NO_POST: tuple[str, list[float], str] = ("none", [], "")  # nothing fused behind the product
-_ROWS = 1 << 14  # rows of a vocabulary table rounded at a time
+_CACHED = 1 << 17  # values rounded at a time
 _STEP = 32  # tiles are multiples of it, but for those below half of it: a query pays for its own rows
 _FUSED: dict[Activation, tuple[str, str]] = {
     "gelu": ("gelu", "none"),
@@ -112,8 +112,7 @@ class Int8Table:
 
     def __init__(self, weight_VD: Tensor) -> None:
         self.scale_V1 = _scale(weight_VD)
-        parts = zip(torch.split(weight_VD, _ROWS), torch.split(self.scale_V1, _ROWS), strict=True)
-        self.rounded_VD = torch.cat([_round(*part) for part in parts])
+        self.rounded_VD = _round(weight_VD, self.scale_V1)
 
     def __call__(self, token_T: Tensor) -> Tensor:
         return self.rounded_VD[token_T] * self.scale_V1[token_T]
@@ -121,11 +120,18 @@ class Int8Table:
 
 def _scale(weight_OI: Tensor, largest: int = 127) -> Tensor:
     """Of each row, the step of a symmetric grid of ``2 * largest + 1`` points; ``(O, 1)`` float32."""
-    return weight_OI.abs().amax(1, keepdim=True).float().clamp_(min=_TINY).div_(largest)
+    bound_O1 = torch.maximum(weight_OI.amax(1, keepdim=True), weight_OI.amin(1, keepdim=True).neg_())
+    return bound_O1.float().clamp_(min=_TINY).div_(largest)
 
 
 def _round(weight_OI: Tensor, scale_O1: Tensor) -> Tensor:
-    return (weight_OI / scale_O1).round_().to(torch.int8)
+    """In parts that stay in the cache: fresh memory for whole matrices would cost more than the rounding."""
+    rounded_OI = torch.empty_like(weight_OI, dtype=torch.int8, memory_format=torch.contiguous_format)
+    rows = max(1, _CACHED // weight_OI.shape[1])
+    parts = (torch.split(tensor, rows) for tensor in (rounded_OI, weight_OI, scale_O1))
+    for rounded, weight, scale in zip(*parts, strict=True):
+        rounded.copy_(torch.div(weight, scale).round_())
+    return rounded_OI
 
 
 Matrix = FloatMatrix | Int8Matrix

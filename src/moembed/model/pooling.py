@@ -138,6 +138,11 @@ class PoolingConfig:
     def modes(self) -> tuple[str, ...]:
         return tuple(self.name.split("+"))
 
+    @property
+    def summary(self) -> str:
+        """For people: the name, and that the prompt is left out where it is."""
+        return self.name if self.include_prompt else f"{self.name}, without the prompt"
+
     def dim(self, width: int) -> int:
         """Coordinates of the pooled vector, of states ``width`` wide."""
         return width * len(self.modes)

@@ -118,16 +118,16 @@ def _dim(spec: EncoderSpec, settings: Settings) -> int:
 def _pooling(modules: PooledHead) -> str:
     """Pooling and what follows it, in words."""
     steps = [f"a dense layer ({step.activation})" for step in modules.head.dense]
-    return ", then ".join([modules.pooling.name, *steps, "L2 normalisation"])
+    return ", then ".join([modules.pooling.summary, *steps, "L2 normalisation"])
 
 
 def _facts(spec: EncoderSpec, settings: Settings) -> str:
-    head = settings.modules.head.num_parameters()
-    rows = [("Parameters", f"{num_parameters(spec) + head:,}")]
+    behind = settings.modules.num_parameters(spec.width)
+    rows = [("Parameters", f"{num_parameters(spec) + behind:,}")]
     if moe := spec.moe:
         shared = f", {moe.num_shared_experts} shared" if moe.num_shared_experts else ""
         rows += [
-            ("Active per token", f"{num_parameters(spec, active=True) + head:,}"),
+            ("Active per token", f"{num_parameters(spec, active=True) + behind:,}"),
             ("Experts", f"{moe.num_experts} in each of {len(spec.moe_layers)} layers{shared}"),
             ("Experts per token", f"{moe.router.top_k}"),
         ]

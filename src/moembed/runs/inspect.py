@@ -58,7 +58,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "router": moe.router.model_dump() if moe else {},
         "expert_bias": moe.bias if moe else None,
         "shared_experts": moe.num_shared_experts if moe else 0,
-        "pooling": settings.modules.pooling.name,
+        "pooling": settings.modules.pooling.summary,
         "prompts": settings.prompts,
         "max_length": settings.max_length,
         **(
@@ -66,7 +66,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
             if head.dense
             else {}
         ),
-        **_count(spec, head.num_parameters()),
+        **_count(spec, settings.modules.num_parameters(spec.width)),
         "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
         "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
     }
@@ -105,14 +105,14 @@ def _attention(spec: EncoderSpec) -> str:
     return "; ".join([whole, *(f"at most {size} away in the layers {x}" for size, x in windows.items())])
 
 
-def _count(spec: EncoderSpec, head: int) -> dict[str, Any]:
+def _count(spec: EncoderSpec, behind: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
     blocks = [block for block in skeleton(spec).modules() if isinstance(block, MoE)]
-    total = num_parameters(spec) + head
+    total = num_parameters(spec) + behind
     routers = sum(block.router.weight_ED.numel() for block in blocks)
     return {
         "parameters": total,
-        "active_parameters": num_parameters(spec, active=True) + head,
+        "active_parameters": num_parameters(spec, active=True) + behind,
         "embedding_parameters": spec.vocab_size * spec.width,
         "expert_parameters": sum(block.routed_parameters() for block in blocks),
         "bytes_in_memory": {"float32": 4 * total, "bfloat16": 2 * total + 2 * routers},
