@@ -64,12 +64,14 @@ def read_static(folder: Path) -> StaticParts:
     """
     if not is_static(folder):
         raise UserError(f"{folder} is no table of static word vectors; read it with moembed.Embedder")
-    modules = read_modules(folder) or [Module(STATIC, "")]
+    listed = read_modules(folder)
+    modules = listed or [Module(STATIC, "")]
     if rest := {module.kind for module in modules[1:]} - {"Normalize"}:
         raise UserError(f"{folder}: {', '.join(sorted(rest))} behind static word vectors is not supported")
     inside = folder / modules[0].path
-    if (config := inside / "config.json").is_file():
-        note_unread(config, set(read_json(config)) - _OF_MODEL2VEC)
+    values = read_json(file) if (file := inside / "config.json").is_file() else {}
+    note_unread(file, set(values) - _OF_MODEL2VEC)
+    normalised = len(modules) > 1 or (not listed and bool(values.get("normalize")))
     table_VD = _table(inside)
     backend, limit = _backend(inside / "tokenizer.json")
     largest = max(backend.get_vocab().values(), default=-1)
@@ -77,7 +79,7 @@ def read_static(folder: Path) -> StaticParts:
         raise UserError(
             f"{inside}: the tokenizer's ids go up to {largest}, the table has {len(table_VD)} rows"
         )
-    settings = read_model_settings(folder, normalised=len(modules) > 1)
+    settings = read_model_settings(folder, normalised)
     tokenizer = Tokenizer(backend, limit, settings.prompts, settings.default_prompt)
     return StaticParts(table_VD, tokenizer, settings.truncate_dim)
 
