@@ -33,7 +33,8 @@ bench: ARGS ?= start shared encode peers train demo memory roofline $(addprefix 
 bench: setup  ## speed beside peers, under 20 minutes on 2 free cores, into records/; ARGS="moe export" for other suites
 	$(RUN) bench $(ARGS)
 
-# counting lines costs little where Python itself can tell of them (3.12 and later)
+# Two processes of one thread each are done sooner than one of two threads. Counting lines costs little where
+# Python itself can tell of them (3.12 and later).
 COUNTING := COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 
 HAS_GPU = $(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit(2)' \
@@ -49,7 +50,7 @@ gpu-ablation: setup  ## do experts help? dense against top-2 and top-1, three se
 	$(RUN) bench ablation --repeats 1 --out records/ablation-gpu.md
 
 test: setup  ## the tests, minutes on 2 cores; ARGS="-k router" and so on
-	@$(COUNTING) $(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	@$(COUNTING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(ARGS)
 	@echo "lines of moembed that these tests ran: $$($(BIN)/python -m coverage report --format=total) %"
 
 test-slow: setup  ## the tests that take long
