@@ -19,7 +19,7 @@ import moembed
 from moembed.data.docstrings import collect
 from moembed.runs.bench import AloneError, Options, Row, Timing, ratio, speed_row
 
-STEPS, BATCH, SECONDS = 5, 128, 300
+STEPS, BATCH, SECONDS = 4, 128, 300
 ENOUGH = 4096  # pairs that are handed over; a run meets fewer
 THIS, OTHER = "this code", "the code of --against"
 TARGET = ">= 3"

@@ -92,7 +92,7 @@ def measured(blocks: dict[str, torch.nn.Module], hidden_TD: Tensor, options: Opt
     for name, block in blocks.items():
         read = layers.TOP_K  # the dense block is as wide as the experts one token visits
         if isinstance(block, MoE):
-            read = int((block(hidden_TD, [tokens])[1].count_E > 0).sum())
+            read = len(block.router(hidden_TD, [tokens]).expert_P.unique())
         flops = 2 * layers.TOP_K * matrix * tokens
         size = hidden_TD.element_size() * (read * matrix + 2 * hidden_TD.numel())
         yield Point(name, tokens, flops / size, flops / timings[name].median)
