@@ -127,6 +127,15 @@ def test_full_run(tmp_path: Path) -> None:
     assert "No expert is dead: each received tokens in the last 4 logged steps." in parsed.text
 
 
+def test_the_trained_model_is_the_first_column(tmp_path: Path) -> None:
+    save(tmp_path, [record(1)], evaluation(0.09, 0.08, 0.1))
+    page, _ = read(tmp_path)
+    order = [
+        page.index(name, page.index("Metrics by system")) for name in ("trained MoE", "dense base", "BM25")
+    ]
+    assert order == sorted(order)
+
+
 def test_dead_expert_is_named(tmp_path: Path) -> None:
     save(tmp_path, [record(step, dead=step > 5) for step in range(1, 41)])
     _, parsed = read(tmp_path)

@@ -115,7 +115,11 @@ def _intervals(
     about: str,
     zero: bool = False,
 ) -> Iterator[Card]:
-    """The same figures as a table and as a plot, one row per metric."""
+    """The same figures as a table and as a plot, one row per metric.
+
+    The trained model, which results name last, is the first column: a narrow screen shows no more than two.
+    """
+    columns = dict(reversed(list(columns.items())))
     metrics = list(dict.fromkeys(metric for column in columns.values() for metric in column))
     labels = [formatting.metric_name(metric) for metric in metrics]
     names = [text.system_name(key) for key in columns]
