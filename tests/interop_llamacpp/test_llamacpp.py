@@ -23,6 +23,7 @@ from moembed.families.flat import FlatConfig, FlatMoE
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.model.encoder import Encoder, initialise
+from moembed.model.pooling import PoolingConfig
 from moembed.moe.router import RouterConfig
 from moembed.tokenizer import Tokenizer
 
@@ -164,7 +165,8 @@ def random_parts(backend: Backend, pooling: str = "mean", **changes: Any) -> Par
                 parameter.normal_(float("norm" in name and "weight" in name), 0.1, generator=generator)
             elif ".router." in name:
                 parameter.normal_(0, 0.5, generator=generator)
-    return Parts(spec, encoder.state_dict(), Tokenizer(backend, spec.max_length), pooling)
+    tokenizer = Tokenizer(backend, spec.max_length)
+    return Parts(spec, encoder.state_dict(), tokenizer, PoolingConfig(pooling))
 
 
 def agreement(llama: Embed, parts: Parts, path: Path, texts: Sequence[str] = TEXTS) -> np.ndarray:
