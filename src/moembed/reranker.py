@@ -229,12 +229,14 @@ class Reranker(nn.Module):
         query: str,
         texts: Iterable[str],
         *,
+        activation: str | None = None,
         batch_tokens: int | None = None,
         progress: Progress | None = None,
     ) -> Scores:
         """The scores, with what was cut and how much was read, and without a warning: for servers.
 
         Args:
+            activation: ``sigmoid`` or ``identity``; default: the model's own.
             batch_tokens: most tokens computed at a time; bounds the memory. Default: by device.
             progress: called with the number of pairs finished since the last call.
         """
@@ -248,22 +250,22 @@ class Reranker(nn.Module):
         for start in range(0, len(pairs), _WINDOW):
             rows = pair_rows(self.tokenizer, pairs[start : start + _WINDOW], self.types)
             stop = start + len(rows.ids)
-            array[start:stop] = self._scores_of(rows, batch_tokens, progress)
+            logit_N = self._logits_of(rows, batch_tokens, progress)
+            is_logit = (activation or self.activation) == "identity"
+            array[start:stop] = (logit_N if is_logit else logit_N.sigmoid()).numpy()
             cut[start:stop] = rows.cut
             tokens += sum(map(len, rows.ids))
         return Scores(array, cut, tokens)
 
     @torch.inference_mode()
-    def _scores_of(self, rows: PairRows, batch_tokens: int | None, progress: Progress | None) -> np.ndarray:
+    def _logits_of(self, rows: PairRows, batch_tokens: int | None, progress: Progress | None) -> torch.Tensor:
         encoder, device = self.engine.encoder(self.encoder), self.device
         budget = batch_tokens or (4096 if device == "cpu" else 65536)
-        score_N = torch.zeros(len(rows.ids))
+        logit_N = torch.zeros(len(rows.ids))
         for group in token_budget([len(row) for row in rows.ids], budget):
             types = None if rows.types is None else [rows.types[i] for i in group]
             batch = pack([rows.ids[i] for i in group], types=types).to(device)
-            logit_B = self._logits(encoder, batch).vector_BM[:, 0].cpu()
-            score_N[group] = logit_B.sigmoid() if self.activation == "sigmoid" else logit_B
+            logit_N[group] = self._logits(encoder, batch).vector_BM[:, 0].cpu()
             if progress:
                 progress(len(group))
-        found: np.ndarray = score_N.numpy()
-        return found
+        return logit_N
