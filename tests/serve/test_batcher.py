@@ -275,7 +275,7 @@ def test_limits_that_are_none_hang_on_the_device() -> None:
     assert cpu.batch_tokens < gpu.batch_tokens
     assert gpu.max_age == 1
     assert (cpu.lanes, gpu.lanes) == (2, 1)
-    assert BatchLimits(lanes=7, batch_tokens=3).on("cpu", 2) == BatchLimits(0.05, 3, 65536, 0.1, 7)
+    assert BatchLimits(lanes=7, batch_tokens=3).on("cpu", 2) == BatchLimits(3, 65536, 0.1, 0.05, 7)
     for wrong in (
         {"batch_tokens": 0}, {"queue_tokens": -1}, {"lanes": 0},
         {"max_age": -0.1}, {"max_age": float("nan")}, {"batch_seconds": 0.0},

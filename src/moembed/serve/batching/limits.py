@@ -18,22 +18,22 @@ class BatchLimits:
     """Limits of one batcher.
 
     Attributes:
-        batch_seconds: about how long a batch should be computed, by the speed that is measured. Shorter
-            batches answer sooner, and longer ones compute a little more per second.
         batch_tokens: most tokens computed at a time; a longer text is a batch of its own. None: by device.
         queue_tokens: tokens that may wait before further requests are refused. A client of whom nothing waits
             is refused at twice as many. A request that is taken is taken whole. None: by device.
         max_age: seconds after its arrival at which the first part of a request is due, and each further one
             that much later. What is due first goes first, so that nothing is overtaken for ever.
+        batch_seconds: about how long a batch should be computed, by the speed that is measured. Shorter
+            batches answer sooner, and longer ones compute a little more per second.
         lanes: batches that are computed at a time, on a CPU each with its share of the threads. Small batches
             on threads of their own make more of the cores than all threads on one. None: one for each of
             PyTorch's threads, at most 4, and 1 on a GPU.
     """
 
-    batch_seconds: float = 0.05
     batch_tokens: int | None = None
     queue_tokens: int | None = None
     max_age: float = 0.1
+    batch_seconds: float = 0.05
     lanes: int | None = None
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class BatchLimits:
         batch = self.batch_tokens or (_ON_CPU if cpu else _ON_GPU)
         queue = self.queue_tokens or max(_WAITING, 16 * batch)
         lanes = self.lanes or (min(threads, _LANES) if cpu else 1)
-        return BatchLimits(self.batch_seconds, batch, queue, self.max_age, lanes)
+        return BatchLimits(batch, queue, self.max_age, self.batch_seconds, lanes)
 
 
 class BatchObserver(Protocol):
