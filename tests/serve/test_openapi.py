@@ -51,7 +51,7 @@ def test_every_reference_leads_somewhere(server: TestClient) -> None:
             here = here[part]
 
 
-def cases(server: TestClient, per_kind: int = 5) -> Iterator[tuple[str, Any]]:
+def cases(server: TestClient, per_kind: int = 3) -> Iterator[tuple[str, Any]]:
     """A test of every operation, with valid and with invalid requests; it sends ``per_kind`` of them."""
     schema = schemathesis.openapi.from_dict(server.get("/openapi.json").json())
     for found in schema.get_all_operations():
