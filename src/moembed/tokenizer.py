@@ -93,7 +93,6 @@ class Tokenizer:
             UserError: a text or a prompt that is no string, or no valid Unicode; a limit below the number of
                 special tokens.
         """
-        check_prompt(prompt)
         limit = self.max_length if max_length is None else min(max_length, self.max_length)
         before, after = self._special_tokens
         if limit < max(before + after, 1):
@@ -103,19 +102,35 @@ class Tokenizer:
             )
         rows: list[list[int]] = []
         truncated = 0
+        for ids in self.whole_rows(texts, prompt=prompt):
+            if len(ids) > limit:
+                truncated += 1
+                ids = self._cut(ids, limit, before, after)
+            rows.append(ids)
+        return rows, truncated
+
+    def whole_rows(self, texts: Sequence[str], *, prompt: str = "", first: int = 0) -> Iterator[list[int]]:
+        """Token ids of every text, special tokens and prompt included, however long.
+
+        Args:
+            first: the number of the first text, for messages.
+
+        Raises:
+            UserError: a text or a prompt that is no string, or no valid Unicode.
+        """
+        check_prompt(prompt)
         for some in _blocks(texts):
             try:
                 encodings = self.backend.encode_batch_fast([prompt + text for text in some])
             except TypeError:
-                raise UserError(_complaint(texts)) from None
+                raise UserError(_complaint(texts, first)) from None
             for encoding in encodings:
-                ids = encoding.ids
-                if len(ids) > limit:
-                    truncated += 1
-                    ids = self._cut(ids, limit, before, after)
-                rows.append(ids)
+                yield encoding.ids
             del encodings  # before the next block is made: of a long text they take a hundred times its ids
-        return rows, truncated
+
+    def cut(self, row: list[int]) -> list[int]:
+        """A row of any length as ``rows`` gives it: at most ``max_length`` tokens, special ones kept."""
+        return row if len(row) <= self.max_length else self._cut(row, self.max_length, *self._special_tokens)
 
     def batch(self, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None) -> Batch:
         """The rows of the texts as a packed batch."""
@@ -175,6 +190,12 @@ class Tokenizer:
         return sum(self._special_tokens)
 
     @property
+    def special_tokens(self) -> tuple[list[int], list[int]]:
+        """The special tokens that stand before a text, and those behind it."""
+        (row,), (before, after) = self.whole_rows([_PROBES[0]]), self._special_tokens
+        return row[:before], row[len(row) - after :]
+
+    @property
     def ends_texts(self) -> bool:
         """Whether a special token stands behind every text."""
         return self._special_tokens[1] > 0
@@ -229,9 +250,9 @@ def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-def _complaint(texts: Sequence[object]) -> str:
+def _complaint(texts: Sequence[object], first: int = 0) -> str:
     """What is wrong with the first text that is none."""
-    for position, text in enumerate(texts):
+    for position, text in enumerate(texts, first):
         if not isinstance(text, str):
             return f"text {position} is a {type(text).__name__}, not a string"
         if _has_surrogate(text):
