@@ -1,1 +1,1 @@
-"""A trained model behind HTTP: the batcher, what clients may ask, and how the server is run."""
+"""An HTTP server for one model: OpenAI's and TEI's routes, search, a page, and what operators need."""
