@@ -88,6 +88,7 @@ class State:
     metrics: Metrics
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "moembed-search"))
     failure: str | None = None
+    inspecting: int = 0
     space: str = ""  # of whole vectors of texts without a prompt
     created: int = field(default_factory=lambda: int(time.time()))
 
