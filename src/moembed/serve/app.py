@@ -28,7 +28,8 @@ log = logging.getLogger("moembed.serve")
 _ABOUT = """Embeddings of one sparse or dense text embedding model.
 
 The routes under /v1 are OpenAI's, the others TEI's (text-embeddings-inference); /search and /inspect are our
-own, and at / there is a page for people. Where the server has keys, send one as `Authorization: Bearer KEY`."""
+own, and at / there is a page for people. Where the server has keys, send one as
+`Authorization: Bearer KEY`."""
 
 
 def create_app(
