@@ -135,6 +135,7 @@ class _Answer:
             ours = [
                 (b"x-request-id", self.record.id.encode("ascii")),
                 (b"x-content-type-options", b"nosniff"),
+                (b"server-timing", b"total;dur=%.2f" % (1000 * self.record.seconds)),
             ]
             message = {**message, "headers": [*message.get("headers", ()), *ours]}
         await self.pass_on(message)
