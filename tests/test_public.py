@@ -30,6 +30,7 @@ COMMANDS = {
     "embed",
     "index",
     "search",
+    "serve",
     "inspect",
     "export",
     "bench",

@@ -92,7 +92,6 @@ class Tokenizer:
             UserError: a text or a prompt that is no string, or no valid Unicode; a limit below the number of
                 special tokens.
         """
-        check_prompt(prompt)
         limit = self.max_length if max_length is None else min(max_length, self.max_length)
         before, after = self._special_tokens
         if limit < max(before + after, 1):
@@ -102,31 +101,35 @@ class Tokenizer:
             )
         rows: list[list[int]] = []
         truncated = 0
-        for some in _blocks(texts):
-            try:
-                encodings = self.backend.encode_batch_fast([prompt + text for text in some])
-            except TypeError:
-                raise UserError(_complaint(texts)) from None
-            for encoding in encodings:
-                ids = encoding.ids
-                if len(ids) > limit:
-                    truncated += 1
-                    ids = self._cut(ids, limit, before, after)
-                rows.append(ids)
-            del encodings  # before the next block is made: of a long text they take a hundred times its ids
+        for ids in self.whole_rows(texts, prompt=prompt):
+            if len(ids) > limit:
+                truncated += 1
+                ids = self._cut(ids, limit, before, after)
+            rows.append(ids)
         return rows, truncated
 
-    def lengths(self, texts: Sequence[str], *, prompt: str = "") -> list[int]:
-        """Tokens of every text before any cut, those of the prompt and the special ones included."""
+    def whole_rows(self, texts: Sequence[str], *, prompt: str = "", first: int = 0) -> Iterator[list[int]]:
+        """Token ids of every text, special tokens and prompt included, however long.
+
+        Args:
+            first: the number of the first text, for messages.
+
+        Raises:
+            UserError: a text or a prompt that is no string, or no valid Unicode.
+        """
         check_prompt(prompt)
-        found: list[int] = []
         for some in _blocks(texts):
             try:
                 encodings = self.backend.encode_batch_fast([prompt + text for text in some])
             except TypeError:
-                raise UserError(_complaint(texts)) from None
-            found += [len(encoding.ids) for encoding in encodings]
-        return found
+                raise UserError(_complaint(texts, first)) from None
+            for encoding in encodings:
+                yield encoding.ids
+            del encodings  # before the next block is made: of a long text they take a hundred times its ids
+
+    def cut(self, row: list[int]) -> list[int]:
+        """A row of any length as ``rows`` gives it: at most ``max_length`` tokens, special ones kept."""
+        return row if len(row) <= self.max_length else self._cut(row, self.max_length, *self._special_tokens)
 
     def batch(self, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None) -> Batch:
         """The rows of the texts as a packed batch."""
@@ -170,6 +173,12 @@ class Tokenizer:
     def num_special_tokens(self) -> int:
         """How many special tokens stand around a text."""
         return sum(self._special_tokens)
+
+    @property
+    def special_tokens(self) -> tuple[list[int], list[int]]:
+        """The special tokens that stand before a text, and those behind it."""
+        (row,), (before, after) = self.whole_rows([_PROBES[0]]), self._special_tokens
+        return row[:before], row[len(row) - after :]
 
     @property
     def ends_texts(self) -> bool:
@@ -226,9 +235,9 @@ def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-def _complaint(texts: Sequence[object]) -> str:
+def _complaint(texts: Sequence[object], first: int = 0) -> str:
     """What is wrong with the first text that is none."""
-    for position, text in enumerate(texts):
+    for position, text in enumerate(texts, first):
         if not isinstance(text, str):
             return f"text {position} is a {type(text).__name__}, not a string"
         if _has_surrogate(text):
