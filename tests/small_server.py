@@ -8,10 +8,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
+from moembed.folder.reranker import fresh_reranker
 from moembed.moe.router import RouterConfig
+from moembed.reranker import Reranker
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -25,6 +28,17 @@ def served_embedder(make_model: Callable[..., Embedder]) -> Embedder:
     model = make_model(moe=FlatMoE(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2)))
     model.dims = (8, 16)
     return model
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker(served_embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Reranker:
+    """A cross-encoder over the same encoder, with a score head of its own."""
+    folder = tmp_path_factory.mktemp("reranker")
+    served_embedder.save_pretrained(folder / "encoder")
+    made = Reranker(fresh_reranker(folder / "encoder")).eval()
+    with torch.no_grad():
+        made.head.out.weight.mul_(20)  # scores far enough from each other
+    return made
 
 
 @pytest.fixture(scope="module")

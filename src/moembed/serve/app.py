@@ -119,6 +119,7 @@ def _lifespan(
             start.cancel()
             with suppress(asyncio.CancelledError):
                 await start
+            state.metrics.ready.set(0)
             await state.model.drain(state.settings.drain_seconds)
             await state.model.close()
             state.threads.shutdown(wait=False, cancel_futures=True)
@@ -139,6 +140,7 @@ async def _start(state: State, on_failure: Callable[[], None]) -> None:
         log.error("the model could not be made ready", extra={"fields": where(error)})
         on_failure()
         return
+    state.metrics.ready.set(1)
     state.metrics.info.labels(model.name, model.embedder.dtype, __version__).set(1)
     fields = {"model": model.name, "dtype": model.embedder.dtype, "port": settings.port}
     log.info("ready", extra={"fields": fields})
