@@ -25,7 +25,7 @@ def test_every_route_is_described(server: TestClient) -> None:
     """Every operation says what it takes and how it fails, with the right error object."""
     schema = server.get("/openapi.json").json()
     posts = {path: item["post"] for path, item in schema["paths"].items() if "post" in item}
-    ours = {"/search", "/inspect"}
+    ours = {"/search", "/space", "/inspect"}
     assert set(posts) == {"/v1/embeddings", "/embed", "/similarity", "/tokenize", "/rerank"} | ours
     for path, operation in posts.items():
         body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
