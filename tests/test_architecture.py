@@ -13,9 +13,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "moembed"
 ROOMS = [
     "types", "threads", "validation", "config", "files", "machine", "console",
-    "packing", "tokenizer", "encoding",
+    "packing", "tokenizer", "encoding", "client",
     "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder", "replicas",
-    "reranker", "weights", "search", "compare", "evaluation", "stress", "report",
+    "reranker", "token_experts", "weights", "search", "compare", "evaluation", "stress", "report",
     "training", "export", "interop", "serve", "runs", "cli",
 ]  # fmt: skip
 MAX_LINES, MAX_PARAMETERS = 80, 8
@@ -32,6 +32,7 @@ TORCH_FREE = (
     "validation",
     "config",
     "files",
+    "client",
     "folder.hub",
     "report",
     "data",

@@ -20,6 +20,7 @@ from moembed.encoding import FULL, View
 from moembed.encoding import truncate as shortened
 from moembed.inference.layers import PackedMoE
 from moembed.inference.member import check_view
+from moembed.serve import tracing
 from moembed.serve.batching.batcher import Batcher, NotFiniteError, Request, shutting_down
 from moembed.serve.batching.limits import SILENT, BatchLimits, BatchObserver
 from moembed.serve.errors import RequestError
@@ -153,8 +154,10 @@ class ServedModel:
             space = await self._space(prefix, view)
             if not inputs:
                 return Embedded(np.zeros((0, view.dim or self.dim), dtype=np.float32), 0, (), space)
-            fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
-            request = Request(client, fitted.rows, self._known(prompt_tokens), view.layers)
+            with tracing.span("tokenise"):
+                fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
+            known, recorder = self._known(prompt_tokens), tracing.batch_recorder()
+            request = Request(client, fitted.rows, known, view.layers, on_batch=recorder)
             array_RM = await self._computed(request, fitted)
             if view.dim is not None and view.dim < self.dim:
                 array_RM = shortened(array_RM, view.dim)

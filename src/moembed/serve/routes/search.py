@@ -19,7 +19,7 @@ from moembed.serve.records import record_of
 from moembed.serve.replies import json_reply
 from moembed.serve.reranking import scored
 from moembed.serve.searching import find
-from moembed.serve.state import State, state_of
+from moembed.serve.state import state_of
 
 router = APIRouter(tags=["Search"])
 
@@ -73,7 +73,9 @@ async def search(request: Request) -> Response:
     searched = time.perf_counter()
     seconds = {"embed": embedded - started, "search": searched - embedded}
     if body.rerank:
-        results = [await _reranked(request, query, hits) for query, hits in zip(queries, results, strict=True)]
+        results = [
+            await _reranked(request, query, hits) for query, hits in zip(queries, results, strict=True)
+        ]
         seconds["rerank"] = time.perf_counter() - searched
     tokens = {"tokens": record.tokens, "truncated_tokens": record.truncated_tokens}
     return json_reply({"results": results, **tokens, "seconds": seconds})
