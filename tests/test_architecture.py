@@ -15,7 +15,7 @@ ROOMS = [
     "types", "threads", "validation", "config", "files", "machine", "console",
     "packing", "tokenizer", "encoding", "client",
     "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder", "replicas",
-    "reranker", "weights", "search", "compare", "evaluation", "stress", "report",
+    "reranker", "token_experts", "weights", "search", "compare", "evaluation", "stress", "report",
     "training", "export", "interop", "serve", "runs", "cli",
 ]  # fmt: skip
 MAX_LINES, MAX_PARAMETERS = 80, 8

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders
 
 from moembed.packing import pack
 from moembed.types import Batch, UserError
@@ -162,6 +163,20 @@ class Tokenizer:
                 if len(words) > self.max_length:
                     words = self._cut(words, self.max_length, before, after)
                 found.append(words)
+        return found
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as people read them: ``##ing`` is the rest of a word, ``▁the`` begins one after a space.
+
+        A token that holds a part of a letter, and one beyond the vocabulary, is written as it is stored.
+        """
+        bytes_of_text = isinstance(self.backend.decoder, decoders.ByteLevel)
+        found = []
+        for token in ids:
+            stored = self.backend.id_to_token(token)
+            read = self.backend.decode([token], skip_special_tokens=False) if bytes_of_text else ""
+            whole = read and "\ufffd" not in read
+            found.append(read.replace(" ", "▁") if whole else stored if stored is not None else str(token))
         return found
 
     def _cut(self, ids: list[_Item], limit: int, before: int, after: int) -> list[_Item]:

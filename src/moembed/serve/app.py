@@ -21,15 +21,16 @@ from moembed.serve.limits import LimitRequests
 from moembed.serve.logs import LogRequests, error_reply, where
 from moembed.serve.metrics import Metrics
 from moembed.serve.openapi import describe
-from moembed.serve.routes import openai, operations, search, space, tei
+from moembed.serve.routes import openai, operations, page, search, space, tei
 from moembed.serve.settings import ServeSettings
 from moembed.serve.state import Model, Scorer, State
 
 log = logging.getLogger("moembed.serve")
 _ABOUT = """Embeddings of one sparse or dense text embedding model.
 
-The routes under /v1 are OpenAI's, the others TEI's (text-embeddings-inference), and /search is our own. Where
-the server has keys, send one as `Authorization: Bearer KEY`."""
+The routes under /v1 are OpenAI's, the others TEI's (text-embeddings-inference); /search and /inspect are our
+own, and at / there is a page for people. Where the server has keys, send one as
+`Authorization: Bearer KEY`."""
 
 
 def create_app(
@@ -60,8 +61,8 @@ def create_app(
     app.state.serving = state
     app.state.settings, app.state.model = settings, model
     app.state.index, app.state.reranker, app.state.metrics = index, reranker, state.metrics
-    for router in (openai.router, tei.router, search.router, space.router, operations.router):
-        app.include_router(router)
+    for routes in (openai, tei, search, space, operations, page):
+        app.include_router(routes.router)
     app.openapi = describe(app)  # type: ignore[method-assign]
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_path)

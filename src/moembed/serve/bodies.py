@@ -177,8 +177,16 @@ class SearchBody(Body):
     rerank: bool = Field(False, description="Order the results with the reranker.")
 
 
+class InspectBody(Body):
+    """One text; its tokens, and the experts that each of them chose, are the answer."""
+
+    text: str
+    input_type: InputType | None = Field(None, description="Puts the model's prompt for it in front.")
+    prompt_name: str | None = Field(None, description="Puts the model's prompt of this name in front.")
+
+
 BODIES: tuple[type[Body], ...] = (
-    EmbeddingsBody, EmbedBody, SimilarityBody, TokenizeBody, RerankBody, SearchBody, SpaceBody,
+    EmbeddingsBody, EmbedBody, SimilarityBody, TokenizeBody, RerankBody, SearchBody, SpaceBody, InspectBody,
 )  # fmt: skip
 
 _Kind = TypeVar("_Kind", bound=Body)

@@ -102,6 +102,7 @@ class State:
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "moembed-search"))
     failure: str | None = None
     reranking: int = 0  # requests that wait for the reranker, or are at it
+    inspecting: int = 0  # texts that wait to be inspected, or are
     space: str = ""  # of whole vectors of texts without a prompt
     created: int = field(default_factory=lambda: int(time.time()))
 
