@@ -52,7 +52,6 @@ for command in (
     compare.compare,
     stress.stress,
     search.embed,
-    search.index,
     search.search,
     serve.serve,
     train.inspect,
@@ -62,6 +61,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(search.index, name="index")
 ONE_QUERY = {"search", "bench"}  # these answer, or measure, single queries; the others have many texts
 
 
