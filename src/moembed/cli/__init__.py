@@ -25,6 +25,7 @@ from moembed.cli import (
     push,
     search,
     serve,
+    stores,
     stress,
     train,
 )
@@ -61,6 +62,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
+search.index.command("push")(stores.push)
 app.add_typer(search.index, name="index")
 ONE_QUERY = {"search", "bench"}  # these answer, or measure, single queries; the others have many texts
 
