@@ -117,6 +117,8 @@ def _lifespan(
             tracing.start_tracing()  # in this process: its thread would not live through a fork
         start = asyncio.ensure_future(_start(state, on_failure))
         try:
+            if state.settings.workers > 1:
+                await start  # the others answer meanwhile: this one takes no connection before it can
             yield
         finally:
             start.cancel()
