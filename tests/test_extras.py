@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[1]
 MODULES = {
     "scikit-learn": "sklearn",
     "faiss-cpu": "faiss",
+    "qdrant-client": "qdrant_client",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "pyyaml": "yaml",
     "huggingface-hub": "huggingface_hub",
     "prometheus-client": "prometheus_client",
@@ -27,7 +30,7 @@ FOR_OTHERS = {
     "protobuf",  # transformers imports it, to read a SentencePiece model
     "httptools",  # uvicorn imports it, and serve.protocol is made of what it then has
 }
-COMES_WITH = {"triton", "fsspec", "moembed"}  # triton with torch, fsspec with huggingface-hub
+COMES_WITH = {"triton", "fsspec", "pydantic_core", "moembed"}  # with torch, huggingface-hub, pydantic
 # Modules, and rooms, that are themselves imported only where their library is there.
 LAZY = {"mteb_tasks.py", "serve"}
 

@@ -20,6 +20,7 @@ from moembed.encoding import FULL, View
 from moembed.encoding import truncate as shortened
 from moembed.inference.layers import PackedMoE
 from moembed.inference.member import check_view
+from moembed.serve import tracing
 from moembed.serve.batching.batcher import Batcher, NotFiniteError, Request, shutting_down
 from moembed.serve.batching.limits import SILENT, BatchLimits, BatchObserver
 from moembed.serve.errors import RequestError
@@ -82,14 +83,15 @@ class ServedModel:
         self._ahead = self._active = 0  # tokens on their way into the queue; requests that are not answered
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = False
+        self._started = self._draining = False
         with ThreadPoolExecutor(1) as thread:  # hashes the weights once; see `Embedder.from_pretrained`
             self._spaces["", FULL] = thread.submit(embedder.space).result()
 
     @property
     def ready(self) -> bool:
         """Whether requests are answered: after the warm-up, until ``drain`` or ``close``."""
-        return self._batcher is not None and self._batcher.alive and not self._draining
+        alive = self._batcher is not None and self._batcher.alive
+        return self._started and alive and not self._draining
 
     # ---- life --------------------------------------------------------------------------------------------
 
@@ -100,9 +102,10 @@ class ServedModel:
         share = max(1, threads // (limits.lanes or 1))
         self._count_experts()
         batcher = Batcher(self._compute, limits, self.observer, lambda: self._warm_up(share))
+        self.limits, self._batcher = limits, batcher
         await asyncio.to_thread(batcher.start)
         await asyncio.wrap_future(batcher.submit(Request("", self._some_rows(), self._known(0))))
-        self.limits, self._batcher = limits, batcher
+        self._started = True
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, and wait until those at hand are answered, at most ``seconds``."""
@@ -151,8 +154,10 @@ class ServedModel:
             space = await self._space(prefix, view)
             if not inputs:
                 return Embedded(np.zeros((0, view.dim or self.dim), dtype=np.float32), 0, (), space)
-            fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
-            request = Request(client, fitted.rows, self._known(prompt_tokens), view.layers)
+            with tracing.span("tokenise"):
+                fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
+            known, recorder = self._known(prompt_tokens), tracing.batch_recorder()
+            request = Request(client, fitted.rows, known, view.layers, on_batch=recorder)
             array_RM = await self._computed(request, fitted)
             if view.dim is not None and view.dim < self.dim:
                 array_RM = shortened(array_RM, view.dim)
@@ -175,7 +180,7 @@ class ServedModel:
     def _running(self) -> Batcher:
         if self._draining:
             raise shutting_down()
-        if self._batcher is None:
+        if self._batcher is None or not self._started:
             raise RequestError(503, "the model is being loaded", code="loading", retry_after=1.0)
         return self._batcher
 

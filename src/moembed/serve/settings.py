@@ -22,6 +22,7 @@ from moembed.types import UserError
 from moembed.validation import sentences
 
 PREFIX = "MOEMBED_SERVE_"
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # where several processes count together, see `serve.metrics`
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -64,8 +65,10 @@ class ServeSettings(BaseSettings):
     max_texts: int = Field(2048, ge=1, description="Texts of a request.")
     batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at a time; default: by device.")
     queue_tokens: int | None = Field(
-        None, ge=1, description="Tokens that may wait, then 429; default: 64 batches."
+        None, ge=1, description="Tokens that may wait, then 429; default: by device."
     )
+    batch_seconds: float = Field(0.05, gt=0, le=60, description="About how long a batch is computed.")
+    lanes: int | None = Field(None, ge=1, description="Batches computed at a time; default: by threads.")
     max_age: float = Field(0.1, ge=0, le=60, description="Seconds until a waiting text is due, see the docs.")
     header_seconds: float = Field(10, gt=0, le=3600, description="For the head of a request to arrive.")
     body_seconds: float = Field(20, gt=0, le=3600, description="For its body to arrive.")

@@ -40,12 +40,15 @@ class Request:
     Attributes:
         prompt_tokens: of all rows, as `Embedder.embed` takes it.
         group: requests of different groups cannot share a batch, for instance those of other depths.
+        on_batch: told of every batch with rows of it, before its vectors are handed out: when it started and
+            ended, by the monotonic clock, and its tokens and rows.
     """
 
     client: str
     rows: Rows
     prompt_tokens: int | None = None
     group: Hashable = None
+    on_batch: Callable[[float, float, int, int], None] | None = None
     arrived: float = 0.0  # by the monotonic clock
     left: int = 0  # rows without a vector
     array_NM: np.ndarray | None = None
@@ -231,10 +234,14 @@ class Batcher:
         """Compute parts together and hand out their vectors; or what went wrong, and nothing handed out."""
         rows = [part.request.rows[place] for part in parts for place in part.places]
         prompts = [part.request.prompt_tokens for part in parts for _ in part.places]
+        began = time.monotonic()
         try:
             vector_NM = self._compute(rows, prompts, parts[0].group)
         except Exception as error:
             return error
+        told = {part.request: part.request.on_batch for part in parts if part.request.on_batch}
+        for tell in told.values():
+            tell(began, time.monotonic(), sum(map(len, rows)), len(rows))
         start = 0
         for part in parts:
             end = start + len(part.places)

@@ -19,7 +19,7 @@ from moembed.serve.records import record_of
 from moembed.serve.replies import json_reply
 from moembed.serve.reranking import scored
 from moembed.serve.searching import find
-from moembed.serve.state import State, state_of
+from moembed.serve.state import state_of
 
 router = APIRouter(tags=["Search"])
 

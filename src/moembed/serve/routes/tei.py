@@ -71,6 +71,8 @@ class InfoReply(BaseModel):
     default_prompt: str | None
     truncate: str
     space: str
+    parameters: int
+    active_parameters: int
     routes: dict[str, bool]
 
 
@@ -134,7 +136,7 @@ async def tokenize(request: Request) -> Response:
     body = await read_body(request, TokenizeBody, _WRONG)
     state = state_of(request)
     require_few(state, body.inputs, "inputs")
-    _, prompt = chosen_prompt(state, None, body.prompt_name)
+    _, prompt = chosen_prompt(state, None, body.prompt_name, body.prompt)
     record_of(request.scope).texts = len(body.inputs)
     texts = [(prompt or "") + text for text in body.inputs]
     loop = asyncio.get_running_loop()
@@ -211,6 +213,8 @@ async def info(request: Request) -> Response:
             "default_prompt": embedder.default_prompt_name,
             "truncate": settings.truncate,
             "space": state.space,
+            "parameters": embedder.num_parameters(),
+            "active_parameters": embedder.num_parameters(active=True),
             "routes": {"search": state.index is not None, "rerank": state.reranker is not None},
         }
     )
