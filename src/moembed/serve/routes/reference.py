@@ -74,7 +74,7 @@ def _fields(operation: Mapping[str, Any], kinds: Mapping[str, Any]) -> Iterator[
     needed = kinds[body].get("required", [])
     for name, schema in kinds[body]["properties"].items():
         default = schema.get("default")
-        shown = "needed" if name in needed else "" if default is None else str(default).lower()
+        shown = "required" if name in needed else "" if default is None else str(default).lower()
         yield FieldFacts(name, in_words(schema, kinds), shown, schema.get("description", ""))
 
 
