@@ -25,6 +25,7 @@ from moembed.cli import (
     push,
     search,
     serve,
+    stores,
     stress,
     train,
 )
@@ -52,7 +53,6 @@ for command in (
     compare.compare,
     stress.stress,
     search.embed,
-    search.index,
     search.search,
     serve.serve,
     train.inspect,
@@ -62,6 +62,8 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
+search.index.command("push")(stores.push)
+app.add_typer(search.index, name="index")
 ONE_QUERY = {"search", "bench"}  # these answer, or measure, single queries; the others have many texts
 
 
