@@ -226,16 +226,16 @@ def test_a_batch_is_as_large_as_is_computed_in_its_time(monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
     def compute(rows: Sequence[Sequence[int]], *_: object) -> np.ndarray:
-        clock[0] += 0.01 + sum(map(len, rows)) / 1000  # a batch costs something, and each token
+        clock[0] += 0.01 + sum(map(len, rows)) / 10_000  # a batch costs something, and each token
         return np.zeros((len(rows), 1), dtype=np.float32)
 
-    batcher = Batcher(compute, replace(LIMITS, batch_seconds=0.03))
-    assert batcher.batch_tokens == 40
+    batcher = Batcher(compute, replace(LIMITS, batch_seconds=0.05, batch_tokens=4000))
+    assert batcher.batch_tokens == 4000
     batcher.start()
     ask(batcher, [1]).result(SECONDS)
-    wait([ask(batcher, [1] * 3, client=f"{number}") for number in range(100)], SECONDS)
+    wait([ask(batcher, [1] * 60, client=f"{number}") for number in range(100)], SECONDS)
     batcher.close()
-    assert 17 <= batcher.batch_tokens <= 22  # (0.03 s - 0.01 s) of 1,000 tokens a second
+    assert 340 <= batcher.batch_tokens <= 450  # (0.05 s - 0.01 s) of 10,000 tokens a second
 
 
 def test_lanes_compute_at_the_same_time_and_share_what_there_is() -> None:

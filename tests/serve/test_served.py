@@ -18,9 +18,11 @@ from moembed.moe.router import RouterConfig
 from moembed.serve.batching.limits import BatchLimits, Silent
 from moembed.serve.errors import RequestError
 from moembed.serve.served import Embedded, ServedModel
+from moembed.serve.tokenizing import Truncate
 
 T = TypeVar("T")
 SMALL = BatchLimits(batch_seconds=1e9, batch_tokens=64)
+HOW: tuple[Truncate, ...] = ("truncate", "chunk")
 WHOLE = BatchLimits(batch_seconds=1e9, lanes=1)
 LONG = " ".join(["the mole digs under the meadow"] * 20)
 
@@ -309,13 +311,27 @@ def test_draining_does_not_wait_longer_than_it_may(moe_model: Embedder, texts: l
 
 def test_too_much_that_waits_is_refused(moe_model: Embedder, texts: list[str]) -> None:
     async def use(served: ServedModel) -> list[Embedded | BaseException]:
-        return await asyncio.gather(*(served.embed(texts * 40) for _ in range(4)), return_exceptions=True)
+        return await asyncio.gather(*(served.embed(texts * 40) for _ in range(8)), return_exceptions=True)
 
     found = serving(moe_model, use, replace(SMALL, queue_tokens=300))
     errors = [one for one in found if isinstance(one, RequestError)]
     assert errors
     assert {error.status for error in errors} == {429}
     assert any(isinstance(one, Embedded) for one in found)
+
+
+def test_a_text_that_is_tokenized_for_long_keeps_nobody_out(moe_model: Embedder) -> None:
+    async def use(served: ServedModel) -> list[Embedded]:
+        long = [asyncio.create_task(served.embed([LONG * 60], truncate=how)) for how in ("truncate", "chunk")]
+        await asyncio.sleep(0)
+        short = await served.embed(["worms"], client="another")
+        return [short, *await asyncio.gather(*long)]
+
+    short, cut, pieces = serving(moe_model, use, replace(WHOLE, queue_tokens=200))
+    assert np.array_equal(short.array, moe_model.vectors(["worms"]).array)
+    assert cut.tokens == 32
+    assert pieces.truncated == (0,)
+    assert pieces.tokens > cut.truncated[0] > 5_000
 
 
 def test_the_prompts_are_those_of_the_model(moe_model: Embedder) -> None:

@@ -24,12 +24,20 @@ from moembed.serve import tracing
 from moembed.serve.batching.batcher import Batcher, NotFiniteError, Request, shutting_down
 from moembed.serve.batching.limits import SILENT, BatchLimits, BatchObserver
 from moembed.serve.errors import RequestError
-from moembed.serve.tokenizing import Fitted, TokenizerThreads, Truncate, fit, given_rows, mean_of_pieces
+from moembed.serve.refusals import refused, require_few
+from moembed.serve.tokenizing import (
+    Fitted,
+    TokenizerThreads,
+    Truncate,
+    fit,
+    given_rows,
+    guessed_tokens,
+    mean_of_pieces,
+)
 from moembed.types import UserError
 
 Inputs = Sequence[str] | Sequence[Sequence[int]]
 
-_PER_TOKEN = 4  # characters, in a guess that only the bound of the queue hangs on
 _WARM = (8, 24, 64, 160)  # tokens of the texts that the first batches are made of
 _PROMPTS = 64  # prompts that are kept as tokens, and in the names of spaces
 
@@ -149,14 +157,14 @@ class ServedModel:
         self._running().admit(client, self._ahead)
         with self._answering():
             prefix = self._prefix(role, prompt)
-            with _refused("dimensions"):
+            with refused("dimensions"):
                 check_view(self.embedder.encoder.spec, view, self.dim)
             space = await self._space(prefix, view)
             if not inputs:
                 return Embedded(np.zeros((0, view.dim or self.dim), dtype=np.float32), 0, (), space)
             with tracing.span("tokenise"):
                 fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
-            _require_few(sum(map(len, fitted.rows)), self.limits.request_tokens)
+            require_few(sum(map(len, fitted.rows)), self.limits.request_tokens)
             known, recorder = self._known(prompt_tokens), tracing.batch_recorder()
             request = Request(client, fitted.rows, known, view.layers, on_batch=recorder)
             array_RM = await self._computed(request, fitted)
@@ -175,7 +183,7 @@ class ServedModel:
         Raises:
             RequestError: 400, a text or a prompt that is no valid Unicode.
         """
-        with _refused("input"):
+        with refused("input"):
             return await self._tokenizing.rows(texts, self._prefix(role, prompt))
 
     def _running(self) -> Batcher:
@@ -188,7 +196,7 @@ class ServedModel:
     # ---- steps of a request ------------------------------------------------------------------------------
 
     def _prefix(self, role: str | None, prompt: str | None) -> str:
-        with _refused("prompt"):
+        with refused("prompt"):
             return self.embedder.prefix(role, prompt)
 
     def _known(self, prompt_tokens: int) -> int | None:
@@ -209,10 +217,11 @@ class ServedModel:
         tokenizer, run = self.embedder.tokenizer, self._tokenizing.run
         texts = [one for one in inputs if isinstance(one, str)]
         ids = [one for one in inputs if not isinstance(one, str)]
-        guess = sum(map(len, texts)) // _PER_TOKEN + sum(map(len, ids))
+        guess = guessed_tokens(inputs, None if truncate == "chunk" else self.max_length)
+        guess = min(guess, (self.limits.queue_tokens or 1) // 2)  # one request does not keep others out
         self._ahead += guess
         try:
-            with _refused("input"):
+            with refused("input"):
                 if ids:
                     if texts or prefix:
                         what = "texts" if texts else f"the prompt {prefix!r}"
@@ -310,19 +319,3 @@ def _make_room(kept: dict[Any, Any]) -> None:
     """Clients may send any prompt: so many are kept, and then none."""
     if len(kept) >= _PROMPTS:
         kept.clear()
-
-
-@contextmanager
-def _refused(param: str) -> Iterator[None]:
-    """A mistake of the client, in the words that the library has for it."""
-    try:
-        yield
-    except UserError as error:
-        raise RequestError(400, str(error), param=param) from error
-
-
-def _require_few(tokens: int, most: int | None) -> None:
-    if most is not None and tokens > most:
-        raise RequestError(
-            413, f"the request has {tokens} tokens; send at most {most} in a request", param="input"
-        )

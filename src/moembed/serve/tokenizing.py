@@ -19,6 +19,7 @@ Truncate = Literal["error", "truncate", "chunk"]
 
 _SLICE = 1 << 15  # characters tokenized at a time: about ten milliseconds
 _THREADS = 2
+_PER_TOKEN = 4  # characters, in a guess that only the bound of the queue hangs on
 
 
 class TokenizerThreads:
@@ -77,6 +78,12 @@ def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
         size += _size(text)
     if start < len(texts):
         yield start, len(texts)
+
+
+def guessed_tokens(inputs: Sequence[str] | Sequence[Sequence[int]], most: int | None) -> int:
+    """About how many tokens will be read of inputs that are not tokenized yet, ``most`` of each."""
+    sizes = (-(-len(one) // _PER_TOKEN) if isinstance(one, str) else len(one) for one in inputs)
+    return sum(sizes) if most is None else sum(min(size, most) for size in sizes)
 
 
 def given_rows(inputs: Sequence[Sequence[int]], tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:

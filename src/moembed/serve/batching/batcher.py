@@ -22,6 +22,7 @@ Compute = Callable[[Rows, Sequence[int | None], Hashable], np.ndarray]
 _PARTS = 4  # parts of a request that fill a batch
 _MEMORY = 0.2  # weight of the newest batch in the measured speed
 _QUANTUM = 128  # tokens
+_LEAST = 128  # tokens of a full batch; of smaller ones, most of the time is calls
 _LONGEST_RETRY = 60.0  # seconds
 
 
@@ -108,7 +109,7 @@ class Batcher:
         """The tokens of a full batch now: as many as the measured speed computes in ``batch_seconds``."""
         if not self._speed:
             return self._most_tokens
-        return int(max(1, min(self._most_tokens, self._speed * self._limits.batch_seconds)))
+        return min(self._most_tokens, max(_LEAST, int(self._speed * self._limits.batch_seconds)))
 
     def admit(self, client: str, ahead: int = 0) -> None:
         """Refuse a request of ``client`` while too much waits; ``ahead`` tokens are still on their way here.
