@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "moembed"
 ROOMS = [
     "types", "threads", "validation", "config", "files", "machine", "console",
-    "packing", "tokenizer", "encoding",
+    "packing", "tokenizer", "encoding", "client",
     "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder",
     "token_experts", "replicas",
     "weights", "search", "compare", "evaluation", "stress", "report",
@@ -33,6 +33,7 @@ TORCH_FREE = (
     "validation",
     "config",
     "files",
+    "client",
     "folder.hub",
     "report",
     "data",

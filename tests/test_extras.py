@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = {
     "scikit-learn": "sklearn",
     "faiss-cpu": "faiss",
+    "qdrant-client": "qdrant_client",
     "pyyaml": "yaml",
     "huggingface-hub": "huggingface_hub",
     "sentence-transformers": "sentence_transformers",

@@ -14,6 +14,7 @@ from moembed.interop.hook import install
 from moembed.threads import limit_threads
 
 if TYPE_CHECKING:
+    from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.evaluation.result import EvaluationResult
     from moembed.inference.static import StaticEmbedder
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOME = {
+    "Client": "moembed.client.model",
     "Embedder": "moembed.embedder",
     "EvaluationOptions": "moembed.runs.system",
     "EvaluationResult": "moembed.evaluation.result",
@@ -43,9 +45,9 @@ _HOME = {
     "train": "moembed.runs.train",
 }
 __all__ = [
-    "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult",
-    "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning", "UserError", "__version__",
-    "evaluate", "pretrain", "train",
+    "Client", "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig",
+    "PretrainResult", "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning", "UserError",
+    "__version__", "evaluate", "pretrain", "train",
 ]  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def search(
 
     is_run = not (index / "manifest.json").exists() and (index / "index").is_dir()
     opened = Index.open(index / "index" if is_run else index)
-    embedder = load_encoder(model or _model_of(opened), "float32", allow_pickle)
+    embedder = load_encoder(model or _model_of(opened), None, allow_pickle)
     role = opened.manifest.get("role")
     opened.require_space(embedder.space(role=role, view=View(dim=opened.dim)))
     hits = opened.search(embedder.encode_query([query], dim=opened.dim), k)
