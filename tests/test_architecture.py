@@ -16,7 +16,7 @@ ROOMS = [
     "packing", "tokenizer", "encoding",
     "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder", "replicas",
     "weights", "search", "compare", "evaluation", "stress", "report",
-    "training", "export", "interop", "runs", "cli",
+    "training", "export", "interop", "runs", "experiment", "cli",
 ]  # fmt: skip
 MAX_LINES, MAX_PARAMETERS = 80, 8
 # Names that say less than the field's own, and those.

@@ -14,7 +14,20 @@ from typing import Annotated, Any
 import typer
 
 from moembed import __version__
-from moembed.cli import bench, compare, data, evaluate, export, mine, pretrain, push, search, stress, train
+from moembed.cli import (
+    bench,
+    compare,
+    data,
+    evaluate,
+    experiment,
+    export,
+    mine,
+    pretrain,
+    push,
+    search,
+    stress,
+    train,
+)
 from moembed.console import Interrupted, results_alone, say
 from moembed.files import reason
 from moembed.threads import share_cores
@@ -37,6 +50,7 @@ for command in (
     train.upcycle,
     evaluate.evaluate,
     compare.compare,
+    experiment.experiment,
     stress.stress,
     search.embed,
     search.index,
