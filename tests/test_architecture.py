@@ -17,7 +17,7 @@ ROOMS = [
     "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder",
     "token_experts", "replicas",
     "weights", "search", "compare", "evaluation", "stress", "report",
-    "training", "export", "interop", "serve", "runs", "cli",
+    "training", "export", "interop", "serve", "runs", "experiment", "cli",
 ]  # fmt: skip
 MAX_LINES, MAX_PARAMETERS = 80, 8
 # Names that say less than the field's own, and those.

@@ -30,7 +30,7 @@ AllowPickle = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed, other random choices.")]
-MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), or minilm."
+MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), minilm or me5-small."
 ENCODER = f"{MODEL} Or the address of `moembed serve`, http://host:port."
 
 

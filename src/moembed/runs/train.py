@@ -17,9 +17,11 @@ from moembed.data.docstrings import collect
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
+from moembed.encoding import View
 from moembed.files import locked, require_free, write_text
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
+from moembed.inference.member import member
 from moembed.machine import choose_precision, write_made
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
@@ -31,6 +33,7 @@ from moembed.training.parallel import World, joined
 from moembed.types import Pair, UserError
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
+from moembed.weights.widen import WidenConfig, widen
 
 ENDS = {"steps", "epochs", "minutes"}
 
@@ -47,7 +50,8 @@ class TrainConfig(ContrastiveConfig):
     what becomes of a source with fewer pairs than a batch.
 
     ``revision`` is the branch, tag or commit of a base from the hub; ``allow_pickle`` reads a base that has
-    no safetensors. ``upcycle`` None trains the base as it is. ``prompts`` become part of the model.
+    no safetensors. ``layers`` keeps so many of its layers, the first ones; ``widen`` makes its feed-forward
+    blocks wider; ``upcycle`` None leaves it dense. ``prompts`` become part of the model.
     """
 
     base: str = "minilm"
@@ -58,6 +62,8 @@ class TrainConfig(ContrastiveConfig):
     validation: tuple[SourceConfig, ...] = ()
     small_sources: Literal["refuse", "skip"] = "refuse"
     sampling: SamplingConfig = SamplingConfig()
+    layers: int | None = Field(default=None, ge=1)
+    widen: WidenConfig | None = None
     upcycle: UpcycleConfig | None = None
     prompts: dict[str, str] | None = None
 
@@ -236,6 +242,10 @@ def open_source(source: SourceConfig) -> Source:
 
 def build(parts: Parts, config: TrainConfig) -> Embedder:
     """The model a run starts from."""
+    parts = member(parts, View(layers=config.layers))
+    if config.widen:
+        spec, state = widen(parts.spec, parts.state, config.widen)
+        parts = replace(parts, spec=spec, state=state)
     if config.upcycle:
         spec, state = upcycle(parts.spec, parts.state, config.upcycle)
         parts = replace(parts, spec=spec, state=state)

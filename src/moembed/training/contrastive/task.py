@@ -70,8 +70,7 @@ class ContrastiveTask:
         self.forms = [SourceFormat.of(model, option, config.loss) for option in options]
         self.names = [source.name for source in sources]
         self.sizes = [num_train_rows(source, config) for source in sources]
-        weights = mixture.weights or [1.0] * len(sources)
-        self.sampler = Sampler(self.sizes, weights, config.batch_size, config.seed, self.names)
+        self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
@@ -168,6 +167,14 @@ def embedding(
             return encoded
 
     return embed
+
+
+def sampler_of(config: ContrastiveConfig, mixture: Mixture) -> Sampler:
+    """What decides which pairs make up a step."""
+    sources = mixture.sources
+    sizes = [num_train_rows(source, config) for source in sources]
+    weights = mixture.weights or [1.0] * len(sources)
+    return Sampler(sizes, weights, config.batch_size, config.seed, [source.name for source in sources])
 
 
 def num_train_rows(source: Source, config: ContrastiveConfig) -> int:
