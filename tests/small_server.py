@@ -8,10 +8,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
+from moembed.folder.reranker import fresh_reranker
 from moembed.moe.router import RouterConfig
+from moembed.reranker import Reranker
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -27,14 +30,25 @@ def served_embedder(make_model: Callable[..., Embedder]) -> Embedder:
     return model
 
 
+@pytest.fixture(scope="session")
+def tiny_reranker(served_embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Reranker:
+    """A cross-encoder over the same encoder, with a score head of its own."""
+    folder = tmp_path_factory.mktemp("reranker")
+    served_embedder.save_pretrained(folder / "encoder")
+    made = Reranker(fresh_reranker(folder / "encoder")).eval()
+    with torch.no_grad():
+        made.head.out.weight.mul_(20)  # scores far enough from each other
+    return made
+
+
 @pytest.fixture(scope="module")
 def open_server(served_embedder: Embedder) -> Iterator[OpenServer]:
     """``open_server(api_keys=("secret",))``: a client of a warm server; it ends with the module."""
-    from moembed.serve.served import ServedModel
     from starlette.testclient import TestClient
 
     from moembed.serve.app import create_app
     from moembed.serve.metrics import Metrics
+    from moembed.serve.served import ServedModel
     from moembed.serve.settings import ServeSettings
 
     with ExitStack() as stack:

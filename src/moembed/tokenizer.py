@@ -132,18 +132,6 @@ class Tokenizer:
         """A row of any length as ``rows`` gives it: at most ``max_length`` tokens, special ones kept."""
         return row if len(row) <= self.max_length else self._cut(row, self.max_length, *self._special_tokens)
 
-    def lengths(self, texts: Sequence[str], *, prompt: str = "") -> list[int]:
-        """Tokens of every text before any cut, those of the prompt and the special ones included."""
-        check_prompt(prompt)
-        found: list[int] = []
-        for some in _blocks(texts):
-            try:
-                encodings = self.backend.encode_batch_fast([prompt + text for text in some])
-            except TypeError:
-                raise UserError(_complaint(texts)) from None
-            found += [len(encoding.ids) for encoding in encodings]
-        return found
-
     def batch(self, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None) -> Batch:
         """The rows of the texts as a packed batch."""
         rows, truncated = self.rows(texts, prompt=prompt, max_length=max_length)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from moembed.types import UserError
 
 BAD, NOT_FINITE, DEADLY = 666, 777, 999
 SECONDS = 20
+LIMITS = BatchLimits(batch_seconds=1e9, batch_tokens=40, queue_tokens=100, lanes=1)
 
 
 class Model:
@@ -55,7 +58,7 @@ def model() -> Model:
 
 @pytest.fixture
 def batcher(model: Model) -> Iterator[Batcher]:
-    made = Batcher(model, BatchLimits(batch_tokens=40, queue_tokens=100))
+    made = Batcher(model, LIMITS)
     made.start()
     yield made
     model.gate.set()
@@ -82,7 +85,7 @@ rows = st.lists(st.lists(st.integers(0, 99), max_size=50), min_size=1, max_size=
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), rows, st.integers(0, 2)), max_size=9))
 def test_every_request_gets_its_own_rows(requests: list[tuple[str, list[list[int]], int]]) -> None:
-    batcher = Batcher(Model(), BatchLimits(batch_tokens=40, queue_tokens=100))
+    batcher = Batcher(Model(), LIMITS)
     asked = [Request(client, some, group=group) for client, some, group in requests]
     futures = [batcher.submit(request) for request in asked]
     batcher.start()
@@ -179,7 +182,7 @@ def test_the_time_to_wait_is_that_of_half_the_queue(batcher: Batcher, model: Mod
 
 
 def test_who_waits_when_the_batcher_is_closed_is_refused(model: Model) -> None:
-    batcher = Batcher(model, BatchLimits(batch_tokens=40, queue_tokens=100))
+    batcher = Batcher(model, LIMITS)
     waiting = ask(batcher, [1])  # nobody has started it
     batcher.close()
     for refused in (lambda: waiting.result(SECONDS), lambda: ask(batcher, [2])):
@@ -210,7 +213,7 @@ def test_an_observer_is_told_of_batches_and_of_what_waits(model: Model) -> None:
             assert seconds >= 0
             assert waited >= 0
 
-    batcher = Batcher(model, BatchLimits(batch_tokens=40, queue_tokens=100), Observer())
+    batcher = Batcher(model, LIMITS, Observer())
     futures = [ask(batcher, [1, 2, 3], [4]), ask(batcher, [5])]
     batcher.start()
     wait(futures, SECONDS)
@@ -218,13 +221,64 @@ def test_an_observer_is_told_of_batches_and_of_what_waits(model: Model) -> None:
     assert seen == {"queued": [(4, 2), (5, 3), (0, 0)], "batch": [(5, 3)]}
 
 
+def test_a_batch_is_as_large_as_is_computed_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def compute(rows: Sequence[Sequence[int]], *_: object) -> np.ndarray:
+        clock[0] += 0.01 + sum(map(len, rows)) / 1000  # a batch costs something, and each token
+        return np.zeros((len(rows), 1), dtype=np.float32)
+
+    batcher = Batcher(compute, replace(LIMITS, batch_seconds=0.03))
+    assert batcher.batch_tokens == 40
+    batcher.start()
+    ask(batcher, [1]).result(SECONDS)
+    wait([ask(batcher, [1] * 3, client=f"{number}") for number in range(100)], SECONDS)
+    batcher.close()
+    assert 17 <= batcher.batch_tokens <= 22  # (0.03 s - 0.01 s) of 1,000 tokens a second
+
+
+def test_lanes_compute_at_the_same_time_and_share_what_there_is() -> None:
+    together = threading.Barrier(2, timeout=SECONDS)
+    lanes: set[str] = set()
+
+    def compute(rows: Sequence[Sequence[int]], *_: object) -> np.ndarray:
+        together.wait()  # for the other lane
+        lanes.add(threading.current_thread().name)
+        return np.array([[sum(row)] for row in rows], dtype=np.float32)
+
+    batcher = Batcher(compute, replace(LIMITS, lanes=2))
+    batcher.start()
+    while batcher._idle < 2:
+        time.sleep(0.001)
+    future = ask(batcher, *[[number] * 10 for number in range(4)])
+    assert future.result(SECONDS)[:, 0].tolist() == [0, 10, 20, 30]
+    batcher.close()
+    assert len(lanes) == 2
+
+
+def test_what_a_lane_meets_at_its_start_is_told() -> None:
+    def begin() -> None:
+        raise MemoryError("too large")
+
+    batcher = Batcher(Model(), LIMITS, begin=begin)
+    with pytest.raises(MemoryError, match="too large"):
+        batcher.start()
+    with pytest.raises(RequestError):
+        ask(batcher, [1])
+
+
 def test_limits_that_are_none_hang_on_the_device() -> None:
-    cpu, gpu = BatchLimits().on("cpu"), BatchLimits(max_age=1).on("cuda")
+    cpu, gpu = BatchLimits().on("cpu", 2), BatchLimits(max_age=1).on("cuda", 2)
     assert cpu.batch_tokens
     assert gpu.batch_tokens
     assert cpu.batch_tokens < gpu.batch_tokens
     assert gpu.max_age == 1
-    assert BatchLimits(batch_tokens=7).on("cpu").queue_tokens == 64 * 7
-    for wrong in ({"batch_tokens": 0}, {"queue_tokens": -1}, {"max_age": -0.1}, {"max_age": float("nan")}):
+    assert (cpu.lanes, gpu.lanes) == (2, 1)
+    assert BatchLimits(lanes=7, batch_tokens=3).on("cpu", 2) == BatchLimits(3, 65536, 0.1, 0.05, 7)
+    for wrong in (
+        {"batch_tokens": 0}, {"queue_tokens": -1}, {"lanes": 0},
+        {"max_age": -0.1}, {"max_age": float("nan")}, {"batch_seconds": 0.0},
+    ):  # fmt: skip
         with pytest.raises(UserError, match=next(iter(wrong))):
             BatchLimits(**wrong)  # type: ignore[arg-type]

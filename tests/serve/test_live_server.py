@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
-from moembed.serve.served import ServedModel
 
 from moembed.embedder import Embedder
 from moembed.serve.app import create_app
 from moembed.serve.metrics import Metrics
+from moembed.serve.served import ServedModel
 from moembed.serve.server import address_of, listen, uvicorn_server
 from moembed.serve.settings import ServeSettings
 from moembed.types import UserError
@@ -69,7 +69,7 @@ def answer(connection: socket.socket) -> tuple[int, bytes]:
 
 
 def test_it_answers(live: Live) -> None:
-    reply = httpx.post(f"{live.url}/v1/embeddings", json={"input": "a mole"}, timeout=10)
+    reply = httpx2.post(f"{live.url}/v1/embeddings", json={"input": "a mole"}, timeout=10)
     assert reply.status_code == 200
     assert len(reply.json()["data"][0]["embedding"]) == 16
     assert "server" not in reply.headers
@@ -131,7 +131,7 @@ def test_what_is_no_http(live: Live, sent: bytes) -> None:
 
 def test_a_connection_serves_many_requests_and_idles(live: Live) -> None:
     """The time limit of a head does not end a connection that waits between two requests."""
-    with httpx.Client(base_url=live.url, timeout=10) as client:
+    with httpx2.Client(base_url=live.url, timeout=10) as client:
         for pause in (0.0, 0.0, 0.6):
             assert client.get("/health").status_code == 200
             time.sleep(pause)
@@ -150,26 +150,33 @@ def test_a_body_that_is_refused_early_is_answered(live: Live) -> None:
         assert b" 413 " in connection.recv(65536)
 
 
-def test_the_end_answers_what_was_taken(served_embedder: Embedder) -> None:
+def test_the_end_answers_what_was_taken(served_embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model waits until three requests are at work and the server has been told to end."""
     live = Live(served_embedder)
+    proceed = threading.Event()
+    embed = served_embedder.embed
+    monkeypatch.setattr(served_embedder, "embed", lambda *a, **k: proceed.wait(20) and embed(*a, **k))
     replies: list[int] = []
-    texts = ["a mole digs"] * 1500
 
     def ask() -> None:
-        replies.append(httpx.post(f"{live.url}/v1/embeddings", json={"input": texts}, timeout=30).status_code)
+        reply = httpx2.post(f"{live.url}/v1/embeddings", json={"input": ["a", "b"]}, timeout=30)
+        replies.append(reply.status_code)
 
     askers = [threading.Thread(target=ask) for _ in range(3)]
     for asker in askers:
         asker.start()
-    end = time.monotonic() + 5
-    while not live.server.server_state.tasks and time.monotonic() < end:
-        time.sleep(0.001)
+    end = time.monotonic() + 20
+    while len(live.server.server_state.tasks) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    live.server.should_exit = True
+    threading.Timer(0.3, proceed.set).start()
     live.stop()
     for asker in askers:
         asker.join(20)
     assert replies == [200, 200, 200]
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{live.url}/health", timeout=2)
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{live.url}/health", timeout=2)
 
 
 def test_a_taken_port_is_a_sentence(live: Live) -> None:

@@ -136,7 +136,7 @@ def test_a_server_can_cut_by_default(open_server: Any, served_embedder: Embedder
         ({"input": "a", "encoding_format": "hex"}, 400, "encoding_format", "float"),
         ({"input": "a", "prompt_name": "quary"}, 400, "prompt_name", "did you mean 'query'"),
         ({"input": "a", "input_type": "image"}, 400, "input_type", "search_query"),
-        ({"input": "a", "input_type": "query", "prompt_name": "query"}, 400, "prompt_name", "not both"),
+        ({"input": "a", "input_type": "query", "prompt_name": "query"}, 400, "prompt_name", "one of"),
         ({"input": [5, 6], "input_type": "query"}, 400, "input", "token ids"),
         ({"input": "a", "truncate": "maybe"}, 400, "truncate", "chunk"),
         ({"input": "a", "trunkate": "error"}, 400, "trunkate", "did you mean 'truncate'"),

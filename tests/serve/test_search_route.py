@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from moembed.embedder import Embedder
+from moembed.reranker import Reranker
 from moembed.search.embed import EmbedConfig, embed_file
 from moembed.search.index import Index
 from moembed.serve.searching import open_index
@@ -64,17 +64,14 @@ def test_documents_come_back_as_they_are(searching: TestClient) -> None:
     assert DOCUMENTS[2]["text"] in [hit["row"]["text"] for hit in reply.json()["results"][0]]
 
 
-class Shortest:
-    def scores(self, query: str, texts: list[str]) -> np.ndarray:
-        return np.array([-len(text) for text in texts], dtype=np.float32)
-
-
-def test_a_reranker_orders_the_hits(open_server: Any, index: Index) -> None:
-    server = open_server(index=index, reranker=Shortest())
+def test_a_reranker_orders_the_hits(open_server: Any, index: Index, tiny_reranker: Reranker) -> None:
+    server = open_server(index=index, reranker=tiny_reranker)
     (found,) = server.post("/search", json={"query": "mole", "k": 4, "rerank": True}).json()["results"]
-    lengths = [len(hit["row"]["text"]) for hit in found]
-    assert lengths == sorted(lengths)
-    assert [hit["score"] for hit in found] == [-float(length) for length in lengths]
+    texts = [hit["row"]["text"] for hit in found]
+    scores = [hit["score"] for hit in found]
+    assert scores == pytest.approx(tiny_reranker.scored("mole", texts).array.tolist(), abs=1e-5)
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(texts)) == 4
 
 
 @pytest.mark.parametrize(

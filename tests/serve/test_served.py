@@ -20,7 +20,8 @@ from moembed.serve.errors import RequestError
 from moembed.serve.served import Embedded, ServedModel
 
 T = TypeVar("T")
-SMALL = BatchLimits(batch_tokens=64)
+SMALL = BatchLimits(batch_seconds=1e9, batch_tokens=64)
+WHOLE = BatchLimits(batch_seconds=1e9, lanes=1)
 LONG = " ".join(["the mole digs under the meadow"] * 20)
 
 
@@ -38,6 +39,12 @@ def serving(
             await served.close()
 
     return asyncio.run(life())
+
+
+def waiting(served: ServedModel) -> int:
+    """Rows that are queued."""
+    assert served._batcher is not None
+    return served._batcher._queue.rows
 
 
 def refused(model: Embedder, *arguments: Any, **options: Any) -> RequestError:
@@ -81,7 +88,7 @@ def test_prompts_left_out_of_pooling_stay_so_in_a_shared_batch(
     async def use(served: ServedModel) -> list[Embedded]:
         return await asyncio.gather(*(served.embed(texts, prompt=prompt) for prompt in prompts))
 
-    for prompt, found in zip(prompts, serving(model, use, BatchLimits(batch_tokens=4096)), strict=True):
+    for prompt, found in zip(prompts, serving(model, use, WHOLE), strict=True):
         assert np.abs(found.array - model.vectors(texts, prompt=prompt).array).max() <= 1e-6
 
 
@@ -211,7 +218,7 @@ def test_the_load_of_the_experts_and_cut_texts_are_told(make_model: MakeModel, t
         loads.clear()
         return await served.embed([*texts, LONG], truncate="truncate")
 
-    found = serving(model, use, BatchLimits(batch_tokens=4096), observer=Observer())
+    found = serving(model, use, WHOLE, observer=Observer())
     assert [list(counts) for counts in loads] == [[1, 3]]
     assert all(len(counts) == 4 and sum(counts) == 2 * found.tokens for counts in loads[0].values())
     assert cut == [(1, found.truncated[-1])] * 2
@@ -255,12 +262,12 @@ def test_a_vector_that_is_not_finite_fails_with_the_number_of_its_text(
 def test_a_client_that_leaves_takes_its_rows_along(moe_model: Embedder, texts: list[str]) -> None:
     async def use(served: ServedModel) -> tuple[int, Embedded]:
         task = asyncio.create_task(served.embed(texts * 500))
-        while not served._batcher._queue.rows:
+        while not waiting(served):
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return served._batcher._queue.rows, await served.embed(texts)
+        return waiting(served), await served.embed(texts)
 
     left, found = serving(moe_model, use)
     assert left == 0
@@ -304,7 +311,7 @@ def test_too_much_that_waits_is_refused(moe_model: Embedder, texts: list[str]) -
     async def use(served: ServedModel) -> list[Embedded | BaseException]:
         return await asyncio.gather(*(served.embed(texts * 40) for _ in range(4)), return_exceptions=True)
 
-    found = serving(moe_model, use, BatchLimits(batch_tokens=64, queue_tokens=300))
+    found = serving(moe_model, use, replace(SMALL, queue_tokens=300))
     errors = [one for one in found if isinstance(one, RequestError)]
     assert errors
     assert {error.status for error in errors} == {429}

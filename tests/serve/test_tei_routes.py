@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from moembed.embedder import Embedder
+from moembed.reranker import Reranker
 
 SHORT = ["moles eat worms", "", "what does a mole eat?"]
 LONG = "mole " * 60
@@ -109,21 +110,43 @@ def test_what_is_not_served_is_refused_by_name(server: TestClient, path: str) ->
     assert path in refusal(server.post(path, json={"inputs": "a"}), 404)
 
 
-class Lengths:
-    """A reranker to whom the longer text is the better."""
-
-    def scores(self, query: str, texts: list[str]) -> np.ndarray:
-        return np.array([len(text) / 100 for text in texts], dtype=np.float32)
+def logistic(value: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-value))
 
 
-def test_texts_are_reranked(open_server: Any, server: TestClient) -> None:
-    ranking = open_server(reranker=Lengths())
-    found = ranking.post("/rerank", json={"query": "q", "texts": SHORT}).json()
-    assert [rank["index"] for rank in found] == [2, 0, 1]
-    assert found[0]["score"] == pytest.approx(len(SHORT[2]) / 100)
+def test_texts_are_reranked(open_server: Any, tiny_reranker: Reranker) -> None:
+    ranking = open_server(reranker=tiny_reranker)
+    expected = tiny_reranker.scored(SHORT[0], SHORT, activation="identity").array
+    order = np.argsort(-expected, kind="stable").tolist()
+    asked = {"query": SHORT[0], "texts": SHORT}
+    found = ranking.post("/rerank", json=asked).json()
+    assert [rank["index"] for rank in found] == order
+    assert close([rank["score"] for rank in found], logistic(expected[order]))
     assert "text" not in found[0]
-    with_text = ranking.post("/rerank", json={"query": "q", "texts": SHORT, "return_text": True}).json()
-    assert [rank["text"] for rank in with_text] == [SHORT[2], SHORT[0], SHORT[1]]
+    full = ranking.post("/rerank", json=asked | {"return_text": True, "raw_scores": True})
+    assert [rank["text"] for rank in full.json()] == [SHORT[n] for n in order]
+    assert close([rank["score"] for rank in full.json()], expected[order])
+    assert int(full.headers["x-compute-tokens"]) == tiny_reranker.scored(SHORT[0], SHORT).tokens
+
+
+def test_a_pair_that_is_too_long_is_cut_only_on_demand(open_server: Any, tiny_reranker: Reranker) -> None:
+    ranking = open_server(reranker=tiny_reranker)
+    asked = {"query": "mole", "texts": ["owl", LONG]}
+    assert "text 1" in refusal(ranking.post("/rerank", json=asked), 413)
+    cut = ranking.post("/rerank", json=asked | {"truncate": True})
+    assert len(cut.json()) == 2
+    expected = tiny_reranker.scored("mole", ["owl", LONG]).cut.sum()
+    assert (cut.headers["x-truncated-texts"], cut.headers["x-truncated-tokens"]) == ("1", str(expected))
+
+
+def test_too_many_that_wait_are_429(open_server: Any, tiny_reranker: Reranker) -> None:
+    ranking = open_server(reranker=tiny_reranker, rerank_requests=1)
+    ranking.app.state.serving.reranking = 1
+    reply = ranking.post("/rerank", json={"query": "q", "texts": ["a"]})
+    refusal(reply, 429, "Overloaded")
+    assert reply.headers["retry-after"] == "1"
+    ranking.app.state.serving.reranking = 0
+    assert ranking.post("/rerank", json={"query": "q", "texts": ["a"]}).status_code == 200
 
 
 def test_without_a_reranker_it_says_so(server: TestClient) -> None:

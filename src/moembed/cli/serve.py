@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +12,6 @@ from moembed.console import print_json, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from moembed.serve.settings import ServeSettings
 
 _MISSING = "serving needs FastAPI, uvicorn and a few more: pip install 'moembed[serve]'"
@@ -28,9 +24,11 @@ def serve(
         typer.Argument(help="name=value for any setting: max_texts=64.", show_default=False),
     ] = None,
     index: Annotated[Path | None, typer.Option(help="An index to search, or a run that holds one.")] = None,
+    reranker: Annotated[str | None, typer.Option(help="A cross-encoder, for /rerank.")] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
     host: Annotated[str | None, typer.Option(help="Default 127.0.0.1; 0.0.0.0 for every address.")] = None,
     port: Annotated[int | None, typer.Option(help="Default 8000; 0 for any free one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the model's memory.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, int8 or auto: bfloat16 where the CPU has it.")
     ] = None,
@@ -62,8 +60,8 @@ def serve(
     Example: `moembed serve runs/demo`
     """
     flags = {
-        "model": model, "index": index, "name": name, "host": host, "port": port,
-        "dtype": dtype, "api_keys": api_key, "api_key_file": api_key_file,
+        "model": model, "index": index, "reranker": reranker, "name": name, "host": host, "port": port,
+        "workers": workers, "dtype": dtype, "api_keys": api_key, "api_key_file": api_key_file,
         "truncate": truncate, "allow_any_dim": allow_any_dim or None, "allow_pickle": allow_pickle or None,
     }  # fmt: skip
     loaded, origin = _load(_with_overrides(flags, settings or []), config)
@@ -112,37 +110,26 @@ def _shown(value: Any) -> str:
 def _run(settings: ServeSettings) -> None:
     """Load, listen, and serve until SIGTERM or Ctrl-C."""
     try:
-        from moembed.serve.app import create_app
-        from moembed.serve.batching.limits import BatchLimits
         from moembed.serve.logs import configure_logs
-        from moembed.serve.metrics import Metrics
-        from moembed.serve.served import ServedModel
-        from moembed.serve.server import address_of, listen, uvicorn_server
+        from moembed.serve.searching import open_index
+        from moembed.serve.server import address_of, listen, run_server
     except ImportError:
         raise UserError(_MISSING) from None
     settings.keys()  # a file of keys that cannot be read is known before the model is loaded
     listener = listen(settings)
     embedder = load_model(settings.model, settings.dtype, settings.allow_pickle)
-    index = None
-    if settings.index is not None:
-        from moembed.serve.searching import open_index
+    index = open_index(settings.index, embedder) if settings.index else None
+    reranker = None
+    if settings.reranker:
+        from moembed.reranker import Reranker
 
-        index = open_index(settings.index, embedder)
-    metrics = Metrics()
-    limits = BatchLimits(settings.batch_tokens, settings.queue_tokens, settings.max_age)
-    model = ServedModel(settings.served_name, embedder, limits, metrics)
+        reranker = Reranker.from_pretrained(
+            settings.reranker, embedder.dtype, allow_pickle=settings.allow_pickle
+        )
+    address = address_of(listener)
+    say(f"serving {settings.served_name} ({embedder.dtype}) at {address}; Ctrl-C or SIGTERM ends it")
     configure_logs(settings.log_level)
-    app = create_app(settings, model, index, None, metrics, on_failure=lambda: _stop(server))
-    server = uvicorn_server(app, settings)
-    say(f"serving {model.name} ({embedder.dtype}) at {address_of(listener)}; Ctrl-C or SIGTERM ends it")
-    # uvicorn hands a signal on to whoever had it before, when it is done: that must not look like a failure
-    signal.signal(signal.SIGTERM, lambda *_: _stop(server))
-    with suppress(KeyboardInterrupt):
-        server.run(sockets=[listener])
-    if app.state.serving.failure:
-        raise typer.Exit(1)
+    code = run_server(settings, listener, embedder, index, reranker)
+    if code:
+        raise typer.Exit(code)
     say("stopped: every request that was taken is answered")
-
-
-def _stop(server: uvicorn.Server) -> None:
-    server.should_exit = True

@@ -202,9 +202,8 @@ class Client:
             hybrid: BM25 and vectors together.
             rerank: order them with the server's reranker, whose scores they then have.
         """
-        asked: dict[str, Any] = {"query": query, "k": k, "hybrid": hybrid, "rerank": rerank}
-        if where is not None:
-            asked["where"] = where
+        asked = {"query": query, "k": k, "where": where, "hybrid": hybrid or None, "rerank": rerank or None}
+        asked = {name: value for name, value in asked.items() if value is not None}
         (hits,) = field(self._connection.ask("POST", "/search", asked), "results", self.url)
         return [SearchHit(hit["id"], hit["score"], hit["row"]) for hit in hits]
 

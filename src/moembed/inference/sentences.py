@@ -166,7 +166,8 @@ class Sentences:
         self, texts: Iterable[str], *, role: str | None = None, prompt: str | None = None
     ) -> list[int]:
         """Tokens of every text before any cut, prompt and special ones included."""
-        return self.tokenizer.lengths(as_texts(texts), prompt=self.prefix(role, prompt))
+        rows = self.tokenizer.whole_rows(as_texts(texts), prompt=self.prefix(role, prompt))
+        return [len(row) for row in rows]
 
     def _encode_role(
         self, role: str, texts: Texts | None, dim: int | None, keywords: AllKeywords

@@ -14,21 +14,23 @@ from starlette.responses import Response
 
 from moembed import __version__
 from moembed.search.index import Index
+from moembed.serve import tracing
 from moembed.serve.auth import Keys, RequireKey
 from moembed.serve.errors import RequestError
 from moembed.serve.limits import LimitRequests
 from moembed.serve.logs import LogRequests, error_reply, where
 from moembed.serve.metrics import Metrics
 from moembed.serve.openapi import describe
-from moembed.serve.routes import openai, operations, search, tei
+from moembed.serve.routes import openai, operations, page, search, space, tei
 from moembed.serve.settings import ServeSettings
 from moembed.serve.state import Model, Scorer, State
 
 log = logging.getLogger("moembed.serve")
 _ABOUT = """Embeddings of one sparse or dense text embedding model.
 
-The routes under /v1 are OpenAI's, the others TEI's (text-embeddings-inference), and /search is our own. Where
-the server has keys, send one as `Authorization: Bearer KEY`."""
+The routes under /v1 are OpenAI's, the others TEI's (text-embeddings-inference); /search and /inspect are our
+own, and at / there is a page for people. Where the server has keys, send one as
+`Authorization: Bearer KEY`."""
 
 
 def create_app(
@@ -59,8 +61,8 @@ def create_app(
     app.state.serving = state
     app.state.settings, app.state.model = settings, model
     app.state.index, app.state.reranker, app.state.metrics = index, reranker, state.metrics
-    for router in (openai.router, tei.router, search.router, operations.router):
-        app.include_router(router)
+    for routes in (openai, tei, search, space, operations, page):
+        app.include_router(routes.router)
     app.openapi = describe(app)  # type: ignore[method-assign]
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_path)
@@ -82,6 +84,7 @@ def create_app(
             expose_headers=("x-request-id", "retry-after"),
         )
     app.add_middleware(LogRequests, metrics=state.metrics)
+    app.add_middleware(tracing.TraceRequests)
     return app
 
 
@@ -108,6 +111,8 @@ def _lifespan(
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if traced := tracing.wanted():
+            tracing.start_tracing()  # in this process: its thread would not live through a fork
         start = asyncio.ensure_future(_start(state, on_failure))
         try:
             yield
@@ -115,9 +120,12 @@ def _lifespan(
             start.cancel()
             with suppress(asyncio.CancelledError):
                 await start
+            state.metrics.ready.set(0)
             await state.model.drain(state.settings.drain_seconds)
             await state.model.close()
             state.threads.shutdown(wait=False, cancel_futures=True)
+            if traced:
+                tracing.stop_tracing()
 
     return lifespan
 
@@ -133,6 +141,7 @@ async def _start(state: State, on_failure: Callable[[], None]) -> None:
         log.error("the model could not be made ready", extra={"fields": where(error)})
         on_failure()
         return
+    state.metrics.ready.set(1)
     state.metrics.info.labels(model.name, model.embedder.dtype, __version__).set(1)
     fields = {"model": model.name, "dtype": model.embedder.dtype, "port": settings.port}
     log.info("ready", extra={"fields": fields})

@@ -95,7 +95,7 @@ class Body(BaseModel):
 
 
 class EmbeddingsBody(Body):
-    """OpenAI's, and beside it `input_type` (Cohere's), `prompt_name` and `truncate`."""
+    """OpenAI's, and beside it `input_type` (Cohere's), `prompt_name`, `prompt` and `truncate`."""
 
     input: AnyInputs
     model: str | None = Field(None, description="The served model; default: the one there is.")
@@ -104,6 +104,7 @@ class EmbeddingsBody(Body):
     user: str | None = Field(None, description="Accepted, as clients send it, and not used.")
     input_type: InputType | None = Field(None, description="Puts the model's prompt for it in front.")
     prompt_name: str | None = Field(None, description="Puts the model's prompt of this name in front.")
+    prompt: str | None = Field(None, description="Puts this text in front, whatever the model's prompts.")
     truncate: Truncate | None = Field(
         None, description="A text that is too long: refuse it, cut it, or average over its chunks."
     )
@@ -144,6 +145,17 @@ class TokenizeBody(Body):
     inputs: AnyTexts
     add_special_tokens: bool = True
     prompt_name: str | None = None
+    prompt: str | None = Field(None, description="Our own: this text in front, in place of a prompt's name.")
+
+
+class SpaceBody(Body):
+    """Vectors that somebody will ask for, without their texts."""
+
+    model: str | None = None
+    input_type: InputType | None = None
+    prompt_name: str | None = None
+    prompt: str | None = None
+    dimensions: int | None = Field(None, ge=1)
 
 
 class RerankBody(Body):
@@ -165,8 +177,16 @@ class SearchBody(Body):
     rerank: bool = Field(False, description="Order the results with the reranker.")
 
 
+class InspectBody(Body):
+    """One text; its tokens, and the experts that each of them chose, are the answer."""
+
+    text: str
+    input_type: InputType | None = Field(None, description="Puts the model's prompt for it in front.")
+    prompt_name: str | None = Field(None, description="Puts the model's prompt of this name in front.")
+
+
 BODIES: tuple[type[Body], ...] = (
-    EmbeddingsBody, EmbedBody, SimilarityBody, TokenizeBody, RerankBody, SearchBody,
+    EmbeddingsBody, EmbedBody, SimilarityBody, TokenizeBody, RerankBody, SearchBody, SpaceBody, InspectBody,
 )  # fmt: skip
 
 _Kind = TypeVar("_Kind", bound=Body)

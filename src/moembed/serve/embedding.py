@@ -21,6 +21,7 @@ async def embed(
     param: str,
     input_type: InputType | None = None,
     prompt_name: str | None = None,
+    prompt: str | None = None,
     truncate: Truncate | None = None,
     dimensions: int | None = None,
 ) -> EmbeddedTexts:
@@ -36,7 +37,7 @@ async def embed(
     """
     state = state_of(request)
     require_few(state, inputs, param)
-    role, prompt = chosen_prompt(state, input_type, prompt_name)
+    role, prompt = chosen_prompt(state, input_type, prompt_name, prompt)
     if not isinstance(inputs[0], str) and (role, prompt) != (None, None):
         raise RequestError(
             400,
@@ -67,13 +68,13 @@ def require_few(state: State, inputs: Sequence[object], param: str) -> None:
 
 
 def chosen_prompt(
-    state: State, input_type: InputType | None, prompt_name: str | None
+    state: State, input_type: InputType | None, prompt_name: str | None, prompt: str | None = None
 ) -> tuple[str | None, str | None]:
     """The role or the prompt that a request asks for; None and None: nothing goes in front."""
-    if input_type is not None and prompt_name is not None:
-        raise RequestError(400, "send input_type or prompt_name, not both", param="prompt_name")
+    if sum(given is not None for given in (input_type, prompt_name, prompt)) > 1:
+        raise RequestError(400, "send one of input_type, prompt_name and prompt", param="prompt_name")
     if prompt_name is None:
-        return (None if input_type is None else INPUT_TYPES[input_type]), None
+        return (None if input_type is None else INPUT_TYPES[input_type]), prompt
     try:
         return None, state.model.embedder.tokenizer.prompt(prompt_name)
     except UserError as error:

@@ -9,15 +9,17 @@ import logging
 import sys
 import time
 import traceback
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moembed.serve.errors import RequestError, error_body, form_of
-from moembed.serve.metrics import Metrics
 from moembed.serve.records import RequestRecord, header, route_of, start_record
+
+if TYPE_CHECKING:  # its library decides at import whether processes count together
+    from moembed.serve.metrics import Metrics
 
 log = logging.getLogger("moembed.serve")
 _GONE = 499  # the client went away before it was answered (nginx's number; logged, never sent)
@@ -133,6 +135,7 @@ class _Answer:
             ours = [
                 (b"x-request-id", self.record.id.encode("ascii")),
                 (b"x-content-type-options", b"nosniff"),
+                (b"server-timing", b"total;dur=%.2f" % (1000 * self.record.seconds)),
             ]
             message = {**message, "headers": [*message.get("headers", ()), *ours]}
         await self.pass_on(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ def open_index(path: Path, embedder: Embedder) -> Index:
     """
     is_run = not (path / "manifest.json").exists() and (path / "index").is_dir()
     opened = Index.open(path / "index" if is_run else path)
-    role = opened.manifest.get("role")
-    opened.require_space(embedder.space(role=role, view=View(dim=opened.dim)))
+    role, view = opened.manifest.get("role"), View(dim=opened.dim)
+    with ThreadPoolExecutor(1) as thread:  # hashes the weights; see `Embedder.from_pretrained`
+        opened.require_space(thread.submit(lambda: embedder.space(role=role, view=view)).result())
     return opened
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -12,12 +13,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from moembed.embedder import Embedder
 from moembed.encoding import FULL, View
 from moembed.encoding import truncate as shortened
 from moembed.inference.layers import PackedMoE
 from moembed.inference.member import check_view
+from moembed.serve import tracing
 from moembed.serve.batching.batcher import Batcher, NotFiniteError, Request, shutting_down
 from moembed.serve.batching.limits import SILENT, BatchLimits, BatchObserver
 from moembed.serve.errors import RequestError
@@ -58,7 +61,7 @@ class ServedModel:
 
     Args:
         name: by which clients ask for it.
-        limits: see there; sizes that are None hang on the embedder's device.
+        limits: see there; what is None hangs on the embedder's device, and is filled in by ``start``.
     """
 
     def __init__(
@@ -71,39 +74,36 @@ class ServedModel:
         self.name, self.embedder, self.observer = name, embedder, observer
         self.dim, self.max_length = embedder.dim, embedder.max_length
         self.dims = tuple(sorted({dim for dim in embedder.dims if dim < self.dim} | {self.dim}))
-        self.limits = (limits or BatchLimits()).on(embedder.device)
-        self._batcher = Batcher(self._compute, self.limits, observer)
+        self.limits = limits or BatchLimits()
+        self._batcher: Batcher | None = None
         self._tokenizing = TokenizerThreads(embedder.tokenizer)
-        self._counts: dict[int, Sequence[int]] = {}
+        self._seen = threading.local()  # of each lane: how many tokens its batch gave to which expert
         self._spaces: dict[tuple[str, View], str] = {}
         self._prompt_tokens: dict[str, int] = {}
         self._ahead = self._active = 0  # tokens on their way into the queue; requests that are not answered
         self._idle = asyncio.Event()
         self._idle.set()
-        self._started = self._draining = False
+        self._draining = False
         with ThreadPoolExecutor(1) as thread:  # hashes the weights once; see `Embedder.from_pretrained`
             self._spaces["", FULL] = thread.submit(embedder.space).result()
 
     @property
     def ready(self) -> bool:
         """Whether requests are answered: after the warm-up, until ``drain`` or ``close``."""
-        return self._started and not self._draining and self._batcher.alive
+        return self._batcher is not None and self._batcher.alive and not self._draining
 
     # ---- life --------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start the threads, and compute a few batches that nobody asked for: the first ones are slower."""
+        threads = torch.get_num_threads()
+        limits = self.limits.on(self.embedder.device, threads)
+        share = max(1, threads // (limits.lanes or 1))
         self._count_experts()
-        self._batcher.start()
-        generator = np.random.default_rng(0)
-        vocab, most = self.embedder.encoder.spec.vocab_size, self.limits.batch_tokens or 1
-        lengths = [min(length, self.max_length) for length in _WARM]
-        known = self._known(0)
-        for count in (1, max(1, most // sum(lengths))):
-            rows = [generator.integers(vocab, size=length).tolist() for length in lengths * count]
-            for some in ([rows[0]], rows):
-                await asyncio.wrap_future(self._batcher.submit(Request("", some, known)))
-        self._started = True
+        batcher = Batcher(self._compute, limits, self.observer, lambda: self._warm_up(share))
+        await asyncio.to_thread(batcher.start)
+        await asyncio.wrap_future(batcher.submit(Request("", self._some_rows(), self._known(0))))
+        self.limits, self._batcher = limits, batcher
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, and wait until those at hand are answered, at most ``seconds``."""
@@ -114,7 +114,8 @@ class ServedModel:
     async def close(self) -> None:
         """End the threads; whoever still waits is refused with 503."""
         self._draining = True
-        await asyncio.to_thread(self._batcher.close)
+        if self._batcher is not None:
+            await asyncio.to_thread(self._batcher.close)
         self._tokenizing.close()
 
     # ---- requests ----------------------------------------------------------------------------------------
@@ -143,9 +144,7 @@ class ServedModel:
             RequestError: 400, what the model cannot do; 429, too much waits; 500, the model failed; 503, the
                 server is shutting down.
         """
-        if self._draining:
-            raise shutting_down()
-        self._batcher.admit(client, self._ahead)
+        self._running().admit(client, self._ahead)
         with self._answering():
             prefix = self._prefix(role, prompt)
             with _refused("dimensions"):
@@ -153,8 +152,10 @@ class ServedModel:
             space = await self._space(prefix, view)
             if not inputs:
                 return Embedded(np.zeros((0, view.dim or self.dim), dtype=np.float32), 0, (), space)
-            fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
-            request = Request(client, fitted.rows, self._known(prompt_tokens), view.layers)
+            with tracing.span("tokenise"):
+                fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
+            known, recorder = self._known(prompt_tokens), tracing.batch_recorder()
+            request = Request(client, fitted.rows, known, view.layers, on_batch=recorder)
             array_RM = await self._computed(request, fitted)
             if view.dim is not None and view.dim < self.dim:
                 array_RM = shortened(array_RM, view.dim)
@@ -173,6 +174,13 @@ class ServedModel:
         """
         with _refused("input"):
             return await self._tokenizing.rows(texts, self._prefix(role, prompt))
+
+    def _running(self) -> Batcher:
+        if self._draining:
+            raise shutting_down()
+        if self._batcher is None:
+            raise RequestError(503, "the model is being loaded", code="loading", retry_after=1.0)
+        return self._batcher
 
     # ---- steps of a request ------------------------------------------------------------------------------
 
@@ -220,6 +228,7 @@ class ServedModel:
             self._ahead -= guess
 
     async def _computed(self, request: Request, fitted: Fitted) -> np.ndarray:
+        assert self._batcher is not None
         try:
             return await asyncio.wrap_future(self._batcher.submit(request))
         except asyncio.CancelledError:
@@ -249,7 +258,7 @@ class ServedModel:
             if not self._active:
                 self._idle.set()
 
-    # ---- in the batcher's thread -------------------------------------------------------------------------
+    # ---- in the batcher's threads ------------------------------------------------------------------------
 
     def _compute(
         self, rows: Sequence[Sequence[int]], prompts: Sequence[int | None], layers: Hashable
@@ -257,22 +266,41 @@ class ServedModel:
         """Vectors of rows that share a batch, in all coordinates."""
         assert layers is None or isinstance(layers, int)
         known = [count for count in prompts if count is not None]
-        self._counts.clear()
+        counts: dict[int, Sequence[int]] = {}
+        self._seen.counts = counts
         vector_NM = self.embedder.embed(
             rows,
             View(layers=layers),
             batch_tokens=max(1, sum(map(len, rows))),
             prompt_tokens=known if len(known) == len(rows) else None,
         )
-        if self._counts:
-            self.observer.expert_load(dict(self._counts))
+        del self._seen.counts
+        if counts:
+            self.observer.expert_load(counts)
         return vector_NM
+
+    def _warm_up(self, threads: int) -> None:
+        """What a lane does first. A model of one size is computed by kernels that are built once."""
+        if self.embedder.device == "cpu":
+            torch.set_num_threads(threads)
+        for rows in ([self._some_rows()[0]], self._some_rows()):
+            self.embedder.embed(rows, prompt_tokens=self._known(0))
+
+    def _some_rows(self) -> list[list[int]]:
+        """Token ids of texts that nobody has written."""
+        generator = np.random.default_rng(0)
+        vocab, longest = self.embedder.encoder.spec.vocab_size, self.max_length
+        return [generator.integers(vocab, size=min(length, longest)).tolist() for length in _WARM]
 
     def _count_experts(self) -> None:
         """Let the layers with experts say whom they gave how many tokens; only those of packed models do."""
         for module in self.embedder.engine.encoder(self.embedder.encoder).modules():
             if isinstance(module, PackedMoE):
-                module.on_counts = self._counts.__setitem__
+                module.on_counts = self._counted
+
+    def _counted(self, layer: int, counts: list[int]) -> None:
+        if hasattr(self._seen, "counts"):  # a batch of ours, and nobody else's use of the model
+            self._seen.counts[layer] = counts
 
 
 def _make_room(kept: dict[Any, Any]) -> None:

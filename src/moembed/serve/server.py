@@ -1,15 +1,90 @@
-"""One process of the server: a model behind a batcher, the application, and uvicorn on a socket."""
+"""The processes of a server: one, or several that share a socket and the memory of a model.
+
+Each has a batcher and an application of its own, and uvicorn on the socket. Nothing is computed before the
+processes are forked, see `moembed.serve.workers`.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
+from moembed.embedder import Embedder
+from moembed.search.index import Index
+from moembed.serve.batching.limits import BatchLimits
 from moembed.serve.protocol import protocol
-from moembed.serve.settings import ServeSettings
+from moembed.serve.settings import MULTIPROCESS, ServeSettings
+from moembed.serve.state import Scorer
+from moembed.serve.workers import run_workers
 from moembed.types import UserError
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_server(
+    settings: ServeSettings,
+    listener: socket.socket,
+    embedder: Embedder,
+    index: Index | None = None,
+    reranker: Scorer | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT, and until what is at work then is answered; the exit code."""
+    with _shared_counts(settings.workers > 1):
+        from moembed.serve.app import create_app
+        from moembed.serve.metrics import Metrics, counts_together, forget_process
+        from moembed.serve.served import ServedModel
+
+        metrics = Metrics()
+        limits = BatchLimits(
+            settings.batch_tokens,
+            settings.queue_tokens,
+            settings.max_age,
+            settings.batch_seconds,
+            settings.lanes,
+        )
+        model = ServedModel(settings.served_name, embedder, limits, metrics)
+
+        def work(number: int) -> int:
+            app = create_app(settings, model, index, reranker, metrics, on_failure=lambda: _end(server))
+            server = uvicorn_server(app, settings)
+            # uvicorn hands a signal on, when it is done, to whoever had it before: that must do no harm
+            for name in _ENDING:
+                signal.signal(name, lambda *_: _end(server))
+            server.run(sockets=[listener])
+            if app.state.serving.failure:
+                raise UserError(f"the model could not be made ready: {app.state.serving.failure}")
+            return 0
+
+        if settings.workers == 1:
+            return work(0)
+        if not counts_together():
+            raise UserError("several workers need a fresh process: start them with the command moembed serve")
+        forget_process(os.getpid())  # it serves nothing itself
+        return run_workers(settings.workers, work, drain_seconds=settings.drain_seconds, ended=forget_process)
+
+
+def _end(server: uvicorn.Server) -> None:
+    server.should_exit = True
+
+
+@contextmanager
+def _shared_counts(wanted: bool) -> Iterator[None]:
+    """A folder in which several processes count together; the library looks for it when it is imported."""
+    if not wanted or MULTIPROCESS in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="moembed-metrics-") as folder:
+        os.environ[MULTIPROCESS] = folder
+        try:
+            yield
+        finally:
+            del os.environ[MULTIPROCESS]
 
 
 def listen(settings: ServeSettings) -> socket.socket:

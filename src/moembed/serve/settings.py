@@ -22,6 +22,7 @@ from moembed.types import UserError
 from moembed.validation import sentences
 
 PREFIX = "MOEMBED_SERVE_"
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # where several processes count together, see `serve.metrics`
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -43,8 +44,10 @@ class ServeSettings(BaseSettings):
     model: str = Field(description="A folder, a run folder, a hub id, or minilm.")
     name: str = Field("", description="What clients call the model; default: the last part of its path.")
     index: Path | None = Field(None, description="An index folder, or a run that holds one, for /search.")
+    reranker: str | None = Field(None, description="A cross-encoder for /rerank and /search with rerank.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0: every one of the machine.")
     port: int = Field(8000, ge=0, le=65535, description="0: any free one.")
+    workers: int = Field(1, ge=1, le=256, description="Processes that share the port and the model's memory.")
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the hardware has it, else float32.")
     allow_pickle: bool = Field(False, description="Read pytorch_model.bin where there is no safetensors.")
     truncate: Literal["error", "truncate", "chunk"] = Field(
@@ -62,11 +65,14 @@ class ServeSettings(BaseSettings):
     max_texts: int = Field(2048, ge=1, description="Texts of a request.")
     batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at a time; default: by device.")
     queue_tokens: int | None = Field(
-        None, ge=1, description="Tokens that may wait, then 429; default: 64 batches."
+        None, ge=1, description="Tokens that may wait, then 429; default: by device."
     )
+    batch_seconds: float = Field(0.05, gt=0, le=60, description="About how long a batch is computed.")
+    lanes: int | None = Field(None, ge=1, description="Batches computed at a time; default: by threads.")
     max_age: float = Field(0.1, ge=0, le=60, description="Seconds until a waiting text is due, see the docs.")
     header_seconds: float = Field(10, gt=0, le=3600, description="For the head of a request to arrive.")
     body_seconds: float = Field(20, gt=0, le=3600, description="For its body to arrive.")
+    rerank_requests: int = Field(16, ge=1, description="Requests that may wait for the reranker; then 429.")
     request_seconds: float = Field(120, gt=0, le=86400, description="For its answer.")
     keep_alive_seconds: int = Field(30, ge=1, le=3600, description="For an idle connection.")
     drain_seconds: float = Field(30, ge=0, le=3600, description="On SIGTERM, for requests at work.")

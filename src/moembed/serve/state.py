@@ -71,10 +71,23 @@ class Model(Protocol):
     async def close(self) -> None: ...
 
 
-class Scorer(Protocol):
-    """A reranker: how well each text answers a query."""
+class ScoredTexts(Protocol):
+    """What a reranker answers, see `moembed.reranker.Scores`."""
 
-    def scores(self, query: str, texts: Sequence[str]) -> np.ndarray: ...
+    @property
+    def array(self) -> np.ndarray: ...
+    @property
+    def cut(self) -> np.ndarray: ...
+    @property
+    def tokens(self) -> int: ...
+
+
+class Scorer(Protocol):
+    """How well each text answers a query, see `moembed.reranker.Reranker`."""
+
+    @property
+    def max_length(self) -> int: ...
+    def scored(self, query: str, texts: Sequence[str], *, activation: str | None = None) -> ScoredTexts: ...
 
 
 @dataclass
@@ -88,6 +101,8 @@ class State:
     metrics: Metrics
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "moembed-search"))
     failure: str | None = None
+    reranking: int = 0  # requests that wait for the reranker, or are at it
+    inspecting: int = 0  # texts that wait to be inspected, or are
     space: str = ""  # of whole vectors of texts without a prompt
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -1,4 +1,4 @@
-"""One thread that computes what waits, batch after batch, and hands every request its own rows."""
+"""Threads that compute what waits, batch after batch, and hand every request its own rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from moembed.serve.errors import RequestError
 Rows = Sequence[Sequence[int]]
 Compute = Callable[[Rows, Sequence[int | None], Hashable], np.ndarray]
 
+_PARTS = 4  # parts of a request that fill a batch
 _MEMORY = 0.2  # weight of the newest batch in the measured speed
+_QUANTUM = 128  # tokens
 _LONGEST_RETRY = 60.0  # seconds
 
 
@@ -38,12 +40,15 @@ class Request:
     Attributes:
         prompt_tokens: of all rows, as `Embedder.embed` takes it.
         group: requests of different groups cannot share a batch, for instance those of other depths.
+        on_batch: told of every batch with rows of it, before its vectors are handed out: when it started and
+            ended, by the monotonic clock, and its tokens and rows.
     """
 
     client: str
     rows: Rows
     prompt_tokens: int | None = None
     group: Hashable = None
+    on_batch: Callable[[float, float, int, int], None] | None = None
     arrived: float = 0.0  # by the monotonic clock
     left: int = 0  # rows without a vector
     array_NM: np.ndarray | None = None
@@ -54,33 +59,56 @@ class Batcher:
     """Computes rows of many requests together; the vectors are those that each would get alone.
 
     Args:
-        compute: token rows of one group, and the prompt tokens of each, to finite vectors ``(N, M)``. Always
-            called by the same thread: PyTorch's threads belong to the one that asked for them.
-        limits: with sizes, see `BatchLimits.on`.
+        compute: token rows of one group, and the prompt tokens of each, to vectors ``(N, M)``. Called by as
+            many threads as there are lanes, always the same: PyTorch's threads belong to whoever asks first.
+        limits: with all sizes, see `BatchLimits.on`.
+        begin: called once by each of these threads before it computes.
     """
 
     def __init__(
-        self, compute: Compute, limits: BatchLimits, observer: BatchObserver = SILENT, name: str = "batcher"
+        self,
+        compute: Compute,
+        limits: BatchLimits,
+        observer: BatchObserver = SILENT,
+        begin: Callable[[], object] = lambda: None,
     ) -> None:
         assert limits.batch_tokens is not None
         assert limits.queue_tokens is not None
-        self._compute, self.limits, self._observer = compute, limits, observer
-        self._batch_tokens, self._queue_tokens = limits.batch_tokens, limits.queue_tokens
-        self._queue = FairQueue(limits.part_tokens)
+        assert limits.lanes is not None
+        self._compute, self._begin, self._observer = compute, begin, observer
+        self._limits, self._most_tokens = limits, limits.batch_tokens
+        self._queue_tokens, self._lanes = limits.queue_tokens, limits.lanes
+        self._queue = FairQueue(min(_QUANTUM, limits.batch_tokens))
         self._changed = threading.Condition()
         self._closed = False
-        self._speed = 0.0  # tokens per second
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._idle = 0  # lanes that wait
+        self._speed = 0.0  # tokens per second of one lane, in full batches
+        self._begun: list[Future[object]] = [Future() for _ in range(limits.lanes)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(begun,), name=f"batcher-{number}", daemon=True)
+            for number, begun in enumerate(self._begun)
+        ]
 
     # ---- from any thread ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._thread.start()
+        """Start the threads, and wait until ``begin`` has been called by all; what it raises is raised."""
+        for thread in self._threads:
+            thread.start()
+        for begun in self._begun:
+            begun.result()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread computes what is queued."""
-        return self._thread.is_alive()
+        """Whether what is queued is computed."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def batch_tokens(self) -> int:
+        """The tokens of a full batch now: as many as the measured speed computes in ``batch_seconds``."""
+        if not self._speed:
+            return self._most_tokens
+        return int(max(1, min(self._most_tokens, self._speed * self._limits.batch_seconds)))
 
     def admit(self, client: str, ahead: int = 0) -> None:
         """Refuse a request of ``client`` while too much waits; ``ahead`` tokens are still on their way here.
@@ -91,7 +119,7 @@ class Batcher:
         with self._changed:
             waiting = self._queue.tokens + ahead
             most = self._queue_tokens * (1 if self._queue.tokens_of(client) else 2)
-            speed = self._speed
+            speed = self._speed * self._lanes
         if waiting >= most:
             seconds = waiting / 2 / speed if speed else 1.0
             raise RequestError(
@@ -110,14 +138,14 @@ class Batcher:
         request.left = len(request.rows)
         lengths = [len(row) for row in request.rows]
         request.arrived = time.monotonic()
-        limits = self.limits
-        parts = cut(request, lengths, limits.part_tokens, limits.max_age, request.arrived, request.group)
+        tokens, age = max(1, self.batch_tokens // _PARTS), self._limits.max_age
+        parts = cut(request, lengths, tokens, age, request.arrived, request.group)
         with self._changed:
             if self._closed:
                 raise shutting_down()
             self._queue.put(request.client, parts)
             waiting = self._queue.tokens, self._queue.rows
-            self._changed.notify()
+            self._changed.notify(len(parts))
         self._observer.queued(*waiting)
         return request.done
 
@@ -131,35 +159,49 @@ class Batcher:
         return rows
 
     def close(self, timeout: float = 10.0) -> None:
-        """End the thread after the batch it is at; whatever still waits is refused with 503."""
+        """End the threads after the batches they are at; whatever still waits is refused with 503."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout)
         self._refuse_all()
 
-    # ---- in the thread of its own ------------------------------------------------------------------------
+    # ---- in the threads that compute ---------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, begun: Future[object]) -> None:
         parts: list[Part] = []
         try:
+            try:
+                begun.set_result(self._begin())
+            except Exception as error:
+                begun.set_exception(error)
+                return
             while parts := self._next():
                 self._run(parts)
         finally:  # whatever ended it, nobody may wait for ever
             with self._changed:
                 self._closed = True
+                self._changed.notify_all()
             self._refuse_all(parts)
 
     def _next(self) -> list[Part]:
-        """The parts of the next batch; none, once the batcher is closed. While idle it does not wait for
-        company: a lone request is computed at once."""
+        """The parts of the next batch; none, once the batcher is closed.
+
+        An idle lane does not wait for company: a lone request is computed at once. What does not fill a batch
+        for every idle lane is shared among them.
+        """
         with self._changed:
+            self._idle += 1
             while not self._queue and not self._closed:
                 self._changed.wait()
+            share = -(-self._queue.tokens // self._idle)
+            self._idle -= 1
             if self._closed:
                 return []
-            parts = self._queue.take(self._batch_tokens)
+            full = self.batch_tokens
+            parts = self._queue.take(min(full, max(share, full // _PARTS)))
             waiting = self._queue.tokens, self._queue.rows
         self._observer.queued(*waiting)
         return parts
@@ -176,19 +218,30 @@ class Batcher:
                 if error is not None:
                     self._fail(request, error)
         seconds, tokens = time.monotonic() - start, sum(part.tokens for part in parts)
-        speed = tokens / max(seconds, 1e-6)
-        self._speed = speed if not self._speed else (1 - _MEMORY) * self._speed + _MEMORY * speed
+        if failed is None:
+            self._learn(tokens / max(seconds, 1e-6), full=2 * tokens >= self.batch_tokens)
         waited = start - min(part.request.arrived for part in parts)
         self._observer.batch(tokens, sum(len(part.places) for part in parts), seconds, waited)
+
+    def _learn(self, speed: float, full: bool) -> None:
+        """A small batch is slow for its tokens, so it says no more than that the speed is at least this."""
+        if speed > self._speed:
+            self._speed = speed
+        elif full:
+            self._speed = (1 - _MEMORY) * self._speed + _MEMORY * speed
 
     def _attempt(self, parts: list[Part]) -> Exception | None:
         """Compute parts together and hand out their vectors; or what went wrong, and nothing handed out."""
         rows = [part.request.rows[place] for part in parts for place in part.places]
         prompts = [part.request.prompt_tokens for part in parts for _ in part.places]
+        began = time.monotonic()
         try:
             vector_NM = self._compute(rows, prompts, parts[0].group)
         except Exception as error:
             return error
+        told = {part.request: part.request.on_batch for part in parts if part.request.on_batch}
+        for tell in told.values():
+            tell(began, time.monotonic(), sum(map(len, rows)), len(rows))
         start = 0
         for part in parts:
             end = start + len(part.places)
@@ -205,11 +258,14 @@ class Batcher:
             place = part.places[int(np.argmin(finite_N))]
             self._fail(request, NotFiniteError(place))
             return
-        if request.array_NM is None:
-            request.array_NM = np.empty((len(request.rows), vector_NM.shape[1]), dtype=np.float32)
+        with self._changed:
+            if request.array_NM is None:
+                request.array_NM = np.empty((len(request.rows), vector_NM.shape[1]), dtype=np.float32)
         request.array_NM[part.places] = vector_NM
-        request.left -= len(part.places)
-        if not request.left:
+        with self._changed:  # other lanes count too
+            request.left -= len(part.places)
+            left = request.left
+        if not left:
             with suppress(InvalidStateError):  # cancelled at this moment
                 request.done.set_result(request.array_NM)
 

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from moembed.types import UserError
 
-PARTS = 4  # parts of a request that fit into one batch
-_ON_CPU, _ON_GPU = 1024, 65536  # tokens of a batch: some tens of milliseconds
-_WAITING = 64  # batches
+_ON_CPU, _ON_GPU = 4096, 65536  # most tokens of a batch
+_WAITING = 1 << 16  # tokens, or 16 batches
+_LANES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,39 +18,45 @@ class BatchLimits:
     """Limits of one batcher.
 
     Attributes:
-        batch_tokens: most tokens computed at a time; a longer text is a batch of its own. Larger batches
-            compute a little more per second, and whoever arrives meanwhile waits longer. None: by device.
+        batch_tokens: most tokens computed at a time; a longer text is a batch of its own. None: by device.
         queue_tokens: tokens that may wait before further requests are refused. A client of whom nothing waits
-            is refused at twice as many. A request that is taken is taken whole. None: 64 batches.
+            is refused at twice as many. A request that is taken is taken whole. None: by device.
         max_age: seconds after its arrival at which the first part of a request is due, and each further one
             that much later. What is due first goes first, so that nothing is overtaken for ever.
+        batch_seconds: about how long a batch should be computed, by the speed that is measured. Shorter
+            batches answer sooner, and longer ones compute a little more per second.
+        lanes: batches that are computed at a time, on a CPU each with its share of the threads. Small batches
+            on threads of their own make more of the cores than all threads on one. None: one for each of
+            PyTorch's threads, at most 4, and 1 on a GPU.
     """
 
     batch_tokens: int | None = None
     queue_tokens: int | None = None
     max_age: float = 0.1
+    batch_seconds: float = 0.05
+    lanes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("batch_tokens", self.batch_tokens), ("queue_tokens", self.queue_tokens)):
+        for name in ("batch_tokens", "queue_tokens", "lanes"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
+        if not self.batch_seconds > 0:
+            raise UserError(f"batch_seconds must be above 0, not {self.batch_seconds}")
         if not 0 <= self.max_age < float("inf"):
             raise UserError(f"max_age must be seconds, 0 or more, not {self.max_age}")
 
-    def on(self, device: str) -> BatchLimits:
-        """These limits with the sizes of a device in place of None."""
-        batch = self.batch_tokens or (_ON_CPU if device == "cpu" else _ON_GPU)
-        return BatchLimits(batch, self.queue_tokens or _WAITING * batch, self.max_age)
-
-    @property
-    def part_tokens(self) -> int:
-        """Most tokens of one request that go into a batch without a break; needs ``batch_tokens``."""
-        assert self.batch_tokens is not None
-        return max(1, self.batch_tokens // PARTS)
+    def on(self, device: str, threads: int) -> BatchLimits:
+        """These limits with those of a device, and of so many threads of PyTorch, in place of None."""
+        cpu = device == "cpu"
+        batch = self.batch_tokens or (_ON_CPU if cpu else _ON_GPU)
+        queue = self.queue_tokens or max(_WAITING, 16 * batch)
+        lanes = self.lanes or (min(threads, _LANES) if cpu else 1)
+        return BatchLimits(batch, queue, self.max_age, self.batch_seconds, lanes)
 
 
 class BatchObserver(Protocol):
-    """Whoever counts; called from the event loop and from the thread that computes, never for long."""
+    """Whoever counts; called from the event loop and from the threads that compute, never for long."""
 
     def queued(self, tokens: int, rows: int) -> None:
         """So much waits now."""

@@ -74,6 +74,7 @@ async def embeddings(request: Request) -> Response:
         param="input",
         input_type=body.input_type,
         prompt_name=body.prompt_name,
+        prompt=body.prompt,
         truncate=body.truncate,
         dimensions=body.dimensions,
     )

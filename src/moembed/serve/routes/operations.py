@@ -53,6 +53,4 @@ def _health(state: State) -> Response:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **failures(401)},
 )
 async def metrics(request: Request) -> Response:
-    state = state_of(request)
-    state.metrics.ready.set(float(state.model.ready))
-    return Response(state.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
+    return Response(state_of(request).metrics.exposition(), headers={"content-type": CONTENT_TYPE})

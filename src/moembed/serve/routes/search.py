@@ -17,9 +17,9 @@ from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
 from moembed.serve.records import record_of
 from moembed.serve.replies import json_reply
-from moembed.serve.routes.tei import scores
+from moembed.serve.reranking import scored
 from moembed.serve.searching import find
-from moembed.serve.state import State, state_of
+from moembed.serve.state import state_of
 
 router = APIRouter(tags=["Search"])
 
@@ -73,16 +73,19 @@ async def search(request: Request) -> Response:
     searched = time.perf_counter()
     seconds = {"embed": embedded - started, "search": searched - embedded}
     if body.rerank:
-        results = [await _reranked(state, query, hits) for query, hits in zip(queries, results, strict=True)]
+        results = [
+            await _reranked(request, query, hits) for query, hits in zip(queries, results, strict=True)
+        ]
         seconds["rerank"] = time.perf_counter() - searched
-    tokens = {"tokens": found.tokens, "truncated_tokens": sum(found.truncated)}
+    tokens = {"tokens": record.tokens, "truncated_tokens": record.truncated_tokens}
     return json_reply({"results": results, **tokens, "seconds": seconds})
 
 
-async def _reranked(state: State, query: str, hits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def _reranked(request: Request, query: str, hits: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same hits by the reranker's score, which takes the place of the cosine."""
-    assert state.index is not None
-    column = state.index.manifest.get("column")
-    score_N = await scores(state, query, [str(hit["row"].get(column) or "") for hit in hits])
-    order = np.argsort(-score_N, kind="stable").tolist()
-    return [{**hits[n], "score": float(score_N[n])} for n in order]
+    index = state_of(request).index
+    assert index is not None
+    column = index.manifest.get("column")
+    found = await scored(request, query, [str(hit["row"].get(column) or "") for hit in hits], truncate=True)
+    order = np.argsort(-found.array, kind="stable").tolist()
+    return [{**hits[n], "score": float(found.array[n])} for n in order]

@@ -21,6 +21,7 @@ from moembed.serve.errors import RequestError
 from moembed.serve.openapi import TeiFailure, body_of, failures
 from moembed.serve.records import record_of
 from moembed.serve.replies import json_reply
+from moembed.serve.reranking import scored
 from moembed.serve.state import EmbeddedTexts, State, Truncate, state_of
 
 router = APIRouter(tags=["TEI"])
@@ -70,6 +71,8 @@ class InfoReply(BaseModel):
     default_prompt: str | None
     truncate: str
     space: str
+    parameters: int
+    active_parameters: int
     routes: dict[str, bool]
 
 
@@ -133,7 +136,7 @@ async def tokenize(request: Request) -> Response:
     body = await read_body(request, TokenizeBody, _WRONG)
     state = state_of(request)
     require_few(state, body.inputs, "inputs")
-    _, prompt = chosen_prompt(state, None, body.prompt_name)
+    _, prompt = chosen_prompt(state, None, body.prompt_name, body.prompt)
     record_of(request.scope).texts = len(body.inputs)
     texts = [(prompt or "") + text for text in body.inputs]
     loop = asyncio.get_running_loop()
@@ -167,27 +170,20 @@ async def rerank(request: Request) -> Response:
     body = await read_body(request, RerankBody, _WRONG)
     state = state_of(request)
     require_few(state, body.texts, "texts")
-    score_N = await scores(state, body.query, body.texts)
+    require_side(state, body.truncation_direction)
     record_of(request.scope).texts = len(body.texts)
-    order = np.argsort(-score_N, kind="stable").tolist()
-    ranks: list[dict[str, Any]] = [{"index": n, "score": float(score_N[n])} for n in order]
+    activation = "identity" if body.raw_scores else "sigmoid"
+    found = await scored(request, body.query, body.texts, truncate=body.truncate, activation=activation)
+    order = np.argsort(-found.array, kind="stable").tolist()
+    ranks: list[dict[str, Any]] = [{"index": n, "score": float(found.array[n])} for n in order]
     if body.return_text:
         ranks = [{**rank, "text": body.texts[rank["index"]]} for rank in ranks]
-    return json_reply(ranks)
-
-
-async def scores(state: State, query: str, texts: list[str]) -> np.ndarray:
-    """What the reranker says, ``(N,)``.
-
-    Raises:
-        RequestError: the server was started without one.
-    """
-    if state.reranker is None:
-        raise RequestError(
-            424, "this server has no reranker: start it with --reranker MODEL", code="no_reranker"
-        )
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(state.threads, state.reranker.scores, query, texts)
+    headers = {
+        "x-compute-tokens": str(found.tokens),
+        "x-truncated-texts": str(int((found.cut > 0).sum())),
+        "x-truncated-tokens": str(int(found.cut.sum())),
+    }
+    return json_reply(ranks, headers=headers)
 
 
 @router.get(
@@ -217,6 +213,8 @@ async def info(request: Request) -> Response:
             "default_prompt": embedder.default_prompt_name,
             "truncate": settings.truncate,
             "space": state.space,
+            "parameters": embedder.num_parameters(),
+            "active_parameters": embedder.num_parameters(active=True),
             "routes": {"search": state.index is not None, "rerank": state.reranker is not None},
         }
     )

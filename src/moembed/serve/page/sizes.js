@@ -1,0 +1,132 @@
+// The same query and texts at two sizes of the vectors: what a smaller vector changes in the order.
+
+import { choices, el, empty, field, fixed, lines, number, plural, svg } from "./dom.js";
+import { embed } from "./embed.js";
+import { form, Mistake, question } from "./form.js";
+import { cosine } from "./server.js";
+
+const MOST = 40;
+const EXAMPLE_QUERY = "How do I keep a table sorted while rows are added?";
+const EXAMPLE = [
+  "Insert into a sorted list with binary search",
+  "A balanced tree keeps its keys in order",
+  "Sort a data frame by two columns",
+  "An index of a database is kept in order by its pages",
+  "Remove duplicates from a list",
+  "Set the legs of a table on a slope",
+  "Read a file line by line",
+].join("\n");
+
+export function sizes(panel, model) {
+  if (model.dims.length < 2 && !model.any_dim) {
+    panel.replaceChildren(empty("This model has one size",
+      `Its vectors have ${number(model.dim)} dimensions, and it was not trained to be cut to fewer.`,
+      "Serve a model that was trained with loss.matryoshka.dims, or start the server with --allow-any-dim to see what cutting costs."));
+    return;
+  }
+  const query = question();
+  const texts = el("textarea", { rows: 8, spellcheck: "false" });
+  const [one, other] = [model.dims[0], model.dims[model.dims.length - 1]].map((dim) => sizeInput(model, dim));
+  form(panel, {
+    title: "What does a smaller vector cost?",
+    lead: model.dims.length > 1
+      ? "This model is trained so that the first numbers of a vector are a vector themselves (Matryoshka)."
+      : "This model was not trained to be cut; the server allows it, and here you see what becomes of the order.",
+    fields: [
+      field("Query", query),
+      field("Texts, one on each line", texts),
+      el("div", { class: "pair" }, field("One size", one), field("Other size", other)),
+    ],
+    action: "Compare the orders",
+    example: () => { query.value = EXAMPLE_QUERY; texts.value = EXAMPLE; },
+    start: ["No order yet", "Write a query and some texts: they are ranked at both sizes, side by side."],
+    async run() {
+      const listed = lines(texts.value);
+      const dims = [Number(one.value), Number(other.value)];
+      if (!query.value.trim()) throw new Mistake("There is no query: write one.");
+      if (listed.length < 2) throw new Mistake("An order needs two texts at least: write each on a line of its own.");
+      if (listed.length > MOST) throw new Mistake(`These are ${number(listed.length)} texts, and ${MOST} are shown at most: leave some out.`);
+      if (dims[0] === dims[1]) throw new Mistake("Both sizes are the same: choose two different ones.");
+      const ranked = await Promise.all(dims.map((dim) => rank(model, query.value.trim(), listed, dim)));
+      return { parts: draw(listed, dims, ranked), told: ranked[0].told };
+    },
+  });
+}
+
+function sizeInput(model, dim) {
+  if (!model.any_dim) return choices(model.dims.map((size) => [`${size}`, number(size)]), `${dim}`);
+  return el("input", { type: "number", min: 1, max: model.dim, required: true, value: dim });
+}
+
+async function rank(model, query, texts, dim) {
+  const [asked, found] = await Promise.all([
+    embed(model, [query], { role: "search_query", dim }),
+    embed(model, texts, { role: "search_document", dim }),
+  ]);
+  const score = found.rows.map((row) => cosine(asked.rows[0], row));
+  const order = texts.map((_, i) => i).sort((a, b) => score[b] - score[a] || a - b);
+  return { score, order, told: found.told };
+}
+
+function draw(texts, dims, [one, other]) {
+  const count = texts.length;
+  const place = [one, other].map(({ order }) => {
+    const places = Array(count);
+    order.forEach((text, rank) => (places[text] = rank));
+    return places;
+  });
+  const list = (ranked, dim, mine, theirs) =>
+    el("div", { class: "ranking" },
+      el("h3", { text: `${number(dim)} dimensions` }),
+      el("p", { class: "muted", text: `${number(4 * dim)} bytes a vector` }),
+      el("ol", {}, ranked.order.map((text) => {
+        const moved = theirs === null ? null : theirs[text] - mine[text];
+        return el("li", {},
+          el("span", { class: "rank", text: `${mine[text] + 1}` }),
+          el("span", { class: "ranked", title: texts[text], text: texts[text] }),
+          moved === null ? null : change(moved),
+          el("span", { class: "score", text: fixed(ranked.score[text], 3) }));
+      })));
+  const links = svg("svg", { viewBox: `0 0 100 ${count}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    ...texts.map((_, text) => {
+      const [from, to] = [place[0][text] + 0.5, place[1][text] + 0.5];
+      return svg("path", { d: `M0 ${from} C50 ${from} 50 ${to} 100 ${to}`, class: from === to ? "stays" : "moves" });
+    }));
+  return [
+    el("p", { class: "summary", text: summary(dims, place) }),
+    el("div", { class: "rankings", vars: { "--n": count } },
+      list(one, dims[0], place[0], null), el("div", { class: "links" }, links), list(other, dims[1], place[1], place[0])),
+  ];
+}
+
+function change(moved) {
+  const sign = moved > 0 ? "▲" : moved < 0 ? "▼" : "=";
+  const said = moved > 0 ? `${moved} up` : moved < 0 ? `${-moved} down` : "same place";
+  return el("span", { class: moved ? "change" : "change muted" },
+    el("span", { "aria-hidden": "true", text: moved ? `${sign}${Math.abs(moved)}` : sign }), el("span", { class: "hidden", text: said }));
+}
+
+/** Kendall's tau of the two orders: 1 where they are the same, -1 where one is the other reversed. */
+export function kendall(one, other) {
+  let agree = 0;
+  let pairs = 0;
+  for (let i = 0; i < one.length; i++) {
+    for (let j = 0; j < i; j++) {
+      agree += Math.sign((one[i] - one[j]) * (other[i] - other[j]));
+      pairs++;
+    }
+  }
+  return agree / pairs;
+}
+
+function summary([one, other], place) {
+  const count = place[0].length;
+  const moved = place[0].filter((rank, text) => rank !== place[1][text]).length;
+  const stays = place[1][place[0].indexOf(0)] === 0;
+  const said = moved
+    ? `${plural(moved, "text")} of ${count} stand in another place (Kendall's τ ${kendall(...place).toFixed(2)}), `
+      + `and the first ${stays ? "stays first" : "is another one"}.`
+    : "The order is the same.";
+  const ratio = Math.max(one, other) / Math.min(one, other);
+  return `${said} The smaller vector takes ${number(ratio, Number.isInteger(ratio) ? 0 : 1)} times less room.`;
+}
