@@ -83,14 +83,15 @@ class ServedModel:
         self._ahead = self._active = 0  # tokens on their way into the queue; requests that are not answered
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = False
+        self._started = self._draining = False
         with ThreadPoolExecutor(1) as thread:  # hashes the weights once; see `Embedder.from_pretrained`
             self._spaces["", FULL] = thread.submit(embedder.space).result()
 
     @property
     def ready(self) -> bool:
         """Whether requests are answered: after the warm-up, until ``drain`` or ``close``."""
-        return self._batcher is not None and self._batcher.alive and not self._draining
+        alive = self._batcher is not None and self._batcher.alive
+        return self._started and alive and not self._draining
 
     # ---- life --------------------------------------------------------------------------------------------
 
@@ -101,9 +102,10 @@ class ServedModel:
         share = max(1, threads // (limits.lanes or 1))
         self._count_experts()
         batcher = Batcher(self._compute, limits, self.observer, lambda: self._warm_up(share))
+        self.limits, self._batcher = limits, batcher
         await asyncio.to_thread(batcher.start)
         await asyncio.wrap_future(batcher.submit(Request("", self._some_rows(), self._known(0))))
-        self.limits, self._batcher = limits, batcher
+        self._started = True
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, and wait until those at hand are answered, at most ``seconds``."""
@@ -178,7 +180,7 @@ class ServedModel:
     def _running(self) -> Batcher:
         if self._draining:
             raise shutting_down()
-        if self._batcher is None:
+        if self._batcher is None or not self._started:
             raise RequestError(503, "the model is being loaded", code="loading", retry_after=1.0)
         return self._batcher
 
