@@ -19,6 +19,7 @@ from moembed.client.model import Client
 from moembed.embedder import Embedder
 from moembed.encoding import FULL, View
 from moembed.families.flat import FlatMoE
+from moembed.reranker import Reranker
 from moembed.runs.evaluate import evaluate
 from moembed.runs.system import EvaluationOptions
 from moembed.search.embed import EmbedConfig, embed_file
@@ -148,26 +149,32 @@ def test_a_key_is_asked_for(model: Embedder, monkeypatch: pytest.MonkeyPatch) ->
             assert client.encode(["owl"]).shape == (1, 16)
 
 
-def test_the_rest_of_the_server(model: Embedder, texts: list[str], tmp_path: Path) -> None:
-    class ByLength:
-        def scores(self, query: str, texts: list[str]) -> np.ndarray:
-            return np.array([len(text) / 100 for text in texts], dtype=np.float32)
-
+def test_the_rest_of_the_server(
+    model: Embedder, tiny_reranker: Reranker, texts: list[str], tmp_path: Path
+) -> None:
     rows = [{"_id": f"d{n}", "text": text} for n, text in enumerate(texts)]
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = EmbedConfig(prompt=model.role_prefix("document"))
     folder = embed_file(model, source, tmp_path / "index", config).path
-    with live(model, folder, ByLength()) as url, Client(url, batch_texts=3) as client:
+    with live(model, folder, tiny_reranker) as url, Client(url, batch_texts=3) as client:
         hits = client.search("what does a mole eat?", k=3)
         found = Index.open(folder).search(model.encode_query(["what does a mole eat?"]), 3)
         assert [hit.id for hit in hits] == [rows[number]["_id"] for number in found.index[0]]
         assert [hit.row["text"] for hit in hits] == [texts[number] for number in found.index[0]]
         np.testing.assert_allclose([hit.score for hit in hits], found.score[0], atol=1e-6)
         reranked = client.search("what does a mole eat?", k=3, rerank=True)
-        lengths = [len(hit.row["text"]) for hit in reranked]
-        assert lengths == sorted(lengths, reverse=True)
-        np.testing.assert_allclose(client.rerank("owl", texts), ByLength().scores("owl", texts))
+        shown = [hit.row["text"] for hit in reranked]
+        assert sorted(shown) == sorted(hit.row["text"] for hit in hits)
+        expected_K = tiny_reranker.scores("what does a mole eat?", shown)
+        np.testing.assert_allclose([hit.score for hit in reranked], expected_K, atol=1e-5)
+        assert (np.diff(expected_K) <= 0).all()
+        scores = client.rerank("owl", texts)
+        expected = tiny_reranker.scored("owl", texts, activation="sigmoid").array
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        with pytest.raises(UserError, match="truncate"):
+            client.rerank("owl", [LONG])
+        assert client.rerank("owl", [LONG], truncate=True).shape == (1,)
 
 
 # ---- what is done with encoders ----------------------------------------------------------------------------

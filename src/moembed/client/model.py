@@ -207,12 +207,18 @@ class Client:
         (hits,) = field(self._connection.ask("POST", "/search", asked), "results", self.url)
         return [SearchHit(hit["id"], hit["score"], hit["row"]) for hit in hits]
 
-    def rerank(self, query: str, texts: Iterable[str]) -> np.ndarray:
-        """The score of every text for the query by the server's ``--reranker``: float32 ``(N,)``."""
+    def rerank(self, query: str, texts: Iterable[str], *, truncate: bool = False) -> np.ndarray:
+        """The score of every text for the query by the server's ``--reranker``: float32 ``(N,)``.
+
+        They are those of ``/rerank``, between 0 and 1: the sigmoid of what the model says.
+
+        Args:
+            truncate: cut a query and text that are too long together; else they are refused.
+        """
         listed = as_texts(texts)
         score_N = np.full(len(listed), np.nan, dtype=np.float32)
         for rows in self._batches(listed):
-            asked = {"query": query, "texts": listed[rows.start : rows.stop], "truncate": True}
+            asked = {"query": query, "texts": listed[rows.start : rows.stop], "truncate": truncate}
             for place in self._connection.ask("POST", "/rerank", asked):
                 score_N[rows.start + place["index"]] = place["score"]
         if not np.isfinite(score_N).all():
