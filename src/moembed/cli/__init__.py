@@ -14,7 +14,20 @@ from typing import Annotated, Any
 import typer
 
 from moembed import __version__
-from moembed.cli import bench, compare, data, evaluate, export, mine, pretrain, push, search, stress, train
+from moembed.cli import (
+    bench,
+    compare,
+    data,
+    evaluate,
+    export,
+    mine,
+    pretrain,
+    push,
+    rerank,
+    search,
+    stress,
+    train,
+)
 from moembed.console import Interrupted, results_alone, say
 from moembed.files import reason
 from moembed.threads import share_cores
@@ -41,6 +54,7 @@ for command in (
     search.embed,
     search.index,
     search.search,
+    rerank.rerank,
     train.inspect,
     export.export,
     bench.bench,
@@ -48,7 +62,11 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
-ONE_QUERY = {"search", "bench"}  # these answer, or measure, single queries; the others have many texts
+ONE_QUERY = {
+    "search",
+    "rerank",
+    "bench",
+}  # these answer, or measure, single queries; the others have many texts
 
 
 # Typer brings its own copy of click, or uses the one installed: this is the base of either's errors.
