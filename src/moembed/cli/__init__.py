@@ -24,6 +24,7 @@ from moembed.cli import (
     mine,
     pretrain,
     push,
+    rerank,
     search,
     serve,
     stress,
@@ -56,6 +57,7 @@ for command in (
     search.embed,
     search.index,
     search.search,
+    rerank.rerank,
     serve.serve,
     train.inspect,
     export.export,
@@ -64,7 +66,11 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
-ONE_QUERY = {"search", "bench"}  # these answer, or measure, single queries; the others have many texts
+ONE_QUERY = {
+    "search",
+    "rerank",
+    "bench",
+}  # these answer, or measure, single queries; the others have many texts
 
 
 # Typer brings its own copy of click, or uses the one installed: this is the base of either's errors.
