@@ -17,13 +17,17 @@ from moembed.types import Batch
 
 
 def pack(
-    rows: Sequence[Sequence[int]], truncated: int = 0, prompt_tokens: Sequence[int] | None = None
+    rows: Sequence[Sequence[int]],
+    truncated: int = 0,
+    prompt_tokens: Sequence[int] | None = None,
+    tags: Sequence[int] | None = None,
 ) -> Batch:
     """Lay token rows end to end, shortest first (ties keep the caller's order).
 
     Args:
         truncated: for ``Batch.truncated``.
         prompt_tokens: how many tokens at the start of each row are those of a prompt.
+        tags: the number of each row's tag.
 
     Returns:
         Batch with ``token_T`` int64, ``length_B`` ascending and ``restore_B`` int64.
@@ -38,6 +42,7 @@ def pack(
         restore_B=restore_B,
         truncated=truncated,
         prompt_B=None if prompt_tokens is None else tuple(prompt_tokens[i] for i in order),
+        tag_B=None if tags is None else tuple(tags[i] for i in order),
     )
 
 

@@ -109,7 +109,7 @@ def _count(spec: EncoderSpec, behind: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
     blocks = [block for block in skeleton(spec).modules() if isinstance(block, MoE)]
     total = num_parameters(spec) + behind
-    routers = sum(block.router.weight_ED.numel() for block in blocks)
+    routers = sum(tensor.numel() for block in blocks for tensor in block.router.parameters())
     return {
         "parameters": total,
         "active_parameters": num_parameters(spec, active=True) + behind,
@@ -159,11 +159,13 @@ def _route(
     prompt = model.tokenizer.prompt(prompt_name)
     token_rows, _ = model.tokenizer.rows(texts, prompt=prompt)
     word_rows = model.tokenizer.word_rows(texts, prompt=prompt) if seen else []
+    tags = model.tag_numbers(texts, role=prompt_name)
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
     piece = model.tokenizer.backend.id_to_token
     for group in groups:
         # no vector is looked at, so nobody asks where the prompt of a text ends
-        batch = pack([token_rows[i] for i in group], prompt_tokens=[0] * len(group))
+        own, zeros = None if tags is None else [tags[i] for i in group], [0] * len(group)
+        batch = pack([token_rows[i] for i in group], prompt_tokens=zeros, tags=own)
         if seen is None:
             yield from model(batch.to(model.device)).router
             continue

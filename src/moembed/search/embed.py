@@ -84,7 +84,7 @@ def embed_file(
     if not 1 <= dim <= model.dim:
         raise UserError(f"dim {dim} is not possible: vectors of this model have 1 to {model.dim} coordinates")
     stamp = _fingerprint(source)
-    space_id = model.space(prompt=config.prompt, view=View(dim=dim))
+    space_id = model.space(role=config.role, prompt=config.prompt, view=View(dim=dim))
     with locked(out):
         writer = IndexWriter(
             out,
@@ -116,7 +116,7 @@ def _embed_missing(
         if writer.has(part):
             continue
         texts = column_texts(rows, config.column, source, part * config.block_rows)
-        found = model.vectors(texts, prompt=config.prompt, view=View(dim=dim))
+        found = model.vectors(texts, role=config.role, prompt=config.prompt, view=View(dim=dim))
         writer.append(found.array, rows, found.truncated)
         if progress:
             progress(writer.rows)
