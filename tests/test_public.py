@@ -16,6 +16,7 @@ import typer
 import moembed
 from moembed.cli import app
 from moembed.config import load
+from moembed.experiment.settings import read_plan
 from moembed.runs.pretrain import PretrainConfig
 from moembed.runs.train import TrainConfig
 from moembed.runs.train_reranker import RerankerConfig, is_reranking
@@ -28,6 +29,7 @@ COMMANDS = {
     "upcycle",
     "evaluate",
     "compare",
+    "experiment",
     "stress",
     "embed",
     "index",
@@ -96,7 +98,12 @@ def test_the_commands() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
-def test_every_recipe_is_valid(path: Path) -> None:
+def test_every_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEMBED_DATA", "data")
+    if path.parent.name == "experiments":
+        if path.name != "common.yaml":  # which the others are made of
+            assert read_plan(path, [], 1).jobs
+        return
     usual = RerankerConfig if is_reranking(path, []) else TrainConfig
     load(PretrainConfig if path.name == "pretrain.yaml" else usual, path)
 

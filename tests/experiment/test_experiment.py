@@ -119,8 +119,12 @@ def test_killed_and_started_again_it_is_the_grid_that_was_not(
     assert code == 0
     assert "stopped early; runs/experiments/owls keeps what is done, the same command goes on" in err
     assert "**1 of 2 runs are finished**" in Path("records/owls.md").read_text()
-    code, out, err = start(run, grid, "--json")
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(gradcache, "backward", lambda *given: steps.append(1) or backward(*given))
+        code, out, err = start(run, grid, "--json")
     assert code == 0, err
+    assert len(steps) == 1  # the fourth of four
     assert "---- 1 of 1: moe, seed 0" in err  # dense is not done again
     assert json.loads(out)["comparison"] == whole["comparison"]
     before = Path("runs/experiments/owls/moe/seed-0/result.json").stat().st_mtime_ns

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
+import yaml
+
 from moembed.compare.formatting import listing, plural
 from moembed.console import say
 from moembed.embedder import Embedder
@@ -134,7 +136,8 @@ def forecast(
         rows.append(
             Forecast(
                 cell=cell,
-                changes=" ".join(f"{key}={value}" for key, value in changes.items()) or "the recipe as it is",
+                changes=" ".join(f"{key}={_shown(value)}" for key, value in changes.items())
+                or "the recipe as it is",
                 steps=jobs[0].config.steps or 0,
                 done=len(own),
                 failed=len(failures(jobs)),
@@ -143,6 +146,11 @@ def forecast(
             )
         )
     return rows, source
+
+
+def _shown(value: object) -> str:
+    """A value as a recipe has it, on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
 
 
 def _took(job: Finished) -> float:

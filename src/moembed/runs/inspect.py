@@ -111,7 +111,7 @@ def _count(spec: EncoderSpec, behind: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
     blocks = [block for block in skeleton(spec).modules() if isinstance(block, MoE)]
     total = num_parameters(spec) + behind
-    routers = sum(block.router.weight_ED.numel() for block in blocks)
+    routers = sum(tensor.numel() for block in blocks for tensor in block.router.parameters())
     return {
         "parameters": total,
         "active_parameters": num_parameters(spec, active=True) + behind,
@@ -161,11 +161,13 @@ def _route(
     prompt = model.tokenizer.prompt(prompt_name)
     token_rows, _ = model.tokenizer.rows(texts, prompt=prompt)
     word_rows = model.tokenizer.word_rows(texts, prompt=prompt) if seen else []
+    tags = model.tag_numbers(texts, role=prompt_name)
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
     encoder, layers = record_routing(model.encoder)
     for group in groups:
         # no vector is looked at, so nobody asks where the prompt of a text ends
-        batch = pack([token_rows[i] for i in group], prompt_tokens=[0] * len(group))
+        own = None if tags is None else [tags[i] for i in group]
+        batch = pack([token_rows[i] for i in group], prompt_tokens=[0] * len(group), tags=own)
         found = unit_vectors(encoder, model.pooling, model.head, batch.to(model.device)).router
         if seen is not None:
             # the batch holds the rows in an order of its own: the shortest first

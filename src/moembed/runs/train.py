@@ -25,6 +25,7 @@ from moembed.inference.member import member
 from moembed.machine import choose_precision, write_made
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
+from moembed.training.contrastive.sample import sample_batch
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions, fit_lengths
 from moembed.training.contrastive.task import Mixture, num_train_rows
 from moembed.training.contrastive.train import train_contrastive
@@ -175,7 +176,7 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
                 tell(f"note: {task.name}: {note}")
 
         # ---- the model, and the lengths that suit both
-        model = build(read_base(config.base, config.revision, config.allow_pickle), config)
+        model = build(read_base(config.base, config.revision, config.allow_pickle), config, mixture)
         positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
         config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
         for note in notes:
@@ -249,19 +250,22 @@ def open_source(source: SourceConfig) -> Source:
     return Source.from_pairs("docstrings", (Pair(pair.query, pair.document) for pair in collect().train))
 
 
-def build(parts: Parts, config: TrainConfig) -> Embedder:
-    """The model a run starts from."""
+def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> Embedder:
+    """The model a run starts from; ``mixture``: its pairs, which upcycling by clusters looks at."""
+    if config.prompts is not None:
+        parts.tokenizer.prompts = dict(config.prompts)
     parts = member(parts, View(layers=config.layers))
     if config.widen:
         spec, state = widen(parts.spec, parts.state, config.widen)
         parts = replace(parts, spec=spec, state=state)
     if config.upcycle:
-        spec, state = upcycle(parts.spec, parts.state, config.upcycle)
+        sample = None
+        if config.upcycle.init == "cluster" and mixture:
+            sample = sample_batch(mixture, parts.tokenizer, config, config.upcycle.sample)
+        spec, state = upcycle(parts.spec, parts.state, config.upcycle, sample)
         parts = replace(parts, spec=spec, state=state)
     if config.loss.bias_rate:
         spec, state = add_selection_bias(parts.spec, parts.state)
         parts = replace(parts, spec=spec, state=state)
-    if config.prompts is not None:
-        parts.tokenizer.prompts = dict(config.prompts)
     model = Embedder(parts)
     return model.to("cuda") if torch.cuda.is_available() else model

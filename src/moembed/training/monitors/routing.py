@@ -48,8 +48,7 @@ class RoutingProbe(Monitor):
         self.groups = groups
         # tokens, entropy, chosen mass, then the count of each expert
         self.sum_LGS = [
-            torch.zeros(len(groups), 3 + len(router.weight_ED), dtype=torch.float64)
-            for router in self.routers
+            torch.zeros(len(groups), 3 + router.num_experts, dtype=torch.float64) for router in self.routers
         ]
         return lambda chunk: self._counting(chunks[chunk], group_CB[chunk])
 
@@ -100,7 +99,7 @@ class RoutingProbe(Monitor):
 def _stats(router: Router, sum_S: Tensor) -> RouterStats:
     tokens, entropy, mass = sum_S[:3]
     nothing = torch.zeros(())
-    return RouterStats(router.layer, int(tokens), sum_S[3:], nothing, nothing, entropy, mass)
+    return RouterStats(router.layer, int(tokens), sum_S[3:], nothing, nothing, entropy, mass, router.learned)
 
 
 def routers(model: nn.Module) -> list[Router]:
