@@ -50,8 +50,8 @@ _HOME = {
     "train_reranker": "moembed.runs.train_reranker",
 }
 __all__ = [
-    "Client", "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult",
-    "Reranker", "RerankerConfig", "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning",
+    "Client", "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig",
+    "PretrainResult", "Reranker", "RerankerConfig", "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning",
     "UserError", "__version__", "evaluate", "pretrain", "train", "train_reranker",
 ]  # fmt: skip
 

@@ -246,8 +246,8 @@ class Embedder(TaggedSentences, nn.Module):
     ) -> np.ndarray:
         """The second half of ``vectors``: float32 ``(len(rows), dim)`` of token rows, for whoever batches.
 
-        ``prompt_tokens`` as the method of that name says, of all rows or of each; ``tags`` as ``tag_numbers``,
-        of each.
+        ``prompt_tokens`` as the method of that name says, of all rows or of each; ``tags`` as
+        ``tag_numbers``, of each.
         """
         check_limits(batch_tokens, batch_size)
         check_view(self.encoder.spec, view, self.dim)

@@ -15,6 +15,7 @@ from moembed.console import print_json, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
+    from moembed.client import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
     from moembed.search.embed import EmbedConfig
@@ -251,7 +252,7 @@ def _embed(
     return {**asdict(summary), "path": str(summary.path), "message": str(summary)}
 
 
-def _prompted(config: EmbedConfig, embedder: Embedder | StaticEmbedder, model: str) -> EmbedConfig:
+def _prompted(config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client, model: str) -> EmbedConfig:
     """With the prompt of its role, and where the model lies."""
     return replace(
         config,
