@@ -51,8 +51,8 @@ _HOME = {
 }
 __all__ = [
     "Client", "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig",
-    "PretrainResult", "Reranker", "RerankerConfig", "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning",
-    "UserError", "__version__", "evaluate", "pretrain", "train", "train_reranker",
+    "PretrainResult", "Reranker", "RerankerConfig", "StaticEmbedder", "TrainConfig", "TrainResult",
+    "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train", "train_reranker",
 ]  # fmt: skip
 
 

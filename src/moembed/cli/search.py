@@ -15,7 +15,7 @@ from moembed.console import print_json, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
-    from moembed.client import Client
+    from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
     from moembed.search.embed import EmbedConfig
