@@ -3,8 +3,8 @@
 `python -m benchmarks.soak --minutes 30`; `moembed.benchmarks.soak` where the package is installed. Two
 workers serve MiniLM with experts to random arrivals: texts of all lengths, alone and several, as floats and
 base64. One request in a hundred is malformed, one client in a hundred leaves before its answer, and
-twice a worker is killed. Each hundredth vector is compared with ``encode`` in this process. The exit code is 1 where something
-was wrong: a vector, a status, a request without an answer, memory that grows.
+twice a worker is killed. Each hundredth vector is compared with ``encode`` in this process. The exit code
+is 1 where something was wrong: a vector, a status, a request without an answer, memory that grows.
 """
 
 from __future__ import annotations
