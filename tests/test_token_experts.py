@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
 from moembed.moe import router
 from moembed.moe.router import RouterConfig
+from moembed.moe.router_kinds import Learned
 from moembed.packing import pack
 from moembed.token_experts import record_routing, token_experts
 from moembed.tokenizer import Tokenizer
@@ -35,11 +37,13 @@ def test_the_experts_are_those_of_the_served_text(
     model = Embedder.from_pretrained(tmp_path / "model", dtype=dtype)
     chosen: list[Any] = []
     real = router.ROUTERS[kind]
-    monkeypatch.setitem(
-        router.ROUTERS,
-        kind,
-        lambda *arguments: chosen.append(real(*arguments)) or chosen[-1],  # type: ignore[func-returns-value]
-    )
+    assert isinstance(real, Learned)
+
+    def choose(*arguments: Any) -> Any:
+        chosen.append(real.choose(*arguments))
+        return chosen[-1]
+
+    monkeypatch.setitem(router.ROUTERS, kind, replace(real, choose=choose))
     model.vectors([TEXT], role="query")
     decided = chosen[:]
     found = token_experts(model, TEXT, role="query")
