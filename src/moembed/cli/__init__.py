@@ -27,6 +27,7 @@ from moembed.cli import (
     rerank,
     search,
     serve,
+    stores,
     stress,
     train,
 )
@@ -65,6 +66,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
+search.index.command("push")(stores.push)
 app.add_typer(search.index, name="index")
 # these answer, or measure, single queries; the others have many texts
 ONE_QUERY = {"search", "rerank", "bench"}

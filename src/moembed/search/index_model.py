@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moembed.types import UserError
 
 if TYPE_CHECKING:
+    from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
 
@@ -33,18 +34,22 @@ def model_name(path: Path, manifest: Mapping[str, Any]) -> str:
     return str(made_by)
 
 
-def load_model(path: Path, manifest: Mapping[str, Any]) -> Embedder | StaticEmbedder:
-    """The model that made the index at ``path``, in float32.
+def load_model(path: Path, manifest: Mapping[str, Any]) -> Embedder | StaticEmbedder | Client:
+    """The model that made the index at ``path``, in float32, or as its server has it.
 
     Raises:
         UserError: as ``model_name``; the model cannot be read.
     """
+    from moembed.client.connection import is_url
+    from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.folder.bases import locate_base
     from moembed.folder.modules import is_static
     from moembed.inference.static import StaticEmbedder
 
     name = model_name(path, manifest)
+    if is_url(name):
+        return Client(name)
     folder = locate_base(name)
     if is_static(folder):
         return StaticEmbedder.from_pretrained(name)

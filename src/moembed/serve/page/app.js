@@ -43,7 +43,11 @@ tabs.forEach((tab, place) => {
     open(tabs.at(to % tabs.length).getAttribute("aria-controls"), true);
   });
 });
-addEventListener("hashchange", () => open(asked()));
+addEventListener("hashchange", () => location.hash.slice(1) in SECTIONS && open(asked()));
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  (current() ?? $("panels")).focus();
+});
 
 // ---- keys of the keyboard -------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ const TILES = [
   ["Tokens read", "a second", (now, then, seconds) => gain(now, then, "moembed_tokens_total") / seconds, (v) => number(v)],
   ["Tokens that wait", "in the queue", (now) => total(now, "moembed_queue_tokens"), (v) => number(v)],
   ["Tokens of a batch", "mean of ten seconds", batch, (v) => (v === null ? "–" : number(v))],
-  ["Requests refused", "since the start", (now) => total(now, "moembed_requests_total", (labels) => asked(labels) && Number(labels.status) >= 400), (v) => number(v)],
-  ["Texts cut", "since the start", (now) => total(now, "moembed_truncated_texts_total"), (v) => number(v)],
+  ["Refused or failed", "requests since the start", (now) => total(now, "moembed_requests_total", (labels) => asked(labels) && Number(labels.status) >= 400), (v) => number(v)],
+  ["Texts cut", "too long, since the start", (now) => total(now, "moembed_truncated_texts_total"), (v) => number(v)],
 ];
 
 export function live(panel, model) {
@@ -43,7 +43,7 @@ export function live(panel, model) {
   panel.replaceChildren(
     el("div", { class: "intro row between" },
       el("div", {}, el("h2", { text: "What the server is doing" }),
-        el("p", { class: "lead", text: "Read every two seconds from /metrics, where Prometheus can read it too; what this page asks for itself is not counted." })),
+        el("p", { class: "lead", text: "Read every two seconds from /metrics, where Prometheus can read it too; requests for this page and its readings are not counted." })),
       hold),
     problem,
     el("div", { class: "live" },

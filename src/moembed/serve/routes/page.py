@@ -165,13 +165,11 @@ async def facts(request: Request) -> Response:
 
 
 def _index_facts(state: State) -> IndexFacts | None:
-    index = state.index
-    if index is None:
+    if state.index is None:
         return None
-    column = index.manifest.get("column", "text")
-    columns = [name for name in (index.rows([0])[0] if len(index) else {}) if name != column]
-    filters = hasattr(index, "find")
-    return IndexFacts(rows=len(index), column=column, columns=columns, where=filters, hybrid=filters)
+    index, column = state.index.index, state.index.text_column or "text"
+    columns = [name for name in index.columns if name != column]
+    return IndexFacts(rows=len(index), column=column, columns=columns, where=True, hybrid=True)
 
 
 @lru_cache(maxsize=1)
