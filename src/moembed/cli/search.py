@@ -137,7 +137,7 @@ def delete(
     from moembed.search.index_file import delete_rows
 
     deleted, left = delete_rows(path, ids)
-    message = f"{deleted} rows deleted, {left} are left in {path}"
+    message = f"{path}: {deleted} deleted, {left} left"
     print_json({"path": str(path), "deleted": deleted, "rows": left, "message": message}) if json_ else print(
         message
     )

@@ -105,9 +105,7 @@ class ServedIndex:
                 self._index = Index.open(self._index.path, self._index.space_id)
                 log.info("the index was updated", extra={"fields": {"version": self._index.version}})
             except UserError:
-                log.error(
-                    "the new version of the index cannot be read: the one before serves on"
-                )
+                log.error("the new version of the index cannot be read: the one before serves on")
             return self._index
 
 
