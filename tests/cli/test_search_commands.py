@@ -177,9 +177,8 @@ def test_index_filter_update_delete_and_hybrid_search(run: Run, saved_model: Pat
         return [hit["id"] for hit in json.loads(out)]
 
     write()
-    code, out, err = run(
-        "index", source, "--model", saved_model, "--out", tmp_path / "i", "--dtype", "float32"
-    )
+    exactly = ("--out", tmp_path / "i", "--dtype", "float32")
+    code, out, err = run("index", source, "--model", saved_model, *exactly)
     assert code == 0, err
     assert sorted(found()) == [0, 1, 2, 3, 4]
     where = "year >= 2001 and not archived = true and id in (2, 3, 4)"
