@@ -23,7 +23,9 @@ def merge(
     base: Annotated[
         str | None, typer.Option(help="The model that all were trained from: arithmetic and ties.")
     ] = None,
-    scale: Annotated[float, typer.Option(help="How much of the differences from the base is added.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option(min=0, help="How much of the differences from the base is added.")
+    ] = 1.0,
     density: Annotated[float, typer.Option(help="ties: the share of each difference that stays.")] = 0.2,
     overwrite: Overwrite = False,
     json_: Json = False,
