@@ -30,6 +30,7 @@ from moembed.training.contrastive.train import train_contrastive
 from moembed.training.monitors.retrieval import load_tasks
 from moembed.training.parallel import World, joined
 from moembed.types import Pair, UserError
+from moembed.weights.expert_head import ExpertHeadConfig, add_expert_head
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
@@ -48,7 +49,8 @@ class TrainConfig(ContrastiveConfig):
     what becomes of a source with fewer pairs than a batch.
 
     ``revision`` is the branch, tag or commit of a base from the hub; ``allow_pickle`` reads a base that has
-    no safetensors. ``upcycle`` None trains the base as it is. ``prompts`` become part of the model.
+    no safetensors. ``upcycle`` None trains the base as it is; ``head`` puts a block of experts behind
+    pooling. ``prompts`` become part of the model.
     """
 
     base: str = "minilm"
@@ -60,6 +62,7 @@ class TrainConfig(ContrastiveConfig):
     small_sources: Literal["refuse", "skip"] = "refuse"
     sampling: SamplingConfig = SamplingConfig()
     upcycle: UpcycleConfig | None = None
+    head: ExpertHeadConfig | None = None
     prompts: dict[str, str] | None = None
 
     @field_validator("data", "validation", mode="before")
@@ -248,5 +251,7 @@ def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> 
     if config.loss.bias_rate:
         spec, state = add_selection_bias(parts.spec, parts.state)
         parts = replace(parts, spec=spec, state=state)
+    if config.head:
+        parts = add_expert_head(parts, config.head)
     model = Embedder(parts)
     return model.to("cuda") if torch.cuda.is_available() else model
