@@ -183,8 +183,8 @@ class Embedder(TaggedSentences, nn.Module):
 
     def num_parameters(self, active: bool = False) -> int:
         """All parameters, or those one token can touch (the whole vocabulary table counted)."""
-        behind = (*self.pooling.parameters(), *self.head.parameters())
-        return num_parameters(self.encoder.spec, active) + sum(tensor.numel() for tensor in behind)
+        pooling = sum(tensor.numel() for tensor in self.pooling.parameters())
+        return num_parameters(self.encoder.spec, active) + pooling + self.head.config.num_parameters(active)
 
     def train(self, mode: bool = True) -> Embedder:
         if mode:

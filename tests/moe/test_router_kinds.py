@@ -162,6 +162,8 @@ def test_texts_without_a_tag_are_refused_and_the_tags_are_named() -> None:
 def test_groups_stand_for_a_table() -> None:
     groups = RouterConfig.model_validate({"kind": "tag", "top_k": 2, "tags": [["de", "nl"], "fr"]})
     assert groups.tags == {"de": (0, 1), "nl": (0, 1), "fr": (2, 3)}
+    assert RouterConfig.model_validate({"kind": "tag", "tags": ["de", "fr"]}).top_k == 1
+    assert RouterConfig.model_validate({"kind": "tag", "tags": TAGS}).top_k == 2
     assert RouterConfig.model_validate(groups.model_dump()) == groups
 
 
@@ -170,7 +172,11 @@ def test_groups_stand_for_a_table() -> None:
     [
         ({"kind": "tag"}, "needs them"),
         ({"tags": {"de": [0, 1]}}, "needs them"),
-        ({"kind": "tag", "tags": {"de": [0]}}, "needs 2 experts"),
+        ({"kind": "tag", "tags": {"de": [0]}, "top_k": 2}, "needs 2 experts"),
+        ({"kind": "tag", "tags": {"de": [0], "en": [1, 2]}}, "'en' needs 1 experts"),
+        ({"kind": "tag", "tags": {"de": []}}, "needs 2 experts"),
+        ({"kind": "tag", "tags": {"de": 3}}, "tags.de"),
+        ({"kind": "tag", "tags": 3}, "tags"),
         ({"kind": "tag", "tags": {"de": [0, 0]}}, "different numbers"),
         ({"kind": "tag", "tags": {" ": [0, 1]}}, "has a name"),
         ({"kind": "tag", "tags": [["de"], ["de"]]}, "in two groups"),

@@ -26,7 +26,9 @@ def merge(
     scale: Annotated[
         float, typer.Option(min=0, help="How much of the differences from the base is added.")
     ] = 1.0,
-    density: Annotated[float, typer.Option(help="ties: the share of each difference that stays.")] = 0.2,
+    density: Annotated[
+        float, typer.Option(min=0, max=1, help="ties: the share of each difference that stays.")
+    ] = 0.2,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:

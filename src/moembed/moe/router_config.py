@@ -19,7 +19,8 @@ class RouterConfig(Strict):
     load (Wang et al., arXiv 2408.15664).
 
     Of ``tag``: ``tags`` names the ``top_k`` experts of every tag. A list stands for groups that follow one
-    another: ``[[de, nl], fr]`` gives the first ``top_k`` experts to de and nl, the next ones to fr.
+    another: ``[[de, nl], fr]`` gives the first ``top_k`` experts to de and nl, the next ones to fr. Here
+    ``top_k`` is as many as ``tags`` says, for a list 1, unless it is given.
     ``default_tag`` is the tag of texts that come without one; None: such texts are refused.
 
     Of ``centroid``: ``similarity`` of a state and the centroids, divided by ``temperature``; ``trainable``
@@ -41,16 +42,22 @@ class RouterConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _groups_follow_one_another(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(groups := values.get("tags"), (list, tuple)):
+        if not isinstance(values, dict) or not values.get("tags"):
             return values
-        top_k = values.get("top_k", cls.model_fields["top_k"].default)
+        groups = values["tags"]
+        if isinstance(groups, dict):
+            first = next(iter(groups.values()))
+            return {"top_k": len(first)} | values if isinstance(first, (list, tuple)) and first else values
+        if not isinstance(groups, (list, tuple)):
+            return values
+        top_k = values.get("top_k", 1)
         table: dict[Any, list[int]] = {}
         for number, group in enumerate(groups):
             for tag in [group] if isinstance(group, str) else group:
                 if tag in table:
                     raise ValueError(f"the tag {tag!r} is in two groups")
                 table[tag] = [number * top_k + place for place in range(top_k)]
-        return values | {"tags": table}
+        return values | {"tags": table, "top_k": top_k}
 
     @field_validator("tags")
     @classmethod

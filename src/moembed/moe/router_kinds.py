@@ -119,7 +119,7 @@ def missing_tags(config: RouterConfig) -> str:
     known = ", ".join(sorted(config.tags))
     return (
         f"this model chooses its experts by the tag of a text (known: {known}), and nothing says which tag "
-        "these texts have: pass tag"
+        "these texts have: pass tag, or for a command set MOEMBED_TAG"
     )
 
 

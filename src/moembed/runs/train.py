@@ -32,6 +32,7 @@ from moembed.training.contrastive.train import train_contrastive
 from moembed.training.monitors.retrieval import load_tasks
 from moembed.training.parallel import World, joined
 from moembed.types import Pair, UserError
+from moembed.weights.expert_head import ExpertHeadConfig, add_expert_head
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 from moembed.weights.widen import WidenConfig, widen
@@ -52,7 +53,8 @@ class TrainConfig(ContrastiveConfig):
 
     ``revision`` is the branch, tag or commit of a base from the hub; ``allow_pickle`` reads a base that has
     no safetensors. ``layers`` keeps so many of its layers, the first ones; ``widen`` makes its feed-forward
-    blocks wider; ``upcycle`` None leaves it dense. ``prompts`` become part of the model.
+    blocks wider; ``upcycle`` None leaves it dense; ``head`` puts a block of experts behind
+    pooling. ``prompts`` become part of the model.
     """
 
     base: str = "minilm"
@@ -66,6 +68,7 @@ class TrainConfig(ContrastiveConfig):
     layers: int | None = Field(default=None, ge=1)
     widen: WidenConfig | None = None
     upcycle: UpcycleConfig | None = None
+    head: ExpertHeadConfig | None = None
     prompts: dict[str, str] | None = None
 
     @model_validator(mode="before")
@@ -267,5 +270,7 @@ def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> 
     if config.loss.bias_rate:
         spec, state = add_selection_bias(parts.spec, parts.state)
         parts = replace(parts, spec=spec, state=state)
+    if config.head:
+        parts = add_expert_head(parts, config.head)
     model = Embedder(parts)
     return model.to("cuda") if torch.cuda.is_available() else model
