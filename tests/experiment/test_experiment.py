@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from conftest import MakeModel, Run
 from moembed.compare.comparison import compare
 from moembed.compare.results import SCORE
 from moembed.compare.runs import read_runs
+from moembed.compare.scores import load_scores
 from moembed.experiment.batches import BatchOrder
+from moembed.experiment.budget import budget
 from moembed.experiment.outcome import expert_distance
 from moembed.experiment.settings import read_plan
 from moembed.files import locked
 from moembed.folder.read import read_folder
 from moembed.training.contrastive import gradcache
+from moembed.training.interrupt import interruptible
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 from training_runs import PAIRS, save_animals
@@ -133,11 +137,23 @@ def test_killed_and_started_again_it_is_the_grid_that_was_not(
 
 
 def test_minutes_that_are_over_stop_it(run: Run, grid: Path) -> None:
-    code, _, err = start(run, grid, "recipe.steps=3000", "--minutes", 0.05)
+    code, _, err = start(run, grid, "recipe.steps=3000", "--minutes", 0.01)
     assert code == 0, err
     assert "stopped early" in err
     assert not results()
-    assert (Path("runs/experiments/owls/dense/seed-0/run/checkpoints")).is_dir()
+
+
+def test_a_training_is_asked_to_stop_when_the_minutes_are_over() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with budget(1e-4) as state, interruptible() as interrupt:
+        while not interrupt.asked:
+            time.sleep(0.01)
+        assert state.over
+    assert signal.getsignal(signal.SIGTERM) == before
+    with budget(None) as state:
+        assert not state.over
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert state.over
 
 
 def test_a_cell_that_fails_is_recorded_and_the_grid_goes_on(run: Run, grid: Path) -> None:
@@ -218,6 +234,9 @@ def test_a_finished_run_of_another_recipe_or_other_pairs_is_not_compared(run: Ru
     code, _, err = start(run, grid, "recipe.steps=5")
     assert code == 2
     assert "was made by another recipe" in err
+    code, _, err = start(run, grid, "sample=5")
+    assert code == 2
+    assert "was evaluated on other tasks, or with another sample or dims" in err
     file = Path("runs/experiments/owls/moe/seed-0/result.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"batches": "0"}))
     code, _, err = start(run, grid)
@@ -273,13 +292,19 @@ def test_the_distance_of_experts(make_model: MakeModel, tmp_path: Path) -> None:
 def test_a_recipe_may_be_a_file_and_models_may_go(run: Run, grid: Path) -> None:
     recipe = json.loads(grid.read_text())["recipe"]
     Path("recipe.yaml").write_text(json.dumps(recipe | {"steps": 900}))
-    change(grid, recipe_file="recipe.yaml", recipe={"steps": 2}, keep_models=False, name="")
+    change(grid, recipe_file="recipe.yaml", recipe={"steps": 2}, keep_models=False, name="", dims=[4])
     code, _, err = start(run, grid, "--record", "there.md")
     assert code == 0, err
     folder = Path("runs/experiments/grid/dense/seed-0")  # named by the file
     assert (folder / "scores.parquet").is_file()
     assert not (folder / "run" / "model").exists()
-    assert Path("there.md").is_file()
+    # the shorter vectors are those of `moembed evaluate --dims`, in a table of their own
+    model = Path("runs/experiments/grid/moe/seed-0")
+    short, whole = (load_scores(model / name)[0][0] for name in ("scores-4.parquet", "scores.parquet"))
+    assert not np.array_equal(short.values["ndcg@10"], whole.values["ndcg@10"])
+    record = Path("there.md").read_text()
+    table = record.partition("### Cut to 4 coordinates")[2].partition("##")[0]
+    assert f"{short.values['ndcg@10'].mean():.3f}" in table
 
 
 def test_the_log_is_what_the_routing_is_read_from(run: Run, grid: Path) -> None:

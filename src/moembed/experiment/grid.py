@@ -17,7 +17,7 @@ from moembed.console import progress_bar, say
 from moembed.evaluation.files import Task
 from moembed.experiment.batches import BatchOrder
 from moembed.experiment.budget import Budget
-from moembed.experiment.outcome import FAILED, RESULT, SCORES, Finished, finished, read_routing
+from moembed.experiment.outcome import FAILED, RESULT, SCORES, Finished, finished, read_routing, scores_file
 from moembed.experiment.settings import Job, Plan
 from moembed.files import InUseError, locked, read_json, write_json
 from moembed.machine import made
@@ -54,7 +54,7 @@ def run_jobs(plan: Plan, budget: Budget) -> Progress:
     todo = [job for job in plan.chosen if (job.cell, job.seed) not in done]
     if not todo:
         return progress
-    options = EvaluationOptions(sample=plan.config.sample, baselines=False)
+    options = EvaluationOptions(sample=plan.config.sample, dims=plan.config.dims, baselines=False)
     tasks = load_tasks(plan.config.tasks, options)
     if plan.config.sample:
         tasks = sample_tasks(tasks, plan.config.sample, None)
@@ -122,12 +122,15 @@ def _do(job: Job, plan: Plan, tasks: Sequence[Task], options: EvaluationOptions,
     cost = outcome.cost
     about = {"system": job.cell, "seed": job.seed, **outcome.about}
     save_scores(job.folder / SCORES, list(outcome.scores.values()), about)
+    for (dim, _), found in outcome.sizes.items():
+        save_scores(job.folder / scores_file(dim), list(found.values()), about | {"dim": dim})
 
     # ---- the result is written last: a job that has one is whole
     result = Finished(
         cell=job.cell,
         seed=job.seed,
         recipe=job.recipe,
+        evaluation=job.evaluation,
         batches=order.of(job.config),
         steps=trained.steps,
         train_seconds=trained.seconds,

@@ -44,7 +44,7 @@ class Finished:
     """What ``result.json`` of a job holds.
 
     Attributes:
-        recipe: `Job.recipe`.
+        recipe, evaluation: `Job.recipe`, and what it was scored on.
         batches: hash of the pairs of every step.
         train_bytes, encode_bytes: the most memory the process had while it trained, and while it embedded.
         encode_rate: texts of the tasks embedded per second.
@@ -53,6 +53,7 @@ class Finished:
     cell: str
     seed: int
     recipe: str
+    evaluation: str
     batches: str
     steps: int
     train_seconds: float
@@ -73,7 +74,8 @@ def finished(job: Job) -> Finished | None:
     """The result of a job; None: it has none yet.
 
     Raises:
-        UserError: the job was done with another recipe than the file gives now, or its result is damaged.
+        UserError: the job was done with another recipe, or evaluated on other tasks, than the file gives
+            now; its result is damaged.
     """
     file = job.folder / RESULT
     if not file.exists():
@@ -84,12 +86,21 @@ def finished(job: Job) -> Finished | None:
             f"{job.folder} was made by another recipe ({found.recipe}) than the file gives now "
             f"({job.recipe}): give the experiment another name or out, or delete that folder"
         )
+    if found.evaluation != job.evaluation:
+        raise UserError(
+            f"{job.folder} was evaluated on other tasks, or with another sample or dims, than the file gives "
+            "now: give the experiment another name or out, or delete that folder"
+        )
     return found
 
 
-def scores(job: Job) -> dict[str, Scores]:
-    """The scores of a finished job by task."""
-    return {task.task: task for task in load_scores(job.folder / SCORES)[0]}
+def scores(job: Job, dim: int | None = None) -> dict[str, Scores]:
+    """The scores of a finished job by task; ``dim``: those of its vectors cut to so many coordinates."""
+    return {task.task: task for task in load_scores(job.folder / scores_file(dim))[0]}
+
+
+def scores_file(dim: int | None) -> str:
+    return SCORES if dim is None else f"scores-{dim}.parquet"
 
 
 def read_routing(run: Path) -> Routing | None:

@@ -54,6 +54,9 @@ def _parts(file: Path, overrides: Sequence[str], result: Result, plots: Sequence
     yield markdown(table.HEAD, table.score_rows(result))
     yield from (f"![{place.stem}]({place.name})" for place in plots)
     yield markdown(*table.task_rows(result))
+    for dim, compared in result.dims.items():
+        yield f"### Cut to {dim} coordinates"
+        yield markdown(table.HEAD, table.score_rows(result, compared))
     if routing := table.routing_rows(result):
         yield "## Routers and experts"
         yield (

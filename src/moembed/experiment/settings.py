@@ -26,7 +26,8 @@ class ExperimentConfig(Strict):
     experiment is that of its file unless ``name`` says otherwise.
 
     ``tasks`` are folders and files as ``moembed evaluate --tasks`` reads them; ``sample`` takes so many
-    queries of each retrieval task. ``keep_models`` false removes the weights of a run once it is scored.
+    queries of each retrieval task. ``dims`` scores the vectors cut to so many coordinates as well.
+    ``keep_models`` false removes the weights of a run once it is scored.
     """
 
     name: str = ""
@@ -37,6 +38,7 @@ class ExperimentConfig(Strict):
     control: str
     tasks: tuple[str, ...] = Field(min_length=1)
     sample: int | None = Field(default=None, ge=1)
+    dims: tuple[int, ...] = ()
     out: str | None = None
     keep_models: bool = True
 
@@ -62,24 +64,33 @@ class ExperimentConfig(Strict):
         return self
 
     @property
+    def evaluation(self) -> str:
+        """Hash of what every run is evaluated on."""
+        return _hash([self.tasks, self.sample, self.dims])
+
+    @property
     def folder(self) -> Path:
         return Path(self.out or f"runs/experiments/{self.name}")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One cell trained with one seed, and where that lies."""
+    """One cell trained with one seed, where it lies, and `ExperimentConfig.evaluation`."""
 
     cell: str
     seed: int
     folder: Path
     config: TrainConfig
+    evaluation: str
 
     @property
     def recipe(self) -> str:
         """Hash of what was asked for, wherever it lies; keys a later version adds do not change it."""
-        asked = self.config.model_dump(mode="json", exclude_defaults=True, exclude={"out"})
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+        return _hash(self.config.model_dump(mode="json", exclude_defaults=True, exclude={"out"}))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +134,11 @@ def read_plan(path: Path, overrides: Sequence[str], seeds: int, only: Sequence[s
         told = ", ".join(f"{name} {count}" for name, count in steps.items())
         raise UserError(f"{path}: cells are compared after equal steps, but they differ ({told})")
     order = [config.control, *(name for name in config.cells if name != config.control)]
-    jobs = [
-        Job(name, seed, folder := config.folder / name / f"seed-{seed}", _seeded(cells[name], seed, folder))
-        for seed in range(seeds)
-        for name in order
-    ]
+    jobs = []
+    for seed in range(seeds):
+        for name in order:
+            folder = config.folder / name / f"seed-{seed}"
+            jobs.append(Job(name, seed, folder, _seeded(cells[name], seed, folder), config.evaluation))
     return Plan(config, jobs, seeds, tuple(only))
 
 

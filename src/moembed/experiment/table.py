@@ -13,7 +13,7 @@ from moembed.compare.results import SCORE, Comparison, as_json
 from moembed.compare.scores import MAIN, Scores, statistic
 from moembed.experiment.grid import failures
 from moembed.experiment.outcome import Finished, Routing, finished, scores
-from moembed.experiment.settings import Plan
+from moembed.experiment.settings import Job, Plan
 from moembed.types import UserError
 
 HEAD = ["cell", "seeds", "score", "± seeds", "less the control", "p (Holm)"]
@@ -29,22 +29,41 @@ ROUTING = [
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """Scores of all finished cells.
+
+    Attributes:
+        comparison: to the control; None: there are not two cells yet, or the control is not among them.
+        spread: by cell, the standard deviation over seeds of the mean over tasks.
+    """
+
+    comparison: Comparison | None
+    spread: dict[str, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"spread": self.spread, "comparison": self.comparison and as_json(self.comparison)}
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """What is known of an experiment so far.
 
     Attributes:
         finished: by cell, its finished jobs in the order of seeds.
-        comparison: of the finished cells to the control; None: there are not two yet, or the control is not
-            among them.
-        spread: by cell, the standard deviation over seeds of the mean over tasks.
+        full: the scores of whole vectors.
+        dims: those of vectors cut to so many coordinates.
         failed: name of a job -> why.
     """
 
     plan: Plan
     finished: dict[str, list[Finished]]
-    comparison: Comparison | None
-    spread: dict[str, float | None]
+    full: Compared
+    dims: dict[int, Compared]
     failed: dict[str, str]
+
+    @property
+    def comparison(self) -> Comparison | None:
+        return self.full.comparison
 
     @property
     def whole(self) -> bool:
@@ -63,9 +82,9 @@ class Result:
             "seeds": plan.seeds,
             "jobs": len(plan.jobs),
             "runs": {cell: [job.to_json() for job in jobs] for cell, jobs in self.finished.items()},
-            "spread": self.spread,
             "failed": self.failed,
-            "comparison": as_json(self.comparison) if self.comparison else None,
+            "dims": {str(dim): compared.to_json() for dim, compared in self.dims.items()},
+            **self.full.to_json(),
         }
 
 
@@ -76,20 +95,30 @@ def read_result(plan: Plan) -> Result:
         UserError: a finished job of another recipe or of other pairs, scores that do not fit together.
     """
     done: dict[str, list[Finished]] = {}
-    systems: dict[str, list[dict[str, Scores]]] = {}
+    ready = []
     for job in plan.jobs:
         if (found := finished(job)) is not None:
             done.setdefault(job.cell, []).append(found)
-            systems.setdefault(job.cell, []).append(scores(job))
+            ready.append(job)
     _require_same_batches(done)
-    control = plan.config.control
-    ready = len(systems) > 1 and control in systems
     return Result(
         plan=plan,
         finished=done,
-        comparison=compare(systems, control) if ready else None,
-        spread={cell: stdev(map(_mean, runs)) if len(runs) > 1 else None for cell, runs in systems.items()},
+        full=_compared(plan, ready, None),
+        dims={dim: _compared(plan, ready, dim) for dim in plan.config.dims},
         failed=failures(plan.jobs),
+    )
+
+
+def _compared(plan: Plan, ready: Sequence[Job], dim: int | None) -> Compared:
+    systems: dict[str, list[dict[str, Scores]]] = {}
+    for job in ready:
+        systems.setdefault(job.cell, []).append(scores(job, dim))
+    control = plan.config.control
+    enough = len(systems) > 1 and control in systems
+    return Compared(
+        comparison=compare(systems, control) if enough else None,
+        spread={cell: stdev(map(_mean, runs)) if len(runs) > 1 else None for cell, runs in systems.items()},
     )
 
 
@@ -113,13 +142,18 @@ def _mean(run: Mapping[str, Scores]) -> float:
 # ---- rows, as cells of text --------------------------------------------------------------------------------
 
 
-def score_rows(result: Result) -> list[list[str]]:
-    """A row per cell: its score with its interval over queries (and seeds), and what it has more."""
-    comparison = result.comparison
+def score_rows(result: Result, compared: Compared | None = None) -> list[list[str]]:
+    """A row per cell: its score with its interval over queries (and seeds), and what it has more.
+
+    Args:
+        compared: one of ``result.dims``; default: whole vectors.
+    """
+    compared = compared or result.full
+    comparison = compared.comparison
     assert comparison is not None
     rows = []
     for cell in _cells(result):
-        spread = result.spread[cell]
+        spread = compared.spread[cell]
         gap = comparison.overall.differences.get(cell, {}).get(SCORE)
         rows.append(
             [
