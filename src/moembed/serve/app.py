@@ -21,7 +21,7 @@ from moembed.serve.limits import LimitRequests
 from moembed.serve.logs import LogRequests, error_reply, where
 from moembed.serve.metrics import Metrics
 from moembed.serve.openapi import describe
-from moembed.serve.routes import openai, operations, page, search, space, tei
+from moembed.serve.routes import openai, operations, page, reference, search, space, tei
 from moembed.serve.searching import ServedIndex
 from moembed.serve.settings import ServeSettings
 from moembed.serve.state import Model, Scorer, State
@@ -63,7 +63,7 @@ def create_app(
     app.state.serving = state
     app.state.settings, app.state.model = settings, model
     app.state.index, app.state.reranker, app.state.metrics = served_index, reranker, state.metrics
-    for routes in (openai, tei, search, space, operations, page):
+    for routes in (openai, tei, search, space, operations, page, reference):
         app.include_router(routes.router)
     app.openapi = describe(app)  # type: ignore[method-assign]
     app.add_exception_handler(RequestError, _refuse)

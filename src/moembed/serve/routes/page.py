@@ -36,7 +36,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 MOST_AT_ONCE = 8  # texts that are inspected, or wait for it: they pass by the queue of the batcher
-_HEADERS = {
+PAGE_HEADERS = {
     "content-security-policy": POLICY,
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -84,7 +84,7 @@ async def page_file(request: Request, name: str) -> Response:
 
 
 def _reply(request: Request, file: PageFile) -> Response:
-    headers = {**_HEADERS, "etag": file.etag}
+    headers = {**PAGE_HEADERS, "etag": file.etag}
     if request.headers.get("if-none-match") == file.etag:
         return Response(status_code=304, headers=headers)
     return Response(file.content, media_type=file.media_type, headers=headers)
