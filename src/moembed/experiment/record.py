@@ -45,8 +45,8 @@ def _parts(file: Path, overrides: Sequence[str], result: Result, plots: Sequence
     if result.comparison is None:
         yield f"Nothing to compare yet: the control ({config.control}) and another cell must be finished."
         return
-    for sentence in [*sentences(result.comparison), *cautions(result.comparison)]:
-        yield f"- {sentence}"
+    said = [*sentences(result.comparison), *cautions(result.comparison)]
+    yield "\n".join(f"- {sentence}" for sentence in said)
 
     # ---- tables and plots
     yield "## Scores"
