@@ -345,10 +345,14 @@ def test_it_is_readable_and_fits_a_narrow_screen(page: Any, address: str, scheme
     for section in SECTIONS:
         panel = visit(page, address, section)
         for box in panel.locator("textarea").all():
-            box.fill("\n".join(DOCUMENTS) if section != "search" else "the owl hunts")
+            box.fill(
+                {"search": "the owl hunts", "sizes": "an owl\na mole"}.get(section, "\n".join(DOCUMENTS * 5))
+            )
         if section != "live":
             run(panel)
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, section
+        heights = panel.locator(".cell").evaluate_all("all => all.map(cell => cell.offsetHeight)")
+        assert len(set(heights)) <= 1, section
         assert page.evaluate(LOW_CONTRAST) == [], section
     page.locator("#theme").click()  # the other scheme, chosen on the page
     other = {"light": "dark", "dark": "light"}[scheme]

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from moembed.embedder import Embedder
-from moembed.serve.bodies import InspectBody, read_body
+from moembed.serve.bodies import InspectBody, SearchBody, read_body
 from moembed.serve.embedding import chosen_prompt
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
@@ -170,8 +170,10 @@ def _index_facts(state: State) -> IndexFacts | None:
         return None
     column = index.manifest.get("column", "text")
     columns = [name for name in (index.rows([0])[0] if len(index) else {}) if name != column]
-    filters = hasattr(index, "find")
-    return IndexFacts(rows=len(index), column=column, columns=columns, where=filters, hybrid=filters)
+    fields = SearchBody.model_fields
+    return IndexFacts(
+        rows=len(index), column=column, columns=columns, where="where" in fields, hybrid="hybrid" in fields
+    )
 
 
 @lru_cache(maxsize=1)
