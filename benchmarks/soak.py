@@ -1,10 +1,10 @@
 """Does a server stay right for long?
 
-`python -m benchmarks.soak --minutes 30`; `moembed.benchmarks.soak` where the package is installed. Two workers
-serve MiniLM with experts to random arrivals: texts of all lengths, alone and several, as floats and base64. One
-request in a hundred is malformed, one client in a hundred leaves before its answer, and twice a worker is
-killed. Each hundredth vector is compared with ``encode`` in this process. The exit code is 1 where something
-was wrong: a vector, a status, a request without an answer, memory that grows.
+`python -m benchmarks.soak --minutes 30`, or `moembed.benchmarks.soak` where the package is installed. Two
+workers serve MiniLM with experts to random arrivals: texts of all lengths, alone and several, as floats and
+base64. One request in a hundred is malformed, one client in a hundred leaves before its answer, and twice a
+worker is killed. Each hundredth vector is compared with ``encode`` in this process. The exit code is 1 where
+something was wrong: a vector, a status, a request without an answer, memory that grows.
 """
 
 from __future__ import annotations
@@ -206,8 +206,10 @@ class _Clients:
             self.killed = time.monotonic()
             os.kill(pid, signal.SIGKILL)
             self.found.counts["killed"] += 1
-            await asyncio.sleep(AFTER_KILL)
-            now = children(self.server)
+            now = before
+            while (pid in now or len(now) < len(before)) and time.monotonic() < self.killed + AFTER_KILL:
+                await asyncio.sleep(0.1)
+                now = children(self.server)
             if pid in now or len(now) != len(before):
                 self.found.wrong.append(f"a killed worker was not replaced: {before} became {now}")
 

@@ -47,6 +47,7 @@ def open_server(served_embedder: Embedder) -> Iterator[OpenServer]:
     from starlette.testclient import TestClient
 
     from moembed.serve.app import create_app
+    from moembed.serve.batching.limits import BatchLimits
     from moembed.serve.metrics import Metrics
     from moembed.serve.served import ServedModel
     from moembed.serve.settings import ServeSettings
@@ -56,7 +57,8 @@ def open_server(served_embedder: Embedder) -> Iterator[OpenServer]:
         def start(index: Any = None, reranker: Any = None, **values: Any) -> TestClient:
             settings = ServeSettings(model="runs/tiny", **values)
             metrics = Metrics()
-            model = ServedModel("tiny", served_embedder, observer=metrics)
+            limits = BatchLimits(request_tokens=settings.request_tokens)
+            model = ServedModel("tiny", served_embedder, limits, metrics)
             app = create_app(settings, model, index, reranker, metrics)
             client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
             wait_until_ready(client)

@@ -18,9 +18,12 @@ from moembed.cli import app
 from moembed.config import load
 from moembed.runs.pretrain import PretrainConfig
 from moembed.runs.train import TrainConfig
+from moembed.runs.train_reranker import RerankerConfig, is_reranking
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
+    "rerank",
+    "merge",
     "demo",
     "train",
     "upcycle",
@@ -95,7 +98,8 @@ def test_the_commands() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_valid(path: Path) -> None:
-    load(PretrainConfig if path.name == "pretrain.yaml" else TrainConfig, path)
+    usual = RerankerConfig if is_reranking(path, []) else TrainConfig
+    load(PretrainConfig if path.name == "pretrain.yaml" else usual, path)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from toys import ToyModel
 
+from conftest import Run
 from moembed.search.embed import embed_file
 from moembed.search.index import Index
+from moembed.search.index_file import index_file
 from moembed.search.stores.push import PushSummary, as_json, default_name, open_store, push_index, stored_rows
 from moembed.search.stores.store import StoredRow
 from moembed.types import UserError
@@ -174,11 +176,44 @@ def test_a_push_that_fails_half_way_leaves_the_table_as_it_was(
     assert stored(postgres_url, name, index) == before
 
 
-def test_two_rows_of_one_id_are_refused(tmp_path: Path) -> None:
+def test_an_index_that_was_updated_is_what_the_database_becomes(url: str, name: str, tmp_path: Path) -> None:
+    source, folder = tmp_path / "rows.jsonl", tmp_path / "index"
+    model = ToyModel()
+    for rows, written, removed in ((ROWS, 30, 0), ([ROWS[0] | {"text": "new"}, *ROWS[1:25]], 1, 5)):
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        index_file(model, source, folder, delete_missing=True)
+        index = Index.open(folder)
+        summary = push(index, url, name, prune=True)
+        assert (summary.rows, summary.written, summary.removed) == (len(rows), written, removed)
+        assert summary.checked == 10
+        assert stored(url, name, index)[0] == sorted(index.ids())
+
+
+def test_the_command_line_pushes_and_says_where(run: Run, url: str, name: str, tmp_path: Path) -> None:
+    index = make_index(tmp_path, ROWS)
+    code, out, _ = run("index", "push", index.path, "--to", url, "--name", name)
+    assert (code, "30 of 30 rows written" in out) == (0, True)
+    code, out, _ = run("index", "push", index.path, "--to", url, "--name", name, "--json")
+    assert (code, json.loads(out)["written"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("to", "said"),
+    [
+        ("mysql://host", "--to is the address of a database"),
+        ("qdrant://127.0.0.1:1", "Qdrant"),
+        ("postgresql://nobody@127.0.0.1:1/x", "PostgreSQL"),
+        ("qdrant://host/path", "no address of Qdrant"),
+    ],
+)
+def test_what_cannot_be_reached_is_one_sentence(run: Run, tmp_path: Path, to: str, said: str) -> None:
     pytest.importorskip("qdrant_client")
-    index = make_index(tmp_path, [*ROWS, ROWS[0]])
-    with pytest.raises(UserError, match="'d0'"):
-        push(index, f"qdrant://{tmp_path}/qdrant", "twice")
+    pytest.importorskip("psycopg")
+    index = make_index(tmp_path, ROWS[:2])
+    code, _, err = run("index", "push", index.path, "--to", to)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
 
 
 def test_the_name_of_a_collection_is_plain() -> None:

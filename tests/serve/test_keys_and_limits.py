@@ -51,9 +51,7 @@ def test_anything_else_is_401_in_the_form_of_the_route(locked: TestClient, heade
     assert set(tei.json()) == {"error", "error_type"}
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/models", "/info", "/metrics", "/openapi.json", "/nowhere", "/page/../info"]
-)
+@pytest.mark.parametrize("path", ["/v1/models", "/info", "/metrics", "/inspect", "/nowhere", "/page/../info"])
 def test_what_needs_a_key(locked: TestClient, path: str) -> None:
     assert locked.get(path).status_code == 401
 
@@ -61,6 +59,8 @@ def test_what_needs_a_key(locked: TestClient, path: str) -> None:
 def test_health_needs_none(locked: TestClient) -> None:
     assert locked.get("/health").status_code == 200
     assert locked.get("/ready").status_code == 200
+    assert locked.get("/docs").status_code == 200
+    assert locked.get("/openapi.json").status_code == 200
 
 
 def test_metrics_can_be_opened(open_server: Any) -> None:

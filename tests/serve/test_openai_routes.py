@@ -170,3 +170,10 @@ def test_more_texts_than_allowed_are_refused(open_server: Any) -> None:
     assert ask(few, input=["a", "b"]).status_code == 200
     error = refusal(ask(few, input=["a", "b", "c"]), 413)
     assert "at most 2" in error["message"]
+
+
+def test_more_tokens_than_allowed_are_refused(open_server: Any) -> None:
+    few = open_server(request_tokens=8)
+    assert ask(few, input=["owl", "mole"]).status_code == 200
+    error = refusal(ask(few, input=["owl", "mole", "worms"]), 413)
+    assert "at most 8" in error["message"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +52,24 @@ def test_every_reference_leads_somewhere(server: TestClient) -> None:
         here = schema
         for part in reference.removeprefix("#/").split("/"):
             here = here[part]
+
+
+def test_the_page_for_people_says_the_same(server: TestClient) -> None:
+    schema = server.get("/openapi.json").json()
+    reply = server.get("/docs")
+    assert reply.headers["content-type"].startswith("text/html")
+    assert "script-src 'self'" in reply.headers["content-security-policy"]
+    text = html.unescape(reply.text)
+    for path, item in schema["paths"].items():
+        for method, operation in item.items():
+            assert f"<code>{method.upper()} {path}</code>" in text
+            assert operation["summary"] in text
+    for kind in ("EmbeddingsBody", "SearchBody", "RerankBody"):
+        for field in schema["components"]["schemas"][kind]["properties"]:
+            assert f"<code>{field}</code>" in text
+    assert "<td>a text or a list of texts or a list of whole numbers or" in text
+    assert "a whole number, at least 1, at most 1000" in text
+    assert not re.findall(r"(?:src|href)=.https?:|<script|style=", reply.text)
 
 
 def cases(server: TestClient, per_kind: int = 3) -> Iterator[tuple[str, Any]]:

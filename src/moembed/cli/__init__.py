@@ -20,11 +20,14 @@ from moembed.cli import (
     data,
     evaluate,
     export,
+    merge,
     mine,
     pretrain,
     push,
+    rerank,
     search,
     serve,
+    stores,
     stress,
     train,
 )
@@ -48,12 +51,13 @@ for command in (
     mine.mine,
     train.train,
     train.upcycle,
+    merge.merge,
     evaluate.evaluate,
     compare.compare,
     stress.stress,
     search.embed,
-    search.index,
     search.search,
+    rerank.rerank,
     serve.serve,
     train.inspect,
     export.export,
@@ -62,7 +66,10 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
-ONE_QUERY = {"search", "bench"}  # these answer, or measure, single queries; the others have many texts
+search.index.command("push")(stores.push)
+app.add_typer(search.index, name="index")
+# these answer, or measure, single queries; the others have many texts
+ONE_QUERY = {"search", "rerank", "bench"}
 
 
 # Typer brings its own copy of click, or uses the one installed: this is the base of either's errors.

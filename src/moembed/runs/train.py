@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from moembed.config import config_hash, dump, load, resolve
 from moembed.console import progress_bar, say
@@ -61,16 +61,25 @@ class TrainConfig(ContrastiveConfig):
     upcycle: UpcycleConfig | None = None
     prompts: dict[str, str] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_vectors(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task") == "reranking":
+            raise ValueError("task reranking is trained by moembed.train_reranker, not by moembed.train")
+        return values
+
     @field_validator("data", "validation", mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         values = value if isinstance(value, (list, tuple)) else [value]
         return [
-            source for item in values for source in _each({"path": item} if isinstance(item, str) else item)
+            source
+            for item in values
+            for source in each_source({"path": item} if isinstance(item, str) else item)
         ]
 
 
-def _each(source: Any) -> list[Any]:
+def each_source(source: Any) -> list[Any]:
     """The sources that an entry with ``each`` stands for, or the entry itself."""
     if not isinstance(source, dict) or not isinstance(words := source.get("each"), list):
         return [source]

@@ -21,7 +21,8 @@ from moembed.serve.limits import LimitRequests
 from moembed.serve.logs import LogRequests, error_reply, where
 from moembed.serve.metrics import Metrics
 from moembed.serve.openapi import describe
-from moembed.serve.routes import openai, operations, page, search, space, tei
+from moembed.serve.routes import openai, operations, page, reference, search, space, tei
+from moembed.serve.searching import ServedIndex
 from moembed.serve.settings import ServeSettings
 from moembed.serve.state import Model, Scorer, State
 
@@ -48,7 +49,8 @@ def create_app(
         metrics: those that the model's batcher writes to; default: fresh ones.
         on_failure: called when the model cannot be started, which /health then tells.
     """
-    state = State(settings, model, index, reranker, metrics or Metrics())
+    served_index = None if index is None else ServedIndex(index)
+    state = State(settings, model, served_index, reranker, metrics or Metrics())
     app = FastAPI(
         title="moembed",
         version=__version__,
@@ -60,8 +62,8 @@ def create_app(
     )
     app.state.serving = state
     app.state.settings, app.state.model = settings, model
-    app.state.index, app.state.reranker, app.state.metrics = index, reranker, state.metrics
-    for routes in (openai, tei, search, space, operations, page):
+    app.state.index, app.state.reranker, app.state.metrics = served_index, reranker, state.metrics
+    for routes in (openai, tei, search, space, operations, page, reference):
         app.include_router(routes.router)
     app.openapi = describe(app)  # type: ignore[method-assign]
     app.add_exception_handler(RequestError, _refuse)
@@ -115,6 +117,8 @@ def _lifespan(
             tracing.start_tracing()  # in this process: its thread would not live through a fork
         start = asyncio.ensure_future(_start(state, on_failure))
         try:
+            if state.settings.workers > 1:
+                await start  # the others answer meanwhile: this one takes no connection before it can
             yield
         finally:
             start.cancel()
@@ -123,6 +127,8 @@ def _lifespan(
             state.metrics.ready.set(0)
             await state.model.drain(state.settings.drain_seconds)
             await state.model.close()
+            if state.index is not None:
+                state.index.close()
             state.threads.shutdown(wait=False, cancel_futures=True)
             if traced:
                 tracing.stop_tracing()

@@ -11,8 +11,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from moembed.serve.errors import RequestError
 from moembed.serve.records import header, record_of
 
-# Told to everyone: whether the server lives, and the page, which asks for the key itself.
-OPEN_PATHS = frozenset(("/", "/health", "/ready"))
+# Told to everyone: whether the server lives, what routes servers of this version have, and the page, which
+# asks for the key itself.
+OPEN_PATHS = frozenset(("/", "/health", "/ready", "/docs", "/openapi.json"))
 OPEN_FOLDER = "/page/"
 
 

@@ -88,6 +88,17 @@ AnyInputs = Annotated[Any, AfterValidator(_inputs), WithJsonSchema(_INPUTS_SCHEM
 AnyTexts = Annotated[Any, AfterValidator(_texts), WithJsonSchema(_TEXTS_SCHEMA)]
 
 
+def _condition(value: Any) -> Any:
+    """A condition may be no longer than people write: every comparison reads a whole column."""
+    if value is not None and len(orjson.dumps(value)) > _LONGEST_CONDITION:
+        raise ValueError(f"it is longer than {_LONGEST_CONDITION} bytes: ask for less at once")
+    return value
+
+
+_LONGEST_CONDITION = 10_000
+Condition = Annotated[str | dict[str, Any] | None, AfterValidator(_condition)]
+
+
 class Body(BaseModel):
     """A body that says no more than it should: unknown fields are refused by name."""
 
@@ -174,6 +185,10 @@ class SearchBody(Body):
 
     query: AnyTexts = Field(description="A question, or several.")
     k: int = Field(10, ge=1, le=1000)
+    where: Condition = Field(None, description="A condition on columns: lang = 'de' and year >= 2010.")
+    hybrid: bool = Field(False, description="Words (BM25) and vectors together.")
+    weight: float | None = Field(None, ge=0, le=1, description="What vectors count in it; default: by ranks.")
+    dimensions: int | None = Field(None, ge=1, description="Compare the first coordinates alone.")
     rerank: bool = Field(False, description="Order the results with the reranker.")
 
 

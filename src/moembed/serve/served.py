@@ -143,8 +143,8 @@ class ServedModel:
             client: those with other names are treated fairly among each other.
 
         Raises:
-            RequestError: 400, what the model cannot do; 429, too much waits; 500, the model failed; 503, the
-                server is shutting down.
+            RequestError: 400, what the model cannot do; 413, more tokens than a request may have; 429, too
+                much waits; 500, the model failed; 503, the server is shutting down.
         """
         self._running().admit(client, self._ahead)
         with self._answering():
@@ -156,6 +156,7 @@ class ServedModel:
                 return Embedded(np.zeros((0, view.dim or self.dim), dtype=np.float32), 0, (), space)
             with tracing.span("tokenise"):
                 fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
+            _require_few(sum(map(len, fitted.rows)), self.limits.request_tokens)
             known, recorder = self._known(prompt_tokens), tracing.batch_recorder()
             request = Request(client, fitted.rows, known, view.layers, on_batch=recorder)
             array_RM = await self._computed(request, fitted)
@@ -318,3 +319,10 @@ def _refused(param: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise RequestError(400, str(error), param=param) from error
+
+
+def _require_few(tokens: int, most: int | None) -> None:
+    if most is not None and tokens > most:
+        raise RequestError(
+            413, f"the request has {tokens} tokens; send at most {most} in a request", param="input"
+        )

@@ -47,6 +47,7 @@ def run_server(
             settings.max_age,
             settings.batch_seconds,
             settings.lanes,
+            settings.request_tokens,
         )
         model = ServedModel(settings.served_name, embedder, limits, metrics)
 

@@ -63,6 +63,7 @@ class ServeSettings(BaseSettings):
 
     max_body_bytes: int = Field(8 << 20, ge=1024, description="Bytes of a request's body.")
     max_texts: int = Field(2048, ge=1, description="Texts of a request.")
+    request_tokens: int = Field(524_288, ge=1, description="Tokens of a request.")
     batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at a time; default: by device.")
     queue_tokens: int | None = Field(
         None, ge=1, description="Tokens that may wait, then 429; default: by device."

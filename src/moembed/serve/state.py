@@ -15,9 +15,9 @@ from moembed.encoding import FULL, View
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
-    from moembed.search.index import Index
     from moembed.serve.batching.limits import BatchLimits
     from moembed.serve.metrics import Metrics
+    from moembed.serve.searching import ServedIndex
     from moembed.serve.settings import ServeSettings
 
 Truncate = Literal["error", "truncate", "chunk"]
@@ -96,7 +96,7 @@ class State:
 
     settings: ServeSettings
     model: Model
-    index: Index | None
+    index: ServedIndex | None
     reranker: Scorer | None
     metrics: Metrics
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "moembed-search"))

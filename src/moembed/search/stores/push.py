@@ -88,20 +88,15 @@ def push_index(
         prune: remove rows of the database that the index does not have.
 
     Raises:
-        UserError: the database cannot be reached, refuses, or holds vectors of another space; two rows have
-            one id; the database finds other rows than the index does.
+        UserError: the database cannot be reached, refuses, or holds vectors of another space; it finds other
+            rows than the index does.
     """
     store.prepare(index.dim, index.space_id)
     seen: set[str] = set()
     written = 0
     rows = stored_rows(index)
     while batch := list(islice(rows, _BATCH)):
-        for row in batch:
-            if row.id in seen:
-                raise UserError(
-                    f"two rows of {index.path} have the id {row.id!r}: a database keeps one of each"
-                )
-            seen.add(row.id)
+        seen.update(row.id for row in batch)
         written += store.upsert(batch)
         if progress:
             progress(len(batch))
@@ -115,17 +110,17 @@ def push_index(
 
 
 def stored_rows(index: Index) -> Iterator[StoredRow]:
-    """The rows of an index in its order, with the columns ``_id`` or ``id`` as id, else the row's number."""
+    """The rows of an index in its order; a column that holds their ids is no metadata."""
     column: str = index.manifest.get("column") or ""
     start = 0
     for vector_NM in index.vectors():
         for first in range(0, len(vector_NM), _BATCH):
             some_NM = np.asarray(vector_NM[first : first + _BATCH])
             numbers = range(start + first, start + first + len(some_NM))
-            for number, row, vector_M in zip(numbers, index.rows(numbers), some_NM, strict=True):
-                id_column = next((name for name in ("_id", "id") if row.get(name) is not None), None)
-                row_id = str(row[id_column]) if id_column else str(number)
-                metadata = {name: value for name, value in row.items() if name not in (column, id_column)}
+            ids, rows = index.ids(numbers), index.rows(numbers)
+            for row_id, row, vector_M in zip(ids, rows, some_NM, strict=True):
+                left_out = {column, *(name for name in ("_id", "id") if str(row.get(name)) == row_id)}
+                metadata = {name: value for name, value in row.items() if name not in left_out}
                 yield StoredRow(row_id, str(row.get(column) or ""), as_json(metadata), vector_M)
         start += len(vector_NM)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from moembed.types import UserError
@@ -28,6 +28,7 @@ class BatchLimits:
         lanes: batches that are computed at a time, on a CPU each with its share of the threads. Small batches
             on threads of their own make more of the cores than all threads on one. None: one for each of
             PyTorch's threads, at most 4, and 1 on a GPU.
+        request_tokens: most tokens of one request. None: as many as its client likes.
     """
 
     batch_tokens: int | None = None
@@ -35,9 +36,10 @@ class BatchLimits:
     max_age: float = 0.1
     batch_seconds: float = 0.05
     lanes: int | None = None
+    request_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "queue_tokens", "lanes"):
+        for name in ("batch_tokens", "queue_tokens", "lanes", "request_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
@@ -52,7 +54,7 @@ class BatchLimits:
         batch = self.batch_tokens or (_ON_CPU if cpu else _ON_GPU)
         queue = self.queue_tokens or max(_WAITING, 16 * batch)
         lanes = self.lanes or (min(threads, _LANES) if cpu else 1)
-        return BatchLimits(batch, queue, self.max_age, self.batch_seconds, lanes)
+        return replace(self, batch_tokens=batch, queue_tokens=queue, lanes=lanes)
 
 
 class BatchObserver(Protocol):

@@ -19,18 +19,18 @@ export function search(panel, model) {
   }
   const query = question();
   const k = el("input", { type: "number", min: 1, max: 100, value: 10, required: true });
-  const where = model.index.where ? el("input", { type: "text", autocomplete: "off", spellcheck: "false" }) : null;
-  const hybrid = model.index.hybrid ? el("input", { type: "checkbox" }) : null;
+  const where = el("input", { type: "text", autocomplete: "off", spellcheck: "false" });
+  const hybrid = el("input", { type: "checkbox" });
   const rerank = model.reranker ? el("input", { type: "checkbox" }) : null;
-  const columns = model.index.columns.length ? `Columns: ${model.index.columns.join(", ")}.` : undefined;
+  const kinds = Object.entries(model.index.columns).map(([name, kind]) => `${name} (${kind})`).join(", ");
   form(panel, {
     title: "Search the index",
     lead: `${plural(model.index.rows, "document")}, ranked by the cosine of their vectors with that of your question.`,
     fields: [
       field("Question", query),
       field("Documents to show", k),
-      where ? field("Only those where", where, columns) : null,
-      hybrid ? check("Words (BM25) and vectors together", hybrid) : null,
+      field("Only those where", where, kinds ? `Columns: ${kinds}.` : "The documents have no other columns."),
+      check("Words (BM25) and vectors together", hybrid),
       rerank ? check("Order the hits with the reranker", rerank) : null,
     ],
     action: "Search",
@@ -41,8 +41,8 @@ export function search(panel, model) {
       const { data, roundTrip } = await call("search", {
         query: question,
         k: Number(k.value),
-        where: where?.value.trim() || undefined, // what is undefined is not sent
-        hybrid: hybrid?.checked || undefined,
+        where: where.value.trim() || undefined, // what is undefined is not sent
+        hybrid: hybrid.checked || undefined,
         rerank: rerank?.checked || undefined,
       });
       const hits = data.results[0].map(({ id, score, row }) => {

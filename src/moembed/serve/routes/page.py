@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from moembed.embedder import Embedder
-from moembed.serve.bodies import InspectBody, SearchBody, read_body
+from moembed.serve.bodies import InspectBody, read_body
 from moembed.serve.embedding import chosen_prompt
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
@@ -36,7 +36,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 MOST_AT_ONCE = 8  # texts that are inspected, or wait for it: they pass by the queue of the batcher
-_HEADERS = {
+PAGE_HEADERS = {
     "content-security-policy": POLICY,
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -84,7 +84,7 @@ async def page_file(request: Request, name: str) -> Response:
 
 
 def _reply(request: Request, file: PageFile) -> Response:
-    headers = {**_HEADERS, "etag": file.etag}
+    headers = {**PAGE_HEADERS, "etag": file.etag}
     if request.headers.get("if-none-match") == file.etag:
         return Response(status_code=304, headers=headers)
     return Response(file.content, media_type=file.media_type, headers=headers)
@@ -94,13 +94,12 @@ def _reply(request: Request, file: PageFile) -> Response:
 
 
 class IndexFacts(BaseModel):
-    """``column`` holds the texts, and ``columns`` stand beside it."""
+    """``column`` holds the texts; ``columns`` stand beside it, by name with what they hold."""
 
     rows: int
+    dim: int
     column: str
-    columns: list[str]
-    where: bool
-    hybrid: bool
+    columns: dict[str, str]
 
 
 class ModelFacts(BaseModel):
@@ -165,15 +164,11 @@ async def facts(request: Request) -> Response:
 
 
 def _index_facts(state: State) -> IndexFacts | None:
-    index = state.index
-    if index is None:
+    if state.index is None:
         return None
-    column = index.manifest.get("column", "text")
-    columns = [name for name in (index.rows([0])[0] if len(index) else {}) if name != column]
-    fields = SearchBody.model_fields
-    return IndexFacts(
-        rows=len(index), column=column, columns=columns, where="where" in fields, hybrid="hybrid" in fields
-    )
+    index, column = state.index.index, state.index.text_column or "text"
+    columns = {name: kind for name, kind in index.columns.items() if name != column}
+    return IndexFacts(rows=len(index), dim=index.dim, column=column, columns=columns)
 
 
 @lru_cache(maxsize=1)
