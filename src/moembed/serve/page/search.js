@@ -52,22 +52,21 @@ export function search(panel, model) {
       const steps = Object.entries(data.seconds).map(([step, seconds]) => `${milliseconds(1000 * seconds)} to ${step}`);
       const cut = data.truncated_tokens ? ` The question was cut by ${plural(data.truncated_tokens, "token")}.` : "";
       return {
-        parts: draw(question, hits),
+        parts: draw(question, hits, hybrid.checked),
         told: `${plural(hits.length, "hit")}: ${steps.join(", ")}, ${milliseconds(roundTrip)} there and back.${cut}`,
       };
     },
   });
 }
 
-function draw(question, hits) {
+function draw(question, hits, hybrid) {
   if (!hits.length) return [empty("No document fits", "Loosen the filter, or ask for something else.")];
   const asked = new Set(wordsOf(question).map(([word]) => plain(word)).filter(telling));
   const best = Math.max(...hits.map(({ score }) => Math.abs(score)), 1e-9);
   const shared = hits.some(({ text }) => wordsOf(text).some(([word]) => asked.has(plain(word))));
   return [
-    el("p", { class: "muted", text: shared
-      ? "Marked are the words that question and document share. The model ranks by meaning: a good hit need not have any."
-      : "No hit shares a word with the question: the model ranked them by meaning alone." }),
+    el("p", { class: "muted", text: (shared ? "Marked are the words that question and document share." : "No hit shares a word with the question.")
+      + (hybrid ? " Ranked by words and meaning; the score is made of both ranks." : " Ranked by meaning: a good hit need not have any.") }),
     el("ol", { class: "hits" }, hits.map((hit) => card(hit, asked, best))),
   ];
 }

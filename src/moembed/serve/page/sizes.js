@@ -149,14 +149,11 @@ function summary([one, other], place) {
   const both = place[0].map((_, text) => text).filter((text) => place[1][text] !== undefined);
   const [first, second] = place.map((places) => both.map((text) => places[text]));
   const count = place[0].filter((rank) => rank !== undefined).length;
-  const lost = count - both.length;
   const moved = first.filter((rank, text) => rank !== second[text]).length;
-  const stays = place[1][place[0].indexOf(0)] === 0;
-  const gone = lost ? `${lost} of the ${count} best ${lost === 1 ? "is" : "are"} not among the best of the other size. ` : "";
-  const said = moved
-    ? `${plural(moved, "text")} of ${both.length} stand in another place (Kendall's τ ${kendall(first, second).toFixed(2)}), `
-      + `and the first ${stays ? "stays first" : "is another one"}.`
-    : "The order is the same.";
+  const best = place[1][place[0].indexOf(0)] === 0 ? "the first stays first" : "the first is another one";
+  let said = "The order is the same.";
+  if (both.length < count) said = `${both.length} of the ${count} best are among the best at both sizes, and ${best}.`;
+  else if (moved) said = `${plural(moved, "text")} of ${count} stand in another place (Kendall's τ ${kendall(first, second).toFixed(2)}), and ${best}.`;
   const ratio = Math.max(one, other) / Math.min(one, other);
-  return `${gone}${said} The smaller vector takes ${number(ratio, Number.isInteger(ratio) ? 0 : 1)} times less room.`;
+  return `${said} The smaller vector takes ${number(ratio, Number.isInteger(ratio) ? 0 : 1)} times less room.`;
 }
