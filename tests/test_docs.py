@@ -119,7 +119,10 @@ def fill(
         write_rows(world / name, rows)
     write_rows(world / "split/dev.jsonl", pair_rows(10))
     write_rows(world / "split/test.jsonl", pair_rows(20))
-    texts = [{"text": row["document"], "page": n, "language": "en"} for n, row in enumerate(rows)]
+    texts = [
+        {"id": f"note-{n}", "text": row["document"], "page": n, "language": "en"}
+        for n, row in enumerate(rows)
+    ]
     for name in ("notes.jsonl", "corpus.jsonl", "queries.csv", "texts.parquet"):
         write_rows(world / name, texts)
     scored = [

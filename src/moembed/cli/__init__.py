@@ -54,7 +54,6 @@ for command in (
     compare.compare,
     stress.stress,
     search.embed,
-    search.index,
     search.search,
     rerank.rerank,
     train.inspect,
@@ -64,11 +63,9 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
-ONE_QUERY = {
-    "search",
-    "rerank",
-    "bench",
-}  # these answer, or measure, single queries; the others have many texts
+app.add_typer(search.index, name="index")
+# these answer, or measure, single queries; the others have many texts
+ONE_QUERY = {"search", "rerank", "bench"}
 
 
 # Typer brings its own copy of click, or uses the one installed: this is the base of either's errors.

@@ -11,9 +11,9 @@ from moembed.compare.estimates import Estimate
 from moembed.compare.significance import Runs, interval, resample
 from moembed.compare.statistics import MEAN
 from moembed.evaluation.beir import RetrievalTask
-from moembed.evaluation.bm25 import tokenize
 from moembed.evaluation.systems import KeepsDocuments
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
+from moembed.search.terms import tokenize
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
