@@ -112,7 +112,7 @@ def test_the_words_of_experts_are_those_their_router_was_given(
                 assert word["count"] == met[layer["layer"], expert, word["label"]]
         assert any(piece["label"].startswith("[") for e in layer["experts"] for piece in e["pieces"])
     assert expert_load(moe_model, source, words=0)["layers"][0].keys() == {
-        "layer", "load", "entropy", "top_mass", "dead_experts",
+        "layer", "load", "entropy", "top_mass", "dead_experts", "expert_distance",
     }  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from moembed.folder.read import read_folder
 from moembed.machine import choose_precision
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
-from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
+from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide
+from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.objective import Objective
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
@@ -81,6 +82,7 @@ class ContrastiveTask:
         self.parallel = summed(model, world)
         self.probe = RoutingProbe(model, config.diagnose_every, world)
         self.embed = embedding(model, config, list(self.objective.depths), self.parallel)
+        self.guide = Guide.open(config.guide)
         self.workers = config.workers
         model.encoder.activation_checkpointing = config.activation_checkpointing
 
@@ -99,7 +101,8 @@ class ContrastiveTask:
             languages = [language or "" for language in drawn.languages(some)]
             tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
-        return prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
+        batch = prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
+        return batch if self.guide is None else with_guide(batch, self.guide, self.config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
@@ -115,6 +118,7 @@ class ContrastiveTask:
             "info_nce": costs.contrastive, "router_loss": costs.router, "tokens": tokens,
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
+        log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
         return Terms(costs.contrastive + costs.router, len(batch.pairs), cut, costs.stats, log)
 
     def update(self, terms: Terms) -> Mapping[str, Any]:
