@@ -38,6 +38,19 @@ def mixed() -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for file in files for text in pq.read_table(file)["text"].to_pylist()))
 
 
+def queries_and_documents() -> tuple[list[str], list[str]]:
+    """Those of the retrieval tasks; else summaries and functions."""
+    found = []
+    for kind in ("queries", "corpus"):
+        files = sorted(DATA.glob(f"eval/*-en/{kind}.parquet"))
+        texts = (text for file in files for text in pq.read_table(file)["text"].to_pylist())
+        found.append(list(dict.fromkeys(texts)))
+    if not all(found):
+        pairs = collect().train
+        return [pair.query for pair in pairs], [pair.document for pair in pairs]
+    return found[0], found[1]
+
+
 def pairs(count: int) -> list[Pair]:
     """As many from every file of English training pairs; else summaries and their functions."""
     files = sorted(DATA.glob("train/*-en.parquet"))

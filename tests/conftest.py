@@ -32,6 +32,8 @@ from moembed.tokenizer import Tokenizer
 settings.register_profile("moembed", deadline=None, derandomize=True)  # the first call of a kernel is slow
 settings.load_profile("moembed")
 
+pytest_plugins = ["small_server"]
+
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXTS = [
     "the mole digs tunnels under the meadow",

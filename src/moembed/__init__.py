@@ -14,25 +14,31 @@ from moembed.interop.hook import install
 from moembed.threads import limit_threads
 
 if TYPE_CHECKING:
+    from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.evaluation.result import EvaluationResult
     from moembed.inference.static import StaticEmbedder
+    from moembed.reranker import Reranker
     from moembed.runs.evaluate import evaluate
     from moembed.runs.pretrain import PretrainConfig, PretrainResult, pretrain
     from moembed.runs.system import EvaluationOptions
     from moembed.runs.train import TrainConfig, TrainResult, train
+    from moembed.runs.train_reranker import RerankerConfig, train_reranker
     from moembed.search.index import Index
     from moembed.types import TruncationWarning, UserError
 
 __version__ = "0.2.0"
 
 _HOME = {
+    "Client": "moembed.client.model",
     "Embedder": "moembed.embedder",
     "EvaluationOptions": "moembed.runs.system",
     "EvaluationResult": "moembed.evaluation.result",
     "Index": "moembed.search.index",
     "PretrainConfig": "moembed.runs.pretrain",
     "PretrainResult": "moembed.runs.pretrain",
+    "Reranker": "moembed.reranker",
+    "RerankerConfig": "moembed.runs.train_reranker",
     "StaticEmbedder": "moembed.inference.static",
     "TrainConfig": "moembed.runs.train",
     "TrainResult": "moembed.runs.train",
@@ -41,11 +47,12 @@ _HOME = {
     "evaluate": "moembed.runs.evaluate",
     "pretrain": "moembed.runs.pretrain",
     "train": "moembed.runs.train",
+    "train_reranker": "moembed.runs.train_reranker",
 }
 __all__ = [
-    "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig", "PretrainResult",
-    "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning", "UserError", "__version__",
-    "evaluate", "pretrain", "train",
+    "Client", "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig",
+    "PretrainResult", "Reranker", "RerankerConfig", "StaticEmbedder", "TrainConfig", "TrainResult",
+    "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train", "train_reranker",
 ]  # fmt: skip
 
 

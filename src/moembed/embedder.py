@@ -241,12 +241,13 @@ class Embedder(TaggedSentences, nn.Module):
         batch_tokens: int | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
-        prompt_tokens: int | None = None,
+        prompt_tokens: int | Sequence[int] | None = None,
         tags: Sequence[int] | None = None,
     ) -> np.ndarray:
         """The second half of ``vectors``: float32 ``(len(rows), dim)`` of token rows, for whoever batches.
 
-        ``prompt_tokens`` as the method of that name says, of all rows; ``tags`` as ``tag_numbers``, of each.
+        ``prompt_tokens`` as the method of that name says, of all rows or of each; ``tags`` as
+        ``tag_numbers``, of each.
         """
         check_limits(batch_tokens, batch_size)
         check_view(self.encoder.spec, view, self.dim)
@@ -255,9 +256,10 @@ class Embedder(TaggedSentences, nn.Module):
         depths = [view.layers or self.encoder.spec.num_layers]
         dim = view.dim or self.dim
         vectors = np.zeros((len(rows), dim), dtype=np.float32)
+        known = [prompt_tokens] * len(rows) if isinstance(prompt_tokens, int) else prompt_tokens
         budget = batch_tokens or (4096 if device == "cpu" else 65536)
         for group in token_budget([len(row) for row in rows], budget, batch_size):
-            prompts = None if prompt_tokens is None else [prompt_tokens] * len(group)
+            prompts = None if known is None else [known[i] for i in group]
             own = None if tags is None else [tags[i] for i in group]
             batch = pack([rows[i] for i in group], prompt_tokens=prompts, tags=own).to(device)
             vector_BM = unit_vectors(encoder, self.pooling, self.head, batch, depths).vector_BM.cpu().numpy()

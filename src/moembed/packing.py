@@ -20,6 +20,7 @@ def pack(
     rows: Sequence[Sequence[int]],
     truncated: int = 0,
     prompt_tokens: Sequence[int] | None = None,
+    types: Sequence[Sequence[int]] | None = None,
     tags: Sequence[int] | None = None,
 ) -> Batch:
     """Lay token rows end to end, shortest first (ties keep the caller's order).
@@ -27,6 +28,7 @@ def pack(
     Args:
         truncated: for ``Batch.truncated``.
         prompt_tokens: how many tokens at the start of each row are those of a prompt.
+        types: of the tokens of each row; None: all are of the first type.
         tags: the number of each row's tag.
 
     Returns:
@@ -35,15 +37,19 @@ def pack(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     restore_B = torch.empty(len(rows), dtype=torch.long)
     restore_B[torch.tensor(order, dtype=torch.long)] = torch.arange(len(rows))
-    tokens = np.fromiter(chain.from_iterable(rows[i] for i in order), dtype=np.int64)
     return Batch(
-        token_T=torch.from_numpy(tokens),
+        token_T=_joined(rows, order),
         length_B=tuple(len(rows[i]) for i in order),
         restore_B=restore_B,
         truncated=truncated,
         prompt_B=None if prompt_tokens is None else tuple(prompt_tokens[i] for i in order),
+        type_T=None if types is None else _joined(types, order),
         tag_B=None if tags is None else tuple(tags[i] for i in order),
     )
+
+
+def _joined(rows: Sequence[Sequence[int]], order: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.fromiter(chain.from_iterable(rows[i] for i in order), dtype=np.int64))
 
 
 def token_budget(lengths: Sequence[int], max_tokens: int, max_texts: int | None = None) -> list[list[int]]:

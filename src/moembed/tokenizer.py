@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders
 
 from moembed.packing import pack
 from moembed.types import Batch, UserError
@@ -92,7 +93,6 @@ class Tokenizer:
             UserError: a text or a prompt that is no string, or no valid Unicode; a limit below the number of
                 special tokens.
         """
-        check_prompt(prompt)
         limit = self.max_length if max_length is None else min(max_length, self.max_length)
         before, after = self._special_tokens
         if limit < max(before + after, 1):
@@ -102,19 +102,35 @@ class Tokenizer:
             )
         rows: list[list[int]] = []
         truncated = 0
+        for ids in self.whole_rows(texts, prompt=prompt):
+            if len(ids) > limit:
+                truncated += 1
+                ids = self._cut(ids, limit, before, after)
+            rows.append(ids)
+        return rows, truncated
+
+    def whole_rows(self, texts: Sequence[str], *, prompt: str = "", first: int = 0) -> Iterator[list[int]]:
+        """Token ids of every text, special tokens and prompt included, however long.
+
+        Args:
+            first: the number of the first text, for messages.
+
+        Raises:
+            UserError: a text or a prompt that is no string, or no valid Unicode.
+        """
+        check_prompt(prompt)
         for some in _blocks(texts):
             try:
                 encodings = self.backend.encode_batch_fast([prompt + text for text in some])
             except TypeError:
-                raise UserError(_complaint(texts)) from None
+                raise UserError(_complaint(texts, first)) from None
             for encoding in encodings:
-                ids = encoding.ids
-                if len(ids) > limit:
-                    truncated += 1
-                    ids = self._cut(ids, limit, before, after)
-                rows.append(ids)
+                yield encoding.ids
             del encodings  # before the next block is made: of a long text they take a hundred times its ids
-        return rows, truncated
+
+    def cut(self, row: list[int]) -> list[int]:
+        """A row of any length as ``rows`` gives it: at most ``max_length`` tokens, special ones kept."""
+        return row if len(row) <= self.max_length else self._cut(row, self.max_length, *self._special_tokens)
 
     def batch(self, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None) -> Batch:
         """The rows of the texts as a packed batch."""
@@ -149,6 +165,20 @@ class Tokenizer:
                 found.append(words)
         return found
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as people read them: ``##ing`` is the rest of a word, ``▁the`` begins one after a space.
+
+        A token that holds a part of a letter, and one beyond the vocabulary, is written as it is stored.
+        """
+        bytes_of_text = isinstance(self.backend.decoder, decoders.ByteLevel)
+        found = []
+        for token in ids:
+            stored = self.backend.id_to_token(token)
+            read = self.backend.decode([token], skip_special_tokens=False) if bytes_of_text else ""
+            whole = read and "\ufffd" not in read
+            found.append(read.replace(" ", "▁") if whole else stored if stored is not None else str(token))
+        return found
+
     def _cut(self, ids: list[_Item], limit: int, before: int, after: int) -> list[_Item]:
         kept, end = limit - before - after, len(ids) - after
         inner = ids[before : before + kept] if self.truncation_side == "right" else ids[end - kept : end]
@@ -158,6 +188,12 @@ class Tokenizer:
     def num_special_tokens(self) -> int:
         """How many special tokens stand around a text."""
         return sum(self._special_tokens)
+
+    @property
+    def special_tokens(self) -> tuple[list[int], list[int]]:
+        """The special tokens that stand before a text, and those behind it."""
+        (row,), (before, after) = self.whole_rows([_PROBES[0]]), self._special_tokens
+        return row[:before], row[len(row) - after :]
 
     @property
     def ends_texts(self) -> bool:
@@ -214,9 +250,9 @@ def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[start:]
 
 
-def _complaint(texts: Sequence[object]) -> str:
+def _complaint(texts: Sequence[object], first: int = 0) -> str:
     """What is wrong with the first text that is none."""
-    for position, text in enumerate(texts):
+    for position, text in enumerate(texts, first):
         if not isinstance(text, str):
             return f"text {position} is a {type(text).__name__}, not a string"
         if _has_surrogate(text):

@@ -46,6 +46,7 @@ class Batch:
 
     ``restore_B[i]`` is the place in the packed order of the caller's text ``i``. ``prompt_B`` says how many
     tokens at the start of each text, in the packed order, are those of its prompt; None: it is not known.
+    ``type_T`` is the type of every token, a row of the encoder's table of types; None: all are of the first.
     ``tag_B`` is the number of each text's tag (`moembed.model.tags`), in the packed order; None: they have
     none.
     """
@@ -55,10 +56,13 @@ class Batch:
     restore_B: Tensor
     truncated: int = 0
     prompt_B: tuple[int, ...] | None = None
+    type_T: Tensor | None = None
     tag_B: tuple[int, ...] | None = None
 
     def to(self, device: str) -> Batch:
-        return replace(self, token_T=self.token_T.to(device), restore_B=self.restore_B.to(device))
+        type_T = None if self.type_T is None else self.type_T.to(device)
+        token_T, restore_B = self.token_T.to(device), self.restore_B.to(device)
+        return replace(self, token_T=token_T, restore_B=restore_B, type_T=type_T)
 
 
 @dataclass(frozen=True, slots=True)

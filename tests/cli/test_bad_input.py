@@ -38,6 +38,9 @@ READERS = {
     "stress": "stress bm25 --only noise --task INPUT",
     "embed": "embed INPUT --model MODEL --out OUT",
     "index": "index INPUT --model MODEL --out OUT",
+    "index build": "index build INPUT --model MODEL --out OUT",
+    "index delete": "index delete INPUT a",
+    "index info": "index info INPUT",
     "search": "search INPUT moles",
     "inspect texts": "inspect MODEL --texts INPUT",
     "data inspect": "data inspect RECIPE data=INPUT",
@@ -99,8 +102,24 @@ OPTIONS = [
     "embed TEXTS --model MODEL --out OUT --dtype int4",
     "index TEXTS --model MODEL --out OUT --dim -1",
     "index TEXTS --model MODEL --out PAIRS",
+    "index TEXTS --out OUT",
+    "index TEXTS --model MODEL --out OUT --id page",
+    "index delete INDEX nothing",
+    "index delete INDEX",
+    "index info OUT",
     "search INDEX moles -k 0",
+    "search INDEX moles --where lang",
+    "search INDEX moles --where lang=1",
+    "search INDEX moles --weight 2",
+    "search INDEX moles --weight 0.5",
     "search INDEX moles -k nan",
+    "index push INDEX --to mysql://moles",
+    "merge MODEL MODEL --method median --out OUT",
+    "merge MODEL --out OUT",
+    "rerank MODEL --query moles TEXTS",
+    "experiment RECIPE --seeds 0",
+    "serve MODEL --port -1",
+    "serve MODEL --workers 0",
     "export MODEL OUT --format tensorrt",
     "bench nothing",
     "bench moe --repeats 0",
@@ -204,7 +223,12 @@ def commands() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", commands())
 def test_a_misspelled_option_names_the_nearest(name: str, run: Run) -> None:
-    options = [option for made in commands()[name].params for option in made.opts if len(option) > 6]
+    options = [
+        option
+        for made in commands()[name].params
+        for option in made.opts
+        if len(option) > 5 and "--" in option
+    ]
     wrong = options[-1][:-1]
     code, out, err = run(*name.split(), wrong)
     assert (code, out) == (2, "")
@@ -230,6 +254,6 @@ def test_every_number_has_a_range(name: str) -> None:
 
 
 def test_every_command_that_reads_is_tried() -> None:
-    tried = {" ".join(line.split()[:2] if line.startswith("data") else line.split()[:1])
+    tried = {" ".join(line.split()[:2] if line.startswith(("data", "index")) else line.split()[:1])
              for line in [*READERS.values(), *OPTIONS]}  # fmt: skip
     assert tried >= set(commands())

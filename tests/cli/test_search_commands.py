@@ -97,20 +97,21 @@ def test_a_damaged_part_is_named_and_mended_by_the_same_command(
 ) -> None:
     index = ("index", rows_file(tmp_path / "a.jsonl"), "--model", saved_model, "--out", tmp_path / "i")
     assert run(*index)[0] == 0
-    file = tmp_path / "i" / "part-00000.npy"
+    (file,) = (tmp_path / "i").glob("*.npy")
     whole = file.read_bytes()
     for damaged in (whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1])):
+        (file,) = (tmp_path / "i").glob("*.npy")
         file.write_bytes(damaged)
         code, out, err = run("search", tmp_path / "i", "owls")
         assert (code, out) == (2, "")
-        assert "part-00000.npy is damaged" in err
+        assert f"{file.name} is damaged" in err
         assert "run the command that made the index again" in err
         with warnings.catch_warnings():  # pytest would count the note as a warning of its own
             warnings.simplefilter("always")
             code, out, err = run(*index)
         assert code == 0, err
         assert "(2 embedded now)" in out
-        assert file.read_bytes() == whole
+        assert [made.read_bytes() for made in (tmp_path / "i").glob("*.npy")] == [whole]
     assert "nothing to do" in run(*index)[1]
     assert run("search", tmp_path / "i", "owls")[0] == 0
 
@@ -158,3 +159,57 @@ def test_a_finished_index_survives_a_move(run: Run, saved_model: Path, tmp_path:
     shutil.move(tmp_path / "i", tmp_path / "j")
     hits = json.loads(run("search", tmp_path / "j", "owls", "--json")[1])
     assert np.isfinite([hit["score"] for hit in hits]).all()
+
+
+def test_index_filter_update_delete_and_hybrid_search(run: Run, saved_model: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": n, "text": f"{animal} number {n}", "year": 2000 + n, "archived": n == 4}
+        for n, animal in enumerate(["owl", "mole", "owl", "mole", "owl"])
+    ]
+    source = tmp_path / "docs.jsonl"
+
+    def write() -> None:
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def found(*options: object) -> list[int]:
+        code, out, err = run("search", tmp_path / "i", "owl number 2", "--json", "-k", 9, *options)
+        assert code == 0, err
+        return [hit["id"] for hit in json.loads(out)]
+
+    write()
+    exactly = ("--out", tmp_path / "i", "--dtype", "float32")
+    code, out, err = run("index", source, "--model", saved_model, *exactly)
+    assert code == 0, err
+    assert sorted(found()) == [0, 1, 2, 3, 4]
+    where = "year >= 2001 and not archived = true and id in (2, 3, 4)"
+    assert sorted(found("--where", where)) == [2, 3]
+    assert found("--where", '{"column": "year", "op": "=", "value": 2003}') == [3]
+    code, out, err = run("search", tmp_path / "i", "owl", "--where", "year = 1")
+    assert (code, out) == (0, "")
+    assert "no row of the index meets the condition" in err
+    assert found("--hybrid", "--weight", "0")[0] == 2
+
+    rows[1]["text"], rows[3]["year"] = "a mole that is new", 1
+    rows.append({"id": 5, "text": "one more", "year": 2005, "archived": False})
+    write()
+    code, out, err = run("index", source, *exactly, "--json")
+    assert code == 0, err
+    told = {"added": 1, "changed": 2, "unchanged": 3, "new_rows": 2, "rows": 6, "others": 0}
+    assert json.loads(out).items() >= told.items()
+    code, out, _ = run("index", "delete", tmp_path / "i", "0", "4", "--json")
+    assert (code, json.loads(out)["deleted"], json.loads(out)["rows"]) == (0, 2, 4)
+    assert sorted(found()) == [1, 2, 3, 5]
+    assert found("--where", "year = 1", "--hybrid") == [3]
+    code, out, err = run("index", "delete", tmp_path / "i", "0")
+    assert (code, out) == (2, "")
+    assert "has no row with the id '0': nothing was deleted" in err
+    assert run("index", "delete", tmp_path / "i", "1")[1] == f"{tmp_path / 'i'}: 1 deleted, 3 left\n"
+    info = json.loads(run("index", "info", tmp_path / "i", "--json")[1])
+    assert (info["rows"], info["version"], info["id_column"]) == (3, 4, "id")
+    assert info["columns"] == {
+        "id": "numbers",
+        "text": "text",
+        "year": "numbers",
+        "archived": "true or false",
+    }
+    assert "archived (true or false)" in run("index", "info", tmp_path / "i")[1]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moembed.evaluation.bm25 import bm25_scores, bm25_search, tokenize
+from moembed.evaluation.bm25 import bm25_scores, bm25_search
+from moembed.search.terms import tokenize
 from moembed.types import UserError
 
 words = st.lists(st.sampled_from(["red", "green", "blue", "mole", "vole"]), max_size=6).map(" ".join)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moembed.evaluation.beir import RetrievalTask, load_task, save_task
-from moembed.evaluation.bm25 import tokenize
 from moembed.evaluation.metrics import evaluate_ranking
+from moembed.search.terms import tokenize
 from moembed.stress.limit import chance, limit_task, measure
 from moembed.stress.subject import Subject
 from moembed.stress.texts import FIRST_NAMES, LAST_NAMES, THINGS

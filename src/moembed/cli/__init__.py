@@ -14,7 +14,24 @@ from typing import Annotated, Any
 import typer
 
 from moembed import __version__
-from moembed.cli import bench, compare, data, evaluate, export, mine, pretrain, push, search, stress, train
+from moembed.cli import (
+    bench,
+    compare,
+    data,
+    evaluate,
+    experiment,
+    export,
+    merge,
+    mine,
+    pretrain,
+    push,
+    rerank,
+    search,
+    serve,
+    stores,
+    stress,
+    train,
+)
 from moembed.console import Interrupted, results_alone, say
 from moembed.files import reason
 from moembed.threads import share_cores
@@ -35,12 +52,15 @@ for command in (
     mine.mine,
     train.train,
     train.upcycle,
+    merge.merge,
     evaluate.evaluate,
     compare.compare,
+    experiment.experiment,
     stress.stress,
     search.embed,
-    search.index,
     search.search,
+    rerank.rerank,
+    serve.serve,
     train.inspect,
     export.export,
     bench.bench,
@@ -48,7 +68,10 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
-ONE_QUERY = {"search", "bench"}  # these answer, or measure, single queries; the others have many texts
+search.index.command("push")(stores.push)
+app.add_typer(search.index, name="index")
+# these answer, or measure, single queries; the others have many texts
+ONE_QUERY = {"search", "rerank", "bench"}
 
 
 # Typer brings its own copy of click, or uses the one installed: this is the base of either's errors.

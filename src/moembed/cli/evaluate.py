@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(help="Folders, hub ids (owner/name@revision), minilm, or bm25, static, base."),
+        typer.Argument(
+            help="Folders, hub ids (owner/name@revision), minilm, http://host:port, or bm25, static, base."
+        ),
     ],
     tasks: Annotated[
         list[Path] | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import Dtype, Json, Seed, SkipBadRows, load_model, when_interrupted
+from moembed.cli.options import Dtype, Json, Seed, SkipBadRows, load_encoder, when_interrupted
 from moembed.console import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ CacheFolder = Annotated[
     Path | None, typer.Option("--cache", help="Folder that keeps all vectors for the next run.")
 ]
 OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
-Model = "A model folder, a hub id, minilm, st:NAME (sentence-transformers) or vectors:FOLDER."
+Model = "A model folder, a hub id, minilm, http://host:port, st:NAME (sentence-transformers), vectors:FOLDER."
 
 
 def filter(
@@ -218,7 +218,9 @@ def _say(notes: Sequence[str]) -> None:
 def _teacher(name: str, dtype: str, query: str | None, document: str | None) -> Teacher:
     from moembed.search.teacher import open_teacher
 
-    return open_teacher(name, lambda model: load_model(model, dtype), {"query": query, "document": document})
+    return open_teacher(
+        name, lambda model: load_encoder(model, dtype), {"query": query, "document": document}
+    )
 
 
 def _kept(out: Path) -> Callable[[], str]:

@@ -13,6 +13,7 @@ from moembed.console import Interrupted
 from moembed.types import UserError
 
 if TYPE_CHECKING:
+    from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
 
@@ -30,7 +31,8 @@ AllowPickle = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed, other random choices.")]
-MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), or minilm."
+MODEL = "A folder, a run folder, a hub id (owner/name or owner/name@revision), minilm or me5-small."
+ENCODER = f"{MODEL} Or the address of `moembed serve`, http://host:port."
 
 
 @contextmanager
@@ -58,8 +60,28 @@ def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
     return model
 
 
-def load_encoder(name: str, dtype: str, allow_pickle: bool = False) -> Embedder | StaticEmbedder:
-    """``load_model`` for what needs vectors alone, which static word vectors give too."""
+def connect(url: str, dtype: str | None) -> Client:
+    """The model of a server; a ``dtype`` that it does not serve is refused."""
+    from moembed.client.model import Client
+
+    served = Client(url)
+    if dtype not in (None, "auto", served.dtype):
+        raise UserError(f"{url} serves {served.dtype}: leave out --dtype, or start it with --dtype {dtype}")
+    return served
+
+
+def load_encoder(
+    name: str, dtype: str | None, allow_pickle: bool = False
+) -> Embedder | StaticEmbedder | Client:
+    """``load_model`` for what needs vectors alone, which static word vectors and servers give too.
+
+    Args:
+        dtype: None: float32, or what a server has.
+    """
+    from moembed.client.connection import is_url
+
+    if is_url(name):
+        return connect(name, dtype)
     from moembed.folder.bases import locate_base
     from moembed.folder.modules import is_static
 
@@ -67,4 +89,4 @@ def load_encoder(name: str, dtype: str, allow_pickle: bool = False) -> Embedder 
         from moembed.inference.static import StaticEmbedder
 
         return StaticEmbedder.from_pretrained(name)
-    return load_model(name, dtype, allow_pickle)
+    return load_model(name, dtype or "float32", allow_pickle)

@@ -1,21 +1,24 @@
-"""`moembed embed, index, search`: texts to vectors, and finding them again."""
+"""`moembed embed, index, search`: texts to vectors, an index of them, and finding them again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from moembed.cli.options import MODEL, AllowPickle, Dtype, Json, load_encoder, when_interrupted
-from moembed.console import print_json, progress_bar
+from moembed.console import print_json, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
+    from moembed.client.model import Client
+    from moembed.embedder import Embedder
+    from moembed.inference.static import StaticEmbedder
     from moembed.search.embed import EmbedConfig
-    from moembed.search.index import Index
 
 Dim = Annotated[int | None, typer.Option(min=1, help="Keep the first dim coordinates.")]
 
@@ -44,77 +47,166 @@ def embed(
     print_json(summary) if json_ else print(summary["message"])
 
 
-def index(
+class _WithDefault(TyperGroup):
+    """`moembed index DOCS …` is `moembed index build DOCS …`: what is no command is a file of documents."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "-h", "--help"}:
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+index = typer.Typer(
+    cls=_WithDefault,
+    no_args_is_help=True,
+    help="""Make an index of documents and keep it up to date.
+
+    `moembed index DOCS --model MODEL --out INDEX` is short for `moembed index build DOCS …`.
+
+    Example: `moembed index corpus.jsonl --model runs/demo --out corpus.index`""",
+)
+
+
+@index.command("build")
+def build(
     source: Annotated[Path, typer.Argument(help="JSONL, Parquet or CSV of documents.")],
-    model: Annotated[str, typer.Option(help=MODEL)],
-    out: Annotated[Path, typer.Option(help="Folder of the index; run the same command again to resume.")],
+    out: Annotated[Path, typer.Option(help="Folder of the index; the same command resumes, or updates it.")],
+    model: Annotated[str | None, typer.Option(help=f"{MODEL} Default: the one that made the index.")] = None,
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    id_: Annotated[
+        str | None, typer.Option("--id", help="Column of ids (_id or id), or none: ids made of the texts.")
+    ] = None,
+    delete_missing: Annotated[
+        bool, typer.Option("--delete-missing", help="Delete rows that the file does not hold.")
+    ] = False,
     dim: Dim = None,
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
-    """Build a searchable index of documents.
+    """Index documents, or bring an index up to date: new and changed rows are embedded, others stay.
 
-    Example: `moembed index corpus.jsonl --model runs/demo --out corpus.index`
+    Rows are told apart by their id. Other columns are kept for `moembed search --where`.
+
+    Example: `moembed index build corpus.jsonl --model runs/demo --out corpus.index`
     """
     from moembed.search.embed import EmbedConfig
+    from moembed.search.index_file import index_file
+    from moembed.search.index_manifest import read_manifest
+    from moembed.search.index_model import model_name
 
-    summary = _embed(source, model, out, EmbedConfig(column=column, dim=dim), dtype, allow_pickle)
+    if model is None:
+        made = read_manifest(out)
+        if made is None:
+            raise UserError(f"{out} is not an index yet: name the model that is to make it with --model")
+        model, dim = model_name(out, made), made["dim"] if dim is None else dim
+    embedder = load_encoder(model, dtype, allow_pickle)
+    config = _prompted(EmbedConfig(column=column, dim=dim), embedder, model)
+    done = 0
+
+    def kept() -> str:
+        return f"the index {out} is as it was; run the same command again to go on"
+
+    with when_interrupted(kept), progress_bar(f"indexing {source.name}", None) as advance:
+
+        def show(rows: int) -> None:
+            nonlocal done
+            advance(rows - done)
+            done = rows
+
+        found = index_file(
+            embedder, source, out, config, id_column=id_, delete_missing=delete_missing, progress=show
+        )
     if json_:
-        print_json(summary)
+        print_json({**asdict(found), "path": str(found.path), "message": str(found)})
         return
-    print(summary["message"])
+    print(found)
     print(f'search it:  moembed search {out} "your question"')
+
+
+@index.command("delete")
+def delete(
+    path: Annotated[Path, typer.Argument(help="Folder of the index.", metavar="INDEX")],
+    ids: Annotated[list[str], typer.Argument(help="Ids of rows.", metavar="ID…")],
+    json_: Json = False,
+) -> None:
+    """Delete rows by their ids; an id that the index does not hold is an error, and nothing is deleted.
+
+    Example: `moembed index delete corpus.index doc-17 doc-18`
+    """
+    from moembed.search.index_file import delete_rows
+
+    deleted, left = delete_rows(path, ids)
+    message = f"{path}: {deleted} deleted, {left} left"
+    print_json({"path": str(path), "deleted": deleted, "rows": left, "message": message}) if json_ else print(
+        message
+    )
+
+
+@index.command("info")
+def info(
+    path: Annotated[Path, typer.Argument(help="Folder of the index.", metavar="INDEX")], json_: Json = False
+) -> None:
+    """What an index holds: rows, columns, version, model, size on disk.
+
+    Example: `moembed index info corpus.index`
+    """
+    from moembed.search.index import Index
+
+    found = Index.open(path).info()
+    if json_:
+        print_json(found)
+        return
+    for name, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{column} ({kind})" for column, kind in value.items())
+        print(f"{name.replace('_', ' '):<30}{'none' if value is None else value}")
 
 
 def search(
     index: Annotated[Path, typer.Argument(help="An index folder, or a run folder that holds one.")],
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 5,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="""Only rows that meet this, as 'lang = "de" and year >= 2010', or its JSON form."""
+        ),
+    ] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Rank by vectors and BM25 together.")] = False,
+    weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="With --hybrid: how much vectors count, 0 to 1. Default: ranks are added."
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the model that made the index.")] = None,
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
-    """Exact cosine search with the model that made the index.
+    """Exact cosine search with the model that made the index, among the rows that meet a condition.
 
-    With --json a hit is its cosine, `score`, and the columns of its row. Where a column is called score too,
-    it stands in `row`: {"score": 0.71, "text": …, "row": {"score": 99}}.
+    With --json a hit is its cosine (with --hybrid its joint score), `score`, and the columns of its row.
+    Where a column is called score too, it stands in `row`: {"score": 0.71, "text": …, "row": {"score": 99}}.
 
     Example: `moembed search runs/demo "read a parquet file lazily"`
     """
-    from moembed.encoding import View
     from moembed.search.index import Index
+    from moembed.search.index_model import model_name
 
     is_run = not (index / "manifest.json").exists() and (index / "index").is_dir()
     opened = Index.open(index / "index" if is_run else index)
-    embedder = load_encoder(model or _model_of(opened), "float32", allow_pickle)
-    role = opened.manifest.get("role")
-    opened.require_space(embedder.space(role=role, view=View(dim=opened.dim)))
-    hits = opened.search(embedder.encode_query([query], dim=opened.dim), k)
-    rows = opened.rows(hits.index[0])
-    scores = [round(float(score), 4) for score in hits.score[0]]
+    opened.require_condition(where)  # a mistake in it is told before a model is loaded
+    embedder = load_encoder(model or model_name(opened.path, opened.manifest), None, allow_pickle)
+    (hits,) = opened.search([query], k, where=where, hybrid=hybrid, weight=weight, model=embedder)
+    scores = [round(hit.score, 6 if hybrid else 4) for hit in hits]
     if json_:
-        print_json([_as_json(score, row) for score, row in zip(scores, rows, strict=True)])
+        print_json([_as_json(score, hit.row) for score, hit in zip(scores, hits, strict=True)])
         return
-    for score, row in zip(scores, rows, strict=True):
-        _print_hit(score, row, opened.manifest.get("column"))
-
-
-def _model_of(index: Index) -> str:
-    """Where the model that made the index lies."""
-    made_by = index.manifest.get("model_path")
-    if made_by is None:
-        raise UserError(f"{index.path} does not say which model made it; name it with --model")
-    if (index.path / made_by).exists():  # a path of another place is seen from the index, or absolute
-        return str(index.path / made_by)
-    is_path = Path(made_by).is_absolute() or made_by.startswith(".")
-    if is_path and not Path(made_by).exists():
-        raise UserError(
-            f"the index {index.path} was made with the model {made_by}, which is not there any more: "
-            "name the model with --model"
-        )
-    return str(made_by)
+    if not hits:
+        say("no row of the index meets the condition" if where else "the index holds no rows")
+    for score, hit in zip(scores, hits, strict=True):
+        _print_hit(score, hit.row, opened.manifest.get("column"))
 
 
 def _as_json(score: float, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +222,7 @@ def _print_hit(score: float, row: Mapping[str, Any], column: str | None) -> None
     rest = "  ".join(
         f"{name}: {value}" if name == "score" else str(value) for name, value in row.items() if name != column
     )
-    print(f"{score:.3f}  {rest}".rstrip())
+    print(f"{score:.3f}  {rest}".rstrip() if score >= 0.1 else f"{score:.4f}  {rest}".rstrip())
     text = str(row.get(column, "")) if column else ""
     lines = [line for line in text.splitlines() if line.strip()][:3]
     print("".join(f"         {line[:100]}\n" for line in lines), end="")
@@ -139,17 +231,10 @@ def _print_hit(score: float, row: Mapping[str, Any], column: str | None) -> None
 def _embed(
     source: Path, model: str, out: Path, config: EmbedConfig, dtype: str, allow_pickle: bool
 ) -> dict[str, Any]:
-    from dataclasses import replace
-
     from moembed.search.embed import embed_file
 
     embedder = load_encoder(model, dtype, allow_pickle)
-    config = replace(
-        config,
-        prompt=embedder.role_prefix(config.role),
-        prompt_name=embedder.role_prompt(config.role) if config.role else None,
-        model_path=str(Path(model).absolute()) if Path(model).exists() else model,
-    )
+    config = _prompted(config, embedder, model)
     done = 0
 
     def kept() -> str:
@@ -165,3 +250,13 @@ def _embed(
 
         summary = embed_file(embedder, source, out, config, show)
     return {**asdict(summary), "path": str(summary.path), "message": str(summary)}
+
+
+def _prompted(config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client, model: str) -> EmbedConfig:
+    """With the prompt of its role, and where the model lies."""
+    return replace(
+        config,
+        prompt=embedder.role_prefix(config.role),
+        prompt_name=embedder.role_prompt(config.role) if config.role else None,
+        model_path=str(Path(model).absolute()) if Path(model).exists() else model,
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moembed.cli.options import AllowPickle, Dtype, Json, Seed, load_model, when_interrupted
+from moembed.cli.options import AllowPickle, Dtype, Json, Seed, connect, load_model, when_interrupted
 from moembed.compare.formatting import difference, estimate
 from moembed.console import print_json, print_table, progress_bar, say
 from moembed.files import require_writable, write_json
@@ -30,7 +30,8 @@ PUBLISHED = Path("eval") / "limit-small"
 
 def stress(
     models: Annotated[
-        list[str], typer.Argument(help="Folders, hub ids (owner/name@revision), minilm, bm25.")
+        list[str],
+        typer.Argument(help="Folders, hub ids (owner/name@revision), minilm, http://host:port, bm25."),
     ],
     only: Annotated[
         str | None, typer.Option(help="Some of limit, capacity, long, invariance, noise; default: all.")
@@ -60,6 +61,7 @@ def stress(
 
     Example: `moembed stress minilm bm25 --only limit,noise`
     """
+    from moembed.client.connection import is_url
     from moembed.evaluation.beir import load_task, save_task
     from moembed.folder.bases import locate_base
     from moembed.stress.limit import limit_task
@@ -69,6 +71,9 @@ def stress(
     if len(set(models)) < len(models):
         raise UserError("a model is named twice")
     for name in set(models) - {"bm25"}:
+        if is_url(name):
+            connect(name, dtype).close()
+            continue
         locate_base(name, allow_pickle=allow_pickle)  # what is not there is said before anything is computed
     parts = _chosen(only, PARTS) if only is not None else list(PARTS)
     if out:
@@ -122,10 +127,15 @@ def _published() -> list[RetrievalTask]:
 
 
 def _subjects(models: list[str], dtype: str, allow_pickle: bool) -> Iterator[Subject]:
+    from moembed.client.connection import is_url
     from moembed.stress.subject import Subject
 
     for name in models:
-        yield Subject(name, None if name == "bm25" else load_model(name, dtype, allow_pickle))
+        if is_url(name):
+            with connect(name, dtype) as served:
+                yield Subject(name, served)
+        else:
+            yield Subject(name, None if name == "bm25" else load_model(name, dtype, allow_pickle))
 
 
 def _show_limit(found: PartResult) -> None:

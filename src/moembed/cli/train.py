@@ -49,6 +49,8 @@ def train(
 ) -> None:
     """Train on your own pairs: JSONL, Parquet or CSV with columns query, document[, negative…].
 
+    A recipe with `task: reranking` trains a reranker on them, see docs/reranking.md.
+
     Example: `moembed train recipes/finetune.yaml data=pairs.jsonl base=minilm out=runs/mine steps=200`
     """
     # several processes: torch would tell each of them that no parameter was unused, which is as it should be
@@ -57,8 +59,13 @@ def train(
 
     from moembed.runs.train import load_recipe
     from moembed.runs.train import train as run
+    from moembed.runs.train_reranker import is_reranking, load_reranking, train_reranker
 
-    result = run(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite)
+    if is_reranking(recipe, overrides or []):
+        plan = load_reranking(recipe, overrides or [])
+        result = train_reranker(plan, resume=resume, overwrite=overwrite)
+    else:
+        result = run(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite)
     if json_:
         print_json(asdict(result))
 

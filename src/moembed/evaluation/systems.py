@@ -16,6 +16,7 @@ from moembed.search.vectors import VectorCache
 from moembed.types import UserError
 
 if TYPE_CHECKING:
+    from moembed.client.model import Client
     from moembed.embedder import Embedder
 
 
@@ -88,7 +89,7 @@ class CachedEncoder(MeasuredEncoder):
         folder: gets a sub-folder for every space.
     """
 
-    def __init__(self, model: Embedder, folder: Path, encoder: TextEncoder | None = None) -> None:
+    def __init__(self, model: Embedder | Client, folder: Path, encoder: TextEncoder | None = None) -> None:
         super().__init__(encoder or model)
         self.model, self.folder = model, folder
 
@@ -113,7 +114,9 @@ class CachedEncoder(MeasuredEncoder):
             return MeasuredEncoder.vectors(self, some, **options, view=view, progress=progress).array
 
         array = known.get_or_encode(listed, compute)
-        self.truncated = cut + self.model.rows(listed, role=role, prompt=prompt)[1]
+        if self.model.max_length is not None:
+            lengths = self.model.num_tokens(listed, role=role, prompt=prompt)
+            self.truncated = cut + sum(length > self.model.max_length for length in lengths)
         if progress:
             progress(len(listed) - (self.texts - computed))
         return Vectors(array, self.truncated - cut, space)

@@ -63,6 +63,8 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None, allow_pickle
         if revision is not None:
             raise UserError(f"{name} is a folder: it has no revision {revision!r}, only a hub id has")
         return folder
+    if name.startswith(("http://", "https://")):
+        raise UserError(f"{name} is a server, and the files of a model are needed here: name its folder")
     repo_id, named = split_revision(name)
     if path.exists() or not is_hub_id(repo_id):
         what = "has no config.json, so it is not a model folder" if path.exists() else "does not exist"

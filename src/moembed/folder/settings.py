@@ -57,8 +57,11 @@ class ModelSettings:
     truncate_dim: int | None
 
 
-def read_transformer_settings(folder: Path) -> TransformerSettings:
+def read_transformer_settings(folder: Path, task: str = "feature-extraction") -> TransformerSettings:
     """The first of ``TRANSFORMER_FILES`` that says anything, and ``model_max_length`` of the tokenizer.
+
+    Args:
+        task: what the model has to be for; a file that says nothing means that.
 
     Raises:
         UserError: a damaged file, a length that is none, arguments that would change the encoder.
@@ -72,9 +75,9 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
                 f"{file}: {key} changes {', '.join(sorted(overrides))} of config.json, which is not "
                 "supported: write the values into config.json"
             )
-    task = values.get("transformer_task", "feature-extraction")
-    if task != "feature-extraction":
-        raise UserError(f"{file}: transformer_task {task!r} is not supported, only 'feature-extraction'")
+    stated = values.get("transformer_task", task)
+    if stated != task:
+        raise UserError(f"{file}: transformer_task {stated!r} is not supported, only {task!r}")
     unread = {f"{key}.{name}" for key in _MODEL for name in set(values.get(key) or {}) - _HARMLESS}
     note_unread(file, unread | {key for key in set(values) - _OF_TRANSFORMER if values[key] is not None})
 

@@ -22,6 +22,7 @@ _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask":
 _ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>"}
 _ROBERTA |= {"mask": "<mask>"}
 # The classes whose way of reading the files is known here, with the special tokens they have of their own.
+# Of these, BertTokenizer alone gives models the types of tokens.
 _CLASSES: dict[str, dict[str, str]] = {
     "PreTrainedTokenizer": {},
     "TokenizersBackend": {},
@@ -53,8 +54,11 @@ class StoredTokenizer:
     options: dict[str, Any]
 
 
-def as_stored(stored: StoredTokenizer) -> tuple[Backend, str] | None:
-    """``tokenizer.json`` where transformers would make the same of all files together; else None."""
+def as_stored(stored: StoredTokenizer, pairs: bool = False) -> tuple[Backend, str] | None:
+    """``tokenizer.json`` where transformers would make the same of all files together; else None.
+
+    ``pairs``: two texts read as one count too.
+    """
     file = stored.folder / "tokenizer.json"
     if not file.exists():
         return None
@@ -64,15 +68,34 @@ def as_stored(stored: StoredTokenizer) -> tuple[Backend, str] | None:
         raise UserError(f"{file} is not a readable tokenizer ({error})") from None
     backend.no_padding()  # what is compared below is one text, whole and alone
     backend.no_truncation()
-    name = stored.config.get("tokenizer_class") or stored.model.get("tokenizer_class")
-    name = str(name or _CLASS_OF_MODEL.get(stored.model.get("model_type", ""), "")).removesuffix("Fast")
+    name = _class_name(stored)
     if name not in _CLASSES or stored.options:
         return None
     values = read_json(file)
     if not (_same_added(stored, values, name) and _same_pipeline(stored, values, backend, name)):
         return None
+    if pairs and _CLASSES[name] and not _same_pairs(stored, backend, name):
+        return None
     cut = values.get("truncation") or {}
     return backend, str(stored.config.get("truncation_side") or cut.get("direction", "right")).lower()
+
+
+def _class_name(stored: StoredTokenizer) -> str:
+    name = stored.config.get("tokenizer_class") or stored.model.get("tokenizer_class")
+    return str(name or _CLASS_OF_MODEL.get(stored.model.get("model_type", ""), "")).removesuffix("Fast")
+
+
+def gives_types(stored: StoredTokenizer) -> bool:
+    """Whether transformers hands the types of tokens to the model, so that it tells query and document."""
+    names = stored.options.get("model_input_names") or stored.config.get("model_input_names")
+    if names:
+        return "token_type_ids" in names
+    name = _class_name(stored)
+    if name in _CLASSES:
+        return name == "BertTokenizer"
+    import transformers
+
+    return "token_type_ids" in getattr(getattr(transformers, name, None), "model_input_names", ())
 
 
 def _same_added(stored: StoredTokenizer, values: dict[str, Any], name: str) -> bool:
@@ -162,6 +185,18 @@ def _same_pipeline(stored: StoredTokenizer, values: dict[str, Any], backend: Bac
         and _state(backend.normalizer) == _state(normalizer)
         and _state(backend.pre_tokenizer) == _state(splitter)
     )
+
+
+def _same_pairs(stored: StoredTokenizer, backend: Backend, name: str) -> bool:
+    """Whether the class would set up two texts as they are stored: ``[CLS] a [SEP] b [SEP]``, of types 0 and
+    1, or ``<s> a </s></s> b </s>``."""
+    text = backend.encode("a", add_special_tokens=False).ids
+    first, last = backend.encode("").ids
+    between = [last] if name == "BertTokenizer" else [last, last]
+    one, other = [first, *text, *between], [*text, last]
+    types = [0] * len(one) + [int(name == "BertTokenizer")] * len(other)
+    pair = backend.encode("a", "a")
+    return pair.ids == one + other and pair.type_ids == types
 
 
 def _state(part: Any) -> Any:

@@ -75,7 +75,7 @@ def read_state(
         UserError: no weights, a pickle that is not allowed, a damaged file, a missing, extra, misshapen or
             non-finite tensor, or one of integers.
     """
-    return by_our_names(_read_tensors(path, allow_pickle), path, spec, family)
+    return by_our_names(read_all(path, allow_pickle), path, spec, family)
 
 
 def by_our_names(
@@ -97,7 +97,7 @@ def by_our_names(
     for ours, stored in table.items():
         wanted = zip(stored.names, stored.shapes(shapes[ours]), strict=True)
         pieces = [
-            parted[name] if name in parted else _take(theirs, prefix + name, expected, path)
+            parted[name] if name in parted else take(theirs, prefix + name, expected, path)
             for name, expected in wanted
         ]
         parted |= dict(zip(stored.names, pieces, strict=True)) if stored.part[1] > 1 else {}
@@ -130,14 +130,19 @@ def read_tensors(
     Raises:
         UserError: as in ``read_state``.
     """
-    theirs = _read_tensors(path, allow_pickle)
-    found = {name: _take(theirs, name, shape, path) for name, shape in shapes.items()}
+    theirs = read_all(path, allow_pickle)
+    found = {name: take(theirs, name, shape, path) for name, shape in shapes.items()}
     if theirs:
         raise UserError(f"{path}: the tensor {next(iter(theirs))!r} belongs to no part of this module")
     return found
 
 
-def _read_tensors(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
+def read_all(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """The tensors of a model folder, by the names they have there.
+
+    Raises:
+        UserError: no weights, a pickle that is not allowed, a damaged file.
+    """
     files = weight_files(path, allow_pickle)
     if not files:
         raise UserError(_no_weights(path, allow_pickle))
@@ -205,7 +210,8 @@ def _opened(file: Path) -> Iterator[Any]:
         raise UserError(f"{file} is missing, truncated or damaged ({error})") from None
 
 
-def _take(theirs: dict[str, Tensor], name: str, expected: tuple[int, ...], path: Path) -> Tensor:
+def take(theirs: dict[str, Tensor], name: str, expected: tuple[int, ...], path: Path) -> Tensor:
+    """The tensor ``name``, checked and removed from ``theirs``."""
     if name not in theirs:
         raise UserError(f"{path}: tensor {name!r} is missing")
     tensor = theirs.pop(name)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers
 
 from moembed.files import read_json
-from moembed.folder.stored_tokenizer import StoredTokenizer, as_stored
+from moembed.folder.stored_tokenizer import StoredTokenizer, as_stored, gives_types
 from moembed.types import UserError
 
 PAD_TOKENS = ("[PAD]", "<pad>")
@@ -32,7 +32,11 @@ _SENTENCEPIECE = "pip install 'moembed[sentencepiece]'"
 
 
 def read_tokenizer(
-    folder: Path, rows: int, options: Mapping[str, Any] | None = None, lowercase: bool = False
+    folder: Path,
+    rows: int,
+    options: Mapping[str, Any] | None = None,
+    lowercase: bool = False,
+    pairs: bool = False,
 ) -> tuple[Backend, Literal["right", "left"]]:
     """The tokenizer that transformers makes of a folder, and the side it cuts long texts on.
 
@@ -40,19 +44,13 @@ def read_tokenizer(
         rows: of the model's word table; ids must stay below it.
         options: arguments for the tokenizer's class that win over its files.
         lowercase: make texts lower case first, where the tokenizer does not.
+        pairs: it has to read two texts as one, too.
 
     Raises:
         UserError: a damaged file, no vocabulary, a tokenizer with code of its own, one without a fast form,
             ids beyond ``rows``, a vocabulary that does not belong to the model.
     """
-    stored = StoredTokenizer(
-        folder,
-        config=_optional(folder / "tokenizer_config.json"),
-        special=_optional(folder / "special_tokens_map.json"),
-        added=_optional(folder / "added_tokens.json"),
-        model=_optional(folder / "config.json"),
-        options=dict(options or {}),
-    )
+    stored = _stored(folder, options)
     if stored.config.get("split_special_tokens"):
         raise UserError(f"{folder}: split_special_tokens true in tokenizer_config.json is not supported")
     code = stored.config.get("auto_map") or {}
@@ -61,13 +59,29 @@ def read_tokenizer(
             f"{folder}: the tokenizer brings code of its own (auto_map in tokenizer_config.json), which is "
             "not run; save it as a tokenizer.json without that key"
         )
-    backend, side = as_stored(stored) or _by_transformers(stored)
+    backend, side = as_stored(stored, pairs) or _by_transformers(stored)
     if lowercase and not _lowers(backend.normalizer):
         backend.normalizer = _lowercase_first(backend.normalizer)
     _check_vocabulary(folder, backend, rows)
     if side not in ("right", "left"):
         raise UserError(f"{folder}: truncation_side {side!r} is neither 'right' nor 'left'")
     return backend, "left" if side == "left" else "right"
+
+
+def reads_types(folder: Path, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether a model gets the types of tokens beside their ids, as transformers does it."""
+    return gives_types(_stored(folder, options))
+
+
+def _stored(folder: Path, options: Mapping[str, Any] | None) -> StoredTokenizer:
+    return StoredTokenizer(
+        folder,
+        config=_optional(folder / "tokenizer_config.json"),
+        special=_optional(folder / "special_tokens_map.json"),
+        added=_optional(folder / "added_tokens.json"),
+        model=_optional(folder / "config.json"),
+        options=dict(options or {}),
+    )
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:

@@ -55,10 +55,10 @@ def write_small_files(folder: Path, parts: Parts) -> None:
     if "tokenizer.json" not in files:
         tokenizer.backend.save(str(folder / "tokenizer.json"))
     if "tokenizer_config.json" not in files:
-        write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
+        write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer))
 
 
-def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """What transformers needs beside a bare tokenizer.json to batch texts: a name for padding."""
     pad = pad_token(tokenizer.backend)
     named = {"pad_token": pad} if pad else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +36,13 @@ class PackedRouter(Router):
 
 
 class PackedMoE(MoE):
-    """Experts on packed matrices, and one weighted sum of the rows of each token; nobody counts them."""
+    """Experts on packed matrices, and one weighted sum of the rows of each token.
+
+    ``on_counts``, where it is set, is told the number of the layer and the tokens each expert was given.
+    """
 
     packed: TiledExperts
+    on_counts: Callable[[int, list[int]], object] | None = None
 
     def forward(
         self,
@@ -54,6 +58,8 @@ class PackedMoE(MoE):
         """``y_t = sum of weight_p * expert_p(x_t)`` over the pairs p of token t."""
         order_P = pairs.expert_P.argsort(stable=True)
         counts = pairs.expert_P.bincount(minlength=len(self.packed.experts)).tolist()
+        if self.on_counts is not None:
+            self.on_counts(self.router.layer, counts)
         output_PD = self.packed(hidden_TD, pairs.token_P[order_P], pairs.expert_P[order_P], counts)
         place_P = torch.empty_like(order_P)
         place_P[order_P] = torch.arange(len(order_P))

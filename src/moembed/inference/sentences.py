@@ -185,6 +185,13 @@ class Sentences:
         """The text that is put in front: ``prompt``, or where it is None that of the role."""
         return self.role_prefix(role) if prompt is None else prompt
 
+    def num_tokens(
+        self, texts: Iterable[str], *, role: str | None = None, prompt: str | None = None
+    ) -> list[int]:
+        """Tokens of every text before any cut, prompt and special ones included."""
+        rows = self.tokenizer.whole_rows(as_texts(texts), prompt=self.prefix(role, prompt))
+        return [len(row) for row in rows]
+
     def _encode_role(
         self, role: str, texts: Texts | None, dim: int | None, keywords: AllKeywords
     ) -> np.ndarray:

@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 def install() -> None:
-    """Make ``AutoConfig``, ``AutoModel`` and ``SentenceTransformer`` know our models.
+    """Make ``AutoConfig``, ``AutoModel``, ``SentenceTransformer`` and ``CrossEncoder`` know our models.
 
     Those are ``model_type: moembed`` and the published layout of NomicBERT, see
     `moembed.interop.nomic_config`.
@@ -64,14 +64,18 @@ def _register_config() -> None:
 
 
 def _register_model() -> None:
-    from transformers.models.auto.modeling_auto import AutoModel
+    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForSequenceClassification
 
     from moembed.interop.config import MoembedConfig
     from moembed.interop.model import MoembedModel
     from moembed.interop.nomic_config import NomicConfig
     from moembed.interop.nomic_model import NomicBertModel
+    from moembed.interop.score_model import MoembedForSequenceClassification
 
     AutoModel.register(MoembedConfig, MoembedModel, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        MoembedConfig, MoembedForSequenceClassification, exist_ok=True
+    )
     AutoModel.register(NomicConfig, NomicBertModel, exist_ok=True)
 
 

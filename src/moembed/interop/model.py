@@ -76,7 +76,7 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             raise UserError(
                 f"attention_mask has shape {tuple(real_BS.shape)}, expected {tuple(input_ids.shape)}"
             )
-        row_T, column_T, length_B = _real_tokens(real_BS.bool())
+        row_T, column_T, length_B = real_tokens(real_BS.bool())
         if not length_B:
             raise UserError("the batch holds no token: attention_mask is 0 everywhere")
 
@@ -87,7 +87,7 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             return_dict = self.config.return_dict
         depths = range(last + 1) if output_hidden_states else [last]
         tag_B = self._tag_numbers(len(length_B))
-        hidden, router = self.encoder(input_ids[row_T, column_T], length_B, depths, tag_B)
+        hidden, router = self.encoder(input_ids[row_T, column_T], length_B, depths, tag_B=tag_B)
         if self.training and router:
             hidden[last] = self._with_router_loss(hidden[last], router)
 
@@ -158,7 +158,7 @@ class _AddGradient(torch.autograd.Function):
         return gradients[0], gradients[0].new_ones((), dtype=torch.float32)
 
 
-def _real_tokens(real_BS: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+def real_tokens(real_BS: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """Row and column of every real token, shortest text first, and the length of each text that has any."""
     length_B = real_BS.sum(1)
     order_B = length_B.argsort(stable=True)

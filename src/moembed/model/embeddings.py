@@ -28,7 +28,7 @@ class EmbeddingSpec(Strict):
 
     Attributes:
         scale: what the row of a word is multiplied by.
-        token_types: rows of the table of token types; every token is of the first. 0: there is no table.
+        token_types: rows of the table of token types; a text on its own is all of the first. 0: no table.
     """
 
     vocabulary: int = Field(ge=1)

@@ -59,6 +59,7 @@ class Encoder(nn.Module):
         token_T: Tensor,
         length_B: Sequence[int],
         depths: Sequence[int] | None = None,
+        type_T: Tensor | None = None,
         tag_B: Sequence[int] | None = None,
     ) -> tuple[dict[int, Tensor], list[RouterStats]]:
         """Run packed texts through the first ``max(depths)`` layers.
@@ -68,6 +69,7 @@ class Encoder(nn.Module):
             length_B: tokens of each text.
             depths: after how many layers to return the states, as a model of so many layers would give them;
                 0 is the embedding. Default: after the last.
+            type_T: int64, the row of the table of token types for every token; None: the first for all.
             tag_B: the number of each text's tag, see `moembed.model.tags`; None: they have none.
 
         Returns:
@@ -92,7 +94,8 @@ class Encoder(nn.Module):
         padding = row_padding(real) if self.training and token_T.device.type == "cpu" else 0
         if padding:
             token_T, position_T = F.pad(token_T, (0, padding)), F.pad(position_T, (0, padding))
-        states_TD = F.dropout(self._embed(token_T, position_T), dropout, training=dropout > 0)
+            type_T = None if type_T is None else F.pad(type_T, (0, padding))
+        states_TD = F.dropout(self._embed(token_T, position_T, type_T), dropout, training=dropout > 0)
         hidden = {0: self._shown(states_TD[:real])} if 0 in depths else {}
 
         bias_HN = None
@@ -122,12 +125,13 @@ class Encoder(nn.Module):
                 hidden[number + 1] = self._shown(last_TD[:real] if padding else last_TD)
         return hidden, router
 
-    def _embed(self, token_T: Tensor, position_T: Tensor) -> Tensor:
+    def _embed(self, token_T: Tensor, position_T: Tensor, type_T: Tensor | None = None) -> Tensor:
         states_TD = self.word(token_T)
         if (scale := self.spec.embeddings.scale) != 1:
             states_TD = states_TD * scale
         if self.token_type is not None:
-            states_TD = states_TD + self.token_type.weight[0]
+            types = self.token_type.weight[0] if type_T is None else self.token_type(type_T)
+            states_TD = states_TD + types
         if self.position is not None and (rows := self.spec.embeddings.positions):
             states_TD = states_TD + self.position(position_T + rows.offset)
         return states_TD if self.norm is None else self.norm(states_TD)

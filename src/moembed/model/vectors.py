@@ -38,7 +38,7 @@ def unit_vectors(
         return Encoded(dict.fromkeys(depths or [encoder.spec.num_layers], zeros_BM))
     prompt_B = batch.prompt_B[empty:] if batch.prompt_B else None
     tag_B = None if batch.tag_B is None else batch.tag_B[empty:]
-    hidden, router = encoder(batch.token_T, length_B, depths, tag_B)
+    hidden, router = encoder(batch.token_T, length_B, depths, type_T=batch.type_T, tag_B=tag_B)
 
     def vectors(states_TD: Tensor) -> Tensor:
         vector_BM = head(pooling(states_TD, length_B, prompt_B))

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from moembed.client.connection import is_url
+from moembed.client.model import Client
 from moembed.compare.comparison import compare
 from moembed.compare.scores import MAIN, Scores, save_scores
 from moembed.console import Interrupted
@@ -37,7 +39,7 @@ _CURVE_DRAWS = 500  # resamples for the interval of a size
 
 ADVICE = "--keep FOLDER keeps the scores of every finished system, --cache FOLDER all vectors"
 
-Models = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Embedder]
+Models = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Embedder | Client]
 
 
 def evaluate(
@@ -52,8 +54,8 @@ def evaluate(
     anything is computed.
 
     Args:
-        models: one or several model folders, run folders, hub ids, ``minilm``, or ``bm25``, ``static``,
-            ``base``; or a mapping from names to them and to models in memory.
+        models: one or several model folders, run folders, hub ids, ``minilm``, addresses of servers, or
+            ``bm25``, ``static``, ``base``; or a mapping from names to them and to models in memory.
         tasks: one or several folders and files as docs/evaluating.md describes them, or tasks.
         bar: shows progress: ``bar(what, total)`` is a context that gives ``advance(count)``.
 
@@ -93,8 +95,9 @@ def evaluate(
 
 
 def _places(sources: Mapping[str, System]) -> dict[str, str]:
-    """Where each system lies, as an absolute path; BM25 and models in memory lie nowhere."""
-    return {name: str(source.resolve()) for name, source in sources.items() if isinstance(source, Path)}
+    """Where each system lies, as an absolute path or an address; BM25 and models in memory lie nowhere."""
+    places = {name: str(source.resolve()) for name, source in sources.items() if isinstance(source, Path)}
+    return places | {name: source.url for name, source in sources.items() if isinstance(source, Client)}
 
 
 def _task_places(given: Sequence[str | Path | Task], loaded: Sequence[Task]) -> dict[str, str]:
@@ -144,12 +147,14 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
         models = [models]
     given = models if isinstance(models, Mapping) else {str(name): name for name in models}
     sources: dict[str, System] = {
-        name: model if isinstance(model, Embedder) else locate_base(str(model), allow_pickle=allow_pickle)
-        for name, model in given.items()
-        if name not in BASELINES
+        name: _system(model, allow_pickle) for name, model in given.items() if name not in BASELINES
     }
     base = next(filter(None, map(_base_of, sources.values())), None)
-    with_layers = (x for x in sources.values() if not (isinstance(x, Path) and is_static(x)))
+    with_layers = (
+        source
+        for source in sources.values()
+        if not (isinstance(source, Client) or (isinstance(source, Path) and is_static(source)))
+    )
     known: dict[str, System] = {"bm25": None, "static": base or next(with_layers, None)}
     known["base"] = base
     for name in ("static", "base"):
@@ -160,6 +165,12 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
         added.remove("base")
     first = [name for name in added if name not in given]
     return {name: known[name] if name in BASELINES else sources[name] for name in (*first, *given)}
+
+
+def _system(model: str | Path | Embedder | Client, allow_pickle: bool) -> System:
+    if isinstance(model, (Embedder, Client)):
+        return model
+    return Client(str(model)) if is_url(str(model)) else locate_base(str(model), allow_pickle=allow_pickle)
 
 
 def _base_of(source: System) -> Path | None:
@@ -180,7 +191,7 @@ def sample_tasks(tasks: Sequence[Task], queries: int, static: System) -> list[Ta
     """
     if isinstance(static, Path):
         static = Embedder.from_pretrained(static)
-    encoder = StaticEncoder(static) if static else None
+    encoder = StaticEncoder(static) if isinstance(static, Embedder) else None
     sampled: list[Task] = []
     for task in tasks:
         smaller: Task = task

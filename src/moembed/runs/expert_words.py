@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from moembed.moe.router import Router, Routing
+from moembed.token_experts import RoutedLayer
 
 
 class LabelCounts:
@@ -89,31 +87,27 @@ class LabelCounts:
 
 
 class ExpertWords:
-    """Words and pieces by layer and expert, while texts run through a model inside ``watching``."""
+    """Words and pieces by layer and expert, over all batches that were added."""
 
     def __init__(self, num_experts: int) -> None:
         self._num_experts = num_experts
         self._words: dict[int, LabelCounts] = {}
         self._pieces: dict[int, LabelCounts] = {}
-        self._batch: tuple[Sequence[str], Sequence[str], np.ndarray] = ((), (), np.zeros(0, dtype=bool))
 
-    @contextmanager
-    def watching(self, encoder: nn.Module) -> Iterator[None]:
-        handles = [
-            module.register_forward_hook(self._routed)
-            for module in encoder.modules()
-            if isinstance(module, Router)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def add(self, words: Sequence[str | None], pieces: Sequence[str], layers: Sequence[RoutedLayer]) -> None:
+        """The tokens of a batch, in its packed order, and the pairs its MoE layers made of them.
 
-    def expect(self, words: Sequence[str | None], pieces: Sequence[str]) -> None:
-        """The tokens of the next batch, in its packed order; None is a special token, which is no word."""
-        is_word = np.array([word is not None for word in words], dtype=bool)
-        self._batch = ([word for word in words if word is not None], pieces, is_word)
+        A word that is None is a special token, which is no word.
+        """
+        is_word_T = np.array([word is not None for word in words], dtype=bool)
+        real = [word for word in words if word is not None]
+        place_T = np.cumsum(is_word_T) - 1  # of a token among those that are words
+        for routed in layers:
+            for counts in (self._words, self._pieces):
+                counts.setdefault(routed.layer, LabelCounts(self._num_experts))
+            self._pieces[routed.layer].add(pieces, routed.token_P, routed.expert_P)
+            kept_P = is_word_T[routed.token_P]
+            self._words[routed.layer].add(real, place_T[routed.token_P[kept_P]], routed.expert_P[kept_P])
 
     def layer(self, layer: int, top: int) -> dict[str, Any]:
         """``experts``: the typical ``words`` and ``pieces`` of each; ``agreement`` of words."""
@@ -124,14 +118,3 @@ class ExpertWords:
             return {"experts": experts, "agreement": None}
         same, other = agreement
         return {"experts": experts, "agreement": {"same_word": round(same, 4), "any_words": round(other, 4)}}
-
-    def _routed(self, router: nn.Module, inputs: Any, routing: Routing) -> None:
-        words, pieces, is_word_T = self._batch
-        layer = routing.stats.layer
-        token_P, expert_P = (part.cpu().numpy() for part in (routing.token_P, routing.expert_P))
-        for counts in (self._words, self._pieces):
-            counts.setdefault(layer, LabelCounts(self._num_experts))
-        self._pieces[layer].add(pieces, token_P, expert_P)
-        kept_P = is_word_T[token_P]
-        place_T = np.cumsum(is_word_T) - 1  # of a token among those that are words
-        self._words[layer].add(words, place_T[token_P[kept_P]], expert_P[kept_P])

@@ -21,10 +21,12 @@ from moembed.inference.static import StaticEmbedder
 from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.expert_head import ExpertHead
 from moembed.model.spec import EncoderSpec
+from moembed.model.vectors import unit_vectors
 from moembed.moe.layer import MoE
 from moembed.packing import pack, token_budget
 from moembed.runs.expert_words import ExpertWords
 from moembed.search.embed import column_texts
+from moembed.token_experts import record_routing
 from moembed.types import RouterStats, UserError
 
 BLOCK_ROWS = 1024
@@ -173,18 +175,16 @@ def _route(
     word_rows = model.tokenizer.word_rows(texts, prompt=prompt) if seen else []
     tags = model.tag_numbers(texts, role=prompt_name)
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
-    piece = model.tokenizer.backend.id_to_token
+    encoder, layers = record_routing(model.encoder)
     for group in groups:
         # no vector is looked at, so nobody asks where the prompt of a text ends
-        own, zeros = None if tags is None else [tags[i] for i in group], [0] * len(group)
-        batch = pack([token_rows[i] for i in group], prompt_tokens=zeros, tags=own)
-        if seen is None:
-            yield from model(batch.to(model.device)).router
-            continue
-        # the batch holds the rows in an order of its own: the shortest first
-        order = [group[i] for i in batch.restore_B.argsort().tolist()]
-        words = list(chain.from_iterable(word_rows[i] for i in order))
-        seen.expect(words, [piece(token) or str(token) for token in batch.token_T.tolist()])
-        with seen.watching(model.encoder):
-            found = model(batch.to(model.device)).router
+        own = None if tags is None else [tags[i] for i in group]
+        batch = pack([token_rows[i] for i in group], prompt_tokens=[0] * len(group), tags=own)
+        found = unit_vectors(encoder, model.pooling, model.head, batch.to(model.device)).router
+        if seen is not None:
+            # the batch holds the rows in an order of its own: the shortest first
+            order = [group[i] for i in batch.restore_B.argsort().tolist()]
+            words = list(chain.from_iterable(word_rows[i] for i in order))
+            seen.add(words, model.tokenizer.pieces(batch.token_T.tolist()), layers)
+        layers.clear()
         yield from found

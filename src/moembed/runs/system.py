@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moembed.client.model import Client
 from moembed.compare.scores import Scores
 from moembed.embedder import Embedder
 from moembed.encoding import Bar, TextEncoder
@@ -28,7 +29,7 @@ from moembed.runs.bench import forget_peak, resident_memory
 from moembed.types import UserError
 
 Size = tuple[int, str]  # coordinates kept, codec
-System = Path | Embedder | None  # a model folder, a model in memory, or BM25
+System = Path | Embedder | Client | None  # a model folder, a model in memory or on a server, or BM25
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ def evaluate_system(
     """
     if source is None:
         return _bm25(tasks, options)
+    if isinstance(source, Client):
+        return _served(source, name, tasks, options, bar)
     forget_peak()
     dtype = best_dtype() if options.dtype == "auto" else options.dtype
     model = source
@@ -143,6 +146,22 @@ def _static(folder: Path, name: str, tasks: Sequence[Task], options: EvaluationO
     count = table.num_parameters()
     outcome.cost = replace(outcome.cost, parameters=count, active_parameters=count)
     outcome.about = {"space_id": table.space(role="document"), "dtype": "float32"}
+    return outcome
+
+
+def _served(model: Client, name: str, tasks: Sequence[Task], options: EvaluationOptions, bar: Bar) -> Outcome:
+    """A model that another process serves: what it costs in memory and what its routers do, is not told."""
+    if options.processes > 1:
+        raise UserError(f"{name} is computed by its server: leave out processes")
+    if options.dtype not in ("auto", model.dtype):
+        raise UserError(
+            f"{name} serves {model.dtype}: leave out dtype, or start it with --dtype {options.dtype}"
+        )
+    encoder = CachedEncoder(model, Path(options.cache)) if options.cache else model
+    outcome = evaluate_encoder(encoder, name, tasks, options, bar)
+    info = model.info
+    outcome.cost = replace(outcome.cost, parameters=info.parameters, active_parameters=info.active_parameters)
+    outcome.about = {"space_id": model.space(role="document"), "dtype": model.dtype}
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""Embed a file of texts into an index folder, block after block: a killed run goes on where it stopped."""
+"""Embed a file of texts in its order, block after block: a killed run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -77,12 +77,8 @@ def embed_file(
             the column (the empty string is one), no rows at all, a ``dim`` that the model does not have, a
             full disk (earlier parts stay), another process that writes to ``out``.
     """
-    if config.block_rows < 1:
-        raise UserError(f"block_rows must be at least 1, got {config.block_rows}")
     source, out = Path(source), Path(out)
-    dim = model.dim if config.dim is None else config.dim
-    if not 1 <= dim <= model.dim:
-        raise UserError(f"dim {dim} is not possible: vectors of this model have 1 to {model.dim} coordinates")
+    dim = require_dim(model, config)
     stamp = _fingerprint(source)
     space_id = model.space(role=config.role, prompt=config.prompt, view=View(dim=dim))
     with locked(out):
@@ -101,6 +97,20 @@ def embed_file(
         if not writer.complete:
             _embed_missing(model, source, writer, config, dim, progress)
     return EmbedSummary(out, space_id, dim, writer.rows, writer.rows - earlier_rows, writer.truncated)
+
+
+def require_dim(model: TextEncoder, config: EmbedConfig) -> int:
+    """The coordinates that are kept.
+
+    Raises:
+        UserError: the model has no such vectors, or blocks hold no rows.
+    """
+    if config.block_rows < 1:
+        raise UserError(f"block_rows must be at least 1, got {config.block_rows}")
+    dim = model.dim if config.dim is None else config.dim
+    if not 1 <= dim <= model.dim:
+        raise UserError(f"dim {dim} is not possible: vectors of this model have 1 to {model.dim} coordinates")
+    return dim
 
 
 def _embed_missing(

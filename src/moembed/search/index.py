@@ -1,57 +1,92 @@
-"""Exact cosine search over float32 vectors in a memory-mapped folder; ``index_writer`` makes such folders."""
+"""An index folder opened for reading: exact search, filters, and both together with BM25.
+
+Cosines are exact: every row that a filter leaves is scored. ``index_update`` makes and changes such folders.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from moembed.search.exact import search_parts
-from moembed.search.index_parts import (
-    map_vectors,
-    part_paths,
-    read_manifest,
-    read_rows,
-    require_same,
-    require_size,
-)
+from moembed.encoding import TextEncoder, View
+from moembed.search.exact import pair_scores, search_parts
+from moembed.search.hybrid import best_terms, by_ranks, by_weight, require_weight, window
+from moembed.search.index_manifest import open_version, parts_of
+from moembed.search.index_model import load_model
+from moembed.search.index_reader import PartReader
+from moembed.search.where import Where, read_where
+from moembed.search.where_mask import mask, require_columns
 from moembed.types import Hits, UserError
+
+Condition = str | Mapping[str, Any] | Where
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row that was found: its id, its score and its columns."""
+
+    id: str
+    score: float
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexHits(Hits):
+    """The best rows of every query, as numbers and, one query after the other, as lists of ``Hit``.
+
+    ``hits[0]`` and iteration read the rows; ``hits.index`` and ``hits.score`` are there at once.
+    """
+
+    source: Index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, query: int) -> list[Hit]:
+        return self.source.hits(self.index[query], self.score[query])
+
+    def __iter__(self) -> Iterator[list[Hit]]:
+        return (self[query] for query in range(len(self)))
 
 
 @dataclass(frozen=True)
 class Index:
-    """A finished index folder, opened for reading; vectors are memory-mapped one part at a time.
+    """One version of an index folder, opened for reading; vectors are memory-mapped one part at a time.
 
-    A file is compared with its checksum when it is read the first time.
+    What a writer commits later is seen by those who open the folder then. A file is compared with its
+    checksum when it is read the first time. Safe to use from several threads at once.
     """
 
     path: Path
     manifest: dict[str, Any]
-    _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
+    _reader: PartReader = field(repr=False, compare=False)
+    _lock: BinaryIO = field(repr=False, compare=False)  # while it is open, no writer removes our files
+    _models: list[TextEncoder] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, space_id: str | None = None) -> Index:
-        """Open the folder; with ``space_id``, refuse it unless its vectors live in that space.
+        """Open the newest version; with ``space_id``, refuse it unless its vectors live in that space.
 
         Raises:
-            UserError: not an index, unfinished, of an unknown version or another space, or a file of a part
-                is missing or cut.
+            UserError: not an index, unfinished, of an unknown format version or another space, damaged, or a
+                file of a part is missing or cut.
         """
         path = Path(path)
-        manifest = read_manifest(path)
-        if manifest is None:
+        opened = open_version(path)
+        if opened is None:
             raise UserError(f"{path} is not an index: it has no manifest.json")
+        manifest, lock = opened
         if not manifest["complete"]:
             raise UserError(
                 f"the index {path} is unfinished: run the command that started it again to finish it"
             )
-        index = cls(path, manifest)
-        for part in range(len(manifest["parts"])):
-            for file, stamp in index._files(part):
-                require_size(file, stamp)
+        reader = PartReader(path, tuple(parts_of(manifest)), manifest["dim"], manifest.get("column"))
+        reader.require_sizes()
+        index = cls(path, manifest, reader, lock)
         if space_id is not None:
             index.require_space(space_id)
         return index
@@ -72,24 +107,134 @@ class Index:
     def dim(self) -> int:
         return self.manifest["dim"]
 
-    def __len__(self) -> int:
-        return self.manifest["rows"]
+    @property
+    def version(self) -> int:
+        """How many times the index was changed; 0 for a folder that `moembed embed` made."""
+        return self.manifest.get("version", 0)
 
-    def search(self, query_QM: np.ndarray, k: int) -> Hits:
-        """``top_k`` over all parts; ``Hits.index`` counts rows through the whole index.
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns, and what they hold: numbers, text, true or false, times, mixed values, nothing."""
+        return self._reader.columns
+
+    def search(
+        self,
+        queries: str | Sequence[str] | np.ndarray,
+        k: int = 10,
+        *,
+        where: Condition | None = None,
+        hybrid: bool = False,
+        weight: float | None = None,
+        model: TextEncoder | None = None,
+    ) -> IndexHits:
+        """The best ``min(k, N)`` of the N rows that meet ``where``, for every query; ties by lower row.
+
+        ``IndexHits.index`` counts the rows of the index that are not deleted.
+
+        Args:
+            queries: texts, embedded by ``model``; or their vectors ``(Q, dim)``, which needs no model.
+            where: a condition on columns, see `moembed.search.where`.
+            hybrid: rank by vectors and BM25 together, see `moembed.search.hybrid`; needs texts.
+            weight: of hybrid search, how much the vectors count, 0 to 1; None: ranks are added.
+            model: default: the model that made the index, loaded once.
 
         Raises:
-            UserError: as ``top_k``; a part is damaged.
+            UserError: ``k`` below 1, vectors that do not fit, a condition that the columns cannot answer, a
+                model of another space, a damaged part.
         """
-        return search_parts(query_QM, self.vectors(), len(self), k)
+        if isinstance(queries, np.ndarray):
+            if hybrid:
+                raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
+            return self._find(queries, None, k, where, weight)
+        texts = [queries] if isinstance(queries, str) else list(queries)
+        query_QM = self.embed_queries(texts, model)
+        return self._find(query_QM, texts if hybrid else None, k, where, weight)
+
+    def find(
+        self,
+        query_QM: np.ndarray,
+        *,
+        texts: Sequence[str] | None = None,
+        k: int = 10,
+        where: Condition | None = None,
+        hybrid: bool = False,
+        weight: float | None = None,
+    ) -> list[list[Hit]]:
+        """``search`` for vectors that are there already; hybrid search needs the texts too."""
+        if hybrid and (texts is None or len(texts) != len(query_QM)):
+            raise UserError("hybrid search needs the text of every query")
+        return list(self._find(query_QM, texts if hybrid else None, k, where, weight))
+
+    def embed_queries(self, texts: Sequence[str], model: TextEncoder | None = None) -> np.ndarray:
+        """Vectors of questions in the space of the index.
+
+        Raises:
+            UserError: the model is not there, or makes vectors of another space.
+        """
+        if model is None:
+            if not self._models:
+                self._models.append(load_model(self.path, self.manifest))
+            model = self._models[0]
+        view = View(dim=self.dim)
+        self.require_space(model.space(role=self.manifest.get("role"), view=view))
+        return model.vectors(texts, role="query", view=view).array
+
+    def _find(
+        self,
+        query_QM: np.ndarray,
+        texts: Sequence[str] | None,
+        k: int,
+        where: Condition | None,
+        weight: float | None,
+    ) -> IndexHits:
+        require_weight(weight)
+        if k < 1:
+            raise UserError(f"k must be at least 1, got {k}")
+        if weight is not None and texts is None:
+            raise UserError("weight is of hybrid search alone: ask for hybrid too")
+        chosen = self._chosen(where)
+        row_N = self._reader.numbers(chosen)
+        depth = k if texts is None else window(k)
+        hits = search_parts(query_QM, self._reader.vectors(chosen), len(row_N), depth)
+        if texts is None:
+            return IndexHits(row_N[hits.index], hits.score, self)
+        found = [
+            self._fused(query_QM[q : q + 1], text, row_N, hits.index[q], k, weight)
+            for q, text in enumerate(texts)
+        ]
+        shape = len(texts), min(k, len(row_N))
+        index_QK = np.array([row_K for row_K, _ in found], np.int64).reshape(shape)
+        return IndexHits(index_QK, np.array([score for _, score in found], np.float32).reshape(shape), self)
+
+    def _fused(
+        self,
+        query_1M: np.ndarray,
+        text: str,
+        row_N: np.ndarray,
+        nearest: np.ndarray,
+        k: int,
+        weight: float | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers of the index and scores of the best ``k`` rows among ``row_N``."""
+        term_N = self._reader.bm25.scores(text)[row_N]
+        ranked = best_terms(term_N, window(k))
+        if weight is None:
+            place_K, score_K = by_ranks([nearest, ranked], k)
+        else:
+            place_C = np.union1d(nearest, ranked)
+            cosine_C = pair_scores(
+                np.repeat(query_1M, len(place_C), axis=0), self._reader.vectors_at(row_N[place_C])
+            )
+            share_C = term_N[place_C] / max(term_N.max(initial=0), np.finfo(float).tiny)
+            place_K, score_K = by_weight(place_C, cosine_C, share_C, weight, k)
+        return row_N[place_K], score_K
 
     def vectors(self) -> Iterator[np.ndarray]:
-        """The memory-mapped ``(rows, dim)`` vectors of each part in turn."""
-        for part, rows in enumerate(self.manifest["parts"]):
-            file, stamp = self._files(part)[1]
-            vector_NM = map_vectors(file, rows, self.dim)
-            self._require_sound(file, stamp)
-            yield vector_NM
+        """The ``(rows, dim)`` vectors of each part in turn, without those of deleted rows."""
+        return self._reader.vectors(self._reader.live)
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """The stored rows at ``indices``, in that order; a key that a row lacked reads None.
@@ -98,26 +243,50 @@ class Index:
             IndexError: a number that is not a row of this index.
             UserError: a part is damaged.
         """
-        index_K = np.fromiter(indices, dtype=np.int64)
-        if index_K.size and not (index_K.min() >= 0 and index_K.max() < len(self)):
-            raise IndexError(f"row numbers must lie in 0..{len(self) - 1}")
-        end_P = np.cumsum(self.manifest["parts"])
-        part_K = np.searchsorted(end_P, index_K, side="right")
-        found: dict[int, dict[str, Any]] = {}
-        for part in np.unique(part_K).tolist():
-            row_K = index_K[part_K == part]
-            start = end_P[part] - self.manifest["parts"][part]
-            file, stamp = self._files(part)[0]
-            self._require_sound(file, stamp)
-            found.update(zip(row_K.tolist(), read_rows(file, row_K - start), strict=True))
-        return [dict(found[row]) for row in index_K.tolist()]
+        return [dict(row) for _, row in self._reader.rows(indices, with_ids=False)]
 
-    def _files(self, part: int) -> list[tuple[Path, str | None]]:
-        """The rows and the vectors of a part, each with its stamp if the manifest has one."""
-        stamps = self.manifest.get("stamps")
-        return list(zip(part_paths(self.path, part), stamps[part] if stamps else (None, None), strict=True))
+    def ids(self, indices: Iterable[int] | None = None) -> list[str]:
+        """The ids of the rows at ``indices``, by default of all rows."""
+        indices = range(len(self)) if indices is None else indices
+        return [known for known, _ in self._reader.rows(indices, with_ids=True)]
 
-    def _require_sound(self, file: Path, stamp: str | None) -> None:
-        if file not in self._sound:
-            require_same(file, stamp)
-            self._sound.add(file)
+    def hits(self, indices: Iterable[int], scores: Iterable[float]) -> list[Hit]:
+        found = self._reader.rows(indices, with_ids=True)
+        return [
+            Hit(known, float(score), dict(row)) for (known, row), score in zip(found, scores, strict=True)
+        ]
+
+    def require_condition(self, where: Condition | None) -> None:
+        """
+        Raises:
+            UserError: no condition, or one that the columns cannot answer.
+        """
+        if where is not None:
+            require_columns(read_where(where), self.columns)
+
+    def info(self) -> dict[str, Any]:
+        """What the index holds, for people and programs."""
+        manifest = self.manifest
+        return {
+            "path": str(self.path),
+            "rows": len(self),
+            "version": self.version,
+            "dim": self.dim,
+            "space_id": self.space_id,
+            "model": manifest.get("model_path"),
+            "text_column": manifest.get("column"),
+            "id_column": manifest.get("id_column"),
+            "columns": self.columns,
+            "parts": len(self._reader.parts),
+            "deleted_rows": sum(part.rows - part.live for part in self._reader.parts),
+            "rows_of_an_unfinished_update": sum(part.rows for part in parts_of(manifest, "pending")),
+            "bytes": sum(file.stat().st_size for file in self._reader.files()),
+        }
+
+    def _chosen(self, where: Condition | None) -> list[np.ndarray]:
+        """The rows of each part that are not deleted and meet the condition."""
+        if where is None:
+            return self._reader.live
+        condition = read_where(where)
+        require_columns(condition, self.columns)
+        return self._reader.choose(lambda column, rows: mask(condition, column, rows))

@@ -1,9 +1,13 @@
-"""The files of an index folder: its manifest, and the rows and vectors of every part.
+"""The files of the parts of an index folder: rows, vectors and terms.
 
-``part-00000.parquet`` holds the rows of a part, text and all other columns of the input, and
-``part-00000.npy`` their vectors. The manifest says how large every file is and what its CRC-32 is, so that a
-cut file is found when the folder is opened and a changed one when it is read. Folders of earlier versions do
-not say it and are read without.
+``part-00000.parquet`` holds the rows of a part, text and all other columns of the input; ``part-00000.npy``
+their vectors; ``part-00000.terms.npz`` the words of their texts, for BM25. The manifest says how large every
+file is and what its CRC-32 is, so that a cut file is found when the folder is opened and a changed one when
+it is read. Folders of early versions do not say it and are read without.
+
+A part of an index that is updated by id keeps three columns beside those of the input: the id of a row, and
+hashes of its text and of the whole row, which tell what changed. Folders of format version 1 have neither
+these nor terms; ``index_ids`` and ``bm25`` make them from the rows.
 """
 
 from __future__ import annotations
@@ -18,13 +22,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moembed.files import write_whole
 from moembed.types import UserError
 
-FORMAT, FORMAT_VERSION = "moembed-index", 1
 TRUNCATED = b"moembed.truncated"
 _BLOCK = 2**20
+_GROUP_ROWS = 256  # rows that are read to show one
 
-Stamp = tuple[str, str]  # of the rows and of the vectors of a part
+# Columns that are ours: the id of a row, and hashes of its text and of all of it.
+ID, TEXT_KEY, ROW_KEY = OURS = ("moembed:id", "moembed:text", "moembed:row")
 
 
 class DamagedPartError(UserError):
@@ -35,17 +41,14 @@ class DamagedPartError(UserError):
         super().__init__(f"{self.what}: run the command that made the index again, it makes this part anew")
 
 
-def part_paths(path: Path, part: int) -> tuple[Path, Path]:
-    return path / f"part-{part:05d}.parquet", path / f"part-{part:05d}.npy"
+def part_paths(path: Path, part: int) -> tuple[Path, Path, Path]:
+    """Rows, vectors and terms."""
+    stem = f"part-{part:05d}"
+    return path / f"{stem}.parquet", path / f"{stem}.npy", path / f"{stem}.terms.npz"
 
 
-def part_stamp(path: Path, part: int) -> Stamp:
-    """Size and CRC-32 of both files, as the manifest keeps them: ``1234-89abcdef``."""
-    rows, vectors = part_paths(path, part)
-    return _stamp(rows), _stamp(vectors)
-
-
-def _stamp(file: Path) -> str:
+def file_stamp(file: Path) -> str:
+    """Size and CRC-32 of a file, as the manifest keeps them: ``1234-89abcdef``."""
     size = crc = 0
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK):
@@ -74,32 +77,8 @@ def require_same(file: Path, stamp: str | None) -> None:
         DamagedPartError: the file changed since it was written.
     """
     require_size(file, stamp)
-    if stamp is not None and _stamp(file) != stamp:
+    if stamp is not None and file_stamp(file) != stamp:
         raise DamagedPartError(file, "its content changed since it was written")
-
-
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """None where there is none.
-
-    Raises:
-        UserError: another kind of manifest, or of another version.
-    """
-    file = path / "manifest.json"
-    try:
-        manifest = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is not an index: its manifest.json is of another kind")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version")
-        raise UserError(
-            f"the index {path} has format version {found}, this moembed reads {FORMAT_VERSION}: "
-            "read it with the moembed that made it, or make it again"
-        )
-    return manifest
 
 
 def map_vectors(file: Path, rows: int, dim: int) -> np.ndarray:
@@ -122,18 +101,68 @@ def count_rows(file: Path) -> tuple[int, int]:
         raise DamagedPartError(file, str(error)) from None
 
 
-def read_rows(file: Path, row_K: np.ndarray) -> list[dict[str, Any]]:
-    """The rows of a part at these numbers."""
+def read_rows(file: Path, row_K: np.ndarray) -> tuple[list[dict[str, Any]], list[str] | None]:
+    """The rows of a part at these numbers, and their ids if the part keeps them."""
     try:
-        table = pq.read_table(file).take(row_K)
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(file) as opened:
+            groups = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+            end_G = np.cumsum(groups)
+            group_K = np.searchsorted(end_G, row_K, side="right")
+            needed = np.unique(group_K)
+            place_G = np.zeros(len(groups), dtype=np.int64)  # rows of a group that is read begin here
+            place_G[needed] = np.cumsum(np.append(0, np.take(groups, needed)[:-1]))
+            table = opened.read_row_groups(needed.tolist()).take(
+                row_K - (end_G - groups)[group_K] + place_G[group_K]
+            )
+    except (OSError, pa.ArrowException, IndexError) as error:
         raise DamagedPartError(file, str(error)) from None
+    ids = table[ID].to_pylist() if ID in table.column_names else None
+    return as_rows(table), ids
+
+
+def as_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """What ``as_table`` was given; a key that a row lacked reads None."""
+    table = table.drop_columns([name for name in OURS if name in table.column_names])
     rows = table.to_pylist()
     for field in table.schema:
-        if field.metadata and b"json" in field.metadata:
+        if is_json(field):
             for row in rows:
                 row[field.name] = row[field.name] and json.loads(row[field.name])
     return rows
+
+
+def is_json(field: pa.Field) -> bool:
+    """Whether a column holds nested or mixed values, as JSON text."""
+    return bool(field.metadata and b"json" in field.metadata)
+
+
+def read_table(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a part, or some columns of them; those that the part lacks are left out."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            there = opened.schema_arrow.names
+            return opened.read(there if columns is None else [name for name in columns if name in there])
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedPartError(file, str(error)) from None
+
+
+def read_schema(file: Path) -> list[pa.Field]:
+    """The columns of a part, without ours."""
+    try:
+        return [field for field in pq.read_schema(file) if field.name not in OURS]
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedPartError(file, str(error)) from None
+
+
+def write_rows(file: Path, table: pa.Table, truncated: int, advice: str) -> None:
+    """Write the rows of a part, in groups small enough to show one row quickly."""
+    table = table.replace_schema_metadata({TRUNCATED: str(truncated)})
+    write_whole(file, lambda opened: pq.write_table(table, opened, row_group_size=_GROUP_ROWS), advice)
+
+
+def write_vectors(file: Path, vector_NM: np.ndarray, advice: str) -> None:
+    array = np.ascontiguousarray(vector_NM, np.float32)
+    write_whole(file, lambda opened: np.save(opened, array), advice)
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Making an index folder, part by part.
+"""Vectors of one source in its order, part by part: what `moembed embed` makes.
 
 The rows of a part are written first and its vectors last, each under a temporary name that is then replaced,
 so a part counts exactly when both files exist and are what was written. A killed writer goes on after the
@@ -15,24 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from moembed.files import locked, write_json, write_whole
+from moembed.files import locked, write_json
 from moembed.search.exact import unit_rows
 from moembed.search.index import Index
+from moembed.search.index_manifest import FORMAT, IN_ORDER, UPDATED, read_manifest
 from moembed.search.index_parts import (
-    FORMAT,
-    FORMAT_VERSION,
-    TRUNCATED,
     DamagedPartError,
-    Stamp,
     as_table,
     count_rows,
+    file_stamp,
     map_vectors,
     part_paths,
-    part_stamp,
-    read_manifest,
     require_same,
+    write_rows,
+    write_vectors,
 )
 from moembed.types import UserError
 
@@ -56,12 +53,16 @@ class IndexWriter:
         self.path = Path(path)
         self.complete = False
         self._counts: dict[int, tuple[int, int]] = {}  # part -> its rows, and how many of them were truncated
-        self._stamps: dict[int, Stamp] = {}
-        identity = {"format": FORMAT, "format_version": FORMAT_VERSION, "space_id": space_id, "dim": dim}
+        self._stamps: dict[int, tuple[str, str]] = {}
+        identity = {"format": FORMAT, "format_version": IN_ORDER, "space_id": space_id, "dim": dim}
         self._fields = {**identity, **fields}
         found = read_manifest(self.path)
         if found is None:
-            _require_free(self.path)
+            require_free_folder(self.path)
+        elif found["format_version"] == UPDATED:
+            raise UserError(
+                f"{self.path} holds an index that `moembed index` keeps up to date: choose another folder"
+            )
         else:
             self._go_on(found)
 
@@ -94,7 +95,7 @@ class IndexWriter:
         """Take a part over if it is what was written; else say what is wrong, if it once was whole."""
         known = found.get("stamps") or []
         stamp = tuple(known[part]) if part < len(known) and known[part] else None
-        files = part_paths(self.path, part)
+        files = part_paths(self.path, part)[:2]
         try:
             for file, expected in zip(files, stamp or (None, None), strict=True):
                 require_same(file, expected)
@@ -104,7 +105,7 @@ class IndexWriter:
             once_whole = part < len(found["parts"]) and found["parts"][part] is not None
             return error.what if once_whole else None
         self._counts[part] = rows, truncated
-        self._stamps[part] = (stamp[0], stamp[1]) if stamp else part_stamp(self.path, part)
+        self._stamps[part] = (stamp[0], stamp[1]) if stamp else _stamps(self.path, part)
         return None
 
     def has(self, part: int) -> bool:
@@ -137,7 +138,7 @@ class IndexWriter:
         """
         assert not self.complete, "a finished index cannot grow"
         part = next(number for number in count() if not self.has(number))
-        table = as_table(rows).replace_schema_metadata({TRUNCATED: str(truncated)})
+        table = as_table(rows)
         if not rows or table.num_rows != len(rows):
             raise UserError(f"part {part} of {self.path} needs rows with at least one column")
         wanted = (len(rows), self._fields["dim"])
@@ -146,12 +147,11 @@ class IndexWriter:
         unit_rows(vector_NM, "vector", self.rows)
         if not self._counts:
             self._write_manifest(complete=False)
-        rows_file, vectors_file = part_paths(self.path, part)
-        array = np.ascontiguousarray(vector_NM, np.float32)
-        write_whole(rows_file, lambda file: pq.write_table(table, file), _ADVICE)
-        write_whole(vectors_file, lambda file: np.save(file, array), _ADVICE)
+        rows_file, vectors_file, _ = part_paths(self.path, part)
+        write_rows(rows_file, table, truncated, _ADVICE)
+        write_vectors(vectors_file, vector_NM, _ADVICE)
         self._counts[part] = len(rows), truncated
-        self._stamps[part] = part_stamp(self.path, part)
+        self._stamps[part] = _stamps(self.path, part)
         self._write_manifest(complete=False)
 
     def start_anew(self) -> None:
@@ -207,7 +207,12 @@ def write_index(
     return Index.open(path)
 
 
-def _require_free(path: Path) -> None:
+def _stamps(path: Path, part: int) -> tuple[str, str]:
+    rows, vectors, _ = part_paths(path, part)
+    return file_stamp(rows), file_stamp(vectors)
+
+
+def require_free_folder(path: Path) -> None:
     """A killed first write may leave its temporary file behind; anything else is somebody's."""
     if path.is_dir():
         if any(entry.suffix != ".tmp" and entry.name != ".lock" for entry in path.iterdir()):

@@ -11,11 +11,12 @@ from moembed.compare.estimates import Estimate
 from moembed.compare.significance import Runs, interval, resample
 from moembed.compare.statistics import MEAN
 from moembed.evaluation.beir import RetrievalTask
-from moembed.evaluation.bm25 import tokenize
 from moembed.evaluation.systems import KeepsDocuments
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
+from moembed.search.terms import tokenize
 
 if TYPE_CHECKING:
+    from moembed.client.model import Client
     from moembed.embedder import Embedder
 
 DRAWS = 2000  # of the bootstrap
@@ -28,7 +29,7 @@ class Subject:
         advance: called with the number of texts finished since the last call.
     """
 
-    def __init__(self, name: str, model: Embedder | None) -> None:
+    def __init__(self, name: str, model: Embedder | Client | None) -> None:
         self.name, self.model = name, model
         self.advance: Callable[[int], object] = lambda count: None
         self._encoder = KeepsDocuments(model) if model else None
@@ -47,8 +48,7 @@ class Subject:
         """Of a document: its tokens, prompt and special ones included; for BM25 its words."""
         if self.model is None:
             return len(tokenize(text))
-        prefix = self.model.role_prefix("document")
-        return len(self.model.tokenizer.backend.encode(prefix + text).ids)
+        return self.model.num_tokens([text], role="document")[0]
 
     def score(self, task: RetrievalTask, metrics: Sequence[str]) -> dict[str, np.ndarray]:
         """``[metric] -> (Q,)``; documents equal to those of the last task are not embedded again."""

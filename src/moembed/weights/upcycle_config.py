@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from moembed.config import Strict
 from moembed.moe.router_config import RouterConfig
@@ -44,7 +44,10 @@ class UpcycleConfig(Strict):
         """A router by tags says how many experts there are."""
         if not isinstance(values, dict) or "num_experts" in values or "router" not in values:
             return values
-        router = RouterConfig.model_validate(values["router"])
+        try:
+            router = RouterConfig.model_validate(values["router"])
+        except ValidationError:  # told of the field itself, with its name
+            return values
         numbers = [expert for experts in router.tags.values() for expert in experts]
         return values | {"num_experts": max(numbers) + 1} if numbers else values
 

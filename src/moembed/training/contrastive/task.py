@@ -73,8 +73,7 @@ class ContrastiveTask:
         self.tags = [SourceTags.of(spec, *pair) for pair in zip(sources, options, strict=True)]
         self.names = [source.name for source in sources]
         self.sizes = [num_train_rows(source, config) for source in sources]
-        weights = mixture.weights or [1.0] * len(sources)
-        self.sampler = Sampler(self.sizes, weights, config.batch_size, config.seed, self.names)
+        self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
@@ -173,6 +172,14 @@ def embedding(
             return encoded
 
     return embed
+
+
+def sampler_of(config: ContrastiveConfig, mixture: Mixture) -> Sampler:
+    """What decides which pairs make up a step."""
+    sources = mixture.sources
+    sizes = [num_train_rows(source, config) for source in sources]
+    weights = mixture.weights or [1.0] * len(sources)
+    return Sampler(sizes, weights, config.batch_size, config.seed, [source.name for source in sources])
 
 
 def num_train_rows(source: Source, config: ContrastiveConfig) -> int:

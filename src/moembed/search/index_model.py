@@ -1,0 +1,56 @@
+"""The model that made an index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moembed.types import UserError
+
+if TYPE_CHECKING:
+    from moembed.client.model import Client
+    from moembed.embedder import Embedder
+    from moembed.inference.static import StaticEmbedder
+
+
+def model_name(path: Path, manifest: Mapping[str, Any]) -> str:
+    """Where the model that made the index at ``path`` lies.
+
+    Raises:
+        UserError: the index does not say it, or the model is not there any more.
+    """
+    made_by = manifest.get("model_path")
+    if made_by is None:
+        raise UserError(f"{path} does not say which model made it; name it with --model")
+    if (path / made_by).exists():  # a path of another place is seen from the index, or absolute
+        return str(path / made_by)
+    is_path = Path(made_by).is_absolute() or made_by.startswith(".")
+    if is_path and not Path(made_by).exists():
+        raise UserError(
+            f"the index {path} was made with the model {made_by}, which is not there any more: "
+            "name the model with --model"
+        )
+    return str(made_by)
+
+
+def load_model(path: Path, manifest: Mapping[str, Any]) -> Embedder | StaticEmbedder | Client:
+    """The model that made the index at ``path``, in float32, or as its server has it.
+
+    Raises:
+        UserError: as ``model_name``; the model cannot be read.
+    """
+    from moembed.client.connection import is_url
+    from moembed.client.model import Client
+    from moembed.embedder import Embedder
+    from moembed.folder.bases import locate_base
+    from moembed.folder.modules import is_static
+    from moembed.inference.static import StaticEmbedder
+
+    name = model_name(path, manifest)
+    if is_url(name):
+        return Client(name)
+    folder = locate_base(name)
+    if is_static(folder):
+        return StaticEmbedder.from_pretrained(name)
+    return Embedder.from_pretrained(folder, dtype="float32")

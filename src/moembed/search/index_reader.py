@@ -1,0 +1,174 @@
+"""Reading the parts of an index: rows of the index are rows of parts, and every file is checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from moembed.search.bm25 import Bm25, Postings
+from moembed.search.index_ids import made_keys
+from moembed.search.index_manifest import Part
+from moembed.search.index_parts import (
+    is_json,
+    map_vectors,
+    read_rows,
+    read_schema,
+    read_table,
+    require_same,
+    require_size,
+)
+from moembed.search.where_mask import column_kinds
+from moembed.types import UserError
+
+# the columns of a part by name, and its rows -> which of them are meant
+Meets = Callable[[Callable[[str], "pa.Array | None"], int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class PartReader:
+    """The rows of some parts that are not deleted, numbered through; a file is read when it is needed.
+
+    Attributes:
+        column: the column of the texts, if it is known.
+    """
+
+    path: Path
+    parts: tuple[Part, ...]
+    dim: int
+    column: str | None
+    _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
+    _columns: dict[tuple[int, str], pa.Array | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def require_sizes(self) -> None:
+        """
+        Raises:
+            DamagedPartError: a file is missing, or of another size than was written.
+        """
+        for part in self.parts:
+            for file, stamp in part.files(self.path):
+                require_size(file, stamp)
+
+    def files(self) -> list[Path]:
+        return [file for part in self.parts for file, _ in part.files(self.path)]
+
+    @cached_property
+    def live(self) -> list[np.ndarray]:
+        """Numbers in each part of its rows that are not deleted."""
+        return [part.live_rows() for part in self.parts]
+
+    @cached_property
+    def _end_P(self) -> np.ndarray:
+        return np.cumsum([part.live for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._end_P[-1]) if self.parts else 0
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """The columns, and what they hold: see ``where_mask``."""
+        return column_kinds(read_schema(self._checked(part, 0)) for part in self.parts)
+
+    def rows(self, indices: Iterable[int], with_ids: bool) -> list[tuple[str, dict[str, Any]]]:
+        """Ids, if they are asked for, and rows, in the order of ``indices``.
+
+        Raises:
+            IndexError: a number that is not a row.
+            DamagedPartError: a file is damaged.
+        """
+        index_K = np.fromiter(indices, dtype=np.int64)
+        found: dict[int, tuple[str, dict[str, Any]]] = {}
+        for part, where_K, row_K in self._places(index_K):
+            rows, ids = read_rows(self._checked(self.parts[part], 0), row_K)
+            if ids is None:
+                ids = [self._made_ids[part][row] if with_ids else "" for row in row_K.tolist()]
+            found.update(zip(index_K[where_K].tolist(), zip(ids, rows, strict=True), strict=True))
+        return [found[row] for row in index_K.tolist()]
+
+    def vectors_at(self, index_K: np.ndarray) -> np.ndarray:
+        """Vectors of these rows, ``(K, dim)``."""
+        vector_KM = np.empty((len(index_K), self.dim), np.float32)
+        for part, where_K, row_K in self._places(index_K):
+            vector_KM[where_K] = self._mapped(self.parts[part])[row_K]
+        return vector_KM
+
+    def vectors(self, chosen: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """The vectors of chosen rows of each part in turn; those of a whole part are mapped, not copied."""
+        for part, row_K in zip(self.parts, chosen, strict=True):
+            if len(row_K):
+                vector_NM = self._mapped(part)
+                yield vector_NM if len(row_K) == part.rows else vector_NM[row_K]
+
+    def choose(self, meets: Meets) -> list[np.ndarray]:
+        """The live rows of each part for which ``meets``, given its columns and rows, is true."""
+        chosen = []
+        for part, live_K in zip(self.parts, self.live, strict=True):
+            meets_N = meets(lambda name, part=part: self._column(part, name), part.rows)  # type: ignore[misc]
+            chosen.append(live_K[meets_N[live_K]])
+        return chosen
+
+    def numbers(self, chosen: Sequence[np.ndarray]) -> np.ndarray:
+        """The numbers of chosen rows among all live rows."""
+        numbers = [np.zeros(0, np.int64)]
+        for part, live_K, row_K, end in zip(self.parts, self.live, chosen, self._end_P, strict=True):
+            numbers.append(np.searchsorted(live_K, row_K) + end - part.live)
+        return np.concatenate(numbers)
+
+    @cached_property
+    def bm25(self) -> Bm25:
+        return Bm25([self._postings(part) for part in self.parts], self.live)
+
+    def _places(self, index_K: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For each part that is needed: its place, which of ``index_K`` it holds, and their rows there."""
+        if index_K.size and not (index_K.min() >= 0 and index_K.max() < len(self)):
+            raise IndexError(f"row numbers must lie in 0..{len(self) - 1}")
+        part_K = np.searchsorted(self._end_P, index_K, side="right")
+        for part in np.unique(part_K).tolist():
+            where_K = np.flatnonzero(part_K == part)
+            start = self._end_P[part] - self.parts[part].live
+            yield part, where_K, self.live[part][index_K[where_K] - start]
+
+    def _mapped(self, part: Part) -> np.ndarray:
+        vector_NM = map_vectors(part.files(self.path)[1][0], part.rows, self.dim)
+        self._checked(part, 1)
+        return vector_NM
+
+    def _column(self, part: Part, name: str) -> pa.Array | None:
+        """The values of a column of a part, kept in memory once they were read; None: there is none."""
+        key = part.number, name
+        if key not in self._columns:
+            table = read_table(self._checked(part, 0), [name])
+            there = name in table.column_names and not is_json(table.schema.field(name))
+            self._columns[key] = table[name].combine_chunks() if there else None
+        return self._columns[key]
+
+    def _postings(self, part: Part) -> Postings:
+        """The terms of a part; of one that was written without, they are made now."""
+        if len(part.stamps) > 2:
+            return Postings.load(self._checked(part, 2))
+        found = None if self.column is None else self._column(part, self.column)
+        if found is None:
+            raise UserError(
+                f"hybrid search needs the text of the rows, and {self.path} does not say its column"
+            )
+        return Postings.of([text or "" for text in found.to_pylist()])
+
+    @cached_property
+    def _made_ids(self) -> list[list[str]]:
+        """Ids of the rows of a folder that was written without."""
+        for part in self.parts:
+            self._checked(part, 0)
+        return [keys.ids for keys in made_keys(self.path, self.parts, self.column)[1]]
+
+    def _checked(self, part: Part, which: int) -> Path:
+        """A file of a part, compared with its checksum when it is asked for the first time."""
+        file, stamp = part.files(self.path)[which]
+        if file not in self._sound:
+            require_same(file, stamp)
+            self._sound.add(file)
+        return file

@@ -1,0 +1,72 @@
+"""Making damaged files of an index again before it is updated."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from moembed.encoding import Vectors
+from moembed.search.index_ids import made_keys
+from moembed.search.index_manifest import Part
+from moembed.search.index_parts import DamagedPartError
+from moembed.search.part_writer import PartWriter
+from moembed.types import UserError
+
+Embed = Callable[[list[str]], Vectors]
+
+
+def repaired(writer: PartWriter, parts: Sequence[Part], source: str | None, embed: Embed) -> list[Part]:
+    """The parts, with damaged vectors embedded again, damaged terms counted again, and damaged rows left out.
+
+    Args:
+        source: whose rows are about to be embedded: rows of this file may be left out, they come back.
+
+    Raises:
+        UserError: damaged rows that came from another file.
+    """
+    found = []
+    for part in parts:
+        which, error = damage(writer, part)
+        if error is None:
+            found.append(part)
+        elif which == 0:
+            _require_source(part, error, source)
+        else:
+            found.append(_written_again(writer, part, which, error, embed))
+    return found
+
+
+def damage(writer: PartWriter, part: Part) -> tuple[int, DamagedPartError | None]:
+    """The first file of a part that is not what was written: 0 the rows, 1 the vectors, 2 the terms."""
+    for which, check in enumerate((writer.rows, writer.vectors, writer.terms)[: len(part.stamps)]):
+        try:
+            check(part)
+        except DamagedPartError as error:
+            return which, error
+    return 0, None
+
+
+def _require_source(part: Part, error: DamagedPartError, source: str | None) -> None:
+    if part.source not in (None, source):
+        raise UserError(
+            f"{error.what}: it holds rows of {part.source}: run `moembed index` on that file first"
+        )
+    where = "several files: run `moembed index` on each of them" if part.source is None else part.source
+    warnings.warn(
+        f"{error.what}: its {part.live} rows are embedded again as far as they are in {where}", stacklevel=5
+    )
+
+
+def _written_again(writer: PartWriter, part: Part, which: int, error: DamagedPartError, embed: Embed) -> Part:
+    rows, keys = writer.rows(part)
+    if which == 1:
+        warnings.warn(f"{error.what}: its texts are embedded again", stacklevel=5)
+        column = writer.column or ""
+        vectors = embed([str(row.get(column)) for row in rows])
+        array, truncated = vectors.array, vectors.truncated
+    else:
+        warnings.warn(f"{error.what}: its terms are counted again", stacklevel=5)
+        array, truncated = writer.vectors(part), part.truncated
+    keys = keys or made_keys(writer.path, [part], writer.column)[1][0]
+    return replace(writer.write(rows, keys, array, truncated, part.source), deleted_N=part.deleted_N)

@@ -1,0 +1,1 @@
+"""An index in a vector database: its rows written there, and asked for again."""

@@ -1,0 +1,105 @@
+"""From the fields of a request to vectors: role, prompt, truncation and size, each checked, none guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+
+from moembed.encoding import FULL, View
+from moembed.serve.bodies import INPUT_TYPES, Inputs, InputType
+from moembed.serve.errors import RequestError
+from moembed.serve.records import record_of
+from moembed.serve.state import EmbeddedTexts, State, Truncate, state_of
+from moembed.types import UserError
+
+
+async def embed(
+    request: Request,
+    inputs: Inputs,
+    *,
+    param: str,
+    input_type: InputType | None = None,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    truncate: Truncate | None = None,
+    dimensions: int | None = None,
+) -> EmbeddedTexts:
+    """The vectors of texts or token ids.
+
+    Args:
+        param: what the route calls its inputs, for errors.
+        input_type: what the texts are embedded for; the model's prompt for it goes in front.
+        truncate: None: what the server was started with.
+
+    Raises:
+        RequestError: more texts than one request may have; what the model lacks.
+    """
+    state = state_of(request)
+    require_few(state, inputs, param)
+    role, prompt = chosen_prompt(state, input_type, prompt_name, prompt)
+    if not isinstance(inputs[0], str) and (role, prompt) != (None, None):
+        raise RequestError(
+            400,
+            "token ids are read as they are: put the prompt in front as tokens, or send texts",
+            param=param,
+        )
+    record = record_of(request.scope)
+    record.texts = len(inputs)
+    found = await state.model.embed(
+        inputs,
+        role=role,
+        prompt=prompt,
+        truncate=truncate or state.settings.truncate,
+        view=chosen_view(state, dimensions),
+        client=record.client,
+    )
+    record.tokens, record.truncated_tokens = found.tokens, sum(found.truncated)
+    return found
+
+
+def require_few(state: State, inputs: Sequence[object], param: str) -> None:
+    """Raise RequestError where a request has more texts than it may."""
+    most = state.settings.max_texts
+    if len(inputs) > most:
+        raise RequestError(
+            413, f"{param} has {len(inputs)} entries; send at most {most} in a request", param=param
+        )
+
+
+def chosen_prompt(
+    state: State, input_type: InputType | None, prompt_name: str | None, prompt: str | None = None
+) -> tuple[str | None, str | None]:
+    """The role or the prompt that a request asks for; None and None: nothing goes in front."""
+    if sum(given is not None for given in (input_type, prompt_name, prompt)) > 1:
+        raise RequestError(400, "send one of input_type, prompt_name and prompt", param="prompt_name")
+    if prompt_name is None:
+        return (None if input_type is None else INPUT_TYPES[input_type]), prompt
+    try:
+        return None, state.model.embedder.tokenizer.prompt(prompt_name)
+    except UserError as error:
+        raise RequestError(400, str(error), param="prompt_name", code="unknown_prompt") from None
+
+
+def chosen_view(state: State, dimensions: int | None) -> View:
+    """The part of the vectors that a request asks for.
+
+    Raises:
+        RequestError: the model was not trained for this size, and the server was not told to give any.
+    """
+    model = state.model
+    if dimensions is None or dimensions == model.dim:
+        return FULL
+    if dimensions > model.dim:
+        raise RequestError(
+            400, f"dimensions {dimensions} is more than the {model.dim} of this model", param="dimensions"
+        )
+    if dimensions not in model.dims and not state.settings.allow_any_dim:
+        sizes = ", ".join(map(str, model.dims))
+        raise RequestError(
+            400,
+            f"dimensions {dimensions} is not a size this model was trained for: choose of {sizes} (a server "
+            "started with --allow-any-dim gives others too)",
+            param="dimensions",
+        )
+    return View(dim=dimensions)

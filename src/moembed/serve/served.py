@@ -1,0 +1,328 @@
+"""One model behind a batcher, for the event loop of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from moembed.embedder import Embedder
+from moembed.encoding import FULL, View
+from moembed.encoding import truncate as shortened
+from moembed.inference.layers import PackedMoE
+from moembed.inference.member import check_view
+from moembed.serve import tracing
+from moembed.serve.batching.batcher import Batcher, NotFiniteError, Request, shutting_down
+from moembed.serve.batching.limits import SILENT, BatchLimits, BatchObserver
+from moembed.serve.errors import RequestError
+from moembed.serve.tokenizing import Fitted, TokenizerThreads, Truncate, fit, given_rows, mean_of_pieces
+from moembed.types import UserError
+
+Inputs = Sequence[str] | Sequence[Sequence[int]]
+
+_PER_TOKEN = 4  # characters, in a guess that only the bound of the queue hangs on
+_WARM = (8, 24, 64, 160)  # tokens of the texts that the first batches are made of
+_PROMPTS = 64  # prompts that are kept as tokens, and in the names of spaces
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of the texts of one request.
+
+    Attributes:
+        array: float32 ``(N, M)``, unit rows in the order of the texts.
+        tokens: that were read, prompts and special ones included.
+        truncated: of each text, the tokens that were cut off.
+        space: the name of the space the vectors live in.
+    """
+
+    array: np.ndarray
+    tokens: int
+    truncated: tuple[int, ...]
+    space: str
+
+
+class ServedModel:
+    """Texts of many clients to the vectors that ``embedder.vectors`` gives each alone.
+
+    It may be made before a process is forked, and is started in the child. Its coroutines belong to one event
+    loop; nothing of a model is computed in the loop's thread.
+
+    Args:
+        name: by which clients ask for it.
+        limits: see there; what is None hangs on the embedder's device, and is filled in by ``start``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        embedder: Embedder,
+        limits: BatchLimits | None = None,
+        observer: BatchObserver = SILENT,
+    ) -> None:
+        self.name, self.embedder, self.observer = name, embedder, observer
+        self.dim, self.max_length = embedder.dim, embedder.max_length
+        self.dims = tuple(sorted({dim for dim in embedder.dims if dim < self.dim} | {self.dim}))
+        self.limits = limits or BatchLimits()
+        self._batcher: Batcher | None = None
+        self._tokenizing = TokenizerThreads(embedder.tokenizer)
+        self._seen = threading.local()  # of each lane: how many tokens its batch gave to which expert
+        self._spaces: dict[tuple[str, View], str] = {}
+        self._prompt_tokens: dict[str, int] = {}
+        self._ahead = self._active = 0  # tokens on their way into the queue; requests that are not answered
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._started = self._draining = False
+        with ThreadPoolExecutor(1) as thread:  # hashes the weights once; see `Embedder.from_pretrained`
+            self._spaces["", FULL] = thread.submit(embedder.space).result()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered: after the warm-up, until ``drain`` or ``close``."""
+        alive = self._batcher is not None and self._batcher.alive
+        return self._started and alive and not self._draining
+
+    # ---- life --------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the threads, and compute a few batches that nobody asked for: the first ones are slower."""
+        threads = torch.get_num_threads()
+        limits = self.limits.on(self.embedder.device, threads)
+        share = max(1, threads // (limits.lanes or 1))
+        self._count_experts()
+        batcher = Batcher(self._compute, limits, self.observer, lambda: self._warm_up(share))
+        self.limits, self._batcher = limits, batcher
+        await asyncio.to_thread(batcher.start)
+        await asyncio.wrap_future(batcher.submit(Request("", self._some_rows(), self._known(0))))
+        self._started = True
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests, and wait until those at hand are answered, at most ``seconds``."""
+        self._draining = True
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+
+    async def close(self) -> None:
+        """End the threads; whoever still waits is refused with 503."""
+        self._draining = True
+        if self._batcher is not None:
+            await asyncio.to_thread(self._batcher.close)
+        self._tokenizing.close()
+
+    # ---- requests ----------------------------------------------------------------------------------------
+
+    async def embed(
+        self,
+        inputs: Inputs,
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        truncate: Truncate = "error",
+        view: View = FULL,
+        client: str = "",
+    ) -> Embedded:
+        """Embed the texts, or the rows of token ids, of one request.
+
+        Token ids are the model's own; special tokens are added where there are none.
+
+        Args:
+            role, prompt, view: as of `moembed.encoding.TextEncoder.vectors`.
+            truncate: what is done with a text longer than the model reads: refuse the request, cut the text
+                as ``Embedder.vectors`` does, or give the mean of its pieces, weighted by their tokens.
+            client: those with other names are treated fairly among each other.
+
+        Raises:
+            RequestError: 400, what the model cannot do; 413, more tokens than a request may have; 429, too
+                much waits; 500, the model failed; 503, the server is shutting down.
+        """
+        self._running().admit(client, self._ahead)
+        with self._answering():
+            prefix = self._prefix(role, prompt)
+            with _refused("dimensions"):
+                check_view(self.embedder.encoder.spec, view, self.dim)
+            space = await self._space(prefix, view)
+            if not inputs:
+                return Embedded(np.zeros((0, view.dim or self.dim), dtype=np.float32), 0, (), space)
+            with tracing.span("tokenise"):
+                fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
+            _require_few(sum(map(len, fitted.rows)), self.limits.request_tokens)
+            known, recorder = self._known(prompt_tokens), tracing.batch_recorder()
+            request = Request(client, fitted.rows, known, view.layers, on_batch=recorder)
+            array_RM = await self._computed(request, fitted)
+            if view.dim is not None and view.dim < self.dim:
+                array_RM = shortened(array_RM, view.dim)
+            if lost := sum(fitted.truncated):
+                self.observer.truncated(sum(map(bool, fitted.truncated)), lost)
+            array_NM = mean_of_pieces(array_RM, fitted)
+            return Embedded(array_NM, sum(map(len, fitted.rows)), fitted.truncated, space)
+
+    async def tokenize(
+        self, texts: Sequence[str], *, role: str | None = None, prompt: str | None = None
+    ) -> list[list[int]]:
+        """Token ids of every text, prompt and special ones included, none cut.
+
+        Raises:
+            RequestError: 400, a text or a prompt that is no valid Unicode.
+        """
+        with _refused("input"):
+            return await self._tokenizing.rows(texts, self._prefix(role, prompt))
+
+    def _running(self) -> Batcher:
+        if self._draining:
+            raise shutting_down()
+        if self._batcher is None or not self._started:
+            raise RequestError(503, "the model is being loaded", code="loading", retry_after=1.0)
+        return self._batcher
+
+    # ---- steps of a request ------------------------------------------------------------------------------
+
+    def _prefix(self, role: str | None, prompt: str | None) -> str:
+        with _refused("prompt"):
+            return self.embedder.prefix(role, prompt)
+
+    def _known(self, prompt_tokens: int) -> int | None:
+        """What ``Embedder.embed`` must know of rows that begin with a prompt of so many tokens."""
+        return None if self.embedder.pooling.config.include_prompt else prompt_tokens
+
+    async def _space(self, prompt: str, view: View) -> str:
+        """The name of a space: megabytes of tokenizer are hashed for it, so it is kept."""
+        key = prompt, view
+        if key not in self._spaces:
+            _make_room(self._spaces)
+            name = partial(self.embedder.space, prompt=prompt, view=view)
+            self._spaces[key] = await self._tokenizing.run(name)
+        return self._spaces[key]
+
+    async def _fitted(self, inputs: Inputs, prefix: str, truncate: Truncate) -> tuple[Fitted, int]:
+        """The rows of a request, and how many tokens at their starts are those of the prompt."""
+        tokenizer, run = self.embedder.tokenizer, self._tokenizing.run
+        texts = [one for one in inputs if isinstance(one, str)]
+        ids = [one for one in inputs if not isinstance(one, str)]
+        guess = sum(map(len, texts)) // _PER_TOKEN + sum(map(len, ids))
+        self._ahead += guess
+        try:
+            with _refused("input"):
+                if ids:
+                    if texts or prefix:
+                        what = "texts" if texts else f"the prompt {prefix!r}"
+                        raise UserError(
+                            f"{what} and token ids cannot be mixed: send text, or token ids alone"
+                        )
+                    rows = await run(given_rows, ids, tokenizer, self.embedder.encoder.spec.vocab_size)
+                    return await run(fit, rows, tokenizer, truncate, 0), 0
+                if prefix not in self._prompt_tokens:
+                    _make_room(self._prompt_tokens)
+                    self._prompt_tokens[prefix] = await run(tokenizer.prompt_tokens, prefix)
+                count = self._prompt_tokens[prefix]
+                rows = await self._tokenizing.rows(texts, prefix)
+            return await run(fit, rows, tokenizer, truncate, count), count
+        finally:
+            self._ahead -= guess
+
+    async def _computed(self, request: Request, fitted: Fitted) -> np.ndarray:
+        assert self._batcher is not None
+        try:
+            return await asyncio.wrap_future(self._batcher.submit(request))
+        except asyncio.CancelledError:
+            self._batcher.cancel(request)
+            raise
+        except RequestError:
+            raise
+        except NotFiniteError as error:
+            place = error.place if fitted.text_R is None else int(fitted.text_R[error.place])
+            message = f"the model gave text {place} a vector that is not finite, so nothing is returned"
+            _logger.error("%s", message)
+            raise RequestError(500, message, code="not_finite", param="input") from error
+        except UserError as error:
+            raise RequestError(400, str(error), param="input") from error
+        except Exception as error:
+            _logger.error("a request could not be embedded", exc_info=error)
+            raise RequestError(500, "the model could not embed this request", code="failed") from error
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+
+    # ---- in the batcher's threads ------------------------------------------------------------------------
+
+    def _compute(
+        self, rows: Sequence[Sequence[int]], prompts: Sequence[int | None], layers: Hashable
+    ) -> np.ndarray:
+        """Vectors of rows that share a batch, in all coordinates."""
+        assert layers is None or isinstance(layers, int)
+        known = [count for count in prompts if count is not None]
+        counts: dict[int, Sequence[int]] = {}
+        self._seen.counts = counts
+        vector_NM = self.embedder.embed(
+            rows,
+            View(layers=layers),
+            batch_tokens=max(1, sum(map(len, rows))),
+            prompt_tokens=known if len(known) == len(rows) else None,
+        )
+        del self._seen.counts
+        if counts:
+            self.observer.expert_load(counts)
+        return vector_NM
+
+    def _warm_up(self, threads: int) -> None:
+        """What a lane does first. A model of one size is computed by kernels that are built once."""
+        if self.embedder.device == "cpu":
+            torch.set_num_threads(threads)
+        for rows in ([self._some_rows()[0]], self._some_rows()):
+            self.embedder.embed(rows, prompt_tokens=self._known(0))
+
+    def _some_rows(self) -> list[list[int]]:
+        """Token ids of texts that nobody has written."""
+        generator = np.random.default_rng(0)
+        vocab, longest = self.embedder.encoder.spec.vocab_size, self.max_length
+        return [generator.integers(vocab, size=min(length, longest)).tolist() for length in _WARM]
+
+    def _count_experts(self) -> None:
+        """Let the layers with experts say whom they gave how many tokens; only those of packed models do."""
+        for module in self.embedder.engine.encoder(self.embedder.encoder).modules():
+            if isinstance(module, PackedMoE):
+                module.on_counts = self._counted
+
+    def _counted(self, layer: int, counts: list[int]) -> None:
+        if hasattr(self._seen, "counts"):  # a batch of ours, and nobody else's use of the model
+            self._seen.counts[layer] = counts
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    """Clients may send any prompt: so many are kept, and then none."""
+    if len(kept) >= _PROMPTS:
+        kept.clear()
+
+
+@contextmanager
+def _refused(param: str) -> Iterator[None]:
+    """A mistake of the client, in the words that the library has for it."""
+    try:
+        yield
+    except UserError as error:
+        raise RequestError(400, str(error), param=param) from error
+
+
+def _require_few(tokens: int, most: int | None) -> None:
+    if most is not None and tokens > most:
+        raise RequestError(
+            413, f"the request has {tokens} tokens; send at most {most} in a request", param="input"
+        )

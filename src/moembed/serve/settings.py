@@ -1,0 +1,164 @@
+"""The settings of a server, and where each came from: a flag, the environment, a file, or the default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
+
+from moembed.files import reason
+from moembed.types import UserError
+from moembed.validation import sentences
+
+PREFIX = "MOEMBED_SERVE_"
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"  # where several processes count together, see `serve.metrics`
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+
+def _split(value: Any) -> Any:
+    """``a,b`` of the environment as a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+
+
+class ServeSettings(BaseSettings):
+    """What a server is started with. In the environment: ``MOEMBED_SERVE_PORT`` for ``port``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    model: str = Field(description="A folder, a run folder, a hub id, or minilm.")
+    name: str = Field("", description="What clients call the model; default: the last part of its path.")
+    index: Path | None = Field(None, description="An index folder, or a run that holds one, for /search.")
+    reranker: str | None = Field(None, description="A cross-encoder for /rerank and /search with rerank.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0: every one of the machine.")
+    port: int = Field(8000, ge=0, le=65535, description="0: any free one.")
+    workers: int = Field(1, ge=1, le=256, description="Processes that share the port and the model's memory.")
+    dtype: Dtype = Field("auto", description="auto: bfloat16 where the hardware has it, else float32.")
+    allow_pickle: bool = Field(False, description="Read pytorch_model.bin where there is no safetensors.")
+    truncate: Literal["error", "truncate", "chunk"] = Field(
+        "error", description="What becomes of a text that is too long, where the request does not say."
+    )
+    allow_any_dim: bool = Field(False, description="Dimensions that the model was not trained for, too.")
+
+    api_keys: Secrets = Field((), description="Bearer keys, one of which every request must bring.")
+    api_key_file: Path | None = Field(None, description="A file of such keys, one a line.")
+    open_metrics: bool = Field(False, description="/metrics without a key.")
+    cors_origins: Words = Field((), description="Origins of other pages that may call; default: none.")
+    root_path: str = Field("", description="The path under which a proxy shows this server.")
+
+    max_body_bytes: int = Field(8 << 20, ge=1024, description="Bytes of a request's body.")
+    max_texts: int = Field(2048, ge=1, description="Texts of a request.")
+    request_tokens: int = Field(524_288, ge=1, description="Tokens of a request.")
+    batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at a time; default: by device.")
+    queue_tokens: int | None = Field(
+        None, ge=1, description="Tokens that may wait, then 429; default: by device."
+    )
+    batch_seconds: float = Field(0.05, gt=0, le=60, description="About how long a batch is computed.")
+    lanes: int | None = Field(None, ge=1, description="Batches computed at a time; default: by threads.")
+    max_age: float = Field(0.1, ge=0, le=60, description="Seconds until a waiting text is due, see the docs.")
+    header_seconds: float = Field(10, gt=0, le=3600, description="For the head of a request to arrive.")
+    body_seconds: float = Field(20, gt=0, le=3600, description="For its body to arrive.")
+    rerank_requests: int = Field(16, ge=1, description="Requests that may wait for the reranker; then 429.")
+    request_seconds: float = Field(120, gt=0, le=86400, description="For its answer.")
+    keep_alive_seconds: int = Field(30, ge=1, le=3600, description="For an idle connection.")
+    drain_seconds: float = Field(30, ge=0, le=3600, description="On SIGTERM, for requests at work.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="JSON on stderr.")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _no_empty_key(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(not key.get_secret_value().strip() for key in keys):
+            raise ValueError("a key must not be empty")
+        return keys
+
+    @property
+    def served_name(self) -> str:
+        """The name that /v1/models lists: ``demo`` for ``runs/demo``."""
+        return self.name or self.model.rstrip("/").rpartition("/")[2] or self.model
+
+    def keys(self) -> list[str]:
+        """Those of ``api_keys`` and those of the file, lines that are empty or begin with ``#`` left out.
+
+        Raises:
+            UserError: the file is not there, cannot be read, or holds no key.
+        """
+        found = [key.get_secret_value().strip() for key in self.api_keys]
+        if self.api_key_file is None:
+            return found
+        try:
+            lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the keys in {self.api_key_file}: {reason(error)}") from None
+        listed = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not listed:
+            raise UserError(f"{self.api_key_file} holds no key: write one a line, or leave the setting out")
+        return found + listed
+
+
+def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> tuple[ServeSettings, dict[str, str]]:
+    """The settings, and by name where each came from: ``flag``, ``environment``, ``file`` or ``default``.
+
+    A flag wins over the environment, that over the file, and that over the default. The file is YAML, or of
+    ``NAME=value`` lines if its name ends in ``.env``.
+
+    Raises:
+        UserError: a setting that does not exist, or cannot have this value; the file cannot be read.
+    """
+    known = ServeSettings.model_fields
+    layers: dict[str, dict[str, Any]] = {
+        "file": _from_file(file) if file else {},
+        "environment": EnvSettingsSource(ServeSettings)(),
+        "flag": {name: value for name, value in flags.items() if value is not None},
+    }
+    for name in unknown_variables():
+        raise UserError(
+            f"the environment sets {name}, which is no setting; `moembed serve --help` names them"
+        )
+    merged: dict[str, Any] = {}
+    origin = dict.fromkeys(known, "default")
+    for source, values in layers.items():
+        merged |= values
+        origin |= dict.fromkeys(values, source)
+    if "model" not in merged:
+        raise UserError("name the model to serve: moembed serve MODEL")
+    try:
+        settings = ServeSettings(**merged)
+    except ValidationError as error:
+        wrong = "; ".join(sentences(ServeSettings, merged, error))
+        raise UserError(f"the settings of the server are wrong: {wrong}") from None
+    return settings, origin
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that look like a setting and are none."""
+    known = {PREFIX + name.upper() for name in ServeSettings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name.upper() not in known)
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"there is no file {file} to read settings from")
+    if file.suffix == ".env" or file.name == ".env":
+        return dict(DotEnvSettingsSource(ServeSettings, env_file=file)())
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the settings in {file}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold keys with values, such as port: 8000")
+    return values
