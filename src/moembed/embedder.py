@@ -251,6 +251,7 @@ class Embedder(TaggedSentences, nn.Module):
         """
         check_limits(batch_tokens, batch_size)
         check_view(self.encoder.spec, view, self.dim)
+        tags = self.fixed_tags(len(rows)) if tags is None else tags
         encoder, device = self.engine.encoder(self.encoder), self.device
         depths = [view.layers or self.encoder.spec.num_layers]
         dim = view.dim or self.dim

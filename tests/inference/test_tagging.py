@@ -136,6 +136,10 @@ def test_a_function_finds_the_tags(made: MakeTagged, texts: list[str]) -> None:
         model.encode(texts)
     model.tag = "de"
     assert close(model.encode(texts), twins["de"].encode(texts))
+    assert close(model.embed(model.rows(texts)[0]), twins["de"].encode(texts))
+    model.tag = "fr"
+    with pytest.raises(UserError, match="no experts for the tag 'fr'"):
+        model.embed(model.rows(texts)[0])
 
 
 def test_the_tag_is_part_of_the_space(made: MakeTagged) -> None:

@@ -77,6 +77,15 @@ def test_noise_moves_the_choice_in_training_alone_and_everything_learns() -> Non
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
 
 
+def test_it_computes_in_fp32_whatever_the_precision_of_training() -> None:
+    head = head_of().eval()
+    input_BM = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(input_BM), head_of().eval()(input_BM))
+        found = head(input_BM)
+    assert torch.equal(found, head(input_BM))
+
+
 def test_counts_and_widths() -> None:
     config = HeadConfig((STEP, Dense(4, 2), Normalize()))
     assert config.dim(4) == 2

@@ -70,6 +70,12 @@ class TaggedSentences(Sentences):
             )
         return numbers
 
+    def fixed_tags(self, texts: int) -> list[int] | None:
+        """The tags of texts of which only token rows are known: what ``tag`` says of any; else None."""
+        if (tags := self.tags) is None or not isinstance(self.tag, str):
+            return None
+        return tags.numbers([self.tag] * texts, missing_in(self.spec))
+
     def tag_facts(
         self, role: str | None = None, prompt: str | None = None, tag: Tag | None = None
     ) -> list[str]:

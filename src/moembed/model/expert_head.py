@@ -61,7 +61,11 @@ class ExpertHead:
         return routed * (self.num_experts - 1) // self.num_experts
 
     def forward(self, tensor: Callable[[str], Tensor], vector_BM: Tensor, noisy: bool) -> Tensor:
-        """The block on pooled vectors, in fp32; ``tensor`` gives its tensors by name."""
+        """The block on pooled vectors, in fp32 under autocast too; ``tensor`` gives its tensors by name."""
+        with torch.autocast(vector_BM.device.type, enabled=False):
+            return self._forward(tensor, vector_BM.float(), noisy)
+
+    def _forward(self, tensor: Callable[[str], Tensor], vector_BM: Tensor, noisy: bool) -> Tensor:
         expert_B, weight_B = self.route(tensor, vector_BM, noisy)
         output_BM = vector_BM
         for expert in range(self.num_experts):
