@@ -26,6 +26,7 @@ import numpy as np
 from moembed.runs.bench import AloneError
 
 PATH = "/v1/embeddings"
+NAME = "model"  # what every request asks for; ours refuses others than it serves
 NEVER = float("inf")
 LIMIT = 10.0  # seconds; what has no answer by then has none
 MOEMBED = "import sys; from moembed.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -74,7 +75,7 @@ def server(command: Sequence[str], threads: int | None = None, timeout: float = 
 
 
 def moembed_server(folder: Path, *options: str) -> list[str]:
-    return [sys.executable, "-c", MOEMBED, "serve", str(folder), *options, "--port", "{port}"]
+    return [sys.executable, "-c", MOEMBED, "serve", str(folder), "--name", NAME, *options, "--port", "{port}"]
 
 
 def free_port() -> int:
@@ -152,7 +153,7 @@ class Clients:
 
 def request(text: str) -> bytes:
     """The bytes of a request, the same for every server."""
-    body = json.dumps({"model": "model", "input": text, "encoding_format": "float"}).encode()
+    body = json.dumps({"model": NAME, "input": text, "encoding_format": "float"}).encode()
     head = f"POST {PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     return head.encode() + b"\r\n\r\n" + body
 
