@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from moembed.types import UserError
 
 if TYPE_CHECKING:
     from moembed.reranker import Reranker
+    from moembed.search.index import Hit
 
 RERANKER = "A cross-encoder: a folder, a run folder, or a hub id (owner/name or owner/name@revision)."
 _BLOCK = 4096  # rows that are read at a time
@@ -54,6 +56,22 @@ def rerank(
         print(f"{score:8.4f}  {rest}".rstrip())
         lines = [line for line in str(row[column]).splitlines() if line.strip()][:3]
         print("".join(f"          {line[:100]}\n" for line in lines), end="")
+
+
+def rerank_hits(
+    name: str, query: str, hits: Sequence[Hit], column: str | None, allow_pickle: bool = False
+) -> list[Hit]:
+    """Hits of a search in the order, and with the scores, of a reranker.
+
+    Raises:
+        UserError: the index does not say which column holds the text, or a row lacks it.
+    """
+    if column is None or any(not isinstance(hit.row.get(column), str) for hit in hits):
+        raise UserError("the index does not hold the texts it was made of, so there is nothing to rerank")
+    model = load_reranker(name, "float32", allow_pickle)
+    texts = [str(hit.row[column]) for hit in hits]
+    order = rank_rows(model, query, [{"place": place} for place in range(len(hits))], texts)
+    return [replace(hits[row["place"]], score=score) for score, row in order]
 
 
 def load_reranker(name: str, dtype: str, allow_pickle: bool = False) -> Reranker:

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from moembed.data.text_key import text_number
 from moembed.embedder import Embedder
+from moembed.losses.guided import Guided
 from moembed.losses.negatives import Duplicates
 from moembed.packing import even_budget, pack
 from moembed.tokenizer import Tokenizer
 from moembed.training.contrastive.gradcache import Chunks
+from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
 from moembed.training.monitors.routing import Group
 from moembed.training.parallel import ALONE, World
@@ -54,11 +56,12 @@ class PairBatch:
     source: int
     loss: str
     chunks: Chunks
-    known: Duplicates
+    known: Duplicates | Guided
     weight_Q: Tensor | None  # 1 for the queries whose loss this process computes; None: all of them
     tokens: int
     truncated: int
     same: int  # hard negatives that are their own positive
+    guided: float | None  # share of all negatives that the guide masks; None: there is none
     groups: list[Group]
     group_CB: list[Tensor]  # of every text of every chunk, its place in ``groups``
 
@@ -66,8 +69,10 @@ class PairBatch:
 def prepare(
     pairs: Sequence[Pair], form: SourceFormat, tokenizer: Tokenizer, config: ContrastiveConfig,
     world: World = ALONE, source: int = 0, languages: Sequence[str] | None = None,
+    guide: Guide | None = None,
 ) -> PairBatch:  # fmt: skip
-    """Tokenise this process's pairs, pack them into chunks of at most ``chunk_tokens``, mask duplicates."""
+    """Tokenise this process's pairs, pack them into chunks of at most ``chunk_tokens``, mask what is known,
+    or held by ``guide``, to answer a query."""
     # every text of the step in its row: queries, documents, hard negatives; and which are this process's
     queries = [pair.query for pair in pairs]
     negatives = [(i, text) for i, pair in enumerate(pairs) for text in pair.negatives[: config.negatives]]
@@ -95,6 +100,8 @@ def prepare(
     prompts = [tokenizer.prompt_tokens(tokenizer.prompt(name)) for name in names]
     prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
     own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
+    equal = Duplicates.of(_numbers(queries), number_N, own_Q)
+    known, share = _guided(guide, equal, queries, documents, form.loss)
     return PairBatch(
         pairs=pairs,
         source=source,
@@ -107,14 +114,25 @@ def prepare(
             rows=len(owner_B),
             kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
         ),
-        known=Duplicates.of(_numbers(queries), number_N, own_Q),
+        known=known,
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
         tokens=sum(map(len, rows)),
         truncated=truncated,
         same=int((number_N[len(pairs) :] == number_N[[i for i, _ in negatives]]).sum()),
+        guided=share,
         groups=groups,
         group_CB=[torch.tensor([number[group_B[i]] for i in chunk]) for chunk in chunks],
     )
+
+
+def _guided(
+    guide: Guide | None, known: Duplicates, queries: Sequence[str], documents: Sequence[str], loss: str
+) -> tuple[Duplicates | Guided, float | None]:
+    """The mask of a batch, and the share of its negatives that the guide masks."""
+    if guide is None:
+        return known, None
+    mask = guide.mask(known, queries, documents, loss == "symmetric_info_nce")
+    return mask, len(mask.query_P) / max(1, len(queries) * (len(documents) - 1))
 
 
 def _kept(tokens_C: Sequence[int], config: ContrastiveConfig) -> int:

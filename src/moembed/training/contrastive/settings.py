@@ -53,6 +53,19 @@ class LossConfig(Strict):
         return self
 
 
+class GuideConfig(Strict):
+    """A model whose scores say which candidates are no negatives: those above its score of the positive, less
+    ``margin``, or ``relative`` less ``margin`` times that score.
+
+    ``cache``: a folder that keeps its vectors for this run and later ones.
+    """
+
+    model: str
+    margin: float = Field(default=0.0, ge=0)
+    relative: bool = False
+    cache: str | None = None
+
+
 class SourceOptions(Strict):
     """What one source may do in its own way.
 
@@ -79,6 +92,7 @@ class ContrastiveConfig(LoopConfig):
     document_length: int = Field(default=256, ge=3)
     negatives: int | None = Field(default=None, ge=0)  # hard negatives used per pair; None: all of them
     loss: LossConfig = LossConfig()
+    guide: GuideConfig | None = None
     workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
     evaluate_every: int = Field(default=500, ge=1)  # steps between two looks at the held-out loss

@@ -20,6 +20,7 @@ from moembed.machine import choose_precision
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
+from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.objective import Objective
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.monitors.routing import RoutingProbe
@@ -79,6 +80,7 @@ class ContrastiveTask:
         self.parallel = summed(model, world)
         self.probe = RoutingProbe(model, config.diagnose_every, world)
         self.embed = embedding(model, config, list(self.objective.depths), self.parallel)
+        self.guide = Guide.open(config.guide)
         self.workers = config.workers
         model.encoder.activation_checkpointing = config.activation_checkpointing
 
@@ -95,7 +97,7 @@ class ContrastiveTask:
             pairs = self.mixture.sources[source].pairs(rows.tolist())
             languages = [language or "" for language in self.mixture.sources[source].languages(rows.tolist())]
         form, tokenizer = self.forms[source], self.model.tokenizer
-        return prepare(pairs, form, tokenizer, self.config, self.world, source, languages)
+        return prepare(pairs, form, tokenizer, self.config, self.world, source, languages, self.guide)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
@@ -111,6 +113,7 @@ class ContrastiveTask:
             "info_nce": costs.contrastive, "router_loss": costs.router, "tokens": tokens,
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
+        log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
         return Terms(costs.contrastive + costs.router, len(batch.pairs), cut, costs.stats, log)
 
     def update(self, terms: Terms) -> Mapping[str, Any]:
