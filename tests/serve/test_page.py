@@ -26,7 +26,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from moembed.serve.app import create_app
 from moembed.serve.metrics import Metrics
-from moembed.serve.routes.page import POLICY, page_files
+from moembed.serve.routes.page import MOST_AT_ONCE, POLICY, page_files
 from moembed.serve.served import ServedModel
 from moembed.serve.settings import ServeSettings
 
@@ -425,6 +425,10 @@ def test_inspect_refuses_what_it_cannot_read(model: Embedder) -> None:
         for body in ({}, {"text": 3}, {"text": "a", "prompt_name": "none"}, {"text": "a", "more": 1}):
             answer = client.post("/inspect", json=body)
             assert (answer.status_code, type(answer.json()["error"]["message"])) == (400, str), body
+        client.app.state.serving.inspecting = MOST_AT_ONCE
+        busy = client.post("/inspect", json={"text": "a"})
+        assert (busy.status_code, busy.headers["retry-after"]) == (429, "1")
+        client.app.state.serving.inspecting = 0
         long = client.post("/inspect", json={"text": "mole " * 5000}).json()
         assert (len(long["tokens"]), long["truncated"]) == (model.max_length, True)
 
