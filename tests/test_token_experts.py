@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
 from moembed.inference.packed import TiledExperts
 from moembed.moe.router import RouterConfig
-from moembed.moe.router_kinds import Learned
 from moembed.packing import pack
 from moembed.token_experts import record_routing, token_experts
 from moembed.tokenizer import Tokenizer
@@ -36,19 +34,6 @@ def test_the_experts_are_those_of_the_served_text(
     made = make_model(moe=FlatMoE(layers=(1, 3), num_experts=4, router=config))
     made.save_pretrained(tmp_path / "model")
     model = Embedder.from_pretrained(tmp_path / "model", dtype=dtype)
-<<<<<<< HEAD
-    chosen: list[Any] = []
-    real = router.ROUTERS[kind]
-    assert isinstance(real, Learned)
-
-    def choose(*arguments: Any) -> Any:
-        chosen.append(real.choose(*arguments))
-        return chosen[-1]
-
-    monkeypatch.setitem(router.ROUTERS, kind, replace(real, choose=choose))
-    model.vectors([TEXT], role="query")
-    decided = chosen[:]
-=======
     decided: list[tuple[Tensor, Tensor]] = []
     compute = TiledExperts.__call__
 
@@ -61,7 +46,6 @@ def test_the_experts_are_those_of_the_served_text(
     with monkeypatch.context() as patched:
         patched.setattr(TiledExperts, "__call__", watched)
         model.vectors([TEXT], role="query")
->>>>>>> api
     found = token_experts(model, TEXT, role="query")
     assert [layer.layer for layer in found.layers] == [1, 3]
     for layer, (token_P, expert_P) in zip(found.layers, decided, strict=True):
