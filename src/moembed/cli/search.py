@@ -96,6 +96,7 @@ def build(
     from moembed.search.index_manifest import read_manifest
     from moembed.search.index_model import model_name
 
+    made = None
     if model is None:
         made = read_manifest(out)
         if made is None:
@@ -103,6 +104,8 @@ def build(
         model, dim = model_name(out, made), made["dim"] if dim is None else dim
     embedder = load_encoder(model, dtype, allow_pickle)
     config = _prompted(EmbedConfig(column=column, dim=dim), embedder, model)
+    if made is not None:  # the path stays as it was written: one from the index to its model survives a move
+        config = replace(config, model_path=made.get("model_path"))
     done = 0
 
     def kept() -> str:
