@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from moembed.cli import main
+from moembed.experiment.settings import ExperimentConfig
 from moembed.runs.pretrain import PretrainConfig
 from moembed.runs.train import TrainConfig
 
@@ -80,6 +81,7 @@ def run_block(block: Block, names: dict[str, Any], replace: dict[str, str]) -> N
             run_line(line, str(block))
     elif block.language == "yaml":
         keys = TrainConfig.model_fields.keys() | PretrainConfig.model_fields.keys()
+        keys |= ExperimentConfig.model_fields.keys()
         assert yaml.safe_load(text).keys() <= keys, block
     elif block.language == "json":
         for line in text.splitlines():

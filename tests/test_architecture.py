@@ -16,7 +16,7 @@ ROOMS = [
     "packing", "tokenizer", "encoding", "client",
     "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder", "replicas",
     "reranker", "token_experts", "weights", "search", "compare", "evaluation", "stress", "report",
-    "training", "export", "interop", "serve", "runs", "cli",
+    "training", "export", "interop", "serve", "runs", "experiment", "cli",
 ]  # fmt: skip
 MAX_LINES, MAX_PARAMETERS = 80, 8
 # Names that say less than the field's own, and those.

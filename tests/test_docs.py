@@ -34,6 +34,7 @@ REPLACED = {
     "README.md": {"out=runs/mine": "batch_size=8 steps=2 out=runs/mine"},
     "nomic-v2.md": {"dim=256": "dim=8", "data=pairs": "batch_size=8 steps=2 data=pairs"},
     "training.md": {"steps=200": "steps=2"},
+    "reranking.md": {"out=runs/reranker": "batch_size=8 max_length=32 steps=2 out=runs/reranker"},
     "from-sentence-transformers.md": {"upcycle=None, out": "upcycle=None, batch_size=8, steps=2, out"},
     "tutorial.md": {
         "evaluate_every=10": "evaluate_every=2 batch_size=8 steps=4",

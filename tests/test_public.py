@@ -16,16 +16,21 @@ import typer
 import moembed
 from moembed.cli import app
 from moembed.config import load
+from moembed.experiment.settings import read_plan
 from moembed.runs.pretrain import PretrainConfig
 from moembed.runs.train import TrainConfig
+from moembed.runs.train_reranker import RerankerConfig, is_reranking
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
+    "rerank",
+    "merge",
     "demo",
     "train",
     "upcycle",
     "evaluate",
     "compare",
+    "experiment",
     "stress",
     "embed",
     "index",
@@ -94,8 +99,14 @@ def test_the_commands() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.name)
-def test_every_recipe_is_valid(path: Path) -> None:
-    load(PretrainConfig if path.name == "pretrain.yaml" else TrainConfig, path)
+def test_every_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEMBED_DATA", "data")
+    if path.parent.name == "experiments":
+        if path.name != "common.yaml":  # which the others are made of
+            assert read_plan(path, [], 1).jobs
+        return
+    usual = RerankerConfig if is_reranking(path, []) else TrainConfig
+    load(PretrainConfig if path.name == "pretrain.yaml" else usual, path)
 
 
 @pytest.mark.parametrize(

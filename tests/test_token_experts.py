@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor
 
 from conftest import MakeModel
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
-from moembed.moe import router
+from moembed.inference.packed import TiledExperts
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
 from moembed.token_experts import record_routing, token_experts
@@ -33,15 +34,18 @@ def test_the_experts_are_those_of_the_served_text(
     made = make_model(moe=FlatMoE(layers=(1, 3), num_experts=4, router=config))
     made.save_pretrained(tmp_path / "model")
     model = Embedder.from_pretrained(tmp_path / "model", dtype=dtype)
-    chosen: list[Any] = []
-    real = router.ROUTERS[kind]
-    monkeypatch.setitem(
-        router.ROUTERS,
-        kind,
-        lambda *arguments: chosen.append(real(*arguments)) or chosen[-1],  # type: ignore[func-returns-value]
-    )
-    model.vectors([TEXT], role="query")
-    decided = chosen[:]
+    decided: list[tuple[Tensor, Tensor]] = []
+    compute = TiledExperts.__call__
+
+    def watched(
+        self: TiledExperts, hidden_TD: Tensor, token_P: Tensor, expert_P: Tensor, counts: Any
+    ) -> Tensor:
+        decided.append((token_P, expert_P))
+        return compute(self, hidden_TD, token_P, expert_P, counts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TiledExperts, "__call__", watched)
+        model.vectors([TEXT], role="query")
     found = token_experts(model, TEXT, role="query")
     assert [layer.layer for layer in found.layers] == [1, 3]
     for layer, (token_P, expert_P) in zip(found.layers, decided, strict=True):

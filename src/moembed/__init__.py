@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moembed.runs.pretrain import PretrainConfig, PretrainResult, pretrain
     from moembed.runs.system import EvaluationOptions
     from moembed.runs.train import TrainConfig, TrainResult, train
+    from moembed.runs.train_reranker import RerankerConfig, train_reranker
     from moembed.search.index import Index
     from moembed.types import TruncationWarning, UserError
 
@@ -37,6 +38,7 @@ _HOME = {
     "PretrainConfig": "moembed.runs.pretrain",
     "PretrainResult": "moembed.runs.pretrain",
     "Reranker": "moembed.reranker",
+    "RerankerConfig": "moembed.runs.train_reranker",
     "StaticEmbedder": "moembed.inference.static",
     "TrainConfig": "moembed.runs.train",
     "TrainResult": "moembed.runs.train",
@@ -45,12 +47,12 @@ _HOME = {
     "evaluate": "moembed.runs.evaluate",
     "pretrain": "moembed.runs.pretrain",
     "train": "moembed.runs.train",
+    "train_reranker": "moembed.runs.train_reranker",
 }
 __all__ = [
     "Client", "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig",
-    "PretrainResult", "Reranker", "StaticEmbedder", "TrainConfig", "TrainResult", "TruncationWarning",
-    "UserError",
-    "__version__", "evaluate", "pretrain", "train",
+    "PretrainResult", "Reranker", "RerankerConfig", "StaticEmbedder", "TrainConfig", "TrainResult",
+    "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train", "train_reranker",
 ]  # fmt: skip
 
 

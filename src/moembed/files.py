@@ -25,6 +25,10 @@ _FULL_TEXTS = {"No space left": errno.ENOSPC, "os error 28": errno.ENOSPC, "uota
 _OURS = ("recipe.yaml", "report.json", "metrics.jsonl", "config.json", "tokenizer.json", "split.json")
 
 
+class InUseError(UserError):
+    """Another process holds the lock."""
+
+
 def cache_folder() -> Path:
     """Where what may be made again is kept: ``$MOEMBED_CACHE``, by default ``~/.cache/moembed``."""
     return Path(os.environ.get("MOEMBED_CACHE") or Path.home() / ".cache" / "moembed")
@@ -174,7 +178,8 @@ def locked(path: Path) -> Iterator[None]:
     The system gives the lock of a process that died back, so no lock outlives its owner.
 
     Raises:
-        UserError: another process (or thread) holds it, or the place is not writable.
+        InUseError: another process (or thread) holds it.
+        UserError: the place is not writable.
     """
     inside = path.is_dir() and not os.access(path.parent, os.W_OK)
     file = path / ".lock" if inside else path.with_name(f".{path.name}.lock")
@@ -200,7 +205,7 @@ def _lock(place: Path, path: Path, folder: bool = False) -> int:
         except BlockingIOError:
             owner = "" if folder else os.read(descriptor, 32).decode("ascii", "replace").strip()
             os.close(descriptor)
-            raise UserError(
+            raise InUseError(
                 f"{path} is in use by another process{f' ({owner})' if owner else ''}: "
                 "wait until it ends, or choose another place"
             ) from None

@@ -152,7 +152,7 @@ def test_a_key_is_asked_for(model: Embedder, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_rest_of_the_server(
     model: Embedder, tiny_reranker: Reranker, texts: list[str], tmp_path: Path
 ) -> None:
-    rows = [{"_id": f"d{n}", "text": text} for n, text in enumerate(texts)]
+    rows = [{"_id": f"d{n}", "text": text, "year": n} for n, text in enumerate(texts)]
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = EmbedConfig(prompt=model.role_prefix("document"))
@@ -163,6 +163,11 @@ def test_the_rest_of_the_server(
         assert [hit.id for hit in hits] == [rows[number]["_id"] for number in found.index[0]]
         assert [hit.row["text"] for hit in hits] == [texts[number] for number in found.index[0]]
         np.testing.assert_allclose([hit.score for hit in hits], found.score[0], atol=1e-6)
+        question = "what does a mole eat?"
+        late = client.search(question, k=9, where="year >= 4")
+        assert sorted(hit.id for hit in late) == [f"d{n}" for n in range(4, len(rows))]
+        both = Index.open(folder).search(question, 3, hybrid=True, model=model)
+        assert [hit.id for hit in client.search(question, k=3, hybrid=True)] == [hit.id for hit in both[0]]
         reranked = client.search("what does a mole eat?", k=3, rerank=True)
         shown = [hit.row["text"] for hit in reranked]
         assert sorted(shown) == sorted(hit.row["text"] for hit in hits)

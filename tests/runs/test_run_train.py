@@ -232,3 +232,15 @@ def test_the_example_of_the_docs_runs(
     exec(example.replace("steps=200", "steps=2"), {})
     assert capsys.readouterr().out.startswith("runs/mine/model 2 ")
     assert Embedder.from_pretrained("runs/mine", device="cpu").encode(["mole"]).shape == (1, 16)
+
+
+def test_layers_and_widen_change_the_base_before_it_is_trained(recipe: Path) -> None:
+    from moembed.folder.bases import read_base
+    from moembed.runs.train import build
+
+    changes: dict[str, Any] = {"layers": 2, "widen": {"factor": 2}, "upcycle": None, "loss": {}}
+    config = resolve(TrainConfig, recipe, changes)
+    spec = build(read_base(config.base), config).encoder.spec
+    assert [layer.ffn.width for layer in spec.layers] == [48, 48]
+    with pytest.raises(UserError, match=r"layers 9 is not within 1\.\.4"):
+        build(read_base(config.base), resolve(TrainConfig, recipe, {"layers": 9}))

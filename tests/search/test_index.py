@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from moembed.search import exact
-from moembed.search.exact import top_k
+from moembed.search.exact import norms_of, search_parts, top_k
 from moembed.search.index import Index
 from moembed.search.index_writer import IndexWriter, write_index
 from moembed.types import UserError
@@ -66,6 +66,28 @@ def test_top_k_is_the_full_sort_across_block_boundaries(problem):
     index, score = reference(query_QM, document_NM, k)
     np.testing.assert_array_equal(hits.index, index)
     np.testing.assert_allclose(hits.score, score, atol=1e-7)
+
+
+@given(problems(), st.integers(1, 5), st.sampled_from([1.0, 3.0, 1e-20, 1e20]))
+def test_known_lengths_change_nothing(problem, part_rows, scale):
+    query_QM, document_NM, k = problem
+    document_NM = document_NM * np.float32(scale)
+    parts = [document_NM[start : start + part_rows] for start in range(0, len(document_NM), part_rows)]
+    with patch.multiple(exact, QUERY_BLOCK=3, DOCUMENT_BLOCK=4):
+        expected = top_k(query_QM, document_NM, k)
+        hits = search_parts(query_QM, parts, len(document_NM), k, map(norms_of, parts))
+    np.testing.assert_array_equal(hits.index, expected.index)
+    np.testing.assert_array_equal(hits.score, expected.score)
+
+
+def test_known_lengths_change_nothing_among_near_ties():
+    close = random_vectors(3000, 64)[:1] + 1e-6 * random_vectors(3000, 64, seed=1)
+    document_NM = (close * np.linspace(0.5, 2, 3000)[:, None]).astype(np.float32)
+    query_QM = random_vectors(3, 64, seed=2)
+    expected = top_k(query_QM, document_NM, 40)
+    hits = search_parts(query_QM, [document_NM], 3000, 40, [norms_of(document_NM)])
+    np.testing.assert_array_equal(hits.index, expected.index)
+    np.testing.assert_array_equal(hits.score, expected.score)
 
 
 def test_top_k_is_the_full_sort_of_random_vectors():

@@ -129,6 +129,18 @@ def test_another_space_and_another_size_are_refused_and_nothing_is_lost(
     assert stored(url, name, index) == before
 
 
+def test_a_database_that_finds_other_rows_is_told(tmp_path: Path) -> None:
+    """One that forgot a row, as an approximate index may."""
+    pytest.importorskip("qdrant_client")
+    index = make_index(tmp_path, ROWS)
+    store = open_store(f"qdrant://{tmp_path}/qdrant", "forgetful")
+    nearest = store.nearest
+    store.nearest = lambda vector_M, k: nearest(vector_M, k + 1)[1:]  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="finds other rows than"):
+        push_index(index, store)
+    store.close()
+
+
 def test_columns_become_metadata_of_json(tmp_path: Path) -> None:
     index = make_index(tmp_path, [{"id": 7, "text": "t", "at": "x", "none": None, "list": [1, 2]}])
     (row,) = stored_rows(index)

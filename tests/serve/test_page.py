@@ -16,7 +16,7 @@ from page_server import LOW_CONTRAST, chromium, running
 from conftest import MakeModel
 from moembed.cli import main
 from moembed.embedder import Embedder
-from moembed.encoding import View
+from moembed.encoding import View, truncate
 from moembed.families.flat import FlatMoE
 from moembed.search.index import Index
 from moembed.token_experts import token_experts
@@ -26,7 +26,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from moembed.serve.app import create_app
 from moembed.serve.metrics import Metrics
-from moembed.serve.routes.page import POLICY, page_files
+from moembed.serve.routes.page import MOST_AT_ONCE, POLICY, page_files
 from moembed.serve.served import ServedModel
 from moembed.serve.settings import ServeSettings
 
@@ -58,7 +58,10 @@ def model(make_model: MakeModel) -> Embedder:
 def index(model: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("page")
     model.save_pretrained(folder / "model")
-    rows = [{"_id": f"<i>{n}</i>", "text": text, "lang": "<b>en</b>"} for n, text in enumerate(DOCUMENTS)]
+    rows = [
+        {"_id": f"<i>{n}</i>", "text": text, "lang": "<b>en</b>", "number": n}
+        for n, text in enumerate(DOCUMENTS)
+    ]
     (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--model", folder / "model", "--out", folder / "index", "--dtype", "float32")
     assert main(["index", *map(str, (folder / "documents.jsonl", *options))]) == 0
@@ -184,9 +187,38 @@ def test_two_sizes_are_ranked_as_the_model_ranks_them(page: Any, address: str, m
         shown = [float(score) for score in ranking.locator(".score").all_inner_texts()]
         np.testing.assert_allclose(shown, scores[order], atol=0.00051)
         assert ranking.locator("h3").inner_text() == f"{dim} dimensions"
+    assert panel.locator(".links path").count() == len(DOCUMENTS)
     assert page.evaluate(
         "async () => (await import('./page/sizes.js')).kendall([0, 1, 2, 3], [1, 0, 3, 2])"
     ) == pytest.approx(1 / 3)
+
+
+def test_an_index_is_ranked_at_two_sizes(page: Any, address: str, model: Embedder, index: Index) -> None:
+    panel = visit(page, address, "sizes")
+    panel.get_by_label("Query").fill("an owl")
+    told = run(panel)
+    assert told.startswith(f"{len(DOCUMENTS)} documents, ")
+    vectors = np.concatenate(list(index.vectors()))
+    for ranking, dim in zip(panel.locator(".ranking").all(), (16, 4), strict=True):
+        scores = truncate(vectors, dim) @ model.encode_query("an owl", dim=dim)
+        order = [DOCUMENTS[n] for n in np.argsort(-scores, kind="stable")]
+        assert ranking.locator(".ranked").all_text_contents() == order
+
+
+def test_a_filter_and_words_go_to_the_search(page: Any, address: str) -> None:
+    panel = visit(page, address, "search")
+    panel.get_by_label("Question").fill("owl")
+    panel.get_by_label("Only those where").fill("number >= 1 and number < 4")
+    panel.get_by_label("Words (BM25)").check()
+    assert run(panel).startswith("3 hits: ")
+    assert "number (" in panel.locator(".hint").inner_text()
+    panel.get_by_label("Only those where").fill("nonsense = 1")
+    panel.locator("button.main").click()
+    panel.locator(".problem", has_text="nonsense").wait_for()
+    assert page.complaints == [
+        "Failed to load resource: the server responded with a status of 400 (Bad Request)"
+    ]
+    page.complaints.clear()
 
 
 def test_live_metrics_follow_what_is_asked(browser: Any, address: str) -> None:
@@ -345,10 +377,14 @@ def test_it_is_readable_and_fits_a_narrow_screen(page: Any, address: str, scheme
     for section in SECTIONS:
         panel = visit(page, address, section)
         for box in panel.locator("textarea").all():
-            box.fill("\n".join(DOCUMENTS) if section != "search" else "the owl hunts")
+            box.fill(
+                {"search": "the owl hunts", "sizes": "an owl\na mole"}.get(section, "\n".join(DOCUMENTS * 5))
+            )
         if section != "live":
             run(panel)
         assert page.evaluate("document.documentElement.scrollWidth") <= 320, section
+        heights = panel.locator(".cell").evaluate_all("all => all.map(cell => cell.offsetHeight)")
+        assert len(set(heights)) <= 1, section
         assert page.evaluate(LOW_CONTRAST) == [], section
     page.locator("#theme").click()  # the other scheme, chosen on the page
     other = {"light": "dark", "dark": "light"}[scheme]
@@ -389,6 +425,10 @@ def test_inspect_refuses_what_it_cannot_read(model: Embedder) -> None:
         for body in ({}, {"text": 3}, {"text": "a", "prompt_name": "none"}, {"text": "a", "more": 1}):
             answer = client.post("/inspect", json=body)
             assert (answer.status_code, type(answer.json()["error"]["message"])) == (400, str), body
+        client.app.state.serving.inspecting = MOST_AT_ONCE
+        busy = client.post("/inspect", json={"text": "a"})
+        assert (busy.status_code, busy.headers["retry-after"]) == (429, "1")
+        client.app.state.serving.inspecting = 0
         long = client.post("/inspect", json={"text": "mole " * 5000}).json()
         assert (len(long["tokens"]), long["truncated"]) == (model.max_length, True)
 

@@ -19,10 +19,13 @@ from moembed.cli import (
     compare,
     data,
     evaluate,
+    experiment,
     export,
+    merge,
     mine,
     pretrain,
     push,
+    rerank,
     search,
     serve,
     stores,
@@ -49,11 +52,14 @@ for command in (
     mine.mine,
     train.train,
     train.upcycle,
+    merge.merge,
     evaluate.evaluate,
     compare.compare,
+    experiment.experiment,
     stress.stress,
     search.embed,
     search.search,
+    rerank.rerank,
     serve.serve,
     train.inspect,
     export.export,
@@ -64,7 +70,8 @@ for command in (
 app.add_typer(data.app, name="data")
 search.index.command("push")(stores.push)
 app.add_typer(search.index, name="index")
-ONE_QUERY = {"search", "bench"}  # these answer, or measure, single queries; the others have many texts
+# these answer, or measure, single queries; the others have many texts
+ONE_QUERY = {"search", "rerank", "bench"}
 
 
 # Typer brings its own copy of click, or uses the one installed: this is the base of either's errors.

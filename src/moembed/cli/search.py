@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from moembed.cli.options import MODEL, AllowPickle, Dtype, Json, load_encoder, when_interrupted
+from moembed.cli.rerank import RERANKER, rerank_hits
 from moembed.console import print_json, progress_bar, say
 from moembed.types import UserError
 
@@ -95,6 +96,7 @@ def build(
     from moembed.search.index_manifest import read_manifest
     from moembed.search.index_model import model_name
 
+    made = None
     if model is None:
         made = read_manifest(out)
         if made is None:
@@ -102,6 +104,8 @@ def build(
         model, dim = model_name(out, made), made["dim"] if dim is None else dim
     embedder = load_encoder(model, dtype, allow_pickle)
     config = _prompted(EmbedConfig(column=column, dim=dim), embedder, model)
+    if made is not None:  # the path stays as it was written: one from the index to its model survives a move
+        config = replace(config, model_path=made.get("model_path"))
     done = 0
 
     def kept() -> str:
@@ -181,12 +185,15 @@ def search(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the model that made the index.")] = None,
+    rerank: Annotated[str | None, typer.Option(help=f"Order what was found by this. {RERANKER}")] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
     """Exact cosine search with the model that made the index, among the rows that meet a condition.
 
-    With --json a hit is its cosine (with --hybrid its joint score), `score`, and the columns of its row.
+    With --json a hit is its cosine (with --hybrid its joint score, with --rerank that of the reranker),
+    `score`, and the columns of its row.
     Where a column is called score too, it stands in `row`: {"score": 0.71, "text": …, "row": {"score": 99}}.
 
     Example: `moembed search runs/demo "read a parquet file lazily"`
@@ -198,8 +205,11 @@ def search(
     opened = Index.open(index / "index" if is_run else index)
     opened.require_condition(where)  # a mistake in it is told before a model is loaded
     embedder = load_encoder(model or model_name(opened.path, opened.manifest), None, allow_pickle)
-    (hits,) = opened.search([query], k, where=where, hybrid=hybrid, weight=weight, model=embedder)
-    scores = [round(hit.score, 6 if hybrid else 4) for hit in hits]
+    number = max(k, candidates) if rerank else k
+    (hits,) = opened.search([query], number, where=where, hybrid=hybrid, weight=weight, model=embedder)
+    if rerank:
+        hits = rerank_hits(rerank, query, hits, opened.manifest.get("column"), allow_pickle)[:k]
+    scores = [round(hit.score, 6 if hybrid or rerank else 4) for hit in hits]
     if json_:
         print_json([_as_json(score, hit.row) for score, hit in zip(scores, hits, strict=True)])
         return

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moembed.losses.blocked import BlockedCrossEntropy
-from moembed.losses.negatives import Duplicates, Mask, masked_entries
+from moembed.losses.negatives import Mask, masked_entries
 
 BLOCK = 2**22  # most scores held at a time
 
@@ -75,9 +75,11 @@ def symmetric_info_nce(
     """
     forward = info_nce(query_QM, document_NM, positive_Q, mask_QN, weight_Q, temperature=temperature)
     own_Q = torch.arange(len(query_QM), device=query_QM.device)
-    mirrored_QQ = mask_QN.mirror() if isinstance(mask_QN, Duplicates) else mask_QN
-    if isinstance(mirrored_QQ, Tensor):
-        mirrored_QQ = mirrored_QQ[:, positive_Q].T
+    mirrored_QQ: Mask | None
+    if isinstance(mask_QN, Tensor):
+        mirrored_QQ = mask_QN[:, positive_Q].T
+    else:
+        mirrored_QQ = mask_QN.mirror() if mask_QN is not None else None
     backward = info_nce(
         document_NM[positive_Q], query_QM, own_Q, mirrored_QQ, weight_Q, temperature=temperature
     )

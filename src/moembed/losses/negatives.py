@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,10 +35,10 @@ class Duplicates:
 
     def true_entries(self, row_R: Tensor) -> Entries:
         """Place in ``row_R`` and candidate of every True entry of these rows, the positives among them."""
-        place_P, twin_P = _equal(self.query_Q[row_R], self.query_Q)
+        place_P, twin_P = equal_numbers(self.query_Q[row_R], self.query_Q)
         texts = int(self.text_N.max()) + 1
         answer_P = torch.unique(place_P * texts + self.text_N[self.positive_Q[twin_P]])
-        found_P, candidate_P = _equal(answer_P % texts, self.text_N)
+        found_P, candidate_P = equal_numbers(answer_P % texts, self.text_N)
         return torch.div(answer_P, texts, rounding_mode="floor")[found_P], candidate_P
 
     def mirror(self) -> Duplicates:
@@ -49,20 +50,30 @@ class Duplicates:
         return Duplicates(self.query_Q.to(device), self.text_N.to(device), self.positive_Q.to(device))
 
 
-Mask = Tensor | Duplicates
+class Listed(Protocol):
+    """A mask that is never made as a matrix: `Duplicates`, and what adds to them."""
+
+    def true_entries(self, row_R: Tensor) -> Entries:
+        """Place in ``row_R`` and candidate of every True entry of these rows, the positives among them."""
+
+    def mirror(self) -> Listed:
+        """The same relation seen from the positives, each of which looks for its query."""
+
+
+Mask = Tensor | Listed
 
 
 def masked_entries(mask_QN: Mask, row_R: Tensor, positive_R: Tensor) -> Entries:
     """Where ``mask_QN[row_R]`` is True, except at the positives, which always count."""
-    if isinstance(mask_QN, Duplicates):
-        place_P, candidate_P = mask_QN.true_entries(row_R)
-    else:
+    if isinstance(mask_QN, Tensor):
         place_P, candidate_P = mask_QN[row_R].nonzero(as_tuple=True)
+    else:
+        place_P, candidate_P = mask_QN.true_entries(row_R)
     negative_P = candidate_P != positive_R[place_P]
     return place_P[negative_P], candidate_P[negative_P]
 
 
-def _equal(key_A: Tensor, number_B: Tensor) -> Entries:
+def equal_numbers(key_A: Tensor, number_B: Tensor) -> Entries:
     """All pairs (a, b) with ``key_A[a] == number_B[b]``; both hold numbers as ``unique`` gives them."""
     order_B = number_B.argsort(stable=True)
     count_U = torch.bincount(number_B, minlength=int(key_A.max()) + 1)

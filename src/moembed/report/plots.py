@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 HUES = ("c1", "c2", "c3", "c4", "c5", "c6")
 MARKERS = {"●": "o", "■": "s", "▲": "^", "✚": "P", "◆": "D", "▼": "v", "★": "*"}  # as matplotlib calls them
+LIGHT = {
+    "page": "#ffffff", "ink": "#1f2328", "muted": "#68707c", "line": "#e7e4dd",
+    "c1": "#0f766e", "c2": "#c2570c", "c3": "#6d4fc4", "c4": "#8a93a1", "c5": "#2563b0", "c6": "#b0326b",
+}  # fmt: skip
 STAND_IN = {name: f"#0a0b{place:02x}" for place, name in enumerate(("ink", "muted", "line", *HUES))}
 WIDTH = 440  # px of every plot: its text stays readable when a phone shrinks it
 POINTS = 2000  # of a raw curve
@@ -268,3 +272,10 @@ def svg(label: str, height: float, draw: Callable[[Figure], None]) -> Markup:
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}"><title>{name}</title>{body}'
     )
+
+
+def standalone(drawing: Markup) -> str:
+    """A drawing of `svg` as a file of its own: the light page's colours, on white."""
+    text = str(drawing).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    text = re.sub(r"var\(--(\w+)\)", lambda name: LIGHT[name[1]], text)
+    return text.replace("</title>", f'</title><rect width="100%" height="100%" fill="{LIGHT["page"]}"/>', 1)

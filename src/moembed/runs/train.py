@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from moembed.config import config_hash, dump, load, resolve
 from moembed.console import progress_bar, say
@@ -17,20 +17,25 @@ from moembed.data.docstrings import collect
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
+from moembed.encoding import View
 from moembed.files import locked, require_free, write_text
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
+from moembed.inference.member import member
 from moembed.machine import choose_precision, write_made
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
+from moembed.training.contrastive.sample import sample_batch
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions, fit_lengths
 from moembed.training.contrastive.task import Mixture, num_train_rows
 from moembed.training.contrastive.train import train_contrastive
 from moembed.training.monitors.retrieval import load_tasks
 from moembed.training.parallel import World, joined
 from moembed.types import Pair, UserError
+from moembed.weights.expert_head import ExpertHeadConfig, add_expert_head
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
+from moembed.weights.widen import WidenConfig, widen
 
 ENDS = {"steps", "epochs", "minutes"}
 
@@ -47,7 +52,9 @@ class TrainConfig(ContrastiveConfig):
     what becomes of a source with fewer pairs than a batch.
 
     ``revision`` is the branch, tag or commit of a base from the hub; ``allow_pickle`` reads a base that has
-    no safetensors. ``upcycle`` None trains the base as it is. ``prompts`` become part of the model.
+    no safetensors. ``layers`` keeps so many of its layers, the first ones; ``widen`` makes its feed-forward
+    blocks wider; ``upcycle`` None leaves it dense; ``head`` puts a block of experts behind
+    pooling. ``prompts`` become part of the model.
     """
 
     base: str = "minilm"
@@ -58,19 +65,31 @@ class TrainConfig(ContrastiveConfig):
     validation: tuple[SourceConfig, ...] = ()
     small_sources: Literal["refuse", "skip"] = "refuse"
     sampling: SamplingConfig = SamplingConfig()
+    layers: int | None = Field(default=None, ge=1)
+    widen: WidenConfig | None = None
     upcycle: UpcycleConfig | None = None
+    head: ExpertHeadConfig | None = None
     prompts: dict[str, str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_vectors(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task") == "reranking":
+            raise ValueError("task reranking is trained by moembed.train_reranker, not by moembed.train")
+        return values
 
     @field_validator("data", "validation", mode="before")
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         values = value if isinstance(value, (list, tuple)) else [value]
         return [
-            source for item in values for source in _each({"path": item} if isinstance(item, str) else item)
+            source
+            for item in values
+            for source in each_source({"path": item} if isinstance(item, str) else item)
         ]
 
 
-def _each(source: Any) -> list[Any]:
+def each_source(source: Any) -> list[Any]:
     """The sources that an entry with ``each`` stands for, or the entry itself."""
     if not isinstance(source, dict) or not isinstance(words := source.get("each"), list):
         return [source]
@@ -160,7 +179,7 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
                 tell(f"note: {task.name}: {note}")
 
         # ---- the model, and the lengths that suit both
-        model = build(read_base(config.base, config.revision, config.allow_pickle), config)
+        model = build(read_base(config.base, config.revision, config.allow_pickle), config, mixture)
         positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
         config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
         for note in notes:
@@ -234,15 +253,24 @@ def open_source(source: SourceConfig) -> Source:
     return Source.from_pairs("docstrings", (Pair(pair.query, pair.document) for pair in collect().train))
 
 
-def build(parts: Parts, config: TrainConfig) -> Embedder:
-    """The model a run starts from."""
+def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> Embedder:
+    """The model a run starts from; ``mixture``: its pairs, which upcycling by clusters looks at."""
+    if config.prompts is not None:
+        parts.tokenizer.prompts = dict(config.prompts)
+    parts = member(parts, View(layers=config.layers))
+    if config.widen:
+        spec, state = widen(parts.spec, parts.state, config.widen)
+        parts = replace(parts, spec=spec, state=state)
     if config.upcycle:
-        spec, state = upcycle(parts.spec, parts.state, config.upcycle)
+        sample = None
+        if config.upcycle.init == "cluster" and mixture:
+            sample = sample_batch(mixture, parts.tokenizer, config, config.upcycle.sample)
+        spec, state = upcycle(parts.spec, parts.state, config.upcycle, sample)
         parts = replace(parts, spec=spec, state=state)
     if config.loss.bias_rate:
         spec, state = add_selection_bias(parts.spec, parts.state)
         parts = replace(parts, spec=spec, state=state)
-    if config.prompts is not None:
-        parts.tokenizer.prompts = dict(config.prompts)
+    if config.head:
+        parts = add_expert_head(parts, config.head)
     model = Embedder(parts)
     return model.to("cuda") if torch.cuda.is_available() else model

@@ -198,7 +198,8 @@ class Index:
         chosen = self._chosen(where)
         row_N = self._reader.numbers(chosen)
         depth = k if texts is None else window(k)
-        hits = search_parts(query_QM, self._reader.vectors(chosen), len(row_N), depth)
+        vectors, norms = self._reader.vectors(chosen), self._reader.norms(chosen)
+        hits = search_parts(query_QM, vectors, len(row_N), depth, norms)
         if texts is None:
             return IndexHits(row_N[hits.index], hits.score, self)
         found = [

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from moembed.search.bm25 import Bm25, Postings
+from moembed.search.exact import norms_of
 from moembed.search.index_ids import made_keys
 from moembed.search.index_manifest import Part
 from moembed.search.index_parts import (
@@ -43,6 +44,7 @@ class PartReader:
     dim: int
     column: str | None
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
+    _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     _columns: dict[tuple[int, str], pa.Array | None] = field(default_factory=dict, repr=False, compare=False)
 
     def require_sizes(self) -> None:
@@ -103,6 +105,15 @@ class PartReader:
             if len(row_K):
                 vector_NM = self._mapped(part)
                 yield vector_NM if len(row_K) == part.rows else vector_NM[row_K]
+
+    def norms(self, chosen: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+        """The lengths of the vectors that ``vectors`` yields, kept in memory once they were computed."""
+        for part, row_K in zip(self.parts, chosen, strict=True):
+            if len(row_K):
+                if part.number not in self._norms:
+                    self._norms[part.number] = norms_of(self._mapped(part))
+                norm_N = self._norms[part.number]
+                yield norm_N if len(row_K) == part.rows else norm_N[row_K]
 
     def choose(self, meets: Meets) -> list[np.ndarray]:
         """The live rows of each part for which ``meets``, given its columns and rows, is true."""

@@ -18,7 +18,12 @@ def trim_heap(device: str) -> None:
     glibc keeps them, and often cannot use them again for aligned ones of the same size, as torch asks for:
     the process would grow with every chunk. Nothing to do on other devices and with other C libraries.
     """
-    if device == "cpu" and next(_chunks) % EVERY == 0 and (trim := _malloc_trim()):
+    if device == "cpu" and next(_chunks) % EVERY == 0:
+        trim_heap_now()
+
+
+def trim_heap_now() -> None:
+    if trim := _malloc_trim():
         trim(0)
 
 

@@ -40,7 +40,9 @@ class PushSummary:
     checked: int
 
     def __str__(self) -> str:
-        parts = [f"{self.written:,} of {self.rows:,} rows written to {self.where}, the others were there"]
+        parts = [f"{self.written:,} of {self.rows:,} rows written to {self.where}"]
+        if self.written < self.rows:
+            parts.append("the others are there already, and the same")
         if self.removed:
             parts.append(f"{self.removed:,} rows that the index does not have were removed")
         if self.extra:

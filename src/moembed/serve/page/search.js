@@ -19,18 +19,18 @@ export function search(panel, model) {
   }
   const query = question();
   const k = el("input", { type: "number", min: 1, max: 100, value: 10, required: true });
-  const where = model.index.where ? el("input", { type: "text", autocomplete: "off", spellcheck: "false" }) : null;
-  const hybrid = model.index.hybrid ? el("input", { type: "checkbox" }) : null;
+  const where = el("input", { type: "text", autocomplete: "off", spellcheck: "false" });
+  const hybrid = el("input", { type: "checkbox" });
   const rerank = model.reranker ? el("input", { type: "checkbox" }) : null;
-  const columns = model.index.columns.length ? `Columns: ${model.index.columns.join(", ")}.` : undefined;
+  const kinds = Object.entries(model.index.columns).map(([name, kind]) => `${name} (${kind})`).join(", ");
   form(panel, {
     title: "Search the index",
     lead: `${plural(model.index.rows, "document")}, ranked by the cosine of their vectors with that of your question.`,
     fields: [
       field("Question", query),
       field("Documents to show", k),
-      where ? field("Only those where", where, columns) : null,
-      hybrid ? check("Words (BM25) and vectors together", hybrid) : null,
+      field("Only those where", where, kinds ? `Columns: ${kinds}.` : "The documents have no other columns."),
+      check("Words (BM25) and vectors together", hybrid),
       rerank ? check("Order the hits with the reranker", rerank) : null,
     ],
     action: "Search",
@@ -41,8 +41,8 @@ export function search(panel, model) {
       const { data, roundTrip } = await call("search", {
         query: question,
         k: Number(k.value),
-        where: where?.value.trim() || undefined, // what is undefined is not sent
-        hybrid: hybrid?.checked || undefined,
+        where: where.value.trim() || undefined, // what is undefined is not sent
+        hybrid: hybrid.checked || undefined,
         rerank: rerank?.checked || undefined,
       });
       const hits = data.results[0].map(({ id, score, row }) => {
@@ -52,22 +52,21 @@ export function search(panel, model) {
       const steps = Object.entries(data.seconds).map(([step, seconds]) => `${milliseconds(1000 * seconds)} to ${step}`);
       const cut = data.truncated_tokens ? ` The question was cut by ${plural(data.truncated_tokens, "token")}.` : "";
       return {
-        parts: draw(question, hits),
+        parts: draw(question, hits, hybrid.checked),
         told: `${plural(hits.length, "hit")}: ${steps.join(", ")}, ${milliseconds(roundTrip)} there and back.${cut}`,
       };
     },
   });
 }
 
-function draw(question, hits) {
+function draw(question, hits, hybrid) {
   if (!hits.length) return [empty("No document fits", "Loosen the filter, or ask for something else.")];
   const asked = new Set(wordsOf(question).map(([word]) => plain(word)).filter(telling));
   const best = Math.max(...hits.map(({ score }) => Math.abs(score)), 1e-9);
   const shared = hits.some(({ text }) => wordsOf(text).some(([word]) => asked.has(plain(word))));
   return [
-    el("p", { class: "muted", text: shared
-      ? "Marked are the words that question and document share. The model ranks by meaning: a good hit need not have any."
-      : "No hit shares a word with the question: the model ranked them by meaning alone." }),
+    el("p", { class: "muted", text: (shared ? "Marked are the words that question and document share." : "No hit shares a word with the question.")
+      + (hybrid ? " Ranked by words and meaning; the score is made of both ranks." : " Ranked by meaning: a good hit need not have any.") }),
     el("ol", { class: "hits" }, hits.map((hit) => card(hit, asked, best))),
   ];
 }

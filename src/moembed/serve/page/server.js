@@ -59,6 +59,7 @@ export async function call(path, body, { text = false, signal } = {}) {
   if (answer.status === 401) {
     const given = key.get() !== sent ? key.get() : await keyFromDialog(Boolean(sent));
     if (given) return call(path, body, { text, signal });
+    throw new ServerError("This server wants a key, and none was given: reload the page to give one.", 401);
   }
   if (!answer.ok) throw new ServerError(sentence(answer, content), answer.status);
   return { data: text ? content : JSON.parse(content), roundTrip, server: serverTime(answer) };

@@ -94,13 +94,12 @@ def _reply(request: Request, file: PageFile) -> Response:
 
 
 class IndexFacts(BaseModel):
-    """``column`` holds the texts, and ``columns`` stand beside it."""
+    """``column`` holds the texts; ``columns`` stand beside it, by name with what they hold."""
 
     rows: int
+    dim: int
     column: str
-    columns: list[str]
-    where: bool
-    hybrid: bool
+    columns: dict[str, str]
 
 
 class ModelFacts(BaseModel):
@@ -168,8 +167,8 @@ def _index_facts(state: State) -> IndexFacts | None:
     if state.index is None:
         return None
     index, column = state.index.index, state.index.text_column or "text"
-    columns = [name for name in index.columns if name != column]
-    return IndexFacts(rows=len(index), column=column, columns=columns, where=True, hybrid=True)
+    columns = {name: kind for name, kind in index.columns.items() if name != column}
+    return IndexFacts(rows=len(index), dim=index.dim, column=column, columns=columns)
 
 
 @lru_cache(maxsize=1)

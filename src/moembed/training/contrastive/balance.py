@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from moembed.losses.balance import balance_loss, corrected_bias, z_loss
-from moembed.training.contrastive.settings import LossConfig
 from moembed.training.monitors.routing import routers
 from moembed.types import RouterStats, UserError
+
+
+class RouterTerms(Protocol):
+    """The part of a loss's settings that is about routers; see `LossConfig`."""
+
+    @property
+    def balance(self) -> float: ...
+
+    @property
+    def balance_window(self) -> int: ...
+
+    @property
+    def bias_rate(self) -> float: ...
+
+    @property
+    def z(self) -> float: ...
 
 
 class Balance:
@@ -22,7 +37,7 @@ class Balance:
     ``f <- f + (f_step - f) / min(steps, w)``, the step in hand included.
     """
 
-    def __init__(self, config: LossConfig, model: nn.Module) -> None:
+    def __init__(self, config: RouterTerms, model: nn.Module) -> None:
         self.config = config
         self.routers = routers(model)
         self.steps = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -12,14 +12,17 @@ from torch import Tensor
 
 from moembed.data.text_key import text_number
 from moembed.embedder import Embedder
+from moembed.losses.guided import Guided
 from moembed.losses.negatives import Duplicates
 from moembed.packing import even_budget, pack
 from moembed.tokenizer import Tokenizer
 from moembed.training.contrastive.gradcache import Chunks
+from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
+from moembed.training.contrastive.tags import PairTags
 from moembed.training.monitors.routing import Group
 from moembed.training.parallel import ALONE, World
-from moembed.types import Pair
+from moembed.types import Batch, Pair
 
 _SLICE = 1024  # texts tokenised at a time: the tokenizer's own records are far larger than the ids
 
@@ -54,11 +57,12 @@ class PairBatch:
     source: int
     loss: str
     chunks: Chunks
-    known: Duplicates
+    known: Duplicates | Guided
     weight_Q: Tensor | None  # 1 for the queries whose loss this process computes; None: all of them
     tokens: int
     truncated: int
     same: int  # hard negatives that are their own positive
+    guided: float | None  # share of all negatives that the guide masks; None: there is none
     groups: list[Group]
     group_CB: list[Tensor]  # of every text of every chunk, its place in ``groups``
 
@@ -66,13 +70,18 @@ class PairBatch:
 def prepare(
     pairs: Sequence[Pair], form: SourceFormat, tokenizer: Tokenizer, config: ContrastiveConfig,
     world: World = ALONE, source: int = 0, languages: Sequence[str] | None = None,
+    tags: PairTags | None = None,
 ) -> PairBatch:  # fmt: skip
-    """Tokenise this process's pairs, pack them into chunks of at most ``chunk_tokens``, mask duplicates."""
+    """Tokenise this process's pairs, pack them into chunks of at most ``chunk_tokens``, mask duplicates.
+
+    Args:
+        tags: of the query of every pair, and of its document and negatives; None: texts have none.
+    """
     # every text of the step in its row: queries, documents, hard negatives; and which are this process's
     queries = [pair.query for pair in pairs]
-    negatives = [(i, text) for i, pair in enumerate(pairs) for text in pair.negatives[: config.negatives]]
-    documents = [pair.document for pair in pairs] + [text for _, text in negatives]
-    owner_B = [*range(len(pairs)), *range(len(pairs)), *(i for i, _ in negatives)]
+    documents = _documents(pairs, config.negatives)
+    negative_of = [i for i, pair in enumerate(pairs) for _ in pair.negatives[: config.negatives]]
+    owner_B = [*range(len(pairs)), *range(len(pairs)), *negative_of]
     own = set(world.share(len(pairs)))
     row_B = [row for row, owner in enumerate(owner_B) if owner in own]
     num_queries = sum(row < len(queries) for row in row_B)
@@ -94,15 +103,14 @@ def prepare(
     names = (form.query_prompt, form.document_prompt)
     prompts = [tokenizer.prompt_tokens(tokenizer.prompt(name)) for name in names]
     prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
+    tag_B = None if tags is None else [tags[row >= len(queries)][owner_B[row]] for row in row_B]
     own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
     return PairBatch(
         pairs=pairs,
         source=source,
         loss=form.loss,
         chunks=Chunks(
-            batches=[
-                pack([rows[i] for i in chunk], prompt_tokens=[prompt_B[i] for i in chunk]) for chunk in chunks
-            ],
+            batches=[_packed(chunk, rows, prompt_B, tag_B) for chunk in chunks],
             row_CB=[torch.tensor([row_B[i] for i in chunk]) for chunk in chunks],
             rows=len(owner_B),
             kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
@@ -111,10 +119,34 @@ def prepare(
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
         tokens=sum(map(len, rows)),
         truncated=truncated,
-        same=int((number_N[len(pairs) :] == number_N[[i for i, _ in negatives]]).sum()),
+        same=int((number_N[len(pairs) :] == number_N[negative_of]).sum()),
+        guided=None,
         groups=groups,
         group_CB=[torch.tensor([number[group_B[i]] for i in chunk]) for chunk in chunks],
     )
+
+
+def _packed(
+    chunk: Sequence[int], rows: Sequence[Sequence[int]], prompt_B: Sequence[int], tag_B: Sequence[int] | None
+) -> Batch:
+    tags = None if tag_B is None else [tag_B[i] for i in chunk]
+    return pack([rows[i] for i in chunk], prompt_tokens=[prompt_B[i] for i in chunk], tags=tags)
+
+
+def with_guide(batch: PairBatch, guide: Guide, num_negatives: int | None) -> PairBatch:
+    """The batch with the mask of a guide, and the share of its negatives that the guide masks."""
+    assert isinstance(batch.known, Duplicates)
+    queries = [pair.query for pair in batch.pairs]
+    documents = _documents(batch.pairs, num_negatives)
+    mask = guide.mask(batch.known, queries, documents, batch.loss == "symmetric_info_nce")
+    share = len(mask.query_P) / max(1, len(queries) * (len(documents) - 1))
+    return replace(batch, known=mask, guided=share)
+
+
+def _documents(pairs: Sequence[Pair], num_negatives: int | None) -> list[str]:
+    """The documents of all pairs, then their hard negatives."""
+    hard = [text for pair in pairs for text in pair.negatives[:num_negatives]]
+    return [pair.document for pair in pairs] + hard
 
 
 def _kept(tokens_C: Sequence[int], config: ContrastiveConfig) -> int:

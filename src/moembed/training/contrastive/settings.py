@@ -53,17 +53,45 @@ class LossConfig(Strict):
         return self
 
 
+class GuideConfig(Strict):
+    """A model whose scores say which candidates are no negatives: those above its score of the positive, less
+    ``margin``, or ``relative`` less ``margin`` times that score.
+
+    ``cache``: a folder that keeps its vectors for this run and later ones.
+    """
+
+    model: str
+    margin: float = Field(default=0.0, ge=0)
+    relative: bool = False
+    cache: str | None = None
+
+
 class SourceOptions(Strict):
     """What one source may do in its own way.
 
     ``query_prompt`` and ``document_prompt`` name prompts of the model; null: those of the two roles, "": no
     prompt. ``loss`` replaces ``loss.kind``: ``symmetric_info_nce`` suits pairs in which either text could be
     the query.
+
+    For models that choose experts by a tag of the text: ``tag`` is that of all texts of the source,
+    ``document_tag`` that of its documents and negatives where it is another; ``tag_by`` takes the label
+    ``language`` or ``group`` of each pair. Tags that are roles need none of them.
     """
 
     query_prompt: str | None = None
     document_prompt: str | None = None
     loss: Kind | None = None
+    tag: str | None = None
+    document_tag: str | None = None
+    tag_by: Literal["language", "group"] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_tag(self) -> SourceOptions:
+        if self.tag_by and (self.tag or self.document_tag):
+            raise ValueError("give tag (and document_tag), or tag_by, not both")
+        if self.document_tag and not self.tag:
+            raise ValueError("document_tag is for sources whose queries have another tag: give tag too")
+        return self
 
 
 class ContrastiveConfig(LoopConfig):
@@ -79,6 +107,7 @@ class ContrastiveConfig(LoopConfig):
     document_length: int = Field(default=256, ge=3)
     negatives: int | None = Field(default=None, ge=0)  # hard negatives used per pair; None: all of them
     loss: LossConfig = LossConfig()
+    guide: GuideConfig | None = None
     workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
     evaluate_every: int = Field(default=500, ge=1)  # steps between two looks at the held-out loss

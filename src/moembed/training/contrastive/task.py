@@ -19,9 +19,11 @@ from moembed.folder.read import read_folder
 from moembed.machine import choose_precision
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
-from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
+from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide
+from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.objective import Objective
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
+from moembed.training.contrastive.tags import SourceTags
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
@@ -68,10 +70,11 @@ class ContrastiveTask:
         sources = mixture.sources
         options = mixture.options or [SourceOptions()] * len(sources)
         self.forms = [SourceFormat.of(model, option, config.loss) for option in options]
+        spec = model.encoder.spec
+        self.tags = [SourceTags.of(spec, *pair) for pair in zip(sources, options, strict=True)]
         self.names = [source.name for source in sources]
         self.sizes = [num_train_rows(source, config) for source in sources]
-        weights = mixture.weights or [1.0] * len(sources)
-        self.sampler = Sampler(self.sizes, weights, config.batch_size, config.seed, self.names)
+        self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
@@ -79,6 +82,7 @@ class ContrastiveTask:
         self.parallel = summed(model, world)
         self.probe = RoutingProbe(model, config.diagnose_every, world)
         self.embed = embedding(model, config, list(self.objective.depths), self.parallel)
+        self.guide = Guide.open(config.guide)
         self.workers = config.workers
         model.encoder.activation_checkpointing = config.activation_checkpointing
 
@@ -92,10 +96,13 @@ class ContrastiveTask:
     def batch(self, step: int) -> PairBatch:
         with self.drawing:
             source, rows = self.sampler.batch(step)
-            pairs = self.mixture.sources[source].pairs(rows.tolist())
-            languages = [language or "" for language in self.mixture.sources[source].languages(rows.tolist())]
+            drawn, some, own = self.mixture.sources[source], rows.tolist(), self.tags[source]
+            pairs = drawn.pairs(some)
+            languages = [language or "" for language in drawn.languages(some)]
+            tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
-        return prepare(pairs, form, tokenizer, self.config, self.world, source, languages)
+        batch = prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
+        return batch if self.guide is None else with_guide(batch, self.guide, self.config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
@@ -111,6 +118,7 @@ class ContrastiveTask:
             "info_nce": costs.contrastive, "router_loss": costs.router, "tokens": tokens,
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
+        log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
         return Terms(costs.contrastive + costs.router, len(batch.pairs), cut, costs.stats, log)
 
     def update(self, terms: Terms) -> Mapping[str, Any]:
@@ -168,6 +176,14 @@ def embedding(
             return encoded
 
     return embed
+
+
+def sampler_of(config: ContrastiveConfig, mixture: Mixture) -> Sampler:
+    """What decides which pairs make up a step."""
+    sources = mixture.sources
+    sizes = [num_train_rows(source, config) for source in sources]
+    weights = mixture.weights or [1.0] * len(sources)
+    return Sampler(sizes, weights, config.batch_size, config.seed, [source.name for source in sources])
 
 
 def num_train_rows(source: Source, config: ContrastiveConfig) -> int:

@@ -1,0 +1,163 @@
+"""What an experiment file says: one recipe, the cells that change it, the tasks all are evaluated on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from moembed.config import Strict, load, resolve
+from moembed.runs.train import TrainConfig
+from moembed.types import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ ,+-]*")
+
+
+class ExperimentConfig(Strict):
+    """``recipe`` holds keys of ``moembed train``; they go over those of ``recipe_file``, named from here.
+    ``cells`` maps names to keys that replace those of the recipe, nested ones dotted:
+    ``{"upcycle.router.top_k": 1}``. Every cell is compared to the one that ``control`` names. The name of the
+    experiment is that of its file unless ``name`` says otherwise.
+
+    ``tasks`` are folders and files as ``moembed evaluate --tasks`` reads them; ``sample`` takes so many
+    queries of each retrieval task. ``dims`` scores the vectors cut to so many coordinates as well.
+    ``keep_models`` false removes the weights of a run once it is scored.
+    """
+
+    name: str = ""
+    question: str = ""
+    recipe_file: str | None = None
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    cells: dict[str, dict[str, Any] | None] = Field(min_length=2)
+    control: str
+    tasks: tuple[str, ...] = Field(min_length=1)
+    sample: int | None = Field(default=None, ge=1)
+    dims: tuple[int, ...] = ()
+    out: str | None = None
+    keep_models: bool = True
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_file(cls, value: str) -> str:
+        if value and not _NAME.fullmatch(value):
+            raise ValueError(f"it names files and folders, which {value!r} cannot: use letters, digits and -")
+        return value
+
+    @field_validator("cells")
+    @classmethod
+    def _name_folders(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"a cell has a folder of its name, which cannot be {name!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _control_is_a_cell(self) -> ExperimentConfig:
+        if self.control not in self.cells:
+            raise ValueError(f"control {self.control!r} is no cell; the cells are {', '.join(self.cells)}")
+        return self
+
+    @property
+    def evaluation(self) -> str:
+        """Hash of what every run is evaluated on."""
+        return _hash([self.tasks, self.sample, self.dims])
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/experiments/{self.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One cell trained with one seed, where it lies, and `ExperimentConfig.evaluation`."""
+
+    cell: str
+    seed: int
+    folder: Path
+    config: TrainConfig
+    evaluation: str
+
+    @property
+    def recipe(self) -> str:
+        """Hash of what was asked for, wherever it lies; keys a later version adds do not change it."""
+        return _hash(self.config.model_dump(mode="json", exclude_defaults=True, exclude={"out"}))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All jobs of an experiment: a seed of every cell after the other, the control first.
+
+    ``only`` are the cells to run; none: all.
+    """
+
+    config: ExperimentConfig
+    jobs: list[Job]
+    seeds: int
+    only: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> list[Job]:
+        return [job for job in self.jobs if not self.only or job.cell in self.only]
+
+    def of(self, cell: str) -> list[Job]:
+        return [job for job in self.jobs if job.cell == cell]
+
+
+def read_plan(path: Path, overrides: Sequence[str], seeds: int, only: Sequence[str] = ()) -> Plan:
+    """
+    Args:
+        overrides: ``key=value`` for the experiment file, such as ``recipe.steps=20``.
+        only: cells to run; none: all.
+
+    Raises:
+        UserError: anything wrong with the file or with the recipe of a cell, cells of unequal steps, a cell
+            in ``only`` that is not there.
+    """
+    config = load(ExperimentConfig, path, overrides)
+    config = config if config.name else config.model_copy(update={"name": path.stem})
+    if unknown := [name for name in only if name not in config.cells]:
+        raise UserError(f"there is no cell {unknown[0]!r}; the cells are {', '.join(config.cells)}")
+    common: Any = path.parent / config.recipe_file if config.recipe_file else {}
+    cells = {name: _cell(config, name, common) for name in config.cells}
+    steps = {name: cell.steps for name, cell in cells.items()}
+    if len(set(steps.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in steps.items())
+        raise UserError(f"{path}: cells are compared after equal steps, but they differ ({told})")
+    order = [config.control, *(name for name in config.cells if name != config.control)]
+    jobs = []
+    for seed in range(seeds):
+        for name in order:
+            folder = config.folder / name / f"seed-{seed}"
+            jobs.append(Job(name, seed, folder, _seeded(cells[name], seed, folder), config.evaluation))
+    return Plan(config, jobs, seeds, tuple(only))
+
+
+def _cell(config: ExperimentConfig, name: str, common: Any) -> TrainConfig:
+    changes: Mapping[str, Any] = config.cells[name] or {}
+    try:
+        if reserved := {"out", "seed"} & {*changes, *config.recipe}:
+            raise UserError(f"{min(reserved)} is set by the experiment: leave it out")
+        cell = resolve(TrainConfig, common, {"out": "unused"} | config.recipe | dict(changes))
+    except UserError as error:
+        raise UserError(f"cell {name}: {error}") from None
+    if cell.steps is None:
+        raise UserError(f"cell {name}: an experiment counts in steps, so that all do as much: set steps")
+    return cell
+
+
+def _seeded(cell: TrainConfig, seed: int, folder: Path) -> TrainConfig:
+    """The seed decides the order of the pairs, and what is random in new experts unless that has its own."""
+    changes: dict[str, Any] = {"seed": seed, "out": str(folder / "run")}
+    if cell.upcycle and "seed" not in cell.upcycle.model_fields_set:
+        changes["upcycle"] = cell.upcycle.model_copy(update={"seed": seed})
+    return cell.model_copy(update=changes)

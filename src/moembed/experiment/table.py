@@ -1,0 +1,230 @@
+"""The finished jobs of an experiment as one result: a comparison, and what every cell costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from moembed.compare import formatting
+from moembed.compare.comparison import compare
+from moembed.compare.results import SCORE, Comparison, as_json
+from moembed.compare.scores import MAIN, Scores, statistic
+from moembed.experiment.grid import failures
+from moembed.experiment.outcome import Finished, Routing, finished, scores
+from moembed.experiment.settings import Job, Plan
+from moembed.types import UserError
+
+HEAD = ["cell", "seeds", "score", "± seeds", "less the control", "p (Holm)"]
+COSTS = ["cell", "parameters", "active", "texts/s", "memory, training", "memory, encoding", "training"]
+ROUTING = [
+    "cell",
+    "router entropy",
+    "of at most",
+    "share of the chosen",
+    "chance",
+    "distance of experts",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Scores of all finished cells.
+
+    Attributes:
+        comparison: to the control; None: there are not two cells yet, or the control is not among them.
+        spread: by cell, the standard deviation over seeds of the mean over tasks.
+    """
+
+    comparison: Comparison | None
+    spread: dict[str, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"spread": self.spread, "comparison": self.comparison and as_json(self.comparison)}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What is known of an experiment so far.
+
+    Attributes:
+        finished: by cell, its finished jobs in the order of seeds.
+        full: the scores of whole vectors.
+        dims: those of vectors cut to so many coordinates.
+        failed: name of a job -> why.
+    """
+
+    plan: Plan
+    finished: dict[str, list[Finished]]
+    full: Compared
+    dims: dict[int, Compared]
+    failed: dict[str, str]
+
+    @property
+    def comparison(self) -> Comparison | None:
+        return self.full.comparison
+
+    @property
+    def whole(self) -> bool:
+        return self.count == len(self.plan.jobs)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.finished.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "name": plan.config.name,
+            "question": plan.config.question,
+            "control": plan.config.control,
+            "seeds": plan.seeds,
+            "jobs": len(plan.jobs),
+            "runs": {cell: [job.to_json() for job in jobs] for cell, jobs in self.finished.items()},
+            "failed": self.failed,
+            "dims": {str(dim): compared.to_json() for dim, compared in self.dims.items()},
+            **self.full.to_json(),
+        }
+
+
+def read_result(plan: Plan) -> Result:
+    """Everything that is finished, whichever process did it.
+
+    Raises:
+        UserError: a finished job of another recipe or of other pairs, scores that do not fit together.
+    """
+    done: dict[str, list[Finished]] = {}
+    ready = []
+    for job in plan.jobs:
+        if (found := finished(job)) is not None:
+            done.setdefault(job.cell, []).append(found)
+            ready.append(job)
+    _require_same_batches(done)
+    return Result(
+        plan=plan,
+        finished=done,
+        full=_compared(plan, ready, None),
+        dims={dim: _compared(plan, ready, dim) for dim in plan.config.dims},
+        failed=failures(plan.jobs),
+    )
+
+
+def _compared(plan: Plan, ready: Sequence[Job], dim: int | None) -> Compared:
+    systems: dict[str, list[dict[str, Scores]]] = {}
+    for job in ready:
+        systems.setdefault(job.cell, []).append(scores(job, dim))
+    control = plan.config.control
+    enough = len(systems) > 1 and control in systems
+    return Compared(
+        comparison=compare(systems, control) if enough else None,
+        spread={cell: stdev(map(_mean, runs)) if len(runs) > 1 else None for cell, runs in systems.items()},
+    )
+
+
+def _require_same_batches(done: Mapping[str, Sequence[Finished]]) -> None:
+    """The data may have changed between two calls."""
+    first: dict[int, Finished] = {}
+    for job in (job for jobs in done.values() for job in jobs):
+        other = first.setdefault(job.seed, job)
+        if job.batches != other.batches:
+            raise UserError(
+                f"{other.cell} and {job.cell} were trained on other pairs (seed {job.seed}): the data "
+                "changed between them; delete the folders of the older ones and start again"
+            )
+
+
+def _mean(run: Mapping[str, Scores]) -> float:
+    """The mean of the tasks' main metrics, as `compare` takes it."""
+    return fmean(float(statistic(MAIN[task.kind])(task.values[MAIN[task.kind]])) for task in run.values())
+
+
+# ---- rows, as cells of text --------------------------------------------------------------------------------
+
+
+def score_rows(result: Result, compared: Compared | None = None) -> list[list[str]]:
+    """A row per cell: its score with its interval over queries (and seeds), and what it has more.
+
+    Args:
+        compared: one of ``result.dims``; default: whole vectors.
+    """
+    compared = compared or result.full
+    comparison = compared.comparison
+    assert comparison is not None
+    rows = []
+    for cell in _cells(result):
+        spread = compared.spread[cell]
+        gap = comparison.overall.differences.get(cell, {}).get(SCORE)
+        rows.append(
+            [
+                cell,
+                f"{len(result.finished[cell])} of {result.plan.seeds}",
+                formatting.estimate(comparison.overall.metrics[cell][SCORE]),
+                "" if spread is None else formatting.decimal(spread),
+                "the control" if gap is None else formatting.difference(gap),
+                "" if gap is None else formatting.p_value(gap.p_holm),
+            ]
+        )
+    return rows
+
+
+def task_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a row per task, its main metric by cell."""
+    comparison = result.comparison
+    assert comparison is not None
+    cells = [cell for cell in _cells(result) if cell in comparison.systems]
+    rows = [
+        [
+            name,
+            formatting.metric_name(task.main),
+            f"{task.items:,}",
+            *(formatting.estimate(task.metrics[cell][task.main]) for cell in cells),
+        ]
+        for name, task in comparison.tasks.items()
+    ]
+    return ["task", "metric", "items", *cells], rows
+
+
+def cost_rows(result: Result) -> list[list[str]]:
+    return [[cell, *_cost(result.finished[cell])] for cell in _cells(result)]
+
+
+def _cost(jobs: Sequence[Finished]) -> list[str]:
+    rates = [job.encode_rate for job in jobs if job.encode_rate]
+    encoding = [job.encode_bytes for job in jobs if job.encode_bytes]
+    return [
+        formatting.count(jobs[0].parameters),
+        formatting.count(jobs[0].active_parameters),
+        f"{fmean(rates):.0f}" if rates else "",
+        formatting.size(max(job.train_bytes for job in jobs)),
+        formatting.size(max(encoding)) if encoding else "",
+        formatting.duration(fmean(job.train_seconds for job in jobs)),
+    ]
+
+
+def routing_rows(result: Result) -> list[list[str]]:
+    """A row per cell with experts: how its routers and experts moved, as means over seeds."""
+    rows = []
+    for cell in _cells(result):
+        found = [job.routing for job in result.finished[cell] if job.routing]
+        if found:
+            rows.append([cell, *_moved(found)])
+    return rows
+
+
+def _moved(found: Sequence[Routing]) -> list[str]:
+    def way(pairs: Sequence[tuple[float, float]]) -> str:
+        return " → ".join(formatting.decimal(fmean(values)) for values in zip(*pairs, strict=True))
+
+    return [
+        way([routing.entropy for routing in found]),
+        formatting.decimal(found[0].highest),
+        way([routing.share for routing in found]),
+        formatting.decimal(found[0].chance),
+        formatting.decimal(fmean(routing.distance for routing in found)),
+    ]
+
+
+def _cells(result: Result) -> list[str]:
+    """The finished cells in the order of the file."""
+    return [cell for cell in result.plan.config.cells if cell in result.finished]

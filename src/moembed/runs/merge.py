@@ -1,0 +1,139 @@
+"""`moembed merge`: model folders in, one model folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from moembed.console import say
+from moembed.embedder import Embedder
+from moembed.files import require_replaceable
+from moembed.folder.bases import base_name, read_base
+from moembed.folder.parts import Parts
+from moembed.model.spec import differences
+from moembed.report.card import write_card
+from moembed.types import UserError
+from moembed.weights.ancestry import kinship
+from moembed.weights.merge import State, arithmetic, average, normalised, slerp, ties
+
+Method = Literal["average", "arithmetic", "ties", "slerp"]
+NEEDS_BASE = ("arithmetic", "ties")
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """How models are merged; ``moembed.weights.merge`` says what each value means.
+
+    Attributes:
+        weights: of each model; None: as much of each, and for ``arithmetic`` 1 / n.
+        base: the common ancestor, for ``arithmetic`` and ``ties``.
+        scale, density: of the task vectors.
+    """
+
+    method: Method = "average"
+    weights: tuple[float, ...] | None = None
+    base: str | None = None
+    scale: float = 1.0
+    density: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What was made, and how alike its parents are: for each after the first, the cosine of their matrices
+    and the smallest correlation of expert use (None: no experts)."""
+
+    out: str
+    method: str
+    parameters: int
+    cosine: list[float]
+    usage: list[float | None]
+
+
+def merge(
+    models: Sequence[str], out: str | Path, plan: MergePlan = MergePlan(), overwrite: bool = False
+) -> Merged:
+    """Merge embedding models of one form and a common ancestor, and write the result to ``out``.
+
+    Tokenizer, prompts and whatever else is no tensor are those of the first model.
+
+    Raises:
+        UserError: fewer than two models, models of another form or vocabulary, without a common ancestor, a
+            method that lacks its base or gets one, weights that do not fit.
+    """
+    weights = _checked(models, plan)
+    require_replaceable(Path(out), overwrite)
+    names = [*models, *([plan.base] if plan.base else [])]
+    parts = [read_base(name) for name in names]
+    first = parts[0]
+    for name, other in zip(names[1:], parts[1:], strict=True):
+        _require_same_form(names[0], first, name, other)
+    found = [kinship(first.spec, first.state, other.state) for other in parts[1:]]
+    for name, relation in zip(names[1:], found, strict=True):
+        if objection := relation.objection():
+            raise UserError(f"{names[0]} and {name} have no common ancestor: {objection}")
+
+    # encoder, pooling and head go the same way
+    states = [
+        {f"encoder {name}": tensor for name, tensor in part.state.items()}
+        | {f"pooling {name}": tensor for name, tensor in part.pooling_state.items()}
+        | {f"head {name}": tensor for name, tensor in part.head_state.items()}
+        for part in parts
+    ]
+    result = _METHODS[plan.method](states[: len(models)], weights, states[-1], plan)
+
+    def of(kind: str) -> dict[str, Tensor]:
+        start = f"{kind} "
+        return {name.removeprefix(start): x for name, x in result.items() if name.startswith(start)}
+
+    made = Embedder(replace(first, state=of("encoder"), pooling_state=of("pooling"), head_state=of("head")))
+    made.save_pretrained(out)
+    write_card(Path(out), str(out), base_name(models[0]))
+    usage = [min(relation.usage.values(), default=None) for relation in found]
+    return Merged(
+        str(out), plan.method, made.num_parameters(), [round(x.cosine, 4) for x in found],
+        [None if value is None else round(value, 4) for value in usage],
+    )  # fmt: skip
+
+
+_METHODS: dict[str, Callable[[Sequence[State], Sequence[float], State, MergePlan], dict[str, Tensor]]] = {
+    "average": lambda states, weights, base, plan: average(states, weights),
+    "arithmetic": lambda states, weights, base, plan: arithmetic(states, weights, base, plan.scale),
+    "ties": lambda states, weights, base, plan: ties(states, weights, base, plan.scale, plan.density),
+    "slerp": lambda states, weights, base, plan: slerp(states[0], states[1], normalised(weights)[1]),
+}
+
+
+def _checked(models: Sequence[str], plan: MergePlan) -> list[float]:
+    """The weights, where the plan fits the models."""
+    if len(models) < 2:
+        raise UserError("merging takes at least two models")
+    if plan.method == "slerp" and len(models) != 2:
+        raise UserError(f"slerp goes from one model to another, and {len(models)} were given")
+    if plan.method in NEEDS_BASE and plan.base is None:
+        raise UserError(f"{plan.method} needs the model that all were trained from: name it with --base")
+    if plan.method not in NEEDS_BASE and plan.base is not None:
+        raise UserError(f"{plan.method} knows no base; --base is for {' and '.join(NEEDS_BASE)}")
+    if not 0 < plan.density <= 1:
+        raise UserError(f"density {plan.density} is not within 0..1")
+    weights = plan.weights or (1 / len(models),) * len(models)
+    if len(weights) != len(models):
+        raise UserError(f"{len(weights)} weights were given for {len(models)} models")
+    return list(weights)
+
+
+def _require_same_form(first_name: str, first: Parts, name: str, other: Parts) -> None:
+    if found := differences(first.spec, other.spec):
+        raise UserError(f"{name} is of another form than {first_name}, which has {'; '.join(found)}")
+    if first.tokenizer.backend.get_vocab() != other.tokenizer.backend.get_vocab():
+        raise UserError(f"{name} has another vocabulary than {first_name}: their tokens mean other words")
+    if first.pooling != other.pooling or first.head != other.head:
+        raise UserError(f"{name} makes vectors of its states in another way than {first_name}")
+    if first.tokenizer.prompts != other.tokenizer.prompts:
+        say(f"note: the prompts of {name} differ from those of {first_name}, which are kept")
+    if first.tokenizer.max_length != other.tokenizer.max_length:
+        limits = other.tokenizer.max_length, first.tokenizer.max_length
+        say(f"note: {name} cuts texts at {limits[0]} tokens, the merged model at {limits[1]}")

@@ -1,0 +1,1 @@
+"""Training a reranker on pairs and their hard negatives."""
