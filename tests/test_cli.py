@@ -85,6 +85,30 @@ def test_inspect_needs_no_weights(run: Run, model: Path) -> None:
     assert json.loads(out)["bytes_on_disk"] == 0
 
 
+def test_upcycle_by_tags_and_by_clusters(
+    run: Run, dense: Path, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, error = run(
+        "upcycle", dense, tmp_path / "tags", "--router", "tag", "--tag", "de,nl", "--tag", "fr"
+    )
+    assert (code, error) == (0, "")
+    rows = tmp_path / "texts.jsonl"
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    where = ("--texts", rows)
+    refused(run("inspect", tmp_path / "tags", *where), "known: de, fr, nl", "MOEMBED_TAG")
+    monkeypatch.setenv("MOEMBED_TAG", "nl")
+    code, out, _ = run("inspect", tmp_path / "tags", *where, "--json")
+    assert all(layer["load"] == [1.0, 0.0] for layer in json.loads(out)["expert_load"]["layers"])
+    refused(run("inspect", dense, *where), "does not choose experts by tags: unset it")
+    monkeypatch.delenv("MOEMBED_TAG")
+    clusters = ("--init", "cluster", "--experts", 3)
+    refused(run("upcycle", dense, tmp_path / "no", *clusters), "looks at the states of texts")
+    refused(run("upcycle", dense, tmp_path / "no", *where), "--texts are for --init cluster")
+    code, out, _ = run("upcycle", dense, tmp_path / "c", *clusters, "--router", "centroid", *where, "--json")
+    made = Embedder.from_pretrained(tmp_path / "c", device="cpu").encoder.spec.moe
+    assert (code, made.router.kind, made.num_experts) == (0, "centroid", 3)
+
+
 def test_upcycle_keeps_the_vectors(run: Run, dense: Path, tmp_path: Path, texts: list[str]) -> None:
     code, out, _ = run("upcycle", dense, tmp_path / "moe", "--experts", 4, "--json")
     assert code == 0

@@ -24,18 +24,20 @@ from moembed.inference.engine import Engine
 from moembed.inference.member import check_view, first_layers, member
 from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits
 from moembed.inference.residency import release_pages
-from moembed.inference.sentences import Sentences
+from moembed.inference.tagging import TaggedSentences
 from moembed.inference.windows import windows
 from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.head import Head
 from moembed.model.pooling import Pooling
+from moembed.model.spec import EncoderSpec
+from moembed.model.tags import Tag
 from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
 from moembed.tokenizer import check_prompt
 from moembed.types import Batch, Encoded
 
 
-class Embedder(Sentences, nn.Module):
+class Embedder(TaggedSentences, nn.Module):
     """Encoder + pooling + head, with the tokenizer and the prompts the model was made with.
 
     Made from ``Parts``, it takes their tensors over without copying: train it, and what shares them moves.
@@ -146,6 +148,11 @@ class Embedder(Sentences, nn.Module):
         )
 
     @property
+    def spec(self) -> EncoderSpec:
+        """What the encoder is, in full."""
+        return self.encoder.spec
+
+    @property
     def full_dim(self) -> int:
         """Coordinates of the whole vector; ``dim`` may be fewer, see ``from_pretrained``."""
         return self.head.dim(self.pooling.dim)
@@ -176,8 +183,8 @@ class Embedder(Sentences, nn.Module):
 
     def num_parameters(self, active: bool = False) -> int:
         """All parameters, or those one token can touch (the whole vocabulary table counted)."""
-        behind = (*self.pooling.parameters(), *self.head.parameters())
-        return num_parameters(self.encoder.spec, active) + sum(tensor.numel() for tensor in behind)
+        pooling = sum(tensor.numel() for tensor in self.pooling.parameters())
+        return num_parameters(self.encoder.spec, active) + pooling + self.head.config.num_parameters(active)
 
     def train(self, mode: bool = True) -> Embedder:
         if mode:
@@ -204,12 +211,14 @@ class Embedder(Sentences, nn.Module):
         view: View = FULL,
         progress: Progress | None = None,
         batch_tokens: int | None = None,
+        tag: Tag | None = None,
     ) -> Vectors:
-        """See `moembed.encoding.TextEncoder`; ``batch_tokens`` as in ``encode``."""
-        prefix = self.prefix(role, prompt)
-        found = self._embedded(as_texts(texts), prefix, view, progress, batch_tokens=batch_tokens)
+        """See `moembed.encoding.TextEncoder`; ``batch_tokens`` and ``tag`` as in ``encode``."""
+        prefix, listed = self.prefix(role, prompt), as_texts(texts)
+        tags = self.tag_numbers(listed, role=role, prompt=prompt, tag=tag)
+        found = self._embedded(listed, prefix, view, progress, tags, batch_tokens=batch_tokens)
         array, truncated = found
-        return Vectors(array, truncated, self.space(prompt=prefix, view=view))
+        return Vectors(array, truncated, self.space(role=role, prompt=prompt, view=view, tag=tag))
 
     def rows(
         self, texts: Iterable[str], *, role: str | None = None, prompt: str | None = None
@@ -233,13 +242,16 @@ class Embedder(Sentences, nn.Module):
         batch_size: int | None = None,
         progress: Progress | None = None,
         prompt_tokens: int | Sequence[int] | None = None,
+        tags: Sequence[int] | None = None,
     ) -> np.ndarray:
         """The second half of ``vectors``: float32 ``(len(rows), dim)`` of token rows, for whoever batches.
 
-        ``prompt_tokens`` as the method of that name says, of all rows or of each.
+        ``prompt_tokens`` as the method of that name says, of all rows or of each; ``tags`` of each, as
+        ``tag_numbers`` says.
         """
         check_limits(batch_tokens, batch_size)
         check_view(self.encoder.spec, view, self.dim)
+        tags = self.fixed_tags(len(rows)) if tags is None else tags
         encoder, device = self.engine.encoder(self.encoder), self.device
         depths = [view.layers or self.encoder.spec.num_layers]
         dim = view.dim or self.dim
@@ -248,7 +260,8 @@ class Embedder(Sentences, nn.Module):
         budget = batch_tokens or (4096 if device == "cpu" else 65536)
         for group in token_budget([len(row) for row in rows], budget, batch_size):
             prompts = None if known is None else [known[i] for i in group]
-            batch = pack([rows[i] for i in group], prompt_tokens=prompts).to(device)
+            own = None if tags is None else [tags[i] for i in group]
+            batch = pack([rows[i] for i in group], prompt_tokens=prompts, tags=own).to(device)
             vector_BM = unit_vectors(encoder, self.pooling, self.head, batch, depths).vector_BM.cpu().numpy()
             vectors[group] = truncate(vector_BM, dim if dim < vector_BM.shape[1] else None)
             if progress:
@@ -261,25 +274,34 @@ class Embedder(Sentences, nn.Module):
         prefix: str,
         view: View,
         progress: Progress | None = None,
+        tags: Sequence[int] | None = None,
         **limits: int | None,
     ) -> tuple[np.ndarray, int]:
         check_view(self.encoder.spec, view, self.dim)
         check_prompt(prefix)  # of no texts, too
         check_limits(limits.get("batch_tokens"), limits.get("batch_size"))
         known = self.prompt_tokens(prompt=prefix)
-        parts, truncated = [np.zeros((0, view.dim or self.dim), dtype=np.float32)], 0
+        parts, truncated, done = [np.zeros((0, view.dim or self.dim), dtype=np.float32)], 0, 0
         for rows, cut in windows(self.tokenizer, texts, prefix):
-            parts.append(self.embed(rows, view, progress=progress, prompt_tokens=known, **limits))
-            truncated += cut
+            own = None if tags is None else tags[done : done + len(rows)]
+            parts.append(self.embed(rows, view, progress=progress, prompt_tokens=known, tags=own, **limits))
+            truncated, done = truncated + cut, done + len(rows)
         return (np.concatenate(parts) if len(parts) > 2 else parts[-1]), truncated
 
     # ---- the space of the vectors ------------------------------------------------------------------------
 
-    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+    def space(
+        self,
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        tag: Tag | None = None,
+    ) -> str:
         """Name of the space the vectors live in: equal names, comparable vectors.
 
         A hash of the weights (rounded to bf16, so both precisions share a space), architecture, tokenizer,
-        pooling, prompt, dim and codec. An index stores the name of its documents' space; the declared
+        pooling, prompt, tag, dim and codec. An index stores the name of its documents' space; the declared
         relation is that one model's queries may be searched against its own documents, whatever their
         prompts. The first layers of a model have the name of the small model that holds nothing else.
         """
@@ -295,5 +317,6 @@ class Embedder(Sentences, nn.Module):
             self.tokenizer.backend.to_str(),
             *self.pooling.facts(),
             *self.head.facts(),
+            *self.tag_facts(role, prompt, tag),
         ]
         return name_of(tuple(facts))

@@ -21,6 +21,7 @@ def pack(
     truncated: int = 0,
     prompt_tokens: Sequence[int] | None = None,
     types: Sequence[Sequence[int]] | None = None,
+    tags: Sequence[int] | None = None,
 ) -> Batch:
     """Lay token rows end to end, shortest first (ties keep the caller's order).
 
@@ -28,6 +29,7 @@ def pack(
         truncated: for ``Batch.truncated``.
         prompt_tokens: how many tokens at the start of each row are those of a prompt.
         types: of the tokens of each row; None: all are of the first type.
+        tags: the number of each row's tag.
 
     Returns:
         Batch with ``token_T`` int64, ``length_B`` ascending and ``restore_B`` int64.
@@ -42,6 +44,7 @@ def pack(
         truncated=truncated,
         prompt_B=None if prompt_tokens is None else tuple(prompt_tokens[i] for i in order),
         type_T=None if types is None else _joined(types, order),
+        tag_B=None if tags is None else tuple(tags[i] for i in order),
     )
 
 

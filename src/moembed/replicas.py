@@ -133,7 +133,8 @@ def _embed(texts: list[str], role: str | None, prompt: str | None, view: View) -
     model = _loaded()
     rows, truncated = model.rows(texts, role=role, prompt=prompt)
     known = model.prompt_tokens(role=role, prompt=prompt)
-    return model.embed(rows, view, prompt_tokens=known), truncated
+    tags = model.tag_numbers(texts, role=role, prompt=prompt)
+    return model.embed(rows, view, prompt_tokens=known, tags=tags), truncated
 
 
 def _dim() -> int:

@@ -47,6 +47,8 @@ class Batch:
     ``restore_B[i]`` is the place in the packed order of the caller's text ``i``. ``prompt_B`` says how many
     tokens at the start of each text, in the packed order, are those of its prompt; None: it is not known.
     ``type_T`` is the type of every token, a row of the encoder's table of types; None: all are of the first.
+    ``tag_B`` is the number of each text's tag (`moembed.model.tags`), in the packed order; None: they have
+    none.
     """
 
     token_T: Tensor
@@ -55,6 +57,7 @@ class Batch:
     truncated: int = 0
     prompt_B: tuple[int, ...] | None = None
     type_T: Tensor | None = None
+    tag_B: tuple[int, ...] | None = None
 
     def to(self, device: str) -> Batch:
         type_T = None if self.type_T is None else self.type_T.to(device)
@@ -62,11 +65,26 @@ class Batch:
         return replace(self, token_T=token_T, restore_B=restore_B, type_T=type_T)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenKeys:
+    """What a router may look up of tokens, beside their states: their ids, and the tags of their texts.
+
+    None: it is not known, and a router that needs it refuses.
+    """
+
+    token_T: Tensor | None = None
+    tag_T: Tensor | None = None
+
+
+NO_KEYS = TokenKeys()
+
+
 @dataclass(slots=True)
 class RouterStats:
     """Sums over the tokens one MoE layer routed; sums add up over chunks and processes, means do not.
 
-    ``prob_E`` and ``z`` carry gradient: the balance loss and the z-loss are built from them.
+    ``prob_E`` and ``z`` carry gradient: the balance loss and the z-loss are built from them. Of a router that
+    does not learn (``learned`` False) they carry none, and no loss is made of them.
     """
 
     layer: int
@@ -76,6 +94,7 @@ class RouterStats:
     z: Tensor  # sum of squared log-sum-exp of the logits
     entropy: Tensor  # sum of the routing entropy, nats
     top_mass: Tensor  # sum of the probability that the chosen experts held
+    learned: bool = True  # whether the router has weights of its own
 
     def __add__(self, other: RouterStats) -> RouterStats:
         assert self.layer == other.layer
@@ -87,6 +106,7 @@ class RouterStats:
             self.z + other.z,
             self.entropy + other.entropy,
             self.top_mass + other.top_mass,
+            self.learned,
         )
 
     def detach(self) -> RouterStats:

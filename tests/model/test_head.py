@@ -59,7 +59,7 @@ def test_a_head_trains_and_gives_its_state_back() -> None:
 def test_heads_that_cannot_be_are_refused() -> None:
     with pytest.raises(UserError, match="the last step of a head must be Normalize"):
         HeadConfig((Dense(4, 3),))
-    with pytest.raises(UserError, match="of 3 outputs stands before one of 4 inputs"):
+    with pytest.raises(UserError, match="of 3 outputs stands before a dense layer of 4 inputs"):
         HeadConfig((Dense(4, 3), Dense(4, 3), Normalize()))
     with pytest.raises(UserError, match="activation 'mish' of a dense layer is not supported"):
         Dense(4, 3, activation="mish")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from experts import HIDDEN, SAME, WIDTH, assert_one_value, convert, make_moe, results, send_to_one, tokens
 from moembed.moe.ffn import ACTIVATIONS, FeedForward, FeedForwardSpec
-from moembed.moe.layer import MoESpec
+from moembed.moe.layer import MoE, MoESpec
 from moembed.moe.router import RouterConfig
 
 lengths = st.lists(st.integers(1, 6), min_size=1, max_size=4)
@@ -175,3 +175,25 @@ def test_idle_parameters_are_those_of_the_experts_a_token_skips() -> None:
 def test_more_chosen_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="top_k 3 is more than num_experts 2"):
         MoESpec(num_experts=2, router=RouterConfig(top_k=3))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_distance_of_experts_is_that_of_all_their_pairs(gated: bool) -> None:
+    ffn, spec = FeedForwardSpec(width=6, gated=gated), MoESpec(num_experts=4)
+    moe = MoE(5, ffn, spec, layer=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in moe.parameters():
+            parameter.normal_(1.0, 0.5, generator=generator)
+    values = [
+        torch.cat([tensor.detach()[e].flatten() for tensor in moe.experts.tensors()]).double()
+        for e in range(4)
+    ]
+    pairs = [float((a - b).square().sum()) for i, a in enumerate(values) for b in values[:i]]
+    mean_square = sum(float(value.square().sum()) for value in values) / 4
+    expected = (sum(pairs) / len(pairs) / mean_square) ** 0.5
+    assert moe.experts.distance() == pytest.approx(expected, rel=1e-5)
+    with torch.no_grad():
+        for tensor in moe.experts.tensors():
+            tensor.copy_(tensor[:1].expand_as(tensor))
+    assert moe.experts.distance() == pytest.approx(0, abs=1e-6)

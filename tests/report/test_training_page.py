@@ -168,6 +168,17 @@ def test_load_by_role_source_and_language(tmp_path: Path) -> None:
     assert "s0<" in parsed.text
 
 
+def test_the_distance_between_experts_is_told_from_the_first_look_to_the_last(tmp_path: Path) -> None:
+    lines = [record(step) for step in range(1, 9)]
+    assert "Distance between experts" not in read(save(tmp_path, lines))[1].text
+    lines[0] |= {"expert_distance": {"1": 0.0, "3": 0.01}}
+    lines[5] |= {"expert_distance": {"1": 0.25, "3": 0.125}}
+    page, parsed = read(save(tmp_path, lines))
+    assert "Distance between experts" in parsed.text
+    assert "0.000 → 0.250" in page
+    assert "0.010 → 0.125" in page
+
+
 def test_many_sources_are_cut_to_the_most_frequent(tmp_path: Path) -> None:
     lines = [record(step) | {"source": f"source-{step % 30:02}"} for step in range(1, 61)]
     assert "The 24 most frequent of 30." in read(save(tmp_path, lines))[1].text

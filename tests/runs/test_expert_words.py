@@ -19,6 +19,7 @@ from tokenizers import models, pre_tokenizers
 from conftest import Run
 from moembed.embedder import Embedder
 from moembed.moe import router
+from moembed.moe.router_kinds import Learned
 from moembed.runs.expert_words import LabelCounts
 from moembed.runs.inspect import expert_load
 from moembed.tokenizer import Tokenizer
@@ -89,10 +90,11 @@ def test_the_words_of_experts_are_those_their_router_was_given(
 
     chosen: list[Any] = []
     real = router.ROUTERS["token_choice"]
+    assert isinstance(real, Learned)
     monkeypatch.setitem(
         router.ROUTERS,
         "token_choice",
-        lambda *arguments: chosen.append(real(*arguments)) or chosen[-1],  # type: ignore[func-returns-value]
+        Learned(lambda *given: chosen.append(real.choose(*given)) or chosen[-1]),  # type: ignore[func-returns-value]
     )
     met: Counter[tuple[int, int, str]] = Counter()
     for text, its in zip(texts, words, strict=True):
@@ -110,7 +112,7 @@ def test_the_words_of_experts_are_those_their_router_was_given(
                 assert word["count"] == met[layer["layer"], expert, word["label"]]
         assert any(piece["label"].startswith("[") for e in layer["experts"] for piece in e["pieces"])
     assert expert_load(moe_model, source, words=0)["layers"][0].keys() == {
-        "layer", "load", "entropy", "top_mass", "dead_experts",
+        "layer", "load", "entropy", "top_mass", "dead_experts", "expert_distance",
     }  # fmt: skip
 
 

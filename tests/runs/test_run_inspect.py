@@ -92,6 +92,8 @@ def test_the_load_is_what_the_routers_did(
     for found, stats in zip(load["layers"], router, strict=True):
         expected = stats.summary()
         assert found["dead_experts"] == expected["dead_experts"]
+        block = moe_model.encoder.layers[found["layer"]].ffn
+        assert found["expert_distance"] == pytest.approx(block.experts.distance(), abs=1e-6)
         assert found["load"] == pytest.approx(expected["load"], abs=1e-3)
         assert sum(found["load"]) == pytest.approx(1, abs=1e-3)
         assert found["entropy"] == pytest.approx(expected["entropy"], abs=1e-3)

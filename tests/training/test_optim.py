@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from torch import nn
 
-from conftest import NewModel
+from conftest import MakeModel, NewModel
 from moembed.training.contrastive.objective import Objective
 from moembed.training.contrastive.settings import LossConfig
-from moembed.training.optim import OptimConfig, adamw, learning_rate
+from moembed.training.optim import OptimConfig, adamw, learning_rate, set_learning_rate
+from moembed.types import UserError
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,37 @@ def test_a_learned_temperature_does_not_decay(new_model: NewModel) -> None:
 def test_an_optimiser_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=list(changes)[-1]):
         OptimConfig.model_validate(changes)
+
+
+def test_routers_and_experts_may_have_rates_of_their_own(new_model: NewModel) -> None:
+    model = new_model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    config = OptimConfig(
+        learning_rate=1e-3, router_learning_rate=4e-3, expert_learning_rate=5e-4, warmup_steps=2.0
+    )
+    optimiser = adamw(model, config)
+    for step, share in ((0, 0.5), (1, 1.0)):
+        assert set_learning_rate(optimiser, config, step, step / 10) == pytest.approx(share * 1e-3)
+        rates = {
+            names[id(parameter)]: group["lr"] / share
+            for group in optimiser.param_groups
+            for parameter in group["params"]
+        }
+        assert set(rates) == set(names.values())
+        for name, rate in rates.items():
+            own = "router" in name or name.endswith(("_EFD", "_EDF", "_EF", "_ED"))
+            expected = 4e-3 if "router" in name else 5e-4 if own else 1e-3
+            assert rate == pytest.approx(expected), name
+    assert sum("ffn.up_bias_EF" in names[id(p)] for g in optimiser.param_groups for p in g["params"]) == 1
+
+
+def test_without_them_the_groups_are_as_they_were(new_model: NewModel) -> None:
+    """Checkpoints hold the state of two groups."""
+    assert len(adamw(new_model(), OptimConfig()).param_groups) == 2
+
+
+@pytest.mark.parametrize("part", ["router", "expert"])
+def test_a_rate_for_what_is_not_there_is_refused(part: str, make_model: MakeModel) -> None:
+    options = OptimConfig.model_validate({f"{part}_learning_rate": 1e-3})
+    with pytest.raises(UserError, match=f"optim.{part}_learning_rate: this model has no {part}s that learn"):
+        adamw(make_model(num_layers=1), options)

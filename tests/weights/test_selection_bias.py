@@ -92,5 +92,5 @@ def test_only_tokens_that_choose_can_be_biased(make_model: MakeModel) -> None:
     parts = make_model().parts()
     with pytest.raises(UserError, match="needs a model whose tokens choose their experts"):
         add_selection_bias(parts.spec, parts.state)
-    with pytest.raises(ValueError, match="balanced by nature"):
+    with pytest.raises(ValueError, match="selection_bias is for token_choice"):
         RouterConfig(kind="expert_choice", selection_bias=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -44,13 +45,19 @@ def when_interrupted(kept: Callable[[], str]) -> Iterator[None]:
 
 
 def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
+    """``MOEMBED_TAG`` in the environment is the tag of all texts, for models that choose experts by it."""
     from moembed.embedder import Embedder
     from moembed.folder.bases import locate_base
     from moembed.machine import best_dtype
 
     folder = locate_base(name, allow_pickle=allow_pickle)
     chosen = best_dtype() if dtype == "auto" else dtype
-    return Embedder.from_pretrained(folder, dtype=chosen, allow_pickle=allow_pickle)
+    model = Embedder.from_pretrained(folder, dtype=chosen, allow_pickle=allow_pickle)
+    if tag := os.environ.get("MOEMBED_TAG"):
+        if model.tags is None:
+            raise UserError(f"MOEMBED_TAG is set, and {name} does not choose experts by tags: unset it")
+        model.tag = tag
+    return model
 
 
 def connect(url: str, dtype: str | None) -> Client:

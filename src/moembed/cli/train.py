@@ -74,12 +74,30 @@ def upcycle(
     model: Annotated[str, typer.Argument(help=f"A dense model. {MODEL}")],
     out: Annotated[Path, typer.Argument(help="Folder of the new model.")],
     experts: Annotated[int, typer.Option(min=1, max=4096, help="Experts of a layer that has them.")] = 8,
-    top_k: Annotated[int, typer.Option(min=1, help="Experts per token.")] = 2,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Experts per token. Default: 2, with --router tag 1.")
+    ] = None,
     every: Annotated[int, typer.Option(min=1, help="Every how many layers one gets experts.")] = 2,
     published: Annotated[
         bool,
         typer.Option("--published", help="As Nomic Embed v2 did: raw router weights, dense biases dropped."),
     ] = False,
+    init: Annotated[
+        Literal["copy", "noise", "drop", "cluster"],
+        typer.Option(help="How experts start: see docs/router.md. Only copies keep the vectors."),
+    ] = "copy",
+    router: Annotated[
+        Literal["token_choice", "expert_choice", "centroid", "tag", "hash"],
+        typer.Option(help="Who decides which experts a token meets."),
+    ] = "token_choice",
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="With --router tag: the tags of one group of experts, as in de,nl. Once a group."),
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="With --init cluster: JSONL, Parquet or CSV of texts to look at.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="Column of --texts that holds the text.")] = "text",
     seed: Seed = 0,
     allow_pickle: AllowPickle = False,
     overwrite: Overwrite = False,
@@ -89,25 +107,21 @@ def upcycle(
 
     Example: `moembed upcycle minilm models/minilm-moe --experts 8 --top-k 2`
     """
-    from dataclasses import replace
-
     from moembed.config import validate
-    from moembed.embedder import Embedder
     from moembed.files import require_replaceable
     from moembed.folder.bases import base_name, read_base
     from moembed.report.card import write_card
+    from moembed.runs.upcycle import upcycled
     from moembed.weights.upcycle import UpcycleConfig
-    from moembed.weights.upcycle import upcycle as convert
 
     require_replaceable(out, overwrite)
-    router = {"top_k": top_k, "normalize": None if published else 1.0}
-    bias = "shared" if published else "each"
-    options = validate(
-        UpcycleConfig, {"num_experts": experts, "every": every, "bias": bias, "router": router, "seed": seed}
-    )
-    parts = read_base(model, allow_pickle=allow_pickle)
-    spec, state = convert(parts.spec, parts.state, options)
-    made = Embedder(replace(parts, spec=spec, state=state))
+    top_k = top_k or (1 if router == "tag" else 2)
+    routes: dict[str, Any] = {"kind": router, "top_k": top_k, "normalize": None if published else 1.0}
+    routes |= {"tags": [group.split(",") for group in tag]} if tag else {}
+    values = {"every": every, "bias": "shared" if published else "each", "router": routes, "seed": seed}
+    values |= {"init": init} | ({} if tag else {"num_experts": experts})
+    options = validate(UpcycleConfig, values)
+    made = upcycled(read_base(model, allow_pickle=allow_pickle), options, texts, column)
     made.save_pretrained(out)
     write_card(out, str(out), base_name(model))
     facts = {"out": str(out), "parameters": made.num_parameters(), "active": made.num_parameters(active=True)}
@@ -161,12 +175,13 @@ def _print_load(load: dict[str, Any]) -> None:
             f"{layer['entropy']:.3f}",
             f"{layer['top_mass']:.3f}",
             str(layer["dead_experts"]),
+            f"{layer['expert_distance']:.4f}",
             " ".join(f"{share:6.1%}" for share in layer["load"]),
         ]
         for layer in load["layers"]
     ]
     title = f"{load['texts']:,} texts, {load['tokens']:,} tokens"
-    print_table(title, ["layer", "entropy", "top mass", "dead", "share of each expert"], rows)
+    print_table(title, ["layer", "entropy", "top mass", "dead", "distance", "share of each expert"], rows)
     for layer in load["layers"]:
         if "experts" in layer:
             _print_words(layer)

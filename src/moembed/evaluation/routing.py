@@ -28,7 +28,8 @@ def routing(model: Embedder, tasks: Sequence[Task]) -> Routers:
                 known.append(text)
     loads: Routers = {}
     for language, some in texts.items():
-        for stats in _routed(model, some):
+        tags = _tag_numbers(model, some, language)
+        for stats in _routed(model, some, tags):
             loads.setdefault(str(stats.layer), {})[language] = stats.load_E.tolist()
     return loads
 
@@ -42,11 +43,18 @@ def _texts_and_languages(task: Task) -> Iterator[tuple[str, str]]:
         yield from zip(texts, task.language, strict=True)
 
 
-def _routed(model: Embedder, texts: Sequence[str]) -> list[RouterStats]:
+def _tag_numbers(model: Embedder, texts: list[str], language: str) -> list[int] | None:
+    known = model.tags is not None and language in model.tags.names
+    return model.tag_numbers(texts, role="query", tag=language if known else None)
+
+
+def _routed(model: Embedder, texts: Sequence[str], tags: Sequence[int] | None) -> list[RouterStats]:
     rows, _ = model.tokenizer.rows(texts)
     total: list[RouterStats] = []
     for group in token_budget([len(row) for row in rows], _TOKENS):
-        batch = pack([rows[i] for i in group], prompt_tokens=[0] * len(group))  # vectors are not looked at
+        own = None if tags is None else [tags[i] for i in group]
+        zeros = [0] * len(group)  # prompts matter to vectors, which are not looked at
+        batch = pack([rows[i] for i in group], prompt_tokens=zeros, tags=own)
         found = model(batch.to(model.device)).router
         total = [a + b for a, b in zip(total, found, strict=True)] if total else found
     return total

@@ -9,8 +9,10 @@ from torch import Tensor
 from moembed.families.nomic import write_config
 from moembed.families.registry import family_to_write
 from moembed.folder.parts import Parts
+from moembed.model.expert_head import ExpertHead
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoESpec
+from moembed.types import UserError
 from moembed.weights.selection_bias import remove_selection_bias
 
 
@@ -22,6 +24,8 @@ def to_nomic(parts: Parts) -> Parts:
     Raises:
         UserError: all that the model has and the layout cannot say, in one sentence.
     """
+    if any(isinstance(step, ExpertHead) for step in parts.head.steps):
+        raise UserError("the Nomic layout cannot hold this model: it has experts behind pooling")
     spec, state = remove_selection_bias(parts.spec.without_noise(), parts.state, "the Nomic layout")
     state = state | _zero_biases(spec, state)
 

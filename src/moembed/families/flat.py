@@ -18,7 +18,7 @@ from moembed.model.rope import RopeSpec
 from moembed.model.spec import EncoderSpec, differences
 from moembed.moe.ffn import Activation, FeedForwardSpec
 from moembed.moe.layer import MoESpec
-from moembed.moe.router import RouterConfig
+from moembed.moe.router_config import RouterConfig
 from moembed.types import UserError
 
 

@@ -12,7 +12,7 @@ from moembed.families.flat import FlatConfig, FlatMoE, flatten, read_flat
 from moembed.families.mapping import Names, Stored, activation, require_same
 from moembed.model.spec import EncoderSpec
 from moembed.moe.ffn import Activation
-from moembed.moe.router import RouterConfig
+from moembed.moe.router_config import RouterConfig
 from moembed.types import UserError
 
 TARGET = "the Nomic layout"

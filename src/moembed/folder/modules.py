@@ -1,14 +1,14 @@
 """The modules of a sentence-transformers folder: ``modules.json`` and what lies in the folder of each.
 
-Transformer, then Pooling, then any number of Dense and Normalize. A module is a config of ours, its tensors
-and its entry here, read and written side by side.
+Transformer, then Pooling, then any number of Dense, ExpertHead and Normalize. A module is a config of ours,
+its tensors and its entry here, read and written side by side.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from torch import Tensor
 from moembed.files import read_json, write_json
 from moembed.folder.parts import Parts
 from moembed.folder.tensors import read_tensors
+from moembed.model.expert_head import ExpertHead
 from moembed.model.head import Dense, HeadConfig, Normalize, Step
 from moembed.model.pooling import POOLING, PoolingConfig
 from moembed.types import UserError
 
 ADAPTER = "adapter_config.json"
+EXPERT_HEAD = "moembed.interop.expert_head.ExpertHead"  # the one module of ours
+_TYPES = {"ExpertHead": EXPERT_HEAD}  # of modules that are not those of sentence-transformers
 STATIC, MODEL2VEC = "StaticEmbedding", "model2vec"  # a first module, and the model_type of folders without
 # Older files have a flag for each way; several stand side by side in this order.
 _FLAGS = {
@@ -70,7 +73,7 @@ def read_modules(folder: Path) -> list[Module]:
             raise UserError(f"{file}: every module needs a type and a path, and {entry!r} lacks one")
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise UserError(f"{file}: the path {path!r} leads out of the folder")
-        if not kind.startswith("sentence_transformers."):
+        if not kind.startswith("sentence_transformers.") and kind != EXPERT_HEAD:
             raise UserError(f"{file}: the module {kind} brings code of its own, which is not run")
         modules.append(Module(kind.rsplit(".", 1)[-1], path))
     return modules
@@ -112,9 +115,9 @@ class PooledHead:
     head: HeadConfig = field(default_factory=HeadConfig)
     normalised: bool = True
 
-    def num_parameters(self, width: int) -> int:
+    def num_parameters(self, width: int, active: bool = False) -> int:
         """Of pooling and head, behind states ``width`` wide."""
-        return self.pooling.num_parameters(width) + self.head.num_parameters()
+        return self.pooling.num_parameters(width) + self.head.num_parameters(active)
 
 
 def read_pooled_head(folder: Path, width: int) -> PooledHead:
@@ -131,18 +134,19 @@ def read_pooled_head(folder: Path, width: int) -> PooledHead:
         warnings.warn(f"{folder} has no modules.json: mean pooling is assumed", stacklevel=2)
         return PooledHead()
     kinds = [module.kind for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "Normalize"}:
+    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "ExpertHead", "Normalize"}:
         found = " + ".join(kinds)
         raise UserError(
-            f"{folder}: a model made of {found} is not supported, only Transformer + Pooling, then Dense and "
-            "Normalize"
+            f"{folder}: a model made of {found} is not supported, only Transformer + Pooling, then Dense, "
+            "ExpertHead and Normalize"
         )
     pooling = _read_pooling(folder / modules[1].path / "config.json", width)
     steps: list[Step] = []
     dim = pooling.dim(width)
     for module in modules[2:]:
-        if module.kind == "Dense":
-            step = _read_dense(folder / module.path / "config.json")
+        if module.kind in ("Dense", "ExpertHead"):
+            read = _read_dense if module.kind == "Dense" else _read_expert_head
+            step = read(folder / module.path / "config.json")
             if step.in_dim != dim:
                 raise UserError(f"{folder / module.path} takes {step.in_dim} coordinates and is given {dim}")
             dim = step.out_dim
@@ -162,7 +166,7 @@ def read_head_state(folder: Path, head: HeadConfig, allow_pickle: bool = False) 
     state: dict[str, Tensor] = {}
     paths = [module.path for module in read_modules(folder)[2:]]
     for i, step in enumerate(head.steps):
-        if isinstance(step, Dense):
+        if not isinstance(step, Normalize):
             tensors = read_tensors(folder / paths[i], step.shapes(), allow_pickle)
             state |= {f"{i}.{name}": tensor for name, tensor in tensors.items()}
     return state
@@ -185,7 +189,12 @@ def write_modules(folder: Path, parts: Parts) -> None:
     kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in parts.head.steps)]
     paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], start=1))]
     entries = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        {
+            "idx": i,
+            "name": str(i),
+            "path": path,
+            "type": _TYPES.get(kind, f"sentence_transformers.models.{kind}"),
+        }
         for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
     ]
     write_json(folder / "modules.json", entries)
@@ -195,8 +204,9 @@ def write_modules(folder: Path, parts: Parts) -> None:
     if parts.pooling_state:
         _write_tensors(folder / paths[1], parts.pooling_state)
     for i, (step, path) in enumerate(zip(parts.head.steps, paths[2:], strict=True)):
-        if isinstance(step, Dense):
-            write_json(folder / path / "config.json", _dense_values(step))
+        if not isinstance(step, Normalize):
+            values = _dense_values(step) if isinstance(step, Dense) else vars(step)
+            write_json(folder / path / "config.json", values)
             _write_tensors(folder / path, {name: parts.head_state[f"{i}.{name}"] for name in step.shapes()})
 
 
@@ -268,6 +278,16 @@ def _dense_values(step: Dense) -> dict[str, Any]:
         "activation_function": _ACTIVATIONS[step.activation],
         **({"use_residual": True} if step.residual else {}),
     }
+
+
+def _read_expert_head(file: Path) -> ExpertHead:
+    values = read_json(file)
+    keys = [field.name for field in fields(ExpertHead)]
+    counts = {key: values.get(key) for key in keys}
+    if wrong := [key for key, value in counts.items() if type(value) is not int or value < 1]:
+        raise UserError(f"{file}: {wrong[0]} must be a count, not {counts[wrong[0]]!r}")
+    note_unread(file, set(values) - set(keys))
+    return ExpertHead(**counts)
 
 
 def note_unread(file: Path, keys: set[str]) -> None:

@@ -129,9 +129,9 @@ def _twin(module: nn.Module, make: type[Matrix] | None) -> nn.Module:
     if make is not None and isinstance(twin, MoE):
         twin.__class__ = PackedMoE
         twin.__dict__["packed"] = _experts(twin, make)
-    elif make is not None and isinstance(twin, Router):
+    elif make is not None and isinstance(twin, Router) and twin.weight_ED is not None:
         twin.__class__ = PackedRouter
-        twin.__dict__["matrix"] = Tiled(FloatMatrix(twin.weight_ED.float(), None, None), None, None)
+        twin.__dict__["matrix"] = Tiled(FloatMatrix(twin.rows_ED(), None, None), None, None)
     return twin
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moembed.model.tags import Tag
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ Form = Literal["array", "tensor", "list of tensors"]
 
 class Keywords(TypedDict, total=False):
     """What ``encode`` takes beside its own parameters.
+
+    - ``tag``: of models that choose experts by a tag of the text, such as its language: one for all texts, or
+      a list with one for each.
+
+    The others are those of sentence-transformers:
 
     - ``show_progress_bar``: a bar on a terminal, a line every ten seconds elsewhere.
     - ``convert_to_tensor``: a tensor on the device of the model; ``convert_to_numpy`` false: a list of them.
@@ -38,6 +44,7 @@ class Keywords(TypedDict, total=False):
     precision: str | None
     device: str | torch.device | None
     output_value: str | None
+    tag: Tag | None
 
 
 class AllKeywords(Keywords, total=False):
@@ -50,7 +57,7 @@ class AllKeywords(Keywords, total=False):
     convert_to_tensor: bool
 
 
-_OURS = ("texts", "prompt_name", "prompt", "dim", "batch_size", "batch_tokens", "progress")
+_OURS = ("texts", "prompt_name", "prompt", "dim", "batch_size", "batch_tokens", "progress", "tag")
 _THEIRS = ("convert_to_tensor", *Keywords.__annotations__)
 _KNOWN = (*_OURS, *_THEIRS)
 _INSTEAD = {

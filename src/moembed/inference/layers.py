@@ -12,6 +12,7 @@ from moembed.inference.packed import Int8Table, Tiled, TiledExperts
 from moembed.machine import AUTO
 from moembed.moe.layer import MoE
 from moembed.moe.router import Pairs, Router
+from moembed.types import NO_KEYS, TokenKeys
 
 
 class Packed(nn.Module):
@@ -43,9 +44,14 @@ class PackedMoE(MoE):
     packed: TiledExperts
     on_counts: Callable[[int, list[int]], object] | None = None
 
-    def forward(self, hidden_TD: Tensor, length_B: Sequence[int], backend: str = AUTO) -> tuple[Tensor, None]:
-        prob_TE = self.router.logits(hidden_TD.float()).softmax(-1)
-        pairs = self.router.pairs(prob_TE, length_B)
+    def forward(
+        self,
+        hidden_TD: Tensor,
+        length_B: Sequence[int],
+        backend: str = AUTO,
+        keys: TokenKeys = NO_KEYS,
+    ) -> tuple[Tensor, None]:
+        pairs, _ = self.router.route(hidden_TD, length_B, keys)
         return self.completed(hidden_TD, self.weighted(hidden_TD, pairs)), None
 
     def weighted(self, hidden_TD: Tensor, pairs: Pairs) -> Tensor:

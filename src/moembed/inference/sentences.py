@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from moembed.encoding import Progress, View, as_texts, no_bar, role_prompt, truncate
 from moembed.inference.keywords import AllKeywords, Keywords, one_of, read_keywords
 from moembed.inference.options import is_count
+from moembed.model.tags import Tag
 from moembed.tokenizer import Tokenizer
 from moembed.types import TruncationWarning, UserError
 
@@ -46,9 +47,22 @@ class Sentences:
         prefix: str,
         view: View,
         progress: Progress | None = None,
+        tags: Sequence[int] | None = None,
         **limits: int | None,
     ) -> tuple[np.ndarray, int]:
         """The vectors, and how many texts were cut."""
+
+    def tag_numbers(
+        self, texts: list[str], *, role: str | None = None, prompt: str | None = None, tag: Tag | None = None
+    ) -> list[int] | None:
+        """The number of every text's tag; None, where nothing depends on tags, as here.
+
+        Raises:
+            UserError: a tag is given all the same.
+        """
+        if tag is not None:
+            raise UserError("this model does not choose experts by tags: leave tag out")
+        return None
 
     @overload
     def encode(
@@ -102,7 +116,7 @@ class Sentences:
             progress: called with the number of texts finished since the last call.
             prompt: put this text in front, instead of a prompt of the model.
             batch_size: most texts computed at a time; vectors do not depend on it.
-            keywords: those of sentence-transformers, see `moembed.inference.keywords.Keywords`.
+            keywords: ``tag``, and those of sentence-transformers: see `moembed.inference.keywords.Keywords`.
 
         Returns:
             float32 ``(len(texts), dim)``, rows of length 1. A row depends on its own text alone. A text
@@ -112,9 +126,11 @@ class Sentences:
             TruncationWarning: with the number of texts that were longer than the model reads.
 
         Raises:
-            UserError: a table, a set, or anything that is no string among the texts; no such prompt; a
-                keyword that is not known, or whose wish cannot be met.
+            UserError: a table, a set, or anything that is no string among the texts; no such prompt; a tag
+                that is not known, or none where the model needs one; a keyword that is not known, or whose
+                wish cannot be met.
         """
+        tag = keywords.pop("tag", None)
         wishes = read_keywords(keywords, self.device)
         texts = one_of("texts", texts, keywords, "sentences", "inputs")
         dim = one_of("dim", dim, keywords, "truncate_dim")
@@ -124,12 +140,15 @@ class Sentences:
             self._mention_default_prompt()
         listed = [texts] if isinstance(texts, str) else as_texts(texts)
         prefix = self.tokenizer.prompt(prompt_name) if prompt is None else prompt
+        tags = self.tag_numbers(listed, role=prompt_name, prompt=prefix, tag=tag)
         limits = {"batch_tokens": batch_tokens, "batch_size": batch_size}
         bar = no_bar
         if wishes.progress_bar and progress is None:
             from moembed.console import progress_bar as bar
         with bar("texts", len(listed)) as advance:
-            array, truncated = self._embedded(listed, prefix, View(dim=dim), progress or advance, **limits)
+            array, truncated = self._embedded(
+                listed, prefix, View(dim=dim), progress or advance, tags, **limits
+            )
         if truncated:
             warnings.warn(
                 f"{truncated} of {len(listed)} texts were cut at {self.tokenizer.max_length} tokens",
@@ -154,6 +173,10 @@ class Sentences:
         """The name of the prompt for a role, such as ``query``, else of the default prompt, else None."""
         return role_prompt(role, self.tokenizer.prompts, self.tokenizer.default_prompt)
 
+    def role_tag(self, role: str) -> str | None:
+        """The tag of texts of a role, of a model whose tags are roles."""
+        return None
+
     def role_prefix(self, role: str | None) -> str:
         """The text that is put in front of texts of a role; None: of texts without one."""
         return self.tokenizer.prompt(self.role_prompt(role)) if role is not None else ""
@@ -172,8 +195,10 @@ class Sentences:
     def _encode_role(
         self, role: str, texts: Texts | None, dim: int | None, keywords: AllKeywords
     ) -> np.ndarray:
-        """A prompt among the keywords takes the place of that of the role."""
+        """A prompt among the keywords takes the place of that of the role, and so does a tag."""
         given: dict[str, Any] = dict(keywords)
+        if given.get("tag") is None:
+            given["tag"] = self.role_tag(role)
         if given.get("prompt") is None and given.get("prompt_name") is None:
             given["prompt"] = self.role_prefix(role)
         array: np.ndarray = self.encode(texts, dim=dim, **given)

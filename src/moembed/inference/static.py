@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
@@ -111,6 +111,7 @@ class StaticEmbedder(Sentences):
         prefix: str,
         view: View,
         progress: Progress | None = None,
+        tags: Sequence[int] | None = None,
         **limits: int | None,
     ) -> tuple[np.ndarray, int]:
         check_prompt(prefix)

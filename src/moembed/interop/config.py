@@ -18,6 +18,9 @@ class MoembedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     ``router_balance`` and ``router_z`` are the coefficients of the router losses that a trainer which knows
     only vectors cannot add itself; see `moembed.interop.model.MoembedModel`. 0 leaves them out.
+
+    ``tag`` is that of all texts, for models that choose experts by a tag: transformers has no place where it
+    could be said of each text.
     """
 
     model_type = "moembed"
@@ -27,10 +30,11 @@ class MoembedConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         encoder: dict[str, Any] | None = None,
         router_balance: float = 0.0,
         router_z: float = 0.0,
+        tag: str | None = None,
         **rest: Any,
     ) -> None:
         self.encoder = dict(encoder or {})
-        self.router_balance, self.router_z = router_balance, router_z
+        self.router_balance, self.router_z, self.tag = router_balance, router_z, tag
         super().__init__(**rest)
 
     def spec(self) -> EncoderSpec:

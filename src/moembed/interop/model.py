@@ -13,6 +13,7 @@ from moembed.interop.config import MoembedConfig
 from moembed.interop.nomic_config import NomicConfig
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.model.encoder import Encoder
+from moembed.model.tags import Tags
 from moembed.types import RouterStats, UserError
 
 _REFUSED = ("inputs_embeds", "position_ids", "output_attentions", "head_mask", "encoder_hidden_states")
@@ -85,7 +86,8 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         if return_dict is None:
             return_dict = self.config.return_dict
         depths = range(last + 1) if output_hidden_states else [last]
-        hidden, router = self.encoder(input_ids[row_T, column_T], length_B, depths)
+        tag_B = self._tag_numbers(len(length_B))
+        hidden, router = self.encoder(input_ids[row_T, column_T], length_B, depths, tag_B=tag_B)
         if self.training and router:
             hidden[last] = self._with_router_loss(hidden[last], router)
 
@@ -97,6 +99,24 @@ class MoembedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             last_hidden_state=padded[-1], hidden_states=tuple(padded) if output_hidden_states else None
         )
         return output if return_dict else output.to_tuple()
+
+    def _tag_numbers(self, texts: int) -> list[int] | None:
+        """What ``config.tag`` says of all texts; None where no router looks at tags.
+
+        Raises:
+            UserError: it says nothing, or what the model does not know. Its own default is not taken: nobody
+                would see that it was.
+        """
+        if (tags := Tags.of(self.encoder.spec)) is None:
+            return None
+        missing = (
+            f"this model chooses its experts by the tag of a text (known: {', '.join(tags.names)}), which is "
+            "no input of transformers: set model.config.tag for all texts, as in SentenceTransformer(folder, "
+            "config_kwargs={'tag': ...}), or use moembed.Embedder"
+        )
+        if (tag := getattr(self.config, "tag", None)) is None:
+            raise UserError(missing)
+        return tags.numbers([tag] * texts, missing)
 
     def _with_router_loss(self, states_TD: Tensor, router: list[RouterStats]) -> Tensor:
         balance, z = self.config.router_balance, self.config.router_z

@@ -3,7 +3,8 @@
 Each takes the statistics of the tokens at hand and the ``total`` over all chunks and processes of the step,
 and returns the share of these tokens: shares add up to the loss of the whole batch, value and gradient,
 because the counts carry no gradient and the probabilities enter linearly. Padding is never routed, so it is
-never counted. Coefficients belong to the caller.
+never counted. Layers whose router does not learn (a tag, a hash) have no share in a loss: there is nothing to
+balance. Coefficients belong to the caller.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def balance_loss(stats: Sequence[RouterStats], total: Sequence[RouterStats]) -> 
     """
     return _mean(
         len(part.prob_E) * (whole.load_E * part.prob_E).sum() / whole.tokens
-        for part, whole in zip(stats, total, strict=True)
+        for part, whole in _learned(stats, total)
     )
 
 
@@ -33,7 +34,7 @@ def z_loss(stats: Sequence[RouterStats], total: Sequence[RouterStats]) -> Tensor
 
     Source: Zoph et al., arXiv 2202.08906, eq. 5.
     """
-    return _mean(part.z / whole.tokens for part, whole in zip(stats, total, strict=True))
+    return _mean(part.z / whole.tokens for part, whole in _learned(stats, total))
 
 
 def corrected_bias(bias_E: Tensor, load_E: Tensor, rate: float) -> Tensor:
@@ -44,5 +45,13 @@ def corrected_bias(bias_E: Tensor, load_E: Tensor, rate: float) -> Tensor:
     return bias_E + rate * (1 / len(load_E) - load_E).sign()
 
 
+def _learned(
+    stats: Sequence[RouterStats], total: Sequence[RouterStats]
+) -> list[tuple[RouterStats, RouterStats]]:
+    return [(part, whole) for part, whole in zip(stats, total, strict=True) if part.learned]
+
+
 def _mean(terms: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).mean()
+    """Of no terms: 0."""
+    found = list(terms)
+    return torch.stack(found).mean() if found else torch.zeros(())

@@ -20,7 +20,7 @@ from moembed.model.norm import NormSpec, make_norm
 from moembed.model.rope import CosSin
 from moembed.moe.ffn import FeedForward, FeedForwardSpec
 from moembed.moe.layer import MoE, MoESpec
-from moembed.types import RouterStats
+from moembed.types import NO_KEYS, RouterStats, TokenKeys
 
 
 class LayerSpec(Strict):
@@ -70,10 +70,12 @@ class Block(nn.Module):
         dropout: float,
         backends: tuple[str, str],
         bias_HN: Tensor | None = None,
+        keys: TokenKeys = NO_KEYS,
     ) -> tuple[Tensor, Tensor, RouterStats | None]:
         """The next states, the output of the feed-forward part alone, and what the router did, if any.
 
-        ``backends``: of attention and of the experts; ``bias_HN``: of the scores, by distance.
+        ``backends``: of attention and of the experts; ``bias_HN``: of the scores, by distance;
+        ``keys``: what routers look up.
         """
         # attention
         before = self.attention_norm if self.pre else None
@@ -88,7 +90,7 @@ class Block(nn.Module):
         input_TD = self.ffn_norm(states_TD) if self.pre else states_TD
         stats = None
         if isinstance(self.ffn, MoE):
-            output_TD, stats = self.ffn(input_TD, length_B, backends[1])
+            output_TD, stats = self.ffn(input_TD, length_B, backends[1], keys)
         else:
             output_TD = self.ffn(input_TD)
         if self.ffn_out_norm is not None:

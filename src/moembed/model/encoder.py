@@ -21,8 +21,8 @@ from moembed.model.relative_bias import by_distance
 from moembed.model.rope import CosSin, RopeSpec, cos_sin
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoE
-from moembed.packing import positions, row_padding
-from moembed.types import RouterStats, UserError
+from moembed.packing import on_device, positions, row_padding, spread
+from moembed.types import RouterStats, TokenKeys, UserError
 
 
 class Encoder(nn.Module):
@@ -60,6 +60,7 @@ class Encoder(nn.Module):
         length_B: Sequence[int],
         depths: Sequence[int] | None = None,
         type_T: Tensor | None = None,
+        tag_B: Sequence[int] | None = None,
     ) -> tuple[dict[int, Tensor], list[RouterStats]]:
         """Run packed texts through the first ``max(depths)`` layers.
 
@@ -69,9 +70,13 @@ class Encoder(nn.Module):
             depths: after how many layers to return the states, as a model of so many layers would give them;
                 0 is the embedding. Default: after the last.
             type_T: int64, the row of the table of token types for every token; None: the first for all.
+            tag_B: the number of each text's tag, see `moembed.model.tags`; None: they have none.
 
         Returns:
             ``{depth: hidden_TD}`` and the router statistics of every MoE layer that ran.
+
+        Raises:
+            UserError: depths beyond the model, a text longer than it reads, no tags where routers need them.
         """
         spec = self.spec
         depths = depths if depths is not None else [spec.num_layers]
@@ -81,6 +86,8 @@ class Encoder(nn.Module):
             raise UserError(f"a text has {max(length_B)} tokens, the model reads {spec.max_length}")
         dropout = spec.dropout if self.training else 0.0
         position_T = positions(length_B, token_T.device)
+        tag_T = None if tag_B is None else spread(on_device(tag_B, token_T.device), length_B)
+        keys = TokenKeys(token_T, tag_T)
 
         # embeddings, and in training on a CPU rows of padding behind them
         real = len(token_T)
@@ -106,7 +113,7 @@ class Encoder(nn.Module):
                 tables[rope, head_size] = cos_sin(position_T, head_size, rope)
             angles = tables[rope, head_size] if rope else None
             backends = (self.attention_backend, self.moe_backend)
-            arguments = (states_TD, length_B, angles, dropout, backends, bias_HN)
+            arguments = (states_TD, length_B, angles, dropout, backends, bias_HN, keys)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 states_TD, added_TD, stats = checkpoint(block, *arguments, use_reentrant=False)
             else:

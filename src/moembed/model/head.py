@@ -1,9 +1,10 @@
-"""From the pooled vector to the embedding: linear layers, if the model has any, and length 1."""
+"""From the pooled vector to the embedding: linear layers or experts, if the model has any, and length 1."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import prod
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moembed.model.expert_head import ExpertHead
 from moembed.model.named import NamedTensors
 from moembed.types import UserError
 
@@ -56,7 +58,10 @@ class Dense:
         return shapes
 
 
-Step = Dense | Normalize
+Step = Dense | ExpertHead | Normalize
+
+
+_NAMES = {Dense: "dense layer", ExpertHead: "block of experts"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class HeadConfig:
     """The steps in their order; the last one always normalises.
 
     Raises:
-        UserError: a head that ends otherwise, or dense layers that do not fit one behind the other.
+        UserError: a head that ends otherwise, or layers that do not fit one behind the other.
     """
 
     steps: tuple[Step, ...] = (Normalize(),)
@@ -72,11 +77,17 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if not self.steps or not isinstance(self.steps[-1], Normalize):
             raise UserError("the last step of a head must be Normalize: an embedding has length 1")
-        for one, next_ in pairwise(self.dense):
+        for one, next_ in pairwise(self.layers):
             if one.out_dim != next_.in_dim:
                 raise UserError(
-                    f"a dense layer of {one.out_dim} outputs stands before one of {next_.in_dim} inputs"
+                    f"a {_NAMES[type(one)]} of {one.out_dim} outputs stands before a "
+                    f"{_NAMES[type(next_)]} of {next_.in_dim} inputs"
                 )
+
+    @property
+    def layers(self) -> list[Dense | ExpertHead]:
+        """The steps that have tensors."""
+        return [step for step in self.steps if not isinstance(step, Normalize)]
 
     @property
     def dense(self) -> list[Dense]:
@@ -84,19 +95,21 @@ class HeadConfig:
 
     def dim(self, pooled: int) -> int:
         """Coordinates of the embedding, of pooled vectors of so many."""
-        return self.dense[-1].out_dim if self.dense else pooled
+        return self.layers[-1].out_dim if self.layers else pooled
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """All tensors: ``{step}.{name}``."""
         return {
             f"{i}.{name}": shape
             for i, step in enumerate(self.steps)
-            if isinstance(step, Dense)
+            if not isinstance(step, Normalize)
             for name, shape in step.shapes().items()
         }
 
-    def num_parameters(self) -> int:
-        return sum(prod(shape) for shape in self.shapes().values())
+    def num_parameters(self, active: bool = False) -> int:
+        """All, or those that one text can touch."""
+        idle = sum(step.idle_parameters() for step in self.steps if isinstance(step, ExpertHead))
+        return sum(prod(shape) for shape in self.shapes().values()) - (idle if active else 0)
 
 
 class Head(NamedTensors):
@@ -117,15 +130,22 @@ class Head(NamedTensors):
 
     def facts(self) -> list[str]:
         """What tells one head from another; nothing of one that normalises alone."""
-        return [repr(self.config), self.digest()] if self.config.dense else []
+        return [repr(self.config), self.digest()] if self.config.layers else []
 
     def forward(self, vector_BM: Tensor) -> Tensor:
         for i, step in enumerate(self.config.steps):
             if isinstance(step, Dense):
                 vector_BM = self._dense(i, step, vector_BM)
+            elif isinstance(step, ExpertHead):
+                # a model in training embeds texts for an evaluation too, and those without noise
+                noisy = self.training and not torch.is_inference_mode_enabled()
+                vector_BM = step.forward(partial(self._tensor_of, i), vector_BM, noisy)
             else:
                 vector_BM = F.normalize(vector_BM, dim=-1)
         return vector_BM
+
+    def _tensor_of(self, i: int, name: str) -> Tensor:
+        return self.tensor(f"{i}.{name}")
 
     def _dense(self, i: int, step: Dense, vector_BM: Tensor) -> Tensor:
         def tensor(name: str) -> Tensor | None:

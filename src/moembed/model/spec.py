@@ -52,6 +52,9 @@ class EncoderSpec(Strict):
             raise ValueError("last_state 'without_residual' needs layers that are all pre-norm")
         if self.relative_bias and len({layer.attention.num_heads for layer in self.layers}) > 1:
             raise ValueError("relative_bias needs the same num_heads in all layers")
+        routers = [layer.moe.router for layer in self.layers if layer.moe and layer.moe.router.tags]
+        if len({(*sorted(router.tags), router.default_tag) for router in routers}) > 1:
+            raise ValueError("all routers of kind tag need the same tags and the same default_tag")
         for number, layer in enumerate(self.layers):
             if layer.shares is not None:
                 self._check_sharing(number, layer, layer.shares)

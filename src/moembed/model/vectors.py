@@ -22,7 +22,8 @@ def unit_vectors(
     A text without a single token has the vector of zeros.
 
     Raises:
-        UserError: the model leaves prompts out of pooling, and the batch does not say how long they are.
+        UserError: the model leaves prompts out of pooling, and the batch does not say how long they are; it
+            routes by tags, and the batch has none.
     """
     if not pooling.config.include_prompt and batch.prompt_B is None:
         raise UserError(
@@ -36,7 +37,8 @@ def unit_vectors(
         zeros_BM = torch.zeros(empty, dim, device=batch.token_T.device)
         return Encoded(dict.fromkeys(depths or [encoder.spec.num_layers], zeros_BM))
     prompt_B = batch.prompt_B[empty:] if batch.prompt_B else None
-    hidden, router = encoder(batch.token_T, length_B, depths)
+    tag_B = None if batch.tag_B is None else batch.tag_B[empty:]
+    hidden, router = encoder(batch.token_T, length_B, depths, tag_B=tag_B)
 
     def vectors(states_TD: Tensor) -> Tensor:
         vector_BM = head(pooling(states_TD, length_B, prompt_B))

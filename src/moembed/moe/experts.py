@@ -38,6 +38,23 @@ class Experts:
         biases = (self.up_bias_EF, self.gate_bias_EF, self.down_bias_ED)
         return [tensor for tensor in (*weights, *biases) if tensor is not None]
 
+    def distance(self) -> float:
+        """How far the experts are from one another: 0 for copies, about 1.4 for unrelated ones.
+
+        ``sqrt(mean over pairs of |w_i - w_j|^2 / mean of |w_i|^2)`` over all values w_i of an expert; of one
+        expert it is 0.
+        """
+        count = len(self.up_EFD)
+        if count == 1:
+            return 0.0
+        square = apart = 0.0
+        for tensor in self.tensors():
+            value_EN = tensor.detach().float().flatten(1)
+            square += float(value_EN.square().sum(dtype=torch.float64)) / count
+            apart += float((value_EN - value_EN.mean(0)).square().sum(dtype=torch.float64))
+        # the mean over pairs of |w_i - w_j|^2 is 2 / (E - 1) times the sum of |w_i - mean w|^2
+        return (2 * apart / (count - 1) / max(square, 1e-30)) ** 0.5
+
     def functions(self) -> list[Callable[[Tensor], Tensor]]:
         """One function per expert. ``unbind`` slices all of them in one node, so backward stacks their
         gradients once instead of adding E mostly-zero tensors."""

@@ -21,7 +21,7 @@ from moembed.moe.backends import choose
 from moembed.moe.experts import Experts
 from moembed.moe.ffn import FeedForward, FeedForwardSpec
 from moembed.moe.router import Router, RouterConfig, Routing
-from moembed.types import RouterStats
+from moembed.types import NO_KEYS, RouterStats, TokenKeys
 
 
 class MoESpec(Strict):
@@ -45,6 +45,13 @@ class MoESpec(Strict):
     def _chosen_experts_exist(self) -> MoESpec:
         if self.router.top_k > self.num_experts:
             raise ValueError(f"top_k {self.router.top_k} is more than num_experts {self.num_experts}")
+        if self.router.tags:
+            used = {expert for experts in self.router.tags.values() for expert in experts}
+            if used != set(range(self.num_experts)):
+                raise ValueError(
+                    f"the tags use the experts {sorted(used)}, and num_experts is {self.num_experts}: each "
+                    "expert serves some tag"
+                )
         return self
 
 
@@ -83,16 +90,21 @@ class MoE(nn.Module):
         )
 
     def forward(
-        self, hidden_TD: Tensor, length_B: Sequence[int], backend: str = AUTO
+        self,
+        hidden_TD: Tensor,
+        length_B: Sequence[int],
+        backend: str = AUTO,
+        keys: TokenKeys = NO_KEYS,
     ) -> tuple[Tensor, RouterStats | None]:
         """The output, and what the router did; None where nobody counted it.
 
-        Rows behind the last text are padding: they are not routed, and their output is zeros.
+        Rows behind the last text are padding: they are not routed, and their output is zeros. ``keys``: of
+        the tokens, without padding.
         """
         if padding := len(hidden_TD) - sum(length_B):
-            output_TD, stats = self(hidden_TD[:-padding], length_B, backend)
+            output_TD, stats = self(hidden_TD[:-padding], length_B, backend, keys)
             return F.pad(output_TD, (0, 0, 0, padding)), stats
-        routing = self.router(hidden_TD, length_B)
+        routing = self.router(hidden_TD, length_B, keys)
         return self.completed(hidden_TD, self.routed(hidden_TD, routing, backend)), routing.stats
 
     def completed(self, hidden_TD: Tensor, output_TD: Tensor) -> Tensor:

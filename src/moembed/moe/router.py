@@ -1,60 +1,34 @@
 """Which experts see which tokens: hidden states -> routed (token, expert, weight) pairs.
 
-Both routers score tokens with a bias-free linear layer and an fp32 softmax over all experts, and both
-describe their decision as a flat list of P pairs, so the MoE block needs to know neither.
-
-- ``token_choice``: each token takes its ``top_k`` most probable experts (Shazeer et al., arXiv 1701.06538).
-- ``expert_choice``: each expert takes the most probable tokens *of each text*, ``ceil(top_k * S / E)`` of its
-  S tokens (Zhou et al., arXiv 2202.09368). Choosing inside the text keeps a vector independent of its
-  batch-mates.
+Routers that learn score tokens with a bias-free linear layer and an fp32 softmax over all experts; the others
+look the experts of a token up and weigh them alike. All describe their decision as a flat list of P pairs, so
+the MoE block needs to know none of them; `moembed.moe.router_kinds` lists them.
 
 Nothing is ever dropped for capacity, and a packed batch holds no padding that could be routed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
-from moembed.config import Strict
-from moembed.packing import offsets, on_device, positions, spread
-from moembed.types import RouterStats
+from moembed.moe.router_config import RouterConfig
+from moembed.moe.router_kinds import ROUTERS, Learned, as_pairs
+from moembed.types import NO_KEYS, RouterStats, TokenKeys
+
+__all__ = ["ROUTERS", "Pairs", "Router", "RouterConfig", "Routing"]
 
 
-class RouterConfig(Strict):
-    """How tokens meet experts.
+class Scores(NamedTuple):
+    """What a router that learns thinks of every expert for every token."""
 
-    ``normalize`` divides the chosen weights of a token by their p-norm (1: they sum to 1); None keeps the raw
-    probabilities, as in arXiv 2502.07972. ``jitter`` multiplies the router's input by uniform
-    noise in [1 - jitter, 1 + jitter] while training. ``selection_bias`` adds to the probabilities of each
-    expert a bias that takes part in the choice and in nothing else; training moves it to balance the load
-    (Wang et al., arXiv 2408.15664).
-    """
-
-    kind: Literal["token_choice", "expert_choice"] = "token_choice"
-    top_k: int = Field(default=2, ge=1)
-    normalize: float | None = Field(default=1.0, gt=0)
-    jitter: float = Field(default=0.0, ge=0, lt=1)
-    selection_bias: bool = False
-
-    @model_validator(mode="after")
-    def _tokens_choose(self) -> RouterConfig:
-        if self.selection_bias and self.kind != "token_choice":
-            raise ValueError("selection_bias is for token_choice: experts that choose are balanced by nature")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A router without the bias is written as it was before there was one: names made of it stay."""
-        values = write(self)
-        if not self.selection_bias:
-            values.pop("selection_bias", None)
-        return values
+    logit_TE: Tensor
+    prob_TE: Tensor
 
 
 class Pairs(NamedTuple):
@@ -79,75 +53,86 @@ class Routing:
 
 
 class Router(nn.Module):
+    """``weight_ED`` is None where the router does not learn."""
+
     def __init__(self, width: int, num_experts: int, config: RouterConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
-        self.weight_ED = nn.Parameter(torch.empty(num_experts, width))
+        self.config, self.layer, self.num_experts = config, layer, num_experts
+        self.learned = isinstance(ROUTERS[config.kind], Learned)
+        weight_ED = nn.Parameter(torch.empty(num_experts, width)) if self.learned else None
+        self.weight_ED: nn.Parameter | None
+        self.register_parameter("weight_ED", weight_ED)
         self.bias_E: Tensor | None
         self.register_buffer("bias_E", torch.zeros(num_experts) if config.selection_bias else None)
 
-    def forward(self, hidden_TD: Tensor, length_B: Sequence[int]) -> Routing:
-        """Route packed tokens; ``length_B`` says where texts end, which only expert choice needs."""
+    def forward(self, hidden_TD: Tensor, length_B: Sequence[int], keys: TokenKeys = NO_KEYS) -> Routing:
+        """Route packed tokens.
+
+        Args:
+            length_B: where texts end, which only expert choice needs.
+            keys: what routers that do not learn look up.
+
+        Raises:
+            UserError: ``keys`` lacks what this router looks up.
+        """
         with torch.autocast(hidden_TD.device.type, enabled=False):
-            states_TD = hidden_TD.float()
-            if self.training and (jitter := self.config.jitter):
-                states_TD = states_TD * torch.empty_like(states_TD).uniform_(1 - jitter, 1 + jitter)
-            logit_TE = self.logits(states_TD)
-            prob_TE = logit_TE.softmax(-1)
-            pairs = self.pairs(prob_TE, length_B)
-            with torch.no_grad():
-                expert_E = torch.arange(prob_TE.shape[1], device=prob_TE.device)
-                count_E = (pairs.expert_P == expert_E[:, None]).sum(1)  # bincount would wait for the GPU
-                entropy_T = -(prob_TE * logit_TE.log_softmax(-1)).sum(-1)
+            pairs, scores = self.route(hidden_TD, length_B, keys)
             prob_P = pairs.prob_P.detach()
+            with torch.no_grad():
+                expert_E = torch.arange(self.num_experts, device=hidden_TD.device)
+                count_E = (pairs.expert_P == expert_E[:, None]).sum(1)  # bincount would wait for the GPU
+            if scores is None:
+                prob_E, z = count_E / self.config.top_k, prob_P.new_zeros(())
+                entropy_T = prob_P.new_full((len(hidden_TD),), math.log(self.config.top_k))
+            else:
+                logit_TE, prob_TE = scores
+                prob_E, z = prob_TE.sum(0), logit_TE.logsumexp(-1).square().sum()
+                entropy_T = -(prob_TE * logit_TE.log_softmax(-1)).sum(-1).detach()
             stats = RouterStats(
                 layer=self.layer,
                 tokens=len(hidden_TD),
                 count_E=count_E,
-                prob_E=prob_TE.sum(0),
-                z=logit_TE.logsumexp(-1).square().sum(),
+                prob_E=prob_E,
+                z=z,
                 entropy=entropy_T.sum(),
                 top_mass=prob_P.sum(),
+                learned=self.learned,
             )
         return Routing(pairs.token_P, pairs.expert_P, pairs.weight_P, stats, prob_P, entropy_T)
 
-    def pairs(self, prob_TE: Tensor, length_B: Sequence[int]) -> Pairs:
-        """What the probabilities decide, without any statistics of it."""
+    def route(
+        self, hidden_TD: Tensor, length_B: Sequence[int], keys: TokenKeys = NO_KEYS
+    ) -> tuple[Pairs, Scores | None]:
+        """The pairs, without any statistics, and the scores of a router that learns."""
+        kind, top_k = ROUTERS[self.config.kind], self.config.top_k
+        if not isinstance(kind, Learned):
+            token_P, expert_P = as_pairs(kind.experts(self.config, self.num_experts, keys))
+            even_P = torch.full(token_P.shape, 1 / top_k, device=token_P.device)
+            return Pairs(token_P, expert_P, self._weights(even_P, token_P, len(hidden_TD)), even_P), None
+        states_TD = hidden_TD.float()
+        if self.training and (jitter := self.config.jitter):
+            states_TD = states_TD * torch.empty_like(states_TD).uniform_(1 - jitter, 1 + jitter)
+        logit_TE = self.logits(kind.states(self.config, states_TD))
+        prob_TE = logit_TE.softmax(-1)
         score_TE = prob_TE.detach() if self.bias_E is None else prob_TE.detach() + self.bias_E
-        token_P, expert_P = ROUTERS[self.config.kind](score_TE, self.config.top_k, length_B)
-        prob_P = weight_P = prob_TE[token_P, expert_P]
-        if (power := self.config.normalize) is not None:
-            power_T = prob_P.new_zeros(len(prob_TE)).index_add(0, token_P, prob_P**power)
-            weight_P = prob_P / power_T[token_P] ** (1 / power)
-        return Pairs(token_P, expert_P, weight_P, prob_P)
+        token_P, expert_P = kind.choose(score_TE, top_k, length_B)
+        prob_P = prob_TE[token_P, expert_P]
+        weight_P = self._weights(prob_P, token_P, len(prob_TE))
+        return Pairs(token_P, expert_P, weight_P, prob_P), Scores(logit_TE, prob_TE)
+
+    def _weights(self, prob_P: Tensor, token_P: Tensor, tokens: int) -> Tensor:
+        if (power := self.config.normalize) is None:
+            return prob_P
+        power_T = prob_P.new_zeros(tokens).index_add(0, token_P, prob_P**power)
+        return prob_P / power_T[token_P] ** (1 / power)
 
     def logits(self, states_TD: Tensor) -> Tensor:
         """A score per token and expert, fp32 ``(T, E)``."""
-        return states_TD @ self.weight_ED.float().T
+        return states_TD @ self.rows_ED().T
 
-
-def token_choice(score_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The ``top_k`` experts of highest score of every token."""
-    expert_TK = score_TE.topk(top_k, dim=-1).indices
-    token_T = torch.arange(len(score_TE), device=score_TE.device)
-    return token_T.repeat_interleave(top_k), expert_TK.reshape(-1)
-
-
-def expert_choice(prob_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """For every expert the ``ceil(top_k * S / E)`` most probable tokens of each text, ties to the earlier."""
-    num_experts, device = prob_TE.shape[1], prob_TE.device
-    text_T = spread(torch.arange(len(length_B), device=device), length_B)
-    by_prob_TE = prob_TE.argsort(dim=0, descending=True, stable=True)
-    by_text_TE = text_T[by_prob_TE].argsort(dim=0, stable=True)
-    token_TE = by_prob_TE.gather(0, by_text_TE)  # per expert: texts in order, best token of each text first
-    capacity_B = [-(-top_k * length // num_experts) for length in length_B]
-    start_B = on_device(offsets(length_B)[:-1], device)
-    chosen_NE = token_TE[spread(start_B, capacity_B) + positions(capacity_B, device)]
-    token_P, order_P = chosen_NE.reshape(-1).sort(stable=True)
-    return token_P, torch.arange(num_experts, device=device).repeat(len(chosen_NE))[order_P]
-
-
-ROUTERS: dict[str, Callable[[Tensor, int, Sequence[int]], tuple[Tensor, Tensor]]] = {
-    "token_choice": token_choice,
-    "expert_choice": expert_choice,
-}
+    def rows_ED(self) -> Tensor:
+        """What states are multiplied with, fp32, of a router that learns."""
+        kind = ROUTERS[self.config.kind]
+        assert isinstance(kind, Learned)
+        assert self.weight_ED is not None
+        return kind.rows(self.config, self.weight_ED.float())

@@ -20,7 +20,7 @@ from torch import Tensor
 from moembed.files import cache_folder, write_json
 from moembed.moe.experts import Experts
 from moembed.moe.router import Router, Routing
-from moembed.types import UserError
+from moembed.types import TokenKeys, UserError
 
 Run = Callable[[Experts, Tensor, Routing], Tensor]
 _TOKENS, _REPEATS = 8192, 5  # of a measurement
@@ -63,7 +63,7 @@ def seconds(router: Router, experts: Experts, hidden_TD: Tensor, run: Run) -> fl
         # random states, routed as those of a batch would be
         states_TD = torch.randn(_TOKENS, hidden_TD.shape[1], device=device).to(hidden_TD.dtype)
         states_TD.requires_grad_(learn)
-        routing = router(states_TD, [_TOKENS])
+        routing = router(states_TD, [_TOKENS], _random_keys(router, device))
         routing.weight_P = routing.weight_P.detach().requires_grad_(learn)
         trained = (tensor for tensor in experts.tensors() if tensor.requires_grad)
         leaves = [states_TD, routing.weight_P, *trained]
@@ -83,6 +83,12 @@ def seconds(router: Router, experts: Experts, hidden_TD: Tensor, run: Run) -> fl
         except Exception as error:  # of whatever kind a compiler raises on a GPU that it does not suit
             warnings.warn(f"a backend of the experts does not run here: {error}", stacklevel=2)
             return float("inf")
+
+
+def _random_keys(router: Router, device: torch.device) -> TokenKeys:
+    """Keys that spread the tokens over what a router looks up."""
+    number_T = torch.randint(1 << 16, (_TOKENS,), device=device)
+    return TokenKeys(number_T, number_T % max(len(router.config.tags), 1))
 
 
 def _wait(device: torch.device) -> None:

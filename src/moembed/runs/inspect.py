@@ -19,6 +19,7 @@ from moembed.folder.static import ANY_LENGTH
 from moembed.folder.tensors import stored_dtypes, weight_files
 from moembed.inference.static import StaticEmbedder
 from moembed.model.encoder import num_parameters, skeleton
+from moembed.model.expert_head import ExpertHead
 from moembed.model.spec import EncoderSpec
 from moembed.model.vectors import unit_vectors
 from moembed.moe.layer import MoE
@@ -68,7 +69,12 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
             if head.dense
             else {}
         ),
-        **_count(spec, settings.modules.num_parameters(spec.width)),
+        **(
+            {"expert_head": [f"{h.num_experts} experts, one per text" for h in blocks]}
+            if (blocks := [step for step in head.steps if isinstance(step, ExpertHead)])
+            else {}
+        ),
+        **_count(spec, *(settings.modules.num_parameters(spec.width, active) for active in (False, True))),
         "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
         "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
     }
@@ -107,14 +113,14 @@ def _attention(spec: EncoderSpec) -> str:
     return "; ".join([whole, *(f"at most {size} away in the layers {x}" for size, x in windows.items())])
 
 
-def _count(spec: EncoderSpec, behind: int) -> dict[str, Any]:
+def _count(spec: EncoderSpec, behind: int, active_behind: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
     blocks = [block for block in skeleton(spec).modules() if isinstance(block, MoE)]
     total = num_parameters(spec) + behind
-    routers = sum(block.router.weight_ED.numel() for block in blocks)
+    routers = sum(tensor.numel() for block in blocks for tensor in block.router.parameters())
     return {
         "parameters": total,
-        "active_parameters": num_parameters(spec, active=True) + behind,
+        "active_parameters": num_parameters(spec, active=True) + active_behind,
         "embedding_parameters": spec.vocab_size * spec.width,
         "expert_parameters": sum(block.routed_parameters() for block in blocks),
         "bytes_in_memory": {"float32": 4 * total, "bfloat16": 2 * total + 2 * routers},
@@ -132,8 +138,9 @@ def expert_load(
 
     Returns:
         ``texts``, ``tokens``, and per MoE layer the share of the pairs each expert got, the mean entropy of
-        the router in nats, the mean probability of the chosen experts, the number of unused experts, and
-        what `moembed.runs.expert_words.ExpertWords.layer` says of words. Prompts are tokens like others.
+        the router in nats, the mean probability of the chosen experts, the number of unused experts, how far
+        the experts are apart (`moembed.moe.experts.Experts.distance`), and what
+        `moembed.runs.expert_words.ExpertWords.layer` says of words. Prompts are tokens like others.
 
     Raises:
         UserError: a dense model, no rows, or a row without a string in ``column``.
@@ -151,7 +158,12 @@ def expert_load(
     if not stats:
         raise UserError(f"{source} holds no rows to show the load of")
     tokens = next(iter(stats.values())).tokens
-    layers = [stats[layer].summary() | (seen.layer(layer, words) if seen else {}) for layer in sorted(stats)]
+    blocks = {block.router.layer: block for block in model.encoder.modules() if isinstance(block, MoE)}
+    layers = [
+        {**stats[layer].summary(), "expert_distance": round(blocks[layer].experts.distance(), 6)}
+        | (seen.layer(layer, words) if seen else {})
+        for layer in sorted(stats)
+    ]
     return {"texts": count, "tokens": tokens, "layers": layers}
 
 
@@ -161,11 +173,13 @@ def _route(
     prompt = model.tokenizer.prompt(prompt_name)
     token_rows, _ = model.tokenizer.rows(texts, prompt=prompt)
     word_rows = model.tokenizer.word_rows(texts, prompt=prompt) if seen else []
+    tags = model.tag_numbers(texts, role=prompt_name)
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
     encoder, layers = record_routing(model.encoder)
     for group in groups:
         # no vector is looked at, so nobody asks where the prompt of a text ends
-        batch = pack([token_rows[i] for i in group], prompt_tokens=[0] * len(group))
+        own, zeros = None if tags is None else [tags[i] for i in group], [0] * len(group)
+        batch = pack([token_rows[i] for i in group], prompt_tokens=zeros, tags=own)
         found = unit_vectors(encoder, model.pooling, model.head, batch.to(model.device)).router
         if seen is not None:
             # the batch holds the rows in an order of its own: the shortest first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from moembed.evaluation.result import Cost, Routers
 from moembed.evaluation.routing import routing
 from moembed.evaluation.static import StaticEncoder
 from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder
+from moembed.evaluation.tagged import tagged
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
 from moembed.folder.modules import is_static
 from moembed.inference.static import StaticEmbedder
@@ -105,7 +106,7 @@ def evaluate_system(
     with _computing(model, source, dtype, options) as encoder:
         if options.cache:
             encoder = CachedEncoder(model, Path(options.cache), encoder)
-        outcome = evaluate_encoder(encoder, name, tasks, options, bar)
+        outcome = evaluate_encoder(encoder, name, tasks, options, bar, model)
     outcome.cost = replace(
         outcome.cost,
         parameters=model.num_parameters(),
@@ -127,6 +128,11 @@ def _computing(
     if not isinstance(source, Path):
         raise UserError(
             "a model in memory is evaluated in this process: give its folder, or leave out processes"
+        )
+    if model.tags is not None and not model.tags.by_role:
+        raise UserError(
+            "the experts of this model are chosen by the language of a task, which other processes are not "
+            "told: leave out processes"
         )
     settings = {"dtype": dtype, "allow_pickle": options.allow_pickle}
     with Replicas(source, options.processes, settings) as copies:
@@ -176,8 +182,13 @@ def evaluate_encoder(
     tasks: Sequence[Task],
     options: EvaluationOptions,
     bar: Bar,
+    model: Embedder | None = None,
 ) -> Outcome:
-    """What the vectors of an encoder score on all tasks, and in every size that ``options`` asks for."""
+    """What the vectors of an encoder score on all tasks, and in every size that ``options`` asks for.
+
+    Args:
+        model: what computes the vectors, which is told the language of each task.
+    """
     if wrong := [dim for dim in options.dims if not 0 < dim <= encoder.dim]:
         raise UserError(f"dim {wrong[0]} is not between 1 and the {encoder.dim} coordinates of {name}")
     measured = encoder if isinstance(encoder, MeasuredEncoder) else MeasuredEncoder(encoder)
@@ -186,7 +197,8 @@ def evaluate_encoder(
         for task in tasks:
             cut, start = measured.truncated, time.perf_counter()
             known = CachedVectors(measured)
-            outcome.scores[task.name] = evaluate(task, known, options.metrics, progress=advance)
+            with tagged(model, task) if model else nullcontext():
+                outcome.scores[task.name] = evaluate(task, known, options.metrics, progress=advance)
             outcome.seconds[task.name] = time.perf_counter() - start
             outcome.truncated[task.name] = measured.truncated - cut
             for dim in options.dims or (encoder.dim,) * bool(options.codecs):

@@ -23,12 +23,14 @@ from moembed.folder.parts import Parts
 from moembed.machine import choose_precision, write_made
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
+from moembed.training.contrastive.sample import sample_batch
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions, fit_lengths
 from moembed.training.contrastive.task import Mixture, num_train_rows
 from moembed.training.contrastive.train import train_contrastive
 from moembed.training.monitors.retrieval import load_tasks
 from moembed.training.parallel import World, joined
 from moembed.types import Pair, UserError
+from moembed.weights.expert_head import ExpertHeadConfig, add_expert_head
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
@@ -47,7 +49,8 @@ class TrainConfig(ContrastiveConfig):
     what becomes of a source with fewer pairs than a batch.
 
     ``revision`` is the branch, tag or commit of a base from the hub; ``allow_pickle`` reads a base that has
-    no safetensors. ``upcycle`` None trains the base as it is. ``prompts`` become part of the model.
+    no safetensors. ``upcycle`` None trains the base as it is; ``head`` puts a block of experts behind
+    pooling. ``prompts`` become part of the model.
     """
 
     base: str = "minilm"
@@ -59,6 +62,7 @@ class TrainConfig(ContrastiveConfig):
     small_sources: Literal["refuse", "skip"] = "refuse"
     sampling: SamplingConfig = SamplingConfig()
     upcycle: UpcycleConfig | None = None
+    head: ExpertHeadConfig | None = None
     prompts: dict[str, str] | None = None
 
     @model_validator(mode="before")
@@ -169,7 +173,7 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
                 tell(f"note: {task.name}: {note}")
 
         # ---- the model, and the lengths that suit both
-        model = build(read_base(config.base, config.revision, config.allow_pickle), config)
+        model = build(read_base(config.base, config.revision, config.allow_pickle), config, mixture)
         positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
         config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
         for note in notes:
@@ -243,15 +247,20 @@ def open_source(source: SourceConfig) -> Source:
     return Source.from_pairs("docstrings", (Pair(pair.query, pair.document) for pair in collect().train))
 
 
-def build(parts: Parts, config: TrainConfig) -> Embedder:
-    """The model a run starts from."""
+def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> Embedder:
+    """The model a run starts from; ``mixture``: its pairs, which upcycling by clusters looks at."""
+    if config.prompts is not None:
+        parts.tokenizer.prompts = dict(config.prompts)
     if config.upcycle:
-        spec, state = upcycle(parts.spec, parts.state, config.upcycle)
+        sample = None
+        if config.upcycle.init == "cluster" and mixture:
+            sample = sample_batch(mixture, parts.tokenizer, config, config.upcycle.sample)
+        spec, state = upcycle(parts.spec, parts.state, config.upcycle, sample)
         parts = replace(parts, spec=spec, state=state)
     if config.loss.bias_rate:
         spec, state = add_selection_bias(parts.spec, parts.state)
         parts = replace(parts, spec=spec, state=state)
-    if config.prompts is not None:
-        parts.tokenizer.prompts = dict(config.prompts)
+    if config.head:
+        parts = add_expert_head(parts, config.head)
     model = Embedder(parts)
     return model.to("cuda") if torch.cuda.is_available() else model

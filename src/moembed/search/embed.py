@@ -80,7 +80,7 @@ def embed_file(
     source, out = Path(source), Path(out)
     dim = require_dim(model, config)
     stamp = _fingerprint(source)
-    space_id = model.space(prompt=config.prompt, view=View(dim=dim))
+    space_id = model.space(role=config.role, prompt=config.prompt, view=View(dim=dim))
     with locked(out):
         writer = IndexWriter(
             out,
@@ -126,7 +126,7 @@ def _embed_missing(
         if writer.has(part):
             continue
         texts = column_texts(rows, config.column, source, part * config.block_rows)
-        found = model.vectors(texts, prompt=config.prompt, view=View(dim=dim))
+        found = model.vectors(texts, role=config.role, prompt=config.prompt, view=View(dim=dim))
         writer.append(found.array, rows, found.truncated)
         if progress:
             progress(writer.rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,12 +12,19 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from moembed.config import Strict
+from moembed.types import UserError
 
 
 class OptimConfig(Strict):
-    """``warmup_steps`` of 1 or more counts steps, below 1 it is a share of the run."""
+    """``warmup_steps`` of 1 or more counts steps, below 1 it is a share of the run.
+
+    ``router_learning_rate`` and ``expert_learning_rate`` take the place of ``learning_rate`` for the routers'
+    own weights and for those of the routed experts; all rates follow one schedule. None: no other rate.
+    """
 
     learning_rate: float = Field(default=2e-5, gt=0)
+    router_learning_rate: float | None = Field(default=None, gt=0)
+    expert_learning_rate: float | None = Field(default=None, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
@@ -62,10 +70,10 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
 def set_learning_rate(
     optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, progress: float
 ) -> float:
-    """Give every group of the optimiser the rate of this step, and return it."""
+    """Give every group of the optimiser the rate of this step; returns that of most parameters."""
     rate = learning_rate(config, step, progress)
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("times", 1.0)
     return rate
 
 
@@ -75,17 +83,44 @@ def clip_gradients(model: nn.Module, config: OptimConfig) -> float:
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices (router and experts included) and none on biases, norms and scalars."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    """AdamW with decay on matrices (router and experts included) and none on biases, norms and scalars.
+
+    Parts of the model with a rate of their own come in groups of their own, behind all others; their group
+    says how many ``times`` the learning rate that is.
+
+    Raises:
+        UserError: a rate for routers or experts, and the model has none that learn.
+    """
+    rates = {"router": config.router_learning_rate, "expert": config.expert_learning_rate}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {("", True): [], ("", False): []}
     for name, parameter in model.named_parameters():
-        groups[parameter.ndim >= 2 and "bias" not in name].append(parameter)
+        part = _part(name)
+        key = (part if rates.get(part) else "", parameter.ndim >= 2 and "bias" not in name)
+        groups.setdefault(key, []).append(parameter)
+    for part, rate in rates.items():
+        if rate and not any(key[0] == part for key in groups):
+            raise UserError(f"optim.{part}_learning_rate: this model has no {part}s that learn; leave it out")
     return torch.optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": config.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if decays else 0.0,
+                **({"times": (rates[part] or 0.0) / config.learning_rate} if part else {}),
+            }
+            for (part, decays), parameters in groups.items()
         ],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
         fused=True,
     )
+
+
+def _part(name: str) -> str:
+    """Of what a parameter is: ``router``, a routed ``expert``, or nothing of both.
+
+    The tensors of experts carry their axis E in their names, as all tensors do (`moembed.types`).
+    """
+    if "router" in name:
+        return "router"
+    return "expert" if re.search(r"_E(FD|DF|F|D)$", name) else ""

@@ -81,7 +81,7 @@ def _usage(
 
     def note(router: nn.Module, _: Any, routing: Routing) -> None:
         assert isinstance(router, Router)
-        use_TE = torch.zeros(len(batch.token_T), len(router.weight_ED), dtype=torch.float64)
+        use_TE = torch.zeros(len(batch.token_T), router.num_experts, dtype=torch.float64)
         use_TE[routing.token_P, routing.expert_P] = 1
         found[router.layer] = use_TE
 

@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from moembed.config import Strict, validate
+from moembed.config import validate
 from moembed.model.block import LayerSpec
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoESpec
-from moembed.moe.router import RouterConfig
-from moembed.types import UserError
+from moembed.moe.router_kinds import ROUTERS, Learned
+from moembed.types import Batch, UserError
 from moembed.weights.size import require_memory
+from moembed.weights.upcycle_clusters import collect_states
+from moembed.weights.upcycle_config import UpcycleConfig
+from moembed.weights.upcycle_init import INITS, Start
 
-
-class UpcycleConfig(Strict):
-    """Layers ``i`` with ``i % every == 1`` get ``num_experts`` copies of their dense block; 1 means all.
-
-    The defaults keep the function: ``each`` expert carries the dense biases and the chosen weights sum to 1,
-    so the upcycled model gives the dense model's vectors. ``bias`` ``shared`` and ``none`` drop the dense
-    biases; ``shared`` adds one of zeros per layer. ``published()`` is what Nomic Embed v2 did: a shared bias
-    and raw router probabilities.
-    """
-
-    num_experts: int = Field(default=8, ge=1)
-    every: int = Field(default=2, ge=1)
-    bias: Literal["each", "shared", "none"] = "each"
-    num_shared_experts: int = Field(default=0, ge=0)
-    router: RouterConfig = RouterConfig()
-    router_std: float = Field(default=0.02, ge=0)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-
-    @classmethod
-    def published(cls) -> UpcycleConfig:
-        return cls(bias="shared", router=RouterConfig(normalize=None))
+__all__ = ["UpcycleConfig", "upcycle"]
 
 
 def upcycle(
-    spec: EncoderSpec, state: dict[str, Tensor], options: UpcycleConfig
+    spec: EncoderSpec, state: dict[str, Tensor], options: UpcycleConfig, sample: Batch | None = None
 ) -> tuple[EncoderSpec, dict[str, Tensor]]:
-    """Replace the dense blocks of every ``options.every``-th layer by experts that are copies of them.
+    """Replace the dense blocks of every ``options.every``-th layer by experts that start as copies of them.
 
     Shared experts, if asked for, start with a zero output so that they too keep the function.
 
+    Args:
+        sample: texts whose states are clustered, for ``init`` ``cluster``.
+
     Raises:
         UserError: the model has experts already, shares layers, has too few of them, fewer experts than
-            ``top_k``, or more than fit into the memory of this machine.
+            ``top_k``, or more than fit into the memory of this machine; clusters without a sample, or of one
+            with too few different states.
     """
     if spec.moe_layers:
         raise UserError("this model has experts already; upcycling starts from a dense one")
@@ -64,17 +50,35 @@ def upcycle(
 
     sparse = spec.with_layers(with_experts)
     require_memory(sparse, f"{options.num_experts:,} experts in {len(layers)} layers")
-    generator = torch.Generator().manual_seed(options.seed)
+    generator, own = (torch.Generator().manual_seed(options.seed) for _ in range(2))
+    states = _states(spec, state, options, layers, sample)
     result = dict(state)
     for number in layers:
         prefix, layer = f"layers.{number}.ffn", sparse.layers[number]
         dense = {name: result.pop(name) for name in list(result) if name.startswith(prefix + ".")}
         blocks = {name.removeprefix(prefix + "."): tensor for name, tensor in dense.items()}
         made = _copies(blocks, layer)
-        router_ED = torch.empty(options.num_experts, spec.width)
-        made["router.weight_ED"] = router_ED.normal_(0, options.router_std, generator=generator)
+        if isinstance(ROUTERS[options.router.kind], Learned):
+            router_ED = torch.empty(options.num_experts, spec.width)
+            made["router.weight_ED"] = router_ED.normal_(0, options.router_std, generator=generator)
+        INITS[options.init](Start(options, layer.ffn, made, own, states[number]))
         result |= {f"{prefix}.{name}": tensor for name, tensor in made.items()}
     return sparse, result
+
+
+def _states(
+    spec: EncoderSpec,
+    state: dict[str, Tensor],
+    options: UpcycleConfig,
+    layers: Sequence[int],
+    sample: Batch | None,
+) -> dict[int, Tensor]:
+    """What the dense blocks of these layers meet, where that is looked at."""
+    if options.init != "cluster":
+        return dict.fromkeys(layers, torch.zeros(0, spec.width))
+    if sample is None or not len(sample.token_T):
+        raise UserError("init cluster looks at the states of texts: give some, as the pairs of a recipe are")
+    return collect_states(spec, state, sample, layers)
 
 
 def _experts(layer: LayerSpec, options: UpcycleConfig) -> MoESpec:

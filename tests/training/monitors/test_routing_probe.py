@@ -204,6 +204,9 @@ def alone(model: Embedder, texts: list[tuple[str, str]]) -> list[Any]:
 def test_the_log_tells_roles_every_few_steps(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(num_layers=2, moe=FlatMoE(layers=(1,), num_experts=EXPERTS, router=RouterConfig()))
     run(settings(steps=5, diagnose_every=2), model, tmp_path)
+    apart = [line["expert_distance"] for line in metrics(tmp_path) if "expert_distance" in line]
+    assert [sorted(layers) for layers in apart] == [["1"]] * 3
+    assert len({layers["1"] for layers in apart}) == 3
     assert [sorted(line.get("roles", {})) for line in metrics(tmp_path)] == [
         ["document", "query"], [], ["document", "query"], [], ["document", "query"]
     ]  # fmt: skip

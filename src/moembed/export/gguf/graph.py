@@ -42,7 +42,9 @@ def as_graph(parts: Parts, fold_expert_bias: bool) -> tuple[str, Parts]:
     architecture = nomic if rotary else "bert"
     _require(spec, parts.pooling, architecture)
     if parts.head != HeadConfig():
-        raise UserError("llama.cpp reads no dense layers behind pooling, and this model has some")
+        raise UserError(
+            "llama.cpp reads no dense layers and no experts behind pooling, and this model has some"
+        )
     for layer in spec.moe_layers:
         bias_D = state.pop(f"layers.{layer}.ffn.bias_D")
         if fold_expert_bias and bias_D.any():

@@ -5,13 +5,15 @@ from __future__ import annotations
 from moembed.model.attention import AttentionSpec
 from moembed.model.block import LayerSpec
 from moembed.model.embeddings import EmbeddingSpec, PositionTable
+from moembed.model.expert_head import ExpertHead
+from moembed.model.head import HeadConfig
 from moembed.model.norm import NormSpec
 from moembed.model.relative_bias import RelativeBias
 from moembed.model.rope import RopeSpec
 from moembed.model.spec import EncoderSpec, differences
 from moembed.moe.ffn import FeedForwardSpec
 from moembed.moe.layer import MoESpec
-from moembed.moe.router import RouterConfig
+from moembed.moe.router_config import RouterConfig
 from moembed.types import UserError
 
 
@@ -42,6 +44,16 @@ def require_computed(spec: EncoderSpec) -> None:
     )
     if found := differences(spec, computed):
         raise UserError(f"the ONNX graph cannot run this model: it has {'; '.join(found)}")
+
+
+def require_head(head: HeadConfig) -> None:
+    """Refuse what stands behind pooling and is no part of the graph.
+
+    Raises:
+        UserError: experts behind pooling.
+    """
+    if any(isinstance(step, ExpertHead) for step in head.steps):
+        raise UserError("the ONNX graph cannot run this model: it has experts behind pooling")
 
 
 def _computed(layer: LayerSpec) -> LayerSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moembed.export.onnx.attention import BOOL, LOWEST, Distances, Layout, attention, distances, looked_up
-from moembed.export.onnx.computed import require_computed
+from moembed.export.onnx.computed import require_computed, require_head
 from moembed.export.onnx.experts import INT64, Experts, feed_forward, moe_block, sparse
 from moembed.export.onnx.graph import Graph, numpy
 from moembed.folder.parts import Parts
@@ -42,6 +42,7 @@ def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.M
     from onnx import helper
 
     require_computed(parts.spec)
+    require_head(parts.head)
     require_pooling(parts.pooling)
     head_state = {f"head.{name}": tensor for name, tensor in parts.head_state.items()}
     graph = Graph(parts.state | head_state, int8)

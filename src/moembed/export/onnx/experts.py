@@ -14,7 +14,7 @@ from moembed.export.onnx.graph import Graph
 from moembed.model.block import LayerSpec
 from moembed.moe.ffn import FeedForwardSpec
 from moembed.moe.layer import MoESpec
-from moembed.moe.router import RouterConfig
+from moembed.moe.router_config import RouterConfig
 
 INT64 = 7  # onnx.TensorProto.INT64
 

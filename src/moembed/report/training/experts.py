@@ -44,7 +44,7 @@ def cards(log: Log) -> Iterator[Card]:
     bars = loads.bars("Expert load at the end of the run", late_LE)
     about = f"Mean of the last {text.logged(last)}. Dashed: the fair share, 1/E."
     yield Card("Load at the end", about, drawing=bars)
-    yield _routing(routed[-last:], late_LE)
+    yield _routing(routed[-last:], late_LE, _distances(routed))
     for kind in KINDS:
         yield from _by_kind(kind, routed, shape)
 
@@ -103,15 +103,26 @@ def _shape(record: dict[str, Any]) -> Shape:
         return []
 
 
-def _routing(records: Log, load_LE: dict[int, np.ndarray]) -> Card:
+def _distances(records: Log) -> dict[str, tuple[float, float]]:
+    """By layer, how far the experts were apart when that was first and last looked at."""
+    seen = [found for record in records if (found := mapping(record.get("expert_distance")))]
+    return {
+        layer: (number(seen[0].get(layer)), number(seen[-1].get(layer)))
+        for layer in (seen[-1] if seen else {})
+    }
+
+
+def _routing(records: Log, load_LE: dict[int, np.ndarray], distances: dict[str, tuple[float, float]]) -> Card:
     """Dead experts in words, then one row of figures per layer."""
     dead = {layer: np.flatnonzero(load_E == 0).tolist() for layer, load_E in load_LE.items()}
     rows: list[Row] = []
     for place, (layer, load_E) in enumerate(load_LE.items()):
         extremes = ((load_E[expert], expert) for expert in (load_E.argmin(), load_E.argmax()))
         shares = [Cell(f"{100 * load:.1f} %", [f"expert\u00a0{expert}"]) for load, expert in extremes]
-        rows.append([str(layer), *shares, *_means([record["router"][place] for record in records])])
+        apart = [" → ".join(map(decimal, distances[str(layer)]))] if str(layer) in distances else []
+        rows.append([str(layer), *shares, *_means([record["router"][place] for record in records]), *apart])
     head = ["Layer", "Lightest expert", "Heaviest expert", *MEANS.values()]
+    head += ["Distance between experts"] if distances else []
     return Card(
         "Routing at the end",
         wide=True,

@@ -17,9 +17,10 @@ from moembed.packing import even_budget, pack
 from moembed.tokenizer import Tokenizer
 from moembed.training.contrastive.gradcache import Chunks
 from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
+from moembed.training.contrastive.tags import PairTags
 from moembed.training.monitors.routing import Group
 from moembed.training.parallel import ALONE, World
-from moembed.types import Pair
+from moembed.types import Batch, Pair
 
 _SLICE = 1024  # texts tokenised at a time: the tokenizer's own records are far larger than the ids
 
@@ -66,8 +67,13 @@ class PairBatch:
 def prepare(
     pairs: Sequence[Pair], form: SourceFormat, tokenizer: Tokenizer, config: ContrastiveConfig,
     world: World = ALONE, source: int = 0, languages: Sequence[str] | None = None,
+    tags: PairTags | None = None,
 ) -> PairBatch:  # fmt: skip
-    """Tokenise this process's pairs, pack them into chunks of at most ``chunk_tokens``, mask duplicates."""
+    """Tokenise this process's pairs, pack them into chunks of at most ``chunk_tokens``, mask duplicates.
+
+    Args:
+        tags: of the query of every pair, and of its document and negatives; None: texts have none.
+    """
     # every text of the step in its row: queries, documents, hard negatives; and which are this process's
     queries = [pair.query for pair in pairs]
     negatives = [(i, text) for i, pair in enumerate(pairs) for text in pair.negatives[: config.negatives]]
@@ -94,15 +100,14 @@ def prepare(
     names = (form.query_prompt, form.document_prompt)
     prompts = [tokenizer.prompt_tokens(tokenizer.prompt(name)) for name in names]
     prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
+    tag_B = None if tags is None else [tags[row >= len(queries)][owner_B[row]] for row in row_B]
     own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
     return PairBatch(
         pairs=pairs,
         source=source,
         loss=form.loss,
         chunks=Chunks(
-            batches=[
-                pack([rows[i] for i in chunk], prompt_tokens=[prompt_B[i] for i in chunk]) for chunk in chunks
-            ],
+            batches=[_packed(chunk, rows, prompt_B, tag_B) for chunk in chunks],
             row_CB=[torch.tensor([row_B[i] for i in chunk]) for chunk in chunks],
             rows=len(owner_B),
             kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
@@ -115,6 +120,13 @@ def prepare(
         groups=groups,
         group_CB=[torch.tensor([number[group_B[i]] for i in chunk]) for chunk in chunks],
     )
+
+
+def _packed(
+    chunk: Sequence[int], rows: Sequence[Sequence[int]], prompt_B: Sequence[int], tag_B: Sequence[int] | None
+) -> Batch:
+    tags = None if tag_B is None else [tag_B[i] for i in chunk]
+    return pack([rows[i] for i in chunk], prompt_tokens=[prompt_B[i] for i in chunk], tags=tags)
 
 
 def _kept(tokens_C: Sequence[int], config: ContrastiveConfig) -> int:

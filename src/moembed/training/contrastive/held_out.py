@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from moembed.data.sources import Source
+from moembed.model.tags import Tags
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
 from moembed.training.contrastive.settings import SourceOptions
+from moembed.training.contrastive.tags import SourceTags
 from moembed.training.contrastive.task import ContrastiveTask
 from moembed.training.task import Look, Moment, Monitor
 
@@ -33,20 +35,23 @@ class HeldOutLoss(Monitor):
         self.names: list[str] = []
         self.batches: list[PairBatch] = []
         self.best = math.inf
-        for source, size, form in zip(task.mixture.sources, task.sizes, task.forms, strict=True):
-            self._add(source, range(size, len(source)), form)
+        own = zip(task.mixture.sources, task.sizes, task.forms, task.tags, strict=True)
+        for source, size, form, tags in own:
+            self._add(source, range(size, len(source)), form, tags)
         plain = SourceFormat.of(task.model, SourceOptions(), task.config.loss)
         for source in task.mixture.validation:
-            self._add(source, range(len(source)), plain)
+            self._add(source, range(len(source)), plain, _validation_tags(task, source))
 
-    def _add(self, source: Source, rows: range, form: SourceFormat) -> None:
+    def _add(self, source: Source, rows: range, form: SourceFormat, tags: SourceTags | None) -> None:
         """Hold ``rows`` of a source out, or as many of them, evenly spaced, as are looked at."""
         if not rows:
             return
         chosen = np.unique(np.linspace(rows.start, rows.stop - 1, min(PAIRS, len(rows))).astype(int))
         tokenizer, config = self.task.model.tokenizer, self.task.config
         self.names.append(source.name)
-        self.batches.append(prepare(source.pairs(chosen.tolist()), form, tokenizer, config))
+        numbers = None if tags is None else tags.numbers(source, chosen.tolist())
+        pairs = source.pairs(chosen.tolist())
+        self.batches.append(prepare(pairs, form, tokenizer, config, tags=numbers))
 
     def due(self, moment: Moment) -> bool:
         return bool(self.batches) and (moment.step % self.every == 0 or moment.last)
@@ -75,3 +80,11 @@ class HeldOutLoss(Monitor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = state["best"]
+
+
+def _validation_tags(task: ContrastiveTask, source: Source) -> SourceTags | None:
+    """A source for validation has no options: its tags are its texts' roles, or its pairs' languages."""
+    spec = task.model.encoder.spec
+    tags = Tags.of(spec)
+    by = None if tags is None or tags.by_role else "language"
+    return SourceTags.of(spec, source, SourceOptions(tag_by=by))

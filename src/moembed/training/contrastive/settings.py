@@ -59,11 +59,26 @@ class SourceOptions(Strict):
     ``query_prompt`` and ``document_prompt`` name prompts of the model; null: those of the two roles, "": no
     prompt. ``loss`` replaces ``loss.kind``: ``symmetric_info_nce`` suits pairs in which either text could be
     the query.
+
+    For models that choose experts by a tag of the text: ``tag`` is that of all texts of the source,
+    ``document_tag`` that of its documents and negatives where it is another; ``tag_by`` takes the label
+    ``language`` or ``group`` of each pair. Tags that are roles need none of them.
     """
 
     query_prompt: str | None = None
     document_prompt: str | None = None
     loss: Kind | None = None
+    tag: str | None = None
+    document_tag: str | None = None
+    tag_by: Literal["language", "group"] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_tag(self) -> SourceOptions:
+        if self.tag_by and (self.tag or self.document_tag):
+            raise ValueError("give tag (and document_tag), or tag_by, not both")
+        if self.document_tag and not self.tag:
+            raise ValueError("document_tag is for sources whose queries have another tag: give tag too")
+        return self
 
 
 class ContrastiveConfig(LoopConfig):

@@ -22,6 +22,7 @@ from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
 from moembed.training.contrastive.objective import Objective
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
+from moembed.training.contrastive.tags import SourceTags
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
@@ -68,6 +69,8 @@ class ContrastiveTask:
         sources = mixture.sources
         options = mixture.options or [SourceOptions()] * len(sources)
         self.forms = [SourceFormat.of(model, option, config.loss) for option in options]
+        spec = model.encoder.spec
+        self.tags = [SourceTags.of(spec, *pair) for pair in zip(sources, options, strict=True)]
         self.names = [source.name for source in sources]
         self.sizes = [num_train_rows(source, config) for source in sources]
         weights = mixture.weights or [1.0] * len(sources)
@@ -92,10 +95,12 @@ class ContrastiveTask:
     def batch(self, step: int) -> PairBatch:
         with self.drawing:
             source, rows = self.sampler.batch(step)
-            pairs = self.mixture.sources[source].pairs(rows.tolist())
-            languages = [language or "" for language in self.mixture.sources[source].languages(rows.tolist())]
+            drawn, some, own = self.mixture.sources[source], rows.tolist(), self.tags[source]
+            pairs = drawn.pairs(some)
+            languages = [language or "" for language in drawn.languages(some)]
+            tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
-        return prepare(pairs, form, tokenizer, self.config, self.world, source, languages)
+        return prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)

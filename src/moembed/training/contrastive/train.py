@@ -46,7 +46,9 @@ def train_contrastive(
         monitors.append(RetrievalMonitor(config.evaluate, config, found, model, world, chunk))
     monitors.append(DeadExpertAlarm("raise loss.balance or set loss.bias_rate"))
     if world.first:
-        for sentence in leftovers(task.sizes, task.names, config.batch_size):
+        tagged = zip(task.names, task.tags, strict=True)
+        notes = [f"note: {name}: {note}" for name, tags in tagged if tags for note in tags.notes]
+        for sentence in [*leftovers(task.sizes, task.names, config.batch_size), *notes]:
             say(sentence)
     return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
 

@@ -11,7 +11,10 @@ STARVED_STEPS = 100  # ... for so many steps in a row is as good as dead
 
 
 class DeadExpertAlarm(Monitor):
-    """Finds experts that get next to nothing for many steps; each is told of once."""
+    """Finds experts that get next to nothing for many steps; each is told of once.
+
+    Routers that do not learn are left out: an expert waits for texts of its tag, and nothing can change that.
+    """
 
     name = "dead_experts"
 
@@ -25,7 +28,7 @@ class DeadExpertAlarm(Monitor):
     def look(self, moment: Moment) -> Look:
         """Sentences about the experts that are found dead at this step."""
         found = []
-        for part in moment.terms.router:
+        for part in filter(lambda part: part.learned, moment.terms.router):
             for expert, load in enumerate(part.load_E.tolist()):
                 key = part.layer, expert
                 starved = load < STARVED / len(part.count_E)

@@ -22,6 +22,7 @@ from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask, load_task, without_own
 from moembed.evaluation.metrics import evaluate_ranking, parse_metric
 from moembed.evaluation.sample import subset
+from moembed.evaluation.tagged import tagged
 from moembed.machine import choose_precision
 from moembed.search.exact import search_parts
 from moembed.training.monitors.budget import Deadline, Overrun, fair_shares, fit, texts_per_second
@@ -107,7 +108,8 @@ class RetrievalMonitor(Monitor):
         order = np.random.default_rng(self.seed).permutation(len(task.documents))
         seconds = PROBED * self.options.budget_seconds / len(self.full)
         encode = partial(self._encode, role="document")
-        speed = texts_per_second(encode, [task.documents[row] for row in order], seconds)
+        with tagged(self.model, task):
+            speed = texts_per_second(encode, [task.documents[row] for row in order], seconds)
         return float(self.world.sum(torch.tensor(speed, dtype=torch.float64)))
 
     def _keep(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -182,8 +184,9 @@ class RetrievalMonitor(Monitor):
         return f"step {step}: {mean}{best} ({scores}; {seconds:.1f} s)"
 
     def _score(self, task: RetrievalTask, deadline: Deadline) -> float:
-        query_QM = self._vectors(task.queries, "query", deadline)
-        document_NM = self._vectors(task.documents, "document", deadline)
+        with tagged(self.model, task):
+            query_QM = self._vectors(task.queries, "query", deadline)
+            document_NM = self._vectors(task.documents, "document", deadline)
         metric = self.options.metric
         own_Q = task.own_Q
         wanted = parse_metric(metric)[1] or TOP_K
@@ -226,8 +229,9 @@ class RetrievalMonitor(Monitor):
         with torch.autocast(kind, self.precision, enabled=self.precision != torch.float32):
             rows, _ = self.model.rows(texts, role=role)
             known = self.model.prompt_tokens(role=role)
+            tags = self.model.tag_numbers(texts, role=role)
             return self.model.embed(
-                rows, batch_tokens=self.batch_tokens, progress=progress, prompt_tokens=known
+                rows, batch_tokens=self.batch_tokens, progress=progress, prompt_tokens=known, tags=tags
             )
 
     # ---- a resumed run -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which experts the texts of each role and language go to."""
+"""Which experts the texts of each role and language go to, and how far the experts are apart."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moembed.moe.layer import MoE
 from moembed.moe.router import Router, Routing
 from moembed.training.parallel import World
 from moembed.training.task import Look, Moment, Monitor
@@ -29,6 +30,7 @@ class RoutingProbe(Monitor):
 
     def __init__(self, model: nn.Module, every: int, world: World) -> None:
         self.routers, self.every, self.world = routers(model), every, world
+        self.layers = [module for module in model.modules() if isinstance(module, MoE)]
         self.groups: Sequence[Group] = ()
         self.group_T = torch.empty(0, dtype=torch.long)
         self.sum_LGS: list[Tensor] = []
@@ -48,8 +50,7 @@ class RoutingProbe(Monitor):
         self.groups = groups
         # tokens, entropy, chosen mass, then the count of each expert
         self.sum_LGS = [
-            torch.zeros(len(groups), 3 + len(router.weight_ED), dtype=torch.float64)
-            for router in self.routers
+            torch.zeros(len(groups), 3 + router.num_experts, dtype=torch.float64) for router in self.routers
         ]
         return lambda chunk: self._counting(chunks[chunk], group_CB[chunk])
 
@@ -80,7 +81,8 @@ class RoutingProbe(Monitor):
         return bool(self.groups)  # the step was watched
 
     def look(self, moment: Moment) -> Look:
-        return Look(self.summary())
+        apart = {str(moe.router.layer): round(moe.experts.distance(), 6) for moe in self.layers}
+        return Look({**self.summary(), "expert_distance": apart})
 
     def summary(self) -> dict[str, dict[str, list[dict[str, object]]]]:
         """By role and, where the data says it, by language: ``RouterStats.summary`` of each layer."""
@@ -100,7 +102,7 @@ class RoutingProbe(Monitor):
 def _stats(router: Router, sum_S: Tensor) -> RouterStats:
     tokens, entropy, mass = sum_S[:3]
     nothing = torch.zeros(())
-    return RouterStats(router.layer, int(tokens), sum_S[3:], nothing, nothing, entropy, mass)
+    return RouterStats(router.layer, int(tokens), sum_S[3:], nothing, nothing, entropy, mass, router.learned)
 
 
 def routers(model: nn.Module) -> list[Router]:
