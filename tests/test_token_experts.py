@@ -26,7 +26,7 @@ TEXT = "the mole dug, and the owl hunts voles"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-@pytest.mark.parametrize("kind", ["token_choice", "expert_choice"])
+@pytest.mark.parametrize("kind", ["token_choice", "expert_choice", "hash"])
 def test_the_experts_are_those_of_the_served_text(
     kind: str, dtype: str, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
