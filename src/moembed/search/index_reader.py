@@ -127,7 +127,8 @@ class PartReader:
         """The numbers of chosen rows among all live rows."""
         numbers = [np.zeros(0, np.int64)]
         for part, live_K, row_K, end in zip(self.parts, self.live, chosen, self._end_P, strict=True):
-            numbers.append(np.searchsorted(live_K, row_K) + end - part.live)
+            place_K = np.arange(part.live) if row_K is live_K else np.searchsorted(live_K, row_K)
+            numbers.append(place_K + end - part.live)
         return np.concatenate(numbers)
 
     @cached_property
