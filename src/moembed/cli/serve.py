@@ -27,8 +27,12 @@ def serve(
     reranker: Annotated[str | None, typer.Option(help="A cross-encoder, for /rerank.")] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
     host: Annotated[str | None, typer.Option(help="Default 127.0.0.1; 0.0.0.0 for every address.")] = None,
-    port: Annotated[int | None, typer.Option(help="Default 8000; 0 for any free one.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that share the model's memory.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Default 8000; 0 for any free one.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes that share the model's memory.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, int8 or auto: bfloat16 where the CPU has it.")
     ] = None,
