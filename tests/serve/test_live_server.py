@@ -88,6 +88,11 @@ def test_a_head_that_does_not_end_is_cut_off(live: Live, sent: bytes) -> None:
     assert json.loads(body)["error"]["code"] == "request_timeout"
 
 
+def test_replies_are_not_held_back_by_the_kernel(live: Live) -> None:
+    """asyncio switches Nagle's algorithm off for accepted sockets of this protocol alone."""
+    assert live.listener.proto == socket.IPPROTO_TCP
+
+
 def test_a_head_that_drips_is_cut_off(live: Live) -> None:
     with live.connect() as connection:
         start = time.monotonic()
