@@ -12,13 +12,14 @@ from moembed import __version__  # noqa: E402
 
 # What the API pages show: the rooms people build on, in the order of the package.
 ROOMS = {
+    "client": "A served model",
     "data": "Data",
     "losses": "Losses",
     "moe": "Experts and routers",
     "model": "The encoder",
     "families": "Checkpoint families",
     "folder": "Model folders",
-    "inference": "Serving",
+    "inference": "Inference",
     "weights": "Operations on weights",
     "search": "Search",
     "compare": "Scores and differences",
@@ -27,6 +28,7 @@ ROOMS = {
     "training": "Training",
     "export": "Export",
     "runs": "Commands as functions",
+    "experiment": "Experiments",
 }
 
 project = "moembed"
