@@ -129,7 +129,7 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> tuple[S
     }
     for name in unknown_variables():
         raise UserError(
-            f"the environment sets {name}, which is no setting: unset it, docs/serving.md lists those there are"
+            f"the environment sets {name}, which is no setting: unset it, docs/serving.md lists them all"
         )
     merged: dict[str, Any] = {}
     origin = dict.fromkeys(known, "default")
