@@ -12,7 +12,6 @@ from moembed import __version__  # noqa: E402
 
 # What the API pages show: the rooms people build on, in the order of the package.
 ROOMS = {
-    "client": "A served model",
     "data": "Data",
     "losses": "Losses",
     "moe": "Experts and routers",
