@@ -18,7 +18,7 @@ ROOMS = {
     "model": "The encoder",
     "families": "Checkpoint families",
     "folder": "Model folders",
-    "inference": "Serving",
+    "inference": "Inference",
     "weights": "Operations on weights",
     "search": "Search",
     "compare": "Scores and differences",
@@ -27,6 +27,7 @@ ROOMS = {
     "training": "Training",
     "export": "Export",
     "runs": "Commands as functions",
+    "experiment": "Experiments",
 }
 
 project = "moembed"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from moembed.cli.options import MODEL, AllowPickle, Dtype, Json, load_encoder, when_interrupted
+from moembed.cli.options import ENCODER, AllowPickle, Dtype, Json, load_encoder, when_interrupted
 from moembed.cli.rerank import RERANKER, rerank_hits
 from moembed.console import print_json, progress_bar, say
 from moembed.types import UserError
@@ -26,7 +26,7 @@ Dim = Annotated[int | None, typer.Option(min=1, help="Keep the first dim coordin
 
 def embed(
     source: Annotated[Path, typer.Argument(help="JSONL, Parquet or CSV.")],
-    model: Annotated[str, typer.Option(help=MODEL)],
+    model: Annotated[str, typer.Option(help=ENCODER)],
     out: Annotated[Path, typer.Option(help="Folder of vectors; run the same command again to resume.")],
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     role: Annotated[
@@ -72,7 +72,9 @@ index = typer.Typer(
 def build(
     source: Annotated[Path, typer.Argument(help="JSONL, Parquet or CSV of documents.")],
     out: Annotated[Path, typer.Option(help="Folder of the index; the same command resumes, or updates it.")],
-    model: Annotated[str | None, typer.Option(help=f"{MODEL} Default: the one that made the index.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"{ENCODER} Default: the one that made the index.")
+    ] = None,
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     id_: Annotated[
         str | None, typer.Option("--id", help="Column of ids (_id or id), or none: ids made of the texts.")
@@ -184,7 +186,10 @@ def search(
             min=0, max=1, help="With --hybrid: how much vectors count, 0 to 1. Default: ranks are added."
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Default: the model that made the index.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model that made the index, if it lies elsewhere now, or http://host:port."),
+    ] = None,
     rerank: Annotated[str | None, typer.Option(help=f"Order what was found by this. {RERANKER}")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
     allow_pickle: AllowPickle = False,

@@ -24,7 +24,9 @@ def serve(
         typer.Argument(help="name=value for any setting: max_texts=64.", show_default=False),
     ] = None,
     index: Annotated[Path | None, typer.Option(help="An index to search, or a run that holds one.")] = None,
-    reranker: Annotated[str | None, typer.Option(help="A cross-encoder, for /rerank.")] = None,
+    reranker: Annotated[
+        str | None, typer.Option(help="A cross-encoder, for /rerank and for /search with rerank.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
     host: Annotated[str | None, typer.Option(help="Default 127.0.0.1; 0.0.0.0 for every address.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default 8000; 0: a free one.")] = None,
@@ -54,8 +56,9 @@ def serve(
 ) -> None:
     """Serve embeddings, search and reranking over HTTP, with OpenAI's and TEI's routes.
 
-    Every setting can come from a flag or name=value here, else from the environment (MOEMBED_SERVE_PORT for
-    port), else from the file of --config, else it has its default; `--show-settings` says which.
+    Every setting can be given as name=value, the common ones as options too; else it comes from the
+    environment (MOEMBED_SERVE_PORT for port), else from the file of --config, else it has its default.
+    `--show-settings` lists all of them and says which.
 
     Example: `moembed serve runs/demo`
     """

@@ -71,12 +71,14 @@ class ServeSettings(BaseSettings):
     batch_seconds: float = Field(0.05, gt=0, le=60, description="About how long a batch is computed.")
     lanes: int | None = Field(None, ge=1, description="Batches computed at a time; default: by threads.")
     max_age: float = Field(0.1, ge=0, le=60, description="Seconds until a waiting text is due, see the docs.")
-    header_seconds: float = Field(10, gt=0, le=3600, description="For the head of a request to arrive.")
-    body_seconds: float = Field(20, gt=0, le=3600, description="For its body to arrive.")
+    header_seconds: float = Field(
+        10, gt=0, le=3600, description="Seconds for the head of a request to arrive."
+    )
+    body_seconds: float = Field(20, gt=0, le=3600, description="Seconds for its body to arrive.")
     rerank_requests: int = Field(16, ge=1, description="Requests that may wait for the reranker; then 429.")
-    request_seconds: float = Field(120, gt=0, le=86400, description="For its answer.")
-    keep_alive_seconds: int = Field(30, ge=1, le=3600, description="For an idle connection.")
-    drain_seconds: float = Field(30, ge=0, le=3600, description="On SIGTERM, for requests at work.")
+    request_seconds: float = Field(120, gt=0, le=86400, description="Seconds for the whole answer.")
+    keep_alive_seconds: int = Field(30, ge=1, le=3600, description="Seconds that an idle connection is kept.")
+    drain_seconds: float = Field(30, ge=0, le=3600, description="Seconds for requests at work, on SIGTERM.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="JSON on stderr.")
 
     @field_validator("api_keys")
@@ -127,7 +129,7 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> tuple[S
     }
     for name in unknown_variables():
         raise UserError(
-            f"the environment sets {name}, which is no setting; `moembed serve --help` names them"
+            f"the environment sets {name}, which is no setting: unset it, docs/serving.md lists them all"
         )
     merged: dict[str, Any] = {}
     origin = dict.fromkeys(known, "default")
