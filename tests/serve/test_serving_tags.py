@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from moembed.client.model import Client
 from moembed.embedder import Embedder
 from moembed.encoding import View
 from moembed.search.embed import EmbedConfig, embed_file
+from moembed.serve.batching.batcher import Batcher, Request
 from moembed.serve.batching.limits import BatchLimits
 from moembed.serve.errors import RequestError
 from moembed.serve.searching import open_index
@@ -67,7 +69,7 @@ def client(url: str) -> Iterator[Client]:
 
 
 def served(model: Embedder, requests: list[tuple[Any, dict[str, Any]]]) -> list[Embedded]:
-    """Answers to requests that come at once, while a first one keeps the only lane busy."""
+    """Answers to requests that come at once."""
 
     async def life() -> list[Embedded]:
         made = ServedModel("mole", model, ONE_LANE)
@@ -88,36 +90,51 @@ def near(one: np.ndarray, other: np.ndarray) -> bool:
 # ---- behind the batcher ------------------------------------------------------------------------------------
 
 
-def test_tags_together_are_those_alone(
-    languages: Embedder, texts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batches: list[set[int]] = []
-    embed = Embedder.embed
-
-    def watched(self: Embedder, *arguments: Any, **given: Any) -> np.ndarray:
-        batches.append(set(given["tags"]))
-        return embed(self, *arguments, **given)
-
+def test_tags_together_are_those_alone(languages: Embedder, texts: list[str]) -> None:
     each = [LANGUAGES[i % 3] for i in range(len(texts))]
-    asked = [
-        (texts, {"tag": tag, "view": view}) for tag in [*LANGUAGES, each] for view in (View(), View(dim=5))
-    ]
-    offline = [languages.vectors(some, **given) for some, given in asked]
-    with monkeypatch.context() as patched:
-        patched.setattr(Embedder, "embed", watched)
-        together = served(languages, asked)
-    for found, expected, alone in zip(
-        together, offline, (served(languages, [one])[0] for one in asked), strict=True
-    ):
+    views = View(), View(layers=2), View(dim=5)
+    asked: list[dict[str, Any]] = [{"tag": tag, "view": view} for tag in [*LANGUAGES, each] for view in views]
+    together = served(languages, [(texts, given) for given in asked])
+    for given, found in zip(asked, together, strict=True):
+        expected = languages.vectors(texts, **given)
+        (alone,) = served(languages, [(texts, given)])
         assert near(found.array, expected.array)
         assert near(alone.array, expected.array)
         assert found.space == alone.space == expected.space
-    assert not near(together[0].array, together[2].array)
-    assert {0, 1, 2} in batches[-3:]
+    assert not near(together[0].array, together[3].array)
+
+
+def test_texts_of_several_tags_share_a_batch(
+    languages: Embedder, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued, batches = 0, []
+    submit, embed = Batcher.submit, Embedder.embed
+
+    def counted(self: Batcher, request: Request) -> Any:
+        nonlocal queued
+        future = submit(self, request)
+        queued += 1
+        return future
+
+    def watched(self: Embedder, *arguments: Any, **given: Any) -> np.ndarray:
+        if queued > 1:  # the first one is of the warm-up
+            end = time.monotonic() + 10
+            while queued < 7 and time.monotonic() < end:
+                time.sleep(0.001)
+            batches.append(set(given["tags"]))
+        return embed(self, *arguments, **given)
+
+    monkeypatch.setattr(Batcher, "submit", counted)
+    monkeypatch.setattr(Embedder, "embed", watched)
+    answers = served(languages, [([text], {"tag": tag}) for tag in LANGUAGES for text in texts[:2]])
+    monkeypatch.undo()
+    assert any(len(tags) > 1 for tags in batches)
+    expected = [languages.encode(text, tag=tag) for tag in LANGUAGES for text in texts[:2]]
+    assert near(np.concatenate([found.array for found in answers]), np.stack(expected))
 
 
 def test_roles_are_tags(roles: Embedder, texts: list[str]) -> None:
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"role": "query"},
         {"role": "document"},
         {"prompt": "query: "},
@@ -213,7 +230,7 @@ def test_roles_need_no_tag(roles_url: str, roles: Embedder, texts: list[str]) ->
             {"prompt": "", "tag": "query"},
         ):
             reply = ask("POST", "/v1/embeddings", {"input": texts} | given)
-            in_process = {"prompt": "", "tag": "query"} if "tag" in given else {"prompt_name": "query"}
+            in_process: dict[str, Any] = given if "tag" in given else {"prompt_name": "query"}
             rows = np.array([row["embedding"] for row in reply["data"]], dtype=np.float32)
             assert near(rows, roles.encode(texts, **in_process))
         with pytest.raises(UserError, match=r"400.*known: document, query"):
