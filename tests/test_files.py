@@ -69,6 +69,17 @@ def test_the_owner_of_a_lock_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_full_disk_takes_no_lock_hostage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "out"
+    monkeypatch.setattr(os, "write", full)
+    for _ in range(2):
+        with locked(path), pytest.raises(UserError, match="out is in use by another process"), locked(path):
+            pass
+
+
 def test_a_lock_is_given_back_after_a_failure(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), locked(tmp_path / "out"):
         raise ZeroDivisionError

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from moembed.encoding import FULL, Progress, Vectors, View, as_texts, truncate
+from moembed.encoding import FULL, Progress, Tag, Vectors, View, as_texts, truncate
 from moembed.families.own import encoder_json
 from moembed.families.registry import family_to_write
 from moembed.folder.bases import locate_base
@@ -30,7 +30,6 @@ from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.head import Head
 from moembed.model.pooling import Pooling
 from moembed.model.spec import EncoderSpec
-from moembed.model.tags import Tag
 from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
 from moembed.tokenizer import check_prompt

@@ -6,7 +6,7 @@ and a cache before any of them. Evaluation, mining, stress tests, indexing and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ import numpy as np
 from moembed.types import UserError
 
 Progress = Callable[[int], object]  # called with the number of texts finished since the last call
+Tag = str | Sequence[str | None]  # by which experts are chosen: one for all texts, or one of each or None
 Bar = Callable[[str, int | None], AbstractContextManager[Progress]]  # what is done, and how much
 
 
@@ -104,6 +105,13 @@ class TextEncoder(Protocol):
 def role_prompt(role: str, prompts: Mapping[str, str], default: str | None) -> str | None:
     """The name of the prompt for a role, such as ``query``, else ``default``."""
     return next((name for name in ROLES.get(role, (role,)) if name in prompts), default)
+
+
+def tag_of_role(role: str | None, tags: Collection[str]) -> str | None:
+    """The one of ``tags`` that is this role, by any of its names; None: no tag is, or some are no roles."""
+    if role is None or not set(tags) <= set(ROLES):
+        return None
+    return next((tag for tag in tags if role in (tag, *ROLES[tag])), None)
 
 
 def as_texts(texts: Any) -> list[str]:

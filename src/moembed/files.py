@@ -217,8 +217,9 @@ def _lock(place: Path, path: Path, folder: bool = False) -> int:
         # the owner before may have removed it between our two calls: then the lock is on nothing
         if place.exists() and os.path.samestat(os.fstat(descriptor), place.stat()):
             if not folder:
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, str(os.getpid()).encode())
+                with suppress(OSError):  # on a full disk the lock holds, only nobody learns whose it is
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, str(os.getpid()).encode())
             return descriptor
         os.close(descriptor)
 

@@ -106,22 +106,30 @@ def record_routing(encoder: Encoder) -> tuple[Encoder, list[RoutedLayer]]:
 
 
 def token_experts(
-    model: Embedder, text: str, *, role: str | None = None, prompt: str | None = None
+    model: Embedder,
+    text: str,
+    *,
+    role: str | None = None,
+    prompt: str | None = None,
+    tag: str | None = None,
 ) -> TokenExperts:
     """Embed one text as ``model.vectors([text], …)`` does, and tell the experts of every token.
 
     Raises:
-        UserError: a text or prompt that cannot be read.
+        UserError: a text or prompt that cannot be read; a tag that the model does not know, or none where it
+            needs one.
     """
     prefix = model.prefix(role, prompt)
     (row,), cut = model.tokenizer.rows([text], prompt=prefix)
     (words,) = model.tokenizer.word_rows([text], prompt=prefix)
     routed: dict[int, RoutedLayer] = {}
-    if model.encoder.spec.moe is not None:
+    if model.encoder.spec.moe is None:
+        model.tag_numbers([text], tag=tag)  # refuses one
+    else:
         engine = _RecordingEngine(model.engine, model.encoder)
         observed = copy.copy(model)
         observed.__dict__["engine"] = engine
-        observed.vectors([text], role=role, prompt=prompt)
+        observed.vectors([text], role=role, prompt=prompt, tag=tag)
         routed = {layer.layer: layer for layer in engine.layers}
     return TokenExperts(
         pieces=model.tokenizer.pieces(row),

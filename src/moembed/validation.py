@@ -63,8 +63,8 @@ def sentences(kind: type[BaseModel], values: Any, error: ValidationError) -> lis
     by_key: dict[str, list[Any]] = {}  # the branches of a union complain one by one, of the same key
     for problem in problems:
         by_key.setdefault(".".join(map(str, _keys(values, problem))), []).append(problem)
-    deepest = [key for key in by_key if not any(other.startswith(f"{key}.") for other in by_key)]
-    return [_complaint(key, by_key[key]) for key in deepest]
+    above = {key[:end] for key in by_key for end, mark in enumerate(key) if mark == "."}
+    return [_complaint(key, problems) for key, problems in by_key.items() if key not in above]
 
 
 def _complaint(key: str, problems: Sequence[Any]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from conftest import MakeModel
 from moembed.embedder import Embedder
@@ -18,16 +17,10 @@ from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.metrics import Qrels
 from moembed.evaluation.tagged import language, tagged
 from moembed.types import UserError
-from moembed.weights.upcycle import UpcycleConfig, upcycle
+from tagged_models import tagged_model
 
 EQUAL = 1e-5
 MakeTagged = Callable[..., "tuple[Embedder, dict[str, Embedder]]"]
-
-
-def tagged_model(parts: Any, **router: Any) -> Embedder:
-    options = UpcycleConfig.model_validate({"router": {"kind": "tag", "top_k": 1} | router})
-    spec, state = upcycle(parts.spec, parts.state, options)
-    return Embedder(replace(parts, spec=spec, state=state)).eval()
 
 
 @pytest.fixture
@@ -37,11 +30,7 @@ def made(make_model: MakeModel) -> MakeTagged:
     def make(tags: list[str], **router: Any) -> tuple[Embedder, dict[str, Embedder]]:
         dense = make_model(prompts=router.pop("prompts", None))
         model = tagged_model(dense.parts(), tags=tags, **router)
-        generator, twins = torch.Generator().manual_seed(1), {}
-        with torch.no_grad():
-            for name, parameter in model.encoder.named_parameters():
-                if ".ffn." in name and name.split(".")[-1][-1] in "FD" and "router" not in name:
-                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+        twins: dict[str, Embedder] = {}
         state = model.parts().state
         for number, tag in enumerate(tags):
             own = dict(dense.parts().state)

@@ -16,6 +16,7 @@ from moembed.search.embed import EmbedConfig
 from moembed.search.exact import top_k
 from moembed.search.index import Hit, Index
 from moembed.search.index_file import delete_rows, index_file
+from moembed.search.terms import tokenize
 from moembed.types import UserError
 
 WORDS = ["owl", "mole", "digs", "hunts", "at", "night", "東京都", "parse_csv"]
@@ -34,6 +35,11 @@ def test_bm25_over_parts_is_bm25_of_the_rows_that_are_left(first, second, data):
     queries = ["owl owl hunts", "mole digs at night", "東京", "csv nothing", ""]
     for query, expected in zip(queries, bm25_scores(queries, left), strict=True):
         np.testing.assert_allclose(engine.scores(query), expected, rtol=1e-5, atol=1e-6)
+
+
+@given(st.text(st.characters(codec="ascii")))
+def test_words_of_ascii_are_those_of_any_text(text):
+    assert [*tokenize(text), "où"] == tokenize(text + " où")
 
 
 def test_postings_come_back_from_the_disk(tmp_path):

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import tracemalloc
-from datetime import datetime
+from datetime import date, datetime, timezone
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,6 +19,7 @@ from hypothesis.extra.numpy import arrays
 from moembed.search import exact
 from moembed.search.exact import norms_of, search_parts, top_k
 from moembed.search.index import Index
+from moembed.search.index_parts import as_rows, as_table
 from moembed.search.index_writer import IndexWriter, write_index
 from moembed.types import UserError
 
@@ -174,6 +175,19 @@ def test_rows_come_back_as_they_went_in(tmp_path):
     assert index.rows([0, 1, 2]) == [{"late": None, **row} for row in rows]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [date(2024, 1, 1), datetime(2024, 1, 1, 5)],
+        [datetime(2024, 1, 1), datetime(2024, 1, 1, tzinfo=timezone.utc)],
+        ["a", b"b"],
+    ],
+)
+def test_values_that_one_column_would_change_are_kept_as_texts(values):
+    table = as_table([{"v": value} for value in values])
+    assert [row["v"] for row in as_rows(table)] == [str(value) for value in values]
+
+
 def test_an_index_of_another_space_is_refused(tmp_path):
     write_index(tmp_path / "i", random_vectors(2), numbered(2), space_id=SPACE)
     with pytest.raises(UserError, match=r"space-a.*space-b.*re-index"):
@@ -222,6 +236,22 @@ def test_folders_that_are_no_index_are_refused(tmp_path):
         manifest.write_text(text)
         with pytest.raises(UserError, match=complaint):
             Index.open(tmp_path)
+
+
+def test_a_damaged_manifest_without_checksum_is_named_or_changes_no_hit(tmp_path):
+    write_index(tmp_path / "i", random_vectors(7), numbered(7), space_id=SPACE, part_rows=3)
+    file, query_QM = tmp_path / "i/manifest.json", random_vectors(1, seed=3)
+    sound = file.read_bytes()
+    expected = Index.open(tmp_path / "i").search(query_QM, 7)
+    for place in range(len(sound)):
+        for bit in (1, 4):
+            file.write_bytes(sound[:place] + bytes([sound[place] ^ bit]) + sound[place + 1 :])
+            try:
+                found = Index.open(tmp_path / "i").search(query_QM, 7)
+            except UserError:
+                continue
+            np.testing.assert_array_equal(found.index, expected.index)
+            np.testing.assert_array_equal(found.score, expected.score)
 
 
 def cut(file: Path) -> None:

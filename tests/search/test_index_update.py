@@ -109,6 +109,35 @@ def test_delete_takes_all_ids_or_none(tmp_path):
     assert held(tmp_path / "i").keys() == {"d1"}
 
 
+def test_an_index_without_rows_has_nothing_that_meets_a_condition(tmp_path):
+    put(tmp_path, [row(0)])
+    delete_rows(tmp_path / "i", ["d0"])
+    index = Index.open(tmp_path / "i")
+    index.require_condition("year = 2000")
+    assert list(index.search(np.ones((2, 8), np.float32), 3, where="year = 2000")) == [[], []]
+    with pytest.raises(UserError, match="a value is expected"):
+        index.search(np.ones((2, 8), np.float32), 3, where="year = ")
+
+
+@pytest.mark.parametrize("other", ["n/a", [2001], True])
+def test_a_column_of_several_kinds_is_one_of_numbers_when_the_others_are_gone(tmp_path, other):
+    query_QM = np.ones((1, 8), np.float32)
+    put(tmp_path, [row(0), row(1, year=other), row(2)])
+    put(tmp_path, [row(3, year=other), {"id": "d4", "text": "no year"}], "more.jsonl")
+    before = Index.open(tmp_path / "i")
+    with pytest.raises(UserError, match="'year' holds lists, objects or values of several kinds"):
+        before.search(query_QM, where="year > 1999")
+    put(tmp_path, [row(1)], "mended.jsonl")
+    with pytest.raises(UserError, match="several kinds"):
+        Index.open(tmp_path / "i").search(query_QM, where="year > 1999")
+    delete_rows(tmp_path / "i", ["d3"])
+    index = Index.open(tmp_path / "i")
+    assert index.columns["year"] == "numbers"
+    found = index.search(query_QM, where="year in (2000, 2001)")[0]
+    assert {hit.id for hit in found} == {"d0", "d1"}
+    assert [hit.id for hit in index.search(query_QM, where="year = null")[0]] == ["d4"]
+
+
 changes = st.lists(
     st.tuples(
         st.lists(
@@ -256,6 +285,18 @@ def test_a_first_index_is_unfinished_until_its_commit(tmp_path):
     assert held(tmp_path / "i") == by_id([row(number) for number in range(7)])
 
 
+def test_ids_of_a_first_index_that_failed_may_be_chosen_anew(tmp_path):
+    rows = [row(number) for number in range(7)]
+    with pytest.raises(UserError, match=r"the same id 'd0'.*choose another column with --id"):
+        put(tmp_path, [*rows, row(0, text="again")])
+    model = ToyModel()
+    summary = put(tmp_path, [*rows, row(0, text="again")], model=model, id_column="none")
+    assert model.encoded == ["text number 6", "again"], "blocks that were embedded are used"
+    assert (summary.rows, summary.others) == (8, 0)
+    assert len(held(tmp_path / "i")) == 8
+    assert len(list((tmp_path / "i").glob("*.npy"))) == 3
+
+
 @pytest.mark.parametrize("calls", [0, 1, 2, 3, 4])
 def test_a_full_disk_leaves_the_version_before(started, monkeypatch, calls):
     real, seen = os.fsync, []
@@ -339,6 +380,8 @@ def test_an_index_of_a_newer_version_is_refused(tmp_path):
         ([row(0), row(1, id=2.5)], {}, "row 2: the id in column 'id' is of type float"),
         ([row(0)], {"id_column": "url"}, "row 1: the id in column 'url' is missing"),
         ([row(0), {"id": "d1"}], {}, "row 2: no column 'text'"),
+        ([row(0), row(1, id="\ud800")], {}, "row 2: the id in column 'id' is not UTF-8"),
+        ([row(0, **{"\ud800": 1})], {}, r"the name of the column '\\ud800' is not UTF-8"),
         ([{**row(0), "moembed:id": 1}], {}, "column 'moembed:id' has a name that moembed uses itself"),
         ([row(0)], {"config": EmbedConfig(dim=9)}, "dim 9 is not possible"),
     ],

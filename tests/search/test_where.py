@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import datetime, timezone
+from operator import eq, ge, gt, le, lt
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,8 @@ def found(where: Any, table: pa.Table = TABLE) -> list[int]:
         (f"year >= -{10**30}", [0, 1, 2, 3]),
         (f"year != {10**30}", [0, 1, 2, 3, 4]),
         ("price < 1.5", [3]),
+        ({"column": "price", "op": "<=", "value": 10**400}, [0, 3, 4]),
+        ({"column": "price", "op": ">", "value": 10**400}, []),
         ("price = 2", [4]),
         ("price != 2", [0, 1, 2, 3]),
         ("price = -3", [3]),
@@ -100,12 +103,13 @@ values = (
     st.none()
     | st.booleans()
     | st.integers(-3, 3)
-    | st.sampled_from([0.5, -1.0])
+    | st.sampled_from([0.5, -1.0, 2**53 + 1, -(10**30)])
     | st.text("ab'\"\\", max_size=3)
 )
+names = st.sampled_from(["n", "x", "s", "b"])
 comparisons_ = st.builds(
-    Compare, st.sampled_from(["n", "x", "s", "b"]), st.sampled_from(["=", "!=", "<", ">="]), values
-) | st.builds(Compare, st.sampled_from(["n", "s"]), st.just("in"), st.lists(values, min_size=1).map(tuple))
+    Compare, names, st.sampled_from(["=", "!=", "<", "<=", ">", ">="]), values
+) | st.builds(Compare, names, st.just("in"), st.lists(values, min_size=1).map(tuple))
 conditions = st.recursive(
     comparisons_,
     lambda inner: st.builds(Not, inner)
@@ -113,8 +117,8 @@ conditions = st.recursive(
     | st.builds(Or, st.lists(inner, min_size=2, max_size=3).map(tuple)),
     max_leaves=6,
 )  # fmt: skip
-TYPED = {"n": [1, -2, None, 3, 0], "x": [0.5, None, -1.0, 2.0, 0.0], "s": ["a", "b'", None, "", "ab"],
-         "b": [True, False, None, True, False]}  # fmt: skip
+TYPED = {"n": [1, -2, None, 3, 0, 2**53], "x": [0.5, None, math.nan, 2.0**53, -0.0, -math.inf],
+         "s": ["a", "b'", None, "", "ab", "日"], "b": [True, False, None, True, False, None]}  # fmt: skip
 
 
 def plainly(where: Where, row: dict[str, Any]) -> bool:
@@ -130,7 +134,7 @@ def plainly(where: Where, row: dict[str, Any]) -> bool:
         return any(plainly(Compare(where.column, "=", one), row) for one in against)
     if value is None or against is None:
         return where.op == "=" and value is against
-    return {"=": value == against, "<": value < against, ">=": value >= against}[where.op]
+    return {"=": eq, "<": lt, "<=": le, ">": gt, ">=": ge}[where.op](value, against)
 
 
 @given(conditions)
@@ -143,6 +147,17 @@ def test_masks_agree_with_plain_python(where):
     expected = [plainly(where, row) for row in table.to_pylist()]
     assert mask(where, lambda name: table[name], table.num_rows).tolist() == expected
     assert read_where(to_json(where)) == read_where(json.dumps(to_json(where))) == where
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_a_long_list_of_values_is_all_of_its_comparisons(name):
+    table = pa.table(TYPED)
+    listed = {"s": [*map(str, range(3000)), "ab", "日"], "b": [False]}.get(name, [*range(1, 3000), -0.0])
+    for more in ([], [None]):
+        many = mask(Compare(name, "in", (*listed, *more)), lambda name: table[name], 6)
+        one_by_one = Or(tuple(Compare(name, "=", value) for value in (*listed, *more)))
+        assert many.tolist() == mask(one_by_one, lambda name: table[name], 6).tolist()
+        assert many.any()
 
 
 def as_text(where: Where) -> str:
@@ -210,6 +225,10 @@ def test_any_text_is_a_condition_or_a_complaint(text):
         ({"column": "year", "op": "=", "value": [1]}, r"where\.value must be a text, a number"),
         ({"column": "year", "op": "=", "value": math.nan}, r"where\.value must be a finite number"),
         ({"not": 3}, r"where\.not must be .*, not a int"),
+        ({"column": "lang", "op": "=", "value": "\ud800"}, r"the text '\\ud800', given for 'lang', is no"),
+        ("lang in ('de', '\udcff')", "is not UTF-8"),
+        (Compare("price", "<", math.inf), "'price' cannot be compared with inf"),
+        ("lang = 'de' or " * 10_000, r"stands there in \"lang = 'de'.{150,250}…$"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_with_their_place(where, complaint):

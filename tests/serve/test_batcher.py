@@ -33,7 +33,7 @@ class Model:
         self.at_work = threading.Event()
 
     def __call__(
-        self, rows: Sequence[Sequence[int]], prompts: Sequence[int | None], group: Hashable
+        self, rows: Sequence[Sequence[int]], prompts: object, tags: object, group: Hashable
     ) -> np.ndarray:
         self.batches.append([list(row) for row in rows])
         self.at_work.set()

@@ -21,6 +21,7 @@ from moembed.families.flat import FlatMoE
 from moembed.search.index import Index
 from moembed.token_experts import token_experts
 from small_server import wait_until_ready
+from tagged_models import tagged_model
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
@@ -172,6 +173,26 @@ def test_tokens_stand_above_the_experts_that_they_chose(page: Any, address: str,
     share.click()
     count = int(str(share.get_attribute("title")).split()[2])
     assert panel.locator(".experts.same").count() == count > 0
+
+
+def test_a_tag_is_chosen_where_experts_hang_on_it(page: Any, make_model: MakeModel) -> None:
+    tagged = tagged_model(make_model(prompts={}).parts(), tags=["de", "en", "fr"])
+    with running(app_of(tagged)) as address:
+        panel = visit(page, address, "experts")
+        panel.locator("textarea").fill("the owl")
+        run(panel)  # of the first tag
+        chosen = panel.locator(".token:not(.layers) .expert")
+        assert chosen.all_text_contents() == ["0"] * 8
+        panel.get_by_label("Tag").select_option("fr")
+        run(panel)
+        assert chosen.all_text_contents() == ["2"] * 8
+        panel = visit(page, address, "similarity")
+        panel.locator("textarea").fill("the owl\nmoles")
+        panel.get_by_label("Tag").select_option("en")
+        run(panel)
+        shown = [float(cell) for cell in panel.locator(".cell").all_inner_texts()]
+        vectors = tagged.encode(["the owl", "moles"], tag="en")
+        np.testing.assert_allclose(np.reshape(shown, (2, 2)), vectors @ vectors.T, atol=0.0051)
 
 
 def test_two_sizes_are_ranked_as_the_model_ranks_them(page: Any, address: str, model: Embedder) -> None:

@@ -67,6 +67,10 @@ def connect(url: str, dtype: str | None) -> Client:
     served = Client(url)
     if dtype not in (None, "auto", served.dtype):
         raise UserError(f"{url} serves {served.dtype}: leave out --dtype, or start it with --dtype {dtype}")
+    if tag := os.environ.get("MOEMBED_TAG"):
+        if not served.info.tags:
+            raise UserError(f"MOEMBED_TAG is set, and {url} does not choose experts by tags: unset it")
+        served.tag = tag
     return served
 
 

@@ -17,6 +17,8 @@ class ServedModelInfo:
         name: what requests call it.
         dims: sizes that its vectors were trained to be cut to; the full one is ``dim``.
         dtype: what the values that serve are rounded to.
+        tags: those by which the model chooses experts; none of most.
+        default_tag: of texts that come without one.
         max_texts: texts in one request, at most.
         parameters, active_parameters: as ``Embedder.num_parameters``; None where the server does not say.
     """
@@ -28,6 +30,8 @@ class ServedModelInfo:
     dtype: str
     prompts: Mapping[str, str]
     default_prompt: str | None
+    tags: tuple[str, ...]
+    default_tag: str | None
     max_texts: int
     parameters: int | None
     active_parameters: int | None
@@ -51,6 +55,8 @@ def read_info(connection: Connection, model: str | None) -> ServedModelInfo:
         dtype=field(told, "model_dtype", url),
         prompts=field(told, "prompts", url),
         default_prompt=field(told, "default_prompt", url),
+        tags=tuple(told.get("tags", ())),
+        default_tag=told.get("default_tag"),
         max_texts=field(told, "max_client_batch_size", url),
         parameters=told.get("parameters"),
         active_parameters=told.get("active_parameters"),

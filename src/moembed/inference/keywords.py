@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moembed.model.tags import Tag
+from moembed.encoding import Tag
 from moembed.types import UserError
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from moembed.encoding import Progress, View, as_texts, no_bar, role_prompt, truncate
+from moembed.encoding import Progress, Tag, View, as_texts, no_bar, role_prompt, truncate
 from moembed.inference.keywords import AllKeywords, Keywords, one_of, read_keywords
 from moembed.inference.options import is_count
-from moembed.model.tags import Tag
 from moembed.tokenizer import Tokenizer
 from moembed.types import TruncationWarning, UserError
 

@@ -6,10 +6,10 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from moembed.encoding import ROLES
+from moembed.encoding import Tag, tag_of_role
 from moembed.inference.sentences import Sentences
 from moembed.model.spec import EncoderSpec
-from moembed.model.tags import Tag, Tags, TagSource, missing_in
+from moembed.model.tags import Tags, TagSource, missing_in
 from moembed.types import UserError
 
 
@@ -94,11 +94,8 @@ class TaggedSentences(Sentences):
             return tag
         if prompt and role is None:  # the caller gives a prompt of the model by its text
             role = next((name for name, text in self.prompts.items() if text == prompt), None)
-        if tags.by_role:
-            for known in tags.names:
-                if role is not None and role in (known, *ROLES[known]):
-                    return known
-        return self.tag
+        found = tag_of_role(role, tags.names)
+        return self.tag if found is None else found
 
 
 def _one_each(found: Sequence[str | None], count: int, what: str) -> list[str | None]:

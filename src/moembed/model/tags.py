@@ -10,7 +10,6 @@ from moembed.model.spec import EncoderSpec
 from moembed.moe.router_kinds import missing_tags
 from moembed.types import UserError
 
-Tag = str | Sequence[str | None]  # one for all texts, or one of each; None: it has none
 FindTags = Callable[[list[str]], Sequence[str | None]]  # of texts, such as a detector of languages
 TagSource = str | FindTags | None
 

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from pydantic import Field, field_validator
 
-from moembed.config import Strict, config_hash, dump, load, resolve
+from moembed.config import Strict, config_hash, load, resolve
 from moembed.console import progress_bar, say
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
-from moembed.files import locked, require_free, write_text
+from moembed.files import locked
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.machine import RUN_FILE, choose_precision, write_made
+from moembed.machine import RUN_FILE, choose_precision
 from moembed.report.card import write_card
+from moembed.runs.training_run import make_run_folder
 from moembed.tokenizer import Tokenizer
 from moembed.training.log import read_metrics
 from moembed.training.masked_lm.corpus import Language, open_corpus
@@ -136,11 +137,8 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
     # ---- the run folder and the tokens; the first process makes them, the others read them
     with world.first_ahead():
         if world.first and not resume:
-            require_free(run, overwrite)
-            run.mkdir(parents=True, exist_ok=True)
-            write_text(run / "recipe.yaml", dump(config))
-            paths = ", ".join(source.path for source in config.data)
-            write_made(run, base=str(folder.resolve()), data=paths)
+            paths = (source.path for source in config.data)
+            make_run_folder(run, config, str(folder.resolve()), paths, overwrite)
         corpus = _corpus(config, parts.tokenizer, run, resume)
     tell(
         f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {config.sequence_length} tokens; "

@@ -11,20 +11,20 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from moembed.config import config_hash, dump, load, resolve
+from moembed.config import config_hash, load, resolve
 from moembed.console import progress_bar, say
 from moembed.data.docstrings import collect
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
 from moembed.encoding import View
-from moembed.files import locked, require_free, write_text
+from moembed.files import locked
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.inference.member import member
-from moembed.machine import choose_precision, write_made
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
+from moembed.runs.training_run import make_run_folder, model_facts, tell_sources
 from moembed.training.contrastive.sample import sample_batch
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions, fit_lengths
 from moembed.training.contrastive.task import Mixture, num_train_rows
@@ -169,10 +169,7 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
         mixture = open_mixture(config)
         if left_out := len(config.data) - len(mixture.sources):
             tell(f"{left_out} sources have fewer pairs than a batch and are left out")
-        for source in [*mixture.sources, *mixture.validation]:
-            tell(source.describe())
-            for note in source.notes:
-                tell(f"note: {source.name}: {note}")
+        tell_sources([*mixture.sources, *mixture.validation], tell)
         tasks = load_tasks(config.evaluate)
         for task in tasks:
             for note in task.notes:
@@ -187,16 +184,8 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
 
         # ---- the run folder: nothing was wrong so far
         if world.first and not resume:
-            require_free(run, overwrite)
-            run.mkdir(parents=True, exist_ok=True)
-            write_text(run / "recipe.yaml", dump(config))
-            data = ", ".join(source.path for source in config.data)
-            write_made(run, base=config.base, data=data)
-    tell(
-        f"{model.num_parameters():,} parameters, {model.num_parameters(active=True):,} active, "
-        f"{choose_precision(config.precision, model.device)}, recipe {config_hash(config)}"
-        + (f", {world.size} processes" if world.size > 1 else "")
-    )
+            make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
+    tell(model_facts(model, config, config.precision, world))
 
     # ---- training, and what is made of it
     trained = train_contrastive(config, model, mixture, run, resume, config, tasks)

@@ -12,17 +12,17 @@ import torch
 import yaml
 from pydantic import Field, field_validator
 
-from moembed.config import config_hash, dump, load, resolve
+from moembed.config import config_hash, load, resolve
 from moembed.console import say
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig
-from moembed.files import locked, require_free, write_text
+from moembed.files import locked, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.reranker import fresh_reranker
-from moembed.machine import choose_precision, write_made
 from moembed.report.training.page import write_report
 from moembed.reranker import Reranker
 from moembed.runs.train import ENDS, TrainResult, each_source, open_source
+from moembed.runs.training_run import make_run_folder, model_facts, tell_sources
 from moembed.training.parallel import World, joined
 from moembed.training.reranking.settings import RerankingConfig
 from moembed.training.reranking.train import train_reranking
@@ -105,25 +105,15 @@ def _run(config: RerankerConfig, resume: bool, overwrite: bool, world: World) ->
     # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
         sources = [open_source(source) for source in config.data]
-        for source in sources:
-            tell(source.describe())
-            for note in source.notes:
-                tell(f"note: {source.name}: {note}")
+        tell_sources(sources, tell)
         model = build(config)
         if config.max_length and config.max_length > model.max_length:
             raise UserError(
                 f"max_length is {config.max_length}, but the model reads {model.max_length}; lower it"
             )
         if world.first and not resume:
-            require_free(run, overwrite)
-            run.mkdir(parents=True, exist_ok=True)
-            write_text(run / "recipe.yaml", dump(config))
-            write_made(run, base=config.base, data=", ".join(source.path for source in config.data))
-    tell(
-        f"{model.num_parameters():,} parameters, {model.num_parameters(active=True):,} active, "
-        f"{choose_precision(config.precision, model.device)}, recipe {config_hash(config)}"
-        + (f", {world.size} processes" if world.size > 1 else "")
-    )
+            make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
+    tell(model_facts(model, config, config.precision, world))
 
     # ---- training, and what is made of it
     trained = train_reranking(config, model, sources, _weights(config, sources), run, resume, config)

@@ -263,7 +263,7 @@ class Index:
             UserError: no condition, or one that the columns cannot answer.
         """
         if where is not None:
-            require_columns(read_where(where), self.columns)
+            self._read(where)
 
     def info(self) -> dict[str, Any]:
         """What the index holds, for people and programs."""
@@ -288,6 +288,11 @@ class Index:
         """The rows of each part that are not deleted and meet the condition."""
         if where is None:
             return self._reader.live
-        condition = read_where(where)
-        require_columns(condition, self.columns)
+        condition = self._read(where)
         return self._reader.choose(lambda column, rows: mask(condition, column, rows))
+
+    def _read(self, where: Condition) -> Where:
+        condition = read_where(where)
+        if len(self):  # columns are those of rows: an index without any has none, and nothing to find
+            require_columns(condition, self.columns)
+        return condition

@@ -142,10 +142,10 @@ def delete_rows(out: str | Path, ids: list[str]) -> tuple[int, int]:
 
 def _id_column(update: IndexUpdate, first: dict[str, object], wanted: str | None) -> str | None:
     """The column of ids: that of the index, or of its first row."""
-    if update.is_new:
+    there = update.id_column or BY_TEXT
+    if update.is_new or (update.is_unfinished and wanted not in (None, there)):
         update.set_id_column(choose_id_column(first, wanted))
         return update.id_column
-    there = update.id_column or BY_TEXT
     if wanted not in (None, there):
         raise UserError(
             f"the ids of {update.path} are those of column {there!r}, not of {wanted!r}: leave --id out, or "

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from moembed.data.readers import string_problem
 from moembed.search.index_manifest import Part
 from moembed.search.index_parts import ID, ROW_KEY, TEXT_KEY, as_rows, read_table
 from moembed.search.vectors import text_keys
@@ -71,6 +72,7 @@ class RowIds:
         value = row.get(column)
         if not is_id(value):
             what = "is missing" if value is None or value == "" else f"is of type {type(value).__name__}"
+            what = "is not UTF-8" if isinstance(value, str) and value else what
             raise UserError(
                 f"{self.source}, row {number}: the id in column {column!r} {what}: give every row an id, a "
                 f"text or a whole number, or choose another column with --id ({BY_TEXT}: made of the texts)"
@@ -86,7 +88,10 @@ class RowIds:
 
 
 def is_id(value: Any) -> bool:
-    return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
+    """Whether ``value`` is a whole number, or a text that is not empty and can be stored."""
+    if isinstance(value, str):
+        return value != "" and string_problem(value) is None
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def row_keys(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -35,6 +35,7 @@ from moembed.types import UserError
 FORMAT = "moembed-index"
 IN_ORDER, UPDATED = 1, 2  # format versions: blocks of one source; rows that are updated by id
 _OURS = re.compile(r"part-\d{5,}\.(parquet|npy|terms\.npz)|\.manifest-\d+\.json|\..*\.tmp")
+_STAMP = re.compile(r"\d+-[0-9a-f]{8}")
 _OLD_MANIFEST = re.compile(r"\.manifest-\d+\.json")
 
 
@@ -150,12 +151,41 @@ def _parsed(file: Path, content: bytes) -> dict[str, Any]:
             f"the index {file.parent} has format version {found}, this moembed reads up to {UPDATED}: "
             "read it with the moembed that made it, or make it again"
         )
-    if found == UPDATED and manifest.pop("checksum", None) != _checksum(manifest):
+    if found == UPDATED:
+        sound, check = manifest.pop("checksum", None) == _checksum(manifest), "its own checksum"
+    else:
+        sound, check = _fits(manifest), "itself"
+    if not sound:
         raise UserError(
-            f"{file} is damaged (it does not agree with its own checksum): "
+            f"{file} is damaged (it does not agree with {check}): "
             "put a copy of it back, or make the index again"
         )
     return manifest
+
+
+def _fits(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest of format version 1, which has no checksum, has the fields of one."""
+    parts, stamps = manifest.get("parts"), manifest.get("stamps") or []
+    return (
+        "checksum" not in manifest
+        and isinstance(manifest.get("space_id"), str)
+        and type(manifest.get("dim")) is int
+        and isinstance(manifest.get("complete"), bool)
+        and isinstance(parts, list)
+        and all(rows is None or (type(rows) is int and rows > 0) for rows in parts)
+        and manifest.get("rows") == sum(rows or 0 for rows in parts)
+        and isinstance(stamps, list)
+        and len(stamps) in (0, len(parts))
+        and all(stamp is None or _is_stamp(stamp) for stamp in stamps)
+    )
+
+
+def _is_stamp(stamp: Any) -> bool:
+    return (
+        isinstance(stamp, list)
+        and len(stamp) == 2
+        and all(isinstance(one, str) and _STAMP.fullmatch(one) for one in stamp)
+    )
 
 
 def _checksum(manifest: dict[str, Any]) -> str:

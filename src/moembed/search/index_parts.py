@@ -170,16 +170,23 @@ def as_table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     columns, fields = [], []
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
-        column, marks = _plain_column(values), None
+        column, marks = plain_column(values), None
         if column is None:
             texts = [None if value is None else json.dumps(value, default=str) for value in values]
             column, marks = pa.array(texts, pa.string()), {"json": "true"}
         columns.append(column)
-        fields.append(pa.field(name, column.type, metadata=marks))
+        try:
+            fields.append(pa.field(name, column.type, metadata=marks))
+        except UnicodeEncodeError:
+            raise UserError(f"the name of the column {name!r} is not UTF-8: rename it") from None
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def _plain_column(values: list[Any]) -> pa.Array | None:
+def plain_column(values: list[Any]) -> pa.Array | None:
+    """The values as one column; None where they are nested, or of kinds that one column would change."""
+    kinds = {(type(value), getattr(value, "tzinfo", None) is None) for value in values if value is not None}
+    if len(kinds) > 1 and not {kind for kind, _ in kinds} <= {int, float}:
+        return None  # pyarrow would cut a time to its date, leave a zone out, or make bytes of texts
     try:
         column = pa.array(values)
     except (pa.ArrowException, ValueError, OverflowError, TypeError):

@@ -16,15 +16,17 @@ from moembed.search.exact import norms_of
 from moembed.search.index_ids import made_keys
 from moembed.search.index_manifest import Part
 from moembed.search.index_parts import (
+    as_rows,
     is_json,
     map_vectors,
+    plain_column,
     read_rows,
     read_schema,
     read_table,
     require_same,
     require_size,
 )
-from moembed.search.where_mask import column_kinds
+from moembed.search.where_mask import OTHER, column_kinds
 from moembed.types import UserError
 
 # the columns of a part by name, and its rows -> which of them are meant
@@ -74,7 +76,24 @@ class PartReader:
     @cached_property
     def columns(self) -> dict[str, str]:
         """The columns, and what they hold: see ``where_mask``."""
-        return column_kinds(read_schema(self._checked(part, 0)) for part in self.parts)
+        found = column_kinds(self._schemas)
+        for name in self._remade:
+            columns = [self._column(part, name) for part in self.parts]
+            types = [column.type for column in columns if column is not None]
+            if len(types) == len(columns):
+                found[name] = column_kinds([pa.field(name, kind)] for kind in types)[name]
+        return found
+
+    @cached_property
+    def _schemas(self) -> list[list[pa.Field]]:
+        return [read_schema(self._checked(part, 0)) for part in self.parts]
+
+    @cached_property
+    def _remade(self) -> set[str]:
+        """Columns of several kinds, some perhaps in deleted rows alone: made again of the others."""
+        if all(part.live == part.rows for part in self.parts):
+            return set()
+        return {name for name, kind in column_kinds(self._schemas).items() if kind == OTHER}
 
     def rows(self, indices: Iterable[int], with_ids: bool) -> list[tuple[str, dict[str, Any]]]:
         """Ids, if they are asked for, and rows, in the order of ``indices``.
@@ -155,9 +174,22 @@ class PartReader:
         key = part.number, name
         if key not in self._columns:
             table = read_table(self._checked(part, 0), [name])
-            there = name in table.column_names and not is_json(table.schema.field(name))
-            self._columns[key] = table[name].combine_chunks() if there else None
+            if name in self._remade:
+                found = self._left(part, name, table)
+            else:
+                there = name in table.column_names and not is_json(table.schema.field(name))
+                found = table[name].combine_chunks() if there else None
+            self._columns[key] = found
         return self._columns[key]
+
+    def _left(self, part: Part, name: str, table: pa.Table) -> pa.Array | None:
+        """A column without the values of deleted rows; None: of several kinds also then."""
+        values: list[Any] = [None] * part.rows
+        if name in table.column_names:
+            rows = as_rows(table)
+            for row in part.live_rows().tolist():
+                values[row] = rows[row][name]
+        return plain_column(values)
 
     def _postings(self, part: Part) -> Postings:
         """The terms of a part; of one that was written without, they are made now."""

@@ -86,7 +86,8 @@ class IndexUpdate:
         self.id_column: str | None = self._manifest.get("id_column")
         self.counts = dict.fromkeys(("added", "changed", "unchanged", "deleted", "embedded", "truncated"), 0)
         self._parts, self._pending = parts_of(self._manifest), parts_of(self._manifest, "pending")
-        self.is_new = not self._manifest["complete"] and not self._pending
+        self.is_unfinished = not self._manifest["complete"]
+        self.is_new = self.is_unfinished and not self._pending
         # what the index holds until the commit; None: blocks cannot be kept before it
         self._before: list[Part] | None = list(self._parts)
         next_number = 1 + max((part.number for part in self._parts), default=-1)
@@ -103,6 +104,7 @@ class IndexUpdate:
             self._take_over()
         self._here = self._places(self._parts)
         self._waiting = self._places(self._pending)
+        self._of_text: dict[bytes, _Place] = {}  # of blocks whose rows had other ids
         self._gone: dict[str, _Place] = {}  # rows of the index that the commit deletes
         self._used: dict[int, list[int]] = {}  # rows of pending parts that the commit publishes
         self._buffer: list[_New] = []
@@ -117,8 +119,10 @@ class IndexUpdate:
         return self._here.keys()
 
     def set_id_column(self, column: str | None) -> None:
-        """Of an index without rows."""
+        """Of an index without rows; vectors of blocks with other ids are found by their texts."""
         self.id_column = self._manifest["id_column"] = column
+        self._of_text = {place.text_key: place for place in self._waiting.values()}
+        self._waiting = {}
 
     def add(self, rows: Sequence[dict[str, Any]], texts: Sequence[str], ids: Sequence[str]) -> None:
         """Rows that the index holds from the commit on; those that it holds already are left as they are.
@@ -138,7 +142,8 @@ class IndexUpdate:
             if waiting is not None and waiting.row_key == row_key:
                 self._used.setdefault(waiting.part.number, []).append(waiting.row)
                 continue
-            old = next((place for place in (here, waiting) if place and place.text_key == text_key), None)
+            known_places = (here, waiting, self._of_text.get(text_key))
+            old = next((place for place in known_places if place and place.text_key == text_key), None)
             self._buffer.append(_New(row, text, known, old))
         while len(self._buffer) >= self._manifest["block_rows"]:
             self._write_block()

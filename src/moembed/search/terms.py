@@ -12,6 +12,7 @@ from moembed.data.scripts import HANGUL, UNSPACED
 
 _UNSPACED = UNSPACED + HANGUL
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200c\u200d"))  # soft hyphen and joiners do not end a word
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
 _IDENTIFIER_JOINT = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -23,9 +24,13 @@ def tokenize(text: str) -> list[str]:
     - Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese, whose words are not set apart, become
       overlapping pairs of characters with their marks: ``"東京都"`` -> ``東京 京都``; a lone one stays alone.
     """
+    terms: list[str] = []
+    if text.isascii():  # the same, without the wide patterns: several times as fast
+        for word in _ASCII_WORD.findall(text):
+            terms += _word_terms(word)
+        return terms
     text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
     words, character = _patterns()
-    terms: list[str] = []
     for unspaced, word in words.findall(text):
         if unspaced:
             characters = character.findall(unspaced)

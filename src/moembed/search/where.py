@@ -29,6 +29,7 @@ from moembed.types import UserError
 Value = str | int | float | bool | None
 OPERATORS = ("=", "!=", "<", "<=", ">", ">=", "in")
 _DEEPEST = 100  # conditions inside conditions
+_SHOWN = 200  # characters of a condition that a complaint repeats
 _WORDS = ("and", "or", "not", "in", "true", "false", "null")
 _TOKEN = re.compile(
     r"""\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.]))
@@ -133,7 +134,7 @@ class _Parser:
         return before
 
     def fail(self, what: str) -> NoReturn:
-        raise UserError(f"where, character {self.start + 1}: {what} in {self.text!r}")
+        raise UserError(f"where, character {self.start + 1}: {what} in {_short(self.text)}")
 
     def expected(self, what: str) -> NoReturn:
         self.fail(
@@ -219,6 +220,10 @@ class _Parser:
         return re.sub(
             rf"\\(.)|{quote}({quote})", lambda found: found[1] or found[2], word[1:-1], flags=re.DOTALL
         )
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}…"
 
 
 def _from_json(value: Any, at: str, depth: int) -> Where:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from moembed.data.readers import string_problem
 from moembed.search.index_parts import is_json
 from moembed.search.where import And, Compare, Not, Value, Where, comparisons
 from moembed.types import UserError
@@ -90,6 +91,10 @@ def _require_value(one: Compare, kind: str, value: Value) -> None:
         if ordered:
             raise UserError(f"where: nothing is {one.op} null: use = null or != null ({one.column!r})")
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"where: {one.column!r} cannot be compared with {value}: give a finite number")
+    if isinstance(value, str) and string_problem(value):
+        raise UserError(f"where: the text {value!r}, given for {one.column!r}, is not UTF-8")
     if kind == EMPTY:
         return
     given = FLAG if isinstance(value, bool) else TEXT if isinstance(value, str) else NUMBER
@@ -111,29 +116,64 @@ def mask(where: Where, column: Callable[[str], Column | None], rows: int) -> np.
         if where.op == "!=":
             return ~_compare(where.column, "=", where.value, column(where.column), rows)
         return _compare(where.column, where.op, where.value, column(where.column), rows)
-    masks = [mask(item, column, rows) for item in where.items]
-    return np.logical_and.reduce(masks) if isinstance(where, And) else np.logical_or.reduce(masks)
+    # one after the other: a list of thousands would hold as many masks at once
+    is_and = isinstance(where, And)
+    found = np.full(rows, is_and)
+    for item in where.items:
+        (np.logical_and if is_and else np.logical_or)(found, mask(item, column, rows), out=found)
+    return found
 
 
 def _compare(name: str, op: str, value: Any, found: Column | None, rows: int) -> np.ndarray:
-    if op == "in" and found is not None and pa.types.is_string(found.type) and len(value) > 8:
-        known = pc.is_in(found, value_set=pa.array([one for one in value if one is not None], found.type))
-        return _flags(known) | (None in value and _flags(found.is_null()))
-    if op == "in":
-        return np.logical_or.reduce([_compare(name, "=", one, found, rows) for one in dict.fromkeys(value)])
     if found is None or pa.types.is_null(found.type):
-        return np.full(rows, value is None)
+        return np.full(rows, (None in value) if op == "in" else value is None)
+    if op == "in":
+        return _among(name, dict.fromkeys(value), found, rows)
     if value is None:
         return _flags(found.is_null())
     if pa.types.is_integer(found.type):
         return _compare_integers(op, value, found)
-    if pa.types.is_decimal(found.type):
-        found = found.cast(pa.float64())
-    if pa.types.is_floating(found.type):
-        found, value = found.cast(pa.float64()), float(value)
+    if pa.types.is_decimal(found.type) or pa.types.is_floating(found.type):
+        return _compare_floats(op, value, found.cast(pa.float64()))
     if pa.types.is_timestamp(found.type) or pa.types.is_date(found.type):
         found, value = _as_times(name, found, value)
     return _flags(_COMPARE[op](found, pa.scalar(value, found.type)))
+
+
+def _among(name: str, values: Iterable[Value], found: Column, rows: int) -> np.ndarray:
+    """``in``: numbers and texts by a hash table, whose cost does not grow with the list for every row."""
+    plain = [value for value in values if value is not None]
+    there = _flags(found.is_null()) if None in values else np.zeros(rows, bool)
+    if pa.types.is_string(found.type) or pa.types.is_large_string(found.type):
+        return there | _flags(pc.is_in(found, value_set=pa.array(plain, found.type)))
+    if pa.types.is_integer(found.type):
+        low, high = _limits(found)
+        whole = [int(value) for value in plain if value == int(value) and low <= value <= high]
+        return there | _flags(pc.is_in(found, value_set=pa.array(whole, found.type)))
+    if pa.types.is_decimal(found.type) or pa.types.is_floating(found.type):
+        exact = [near for value in plain if (near := _near(value)) == value]
+        return there | np.isin(found.cast(pa.float64()).to_numpy(zero_copy_only=False), exact)
+    for value in plain:
+        there |= _compare(name, "=", value, found, rows)
+    return there
+
+
+def _compare_floats(op: str, value: float, found: Column) -> np.ndarray:
+    """Exact also for an integer that stands between two floats."""
+    near = _near(value)
+    if near != value:
+        if op == "=":
+            return np.zeros(len(found), bool)
+        op = op[0] if (near > value) == (op[0] == "<") else f"{op[0]}="
+    return _flags(_COMPARE[op](found, pa.scalar(near, pa.float64())))
+
+
+def _near(value: Any) -> float:
+    """The float beside a number."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _compare_integers(op: str, value: float, found: Column) -> np.ndarray:
@@ -143,12 +183,17 @@ def _compare_integers(op: str, value: float, found: Column) -> np.ndarray:
             return np.zeros(len(found), bool)
         op, value = ("<=", math.floor(value)) if op in ("<", "<=") else (">=", math.ceil(value))
     value = int(value)
-    low, high = np.iinfo(found.type.to_pandas_dtype()).min, np.iinfo(found.type.to_pandas_dtype()).max
+    low, high = _limits(found)
     if not low <= value <= high:
         below = value < low
         true = op in ((">", ">=") if below else ("<", "<="))
         return _flags(found.is_valid()) if true else np.zeros(len(found), bool)
     return _flags(_COMPARE[op](found, pa.scalar(value, found.type)))
+
+
+def _limits(found: Column) -> tuple[int, int]:
+    about = np.iinfo(found.type.to_pandas_dtype())
+    return int(about.min), int(about.max)
 
 
 def _as_times(name: str, found: Column, value: str) -> tuple[Column, datetime]:

@@ -36,6 +36,14 @@ _TEXTS_SCHEMA: dict[str, Any] = {
     "description": "One text, or several.",
     "anyOf": [_STRING, {"type": "array", "items": _STRING, "minItems": 1}],
 }
+_TAG_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        _STRING,
+        {"type": "array", "items": {"anyOf": [_STRING, {"type": "null"}]}, "minItems": 1},
+        {"type": "null"},
+    ],
+}
+TAG = "The tag of the texts, or a list of one each, for models that choose experts by it (/info: tags)."
 # Cohere's words for what texts are embedded for, the shorter ones of others, and our roles.
 INPUT_TYPES = {
     "search_query": "query",
@@ -88,6 +96,17 @@ AnyInputs = Annotated[Any, AfterValidator(_inputs), WithJsonSchema(_INPUTS_SCHEM
 AnyTexts = Annotated[Any, AfterValidator(_texts), WithJsonSchema(_TEXTS_SCHEMA)]
 
 
+def _tag(value: Any) -> Any:
+    """A list may hold None, of a text that has no tag."""
+    known = isinstance(value, list) and all(item is None or isinstance(item, str) for item in value)
+    if value is None or isinstance(value, str) or (known and value):
+        return value
+    raise ValueError("it must be a tag, or a list with a tag of each text")
+
+
+AnyTag = Annotated[Any, AfterValidator(_tag), WithJsonSchema(_TAG_SCHEMA)]
+
+
 def _condition(value: Any) -> Any:
     """A condition may be no longer than people write: every comparison reads a whole column."""
     if value is not None and len(orjson.dumps(value)) > _LONGEST_CONDITION:
@@ -106,7 +125,7 @@ class Body(BaseModel):
 
 
 class EmbeddingsBody(Body):
-    """OpenAI's, and beside it `input_type` (Cohere's), `prompt_name`, `prompt` and `truncate`."""
+    """OpenAI's, and beside it `input_type` (Cohere's), `prompt_name`, `prompt`, `tag` and `truncate`."""
 
     input: AnyInputs
     model: str | None = Field(None, description="The served model; default: the one there is.")
@@ -116,6 +135,7 @@ class EmbeddingsBody(Body):
     input_type: InputType | None = Field(None, description="Puts the model's prompt for it in front.")
     prompt_name: str | None = Field(None, description="Puts the model's prompt of this name in front.")
     prompt: str | None = Field(None, description="Puts this text in front, whatever the model's prompts.")
+    tag: AnyTag = Field(None, description=TAG)
     truncate: Truncate | None = Field(
         None, description="A text that is too long: refuse it, cut it, or average over its chunks."
     )
@@ -129,6 +149,7 @@ class EmbedBody(Body):
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
     normalize: bool | None = Field(None, description="Vectors have length 1; false is refused.")
     prompt_name: str | None = None
+    tag: AnyTag = Field(None, description=TAG)
     dimensions: int | None = Field(None, ge=1)
 
 
@@ -141,6 +162,7 @@ class SimilarityParameters(Body):
     truncate: bool | None = None
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
     prompt_name: str | None = None
+    tag: AnyTag = Field(None, description=TAG)
 
 
 class SimilarityBody(Body):
@@ -166,6 +188,7 @@ class SpaceBody(Body):
     input_type: InputType | None = None
     prompt_name: str | None = None
     prompt: str | None = None
+    tag: AnyTag = Field(None, description=TAG)
     dimensions: int | None = Field(None, ge=1)
 
 
@@ -186,6 +209,7 @@ class SearchBody(Body):
     query: AnyTexts = Field(description="A question, or several.")
     k: int = Field(10, ge=1, le=1000)
     where: Condition = Field(None, description="A condition on columns: lang = 'de' and year >= 2010.")
+    tag: AnyTag = Field(None, description=TAG)
     hybrid: bool = Field(False, description="Words (BM25) and vectors together.")
     weight: float | None = Field(None, ge=0, le=1, description="What vectors count in it; default: by ranks.")
     dimensions: int | None = Field(None, ge=1, description="Compare the first coordinates alone.")
@@ -198,6 +222,7 @@ class InspectBody(Body):
     text: str
     input_type: InputType | None = Field(None, description="Puts the model's prompt for it in front.")
     prompt_name: str | None = Field(None, description="Puts the model's prompt of this name in front.")
+    tag: str | None = Field(None, description="Of the text, for models that choose experts by it.")
 
 
 BODIES: tuple[type[Body], ...] = (

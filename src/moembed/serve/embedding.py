@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from moembed.encoding import FULL, View
+from moembed.embedder import Embedder
+from moembed.encoding import FULL, Tag, View
 from moembed.serve.bodies import INPUT_TYPES, Inputs, InputType
 from moembed.serve.errors import RequestError
 from moembed.serve.records import record_of
@@ -14,14 +16,29 @@ from moembed.serve.state import EmbeddedTexts, State, Truncate, state_of
 from moembed.types import UserError
 
 
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What a request says its texts are.
+
+    Attributes:
+        input_type: what they are embedded for; the model's prompt for it goes in front.
+        prompt_name: the model's prompt of this name goes in front.
+        prompt: this goes in front.
+        tag: by which the model chooses experts, one of all texts or one of each; a role is one by itself.
+    """
+
+    input_type: InputType | None = None
+    prompt_name: str | None = None
+    prompt: str | None = None
+    tag: Tag | None = None
+
+
 async def embed(
     request: Request,
     inputs: Inputs,
+    purpose: Purpose,
     *,
     param: str,
-    input_type: InputType | None = None,
-    prompt_name: str | None = None,
-    prompt: str | None = None,
     truncate: Truncate | None = None,
     dimensions: int | None = None,
 ) -> EmbeddedTexts:
@@ -29,7 +46,6 @@ async def embed(
 
     Args:
         param: what the route calls its inputs, for errors.
-        input_type: what the texts are embedded for; the model's prompt for it goes in front.
         truncate: None: what the server was started with.
 
     Raises:
@@ -37,7 +53,7 @@ async def embed(
     """
     state = state_of(request)
     require_few(state, inputs, param)
-    role, prompt = chosen_prompt(state, input_type, prompt_name, prompt)
+    role, prompt = chosen_prompt(state, purpose)
     if not isinstance(inputs[0], str) and (role, prompt) != (None, None):
         raise RequestError(
             400,
@@ -50,6 +66,7 @@ async def embed(
         inputs,
         role=role,
         prompt=prompt,
+        tag=purpose.tag,
         truncate=truncate or state.settings.truncate,
         view=chosen_view(state, dimensions),
         client=record.client,
@@ -67,16 +84,18 @@ def require_few(state: State, inputs: Sequence[object], param: str) -> None:
         )
 
 
-def chosen_prompt(
-    state: State, input_type: InputType | None, prompt_name: str | None, prompt: str | None = None
-) -> tuple[str | None, str | None]:
-    """The role or the prompt that a request asks for; None and None: nothing goes in front."""
-    if sum(given is not None for given in (input_type, prompt_name, prompt)) > 1:
+def chosen_prompt(state: State, purpose: Purpose) -> tuple[str | None, str | None]:
+    """The role and the prompt that a request asks for, as ``Embedder.vectors`` takes them.
+
+    The name of a prompt is a role too, where it is one of a model whose tags are roles.
+    """
+    name, kind = purpose.prompt_name, purpose.input_type
+    if sum(given is not None for given in (kind, name, purpose.prompt)) > 1:
         raise RequestError(400, "send one of input_type, prompt_name and prompt", param="prompt_name")
-    if prompt_name is None:
-        return (None if input_type is None else INPUT_TYPES[input_type]), prompt
+    if name is None:
+        return (None if kind is None else INPUT_TYPES[kind]), purpose.prompt
     try:
-        return None, state.model.embedder.tokenizer.prompt(prompt_name)
+        return name, state.model.embedder.tokenizer.prompt(name)
     except UserError as error:
         raise RequestError(400, str(error), param="prompt_name", code="unknown_prompt") from None
 
@@ -103,3 +122,15 @@ def chosen_view(state: State, dimensions: int | None) -> View:
             param="dimensions",
         )
     return View(dim=dimensions)
+
+
+def tag_names(model: Embedder) -> list[str]:
+    """The tags by which a model chooses experts; none of most."""
+    return [] if model.tags is None else list(model.tags.names)
+
+
+def default_tag(model: Embedder) -> str | None:
+    """The tag of texts that come without one and whose role is none; None: they are refused, or looked at."""
+    if model.tags is None or callable(model.tag):
+        return None
+    return model.tag or model.tags.default

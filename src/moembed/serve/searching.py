@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moembed.embedder import Embedder
-from moembed.encoding import View, truncate
+from moembed.encoding import Tag, View, truncate
 from moembed.search.exact import search_parts
 from moembed.search.index import Hit, Index
 from moembed.serve.errors import RequestError
@@ -117,10 +117,21 @@ def open_index(path: Path, embedder: Embedder) -> Index:
     """
     is_run = not (path / "manifest.json").exists() and (path / "index").is_dir()
     opened = Index.open(path / "index" if is_run else path)
-    role, view = opened.manifest.get("role"), View(dim=opened.dim)
     with ThreadPoolExecutor(1) as thread:  # hashes the weights; see `Embedder.from_pretrained`
-        opened.require_space(thread.submit(lambda: embedder.space(role=role, view=view)).result())
+        opened.require_space(thread.submit(_space, opened, embedder).result())
     return opened
+
+
+def _space(opened: Index, embedder: Embedder) -> str:
+    """The space of the documents: that of their role, or with any tag that the model knows."""
+    role, view = opened.manifest.get("role"), View(dim=opened.dim)
+    own = embedder.space(role=role, view=view)
+    if opened.space_id == own or embedder.tags is None:
+        return own
+    names = embedder.tags.names
+    tags: tuple[Tag, ...] = (*names, names)  # the last one: a tag for each text
+    spaces = (embedder.space(role=role, view=view, tag=tag) for tag in tags)
+    return next((space for space in spaces if space == opened.space_id), own)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ import numpy as np
 import torch
 
 from moembed.embedder import Embedder
-from moembed.encoding import FULL, View
+from moembed.encoding import FULL, Tag, View
 from moembed.encoding import truncate as shortened
-from moembed.inference.layers import PackedMoE
 from moembed.inference.member import check_view
 from moembed.serve import tracing
 from moembed.serve.batching.batcher import Batcher, NotFiniteError, Request, shutting_down
 from moembed.serve.batching.limits import SILENT, BatchLimits, BatchObserver
+from moembed.serve.computing import Computation
 from moembed.serve.errors import RequestError
 from moembed.serve.refusals import refused, require_few
 from moembed.serve.tokenizing import (
@@ -38,7 +37,6 @@ from moembed.types import UserError
 
 Inputs = Sequence[str] | Sequence[Sequence[int]]
 
-_WARM = (8, 24, 64, 160)  # tokens of the texts that the first batches are made of
 _PROMPTS = 64  # prompts that are kept as tokens, and in the names of spaces
 
 _logger = logging.getLogger(__name__)
@@ -85,15 +83,15 @@ class ServedModel:
         self.limits = limits or BatchLimits()
         self._batcher: Batcher | None = None
         self._tokenizing = TokenizerThreads(embedder.tokenizer)
-        self._seen = threading.local()  # of each lane: how many tokens its batch gave to which expert
-        self._spaces: dict[tuple[str, View], str] = {}
+        self._computation = Computation(embedder, observer)
+        self._spaces: dict[tuple[str, str | None, Tag | None, View], str] = {}
         self._prompt_tokens: dict[str, int] = {}
         self._ahead = self._active = 0  # tokens on their way into the queue; requests that are not answered
         self._idle = asyncio.Event()
         self._idle.set()
         self._started = self._draining = False
         with ThreadPoolExecutor(1) as thread:  # hashes the weights once; see `Embedder.from_pretrained`
-            self._spaces["", FULL] = thread.submit(embedder.space).result()
+            self._spaces["", None, None, FULL] = thread.submit(embedder.space).result()
 
     @property
     def ready(self) -> bool:
@@ -108,11 +106,12 @@ class ServedModel:
         threads = torch.get_num_threads()
         limits = self.limits.on(self.embedder.device, threads)
         share = max(1, threads // (limits.lanes or 1))
-        self._count_experts()
-        batcher = Batcher(self._compute, limits, self.observer, lambda: self._warm_up(share))
+        computation = self._computation
+        computation.count_experts()
+        batcher = Batcher(computation.compute, limits, self.observer, lambda: computation.warm_up(share))
         self.limits, self._batcher = limits, batcher
         await asyncio.to_thread(batcher.start)
-        await asyncio.wrap_future(batcher.submit(Request("", self._some_rows(), self._known(0))))
+        await asyncio.wrap_future(batcher.submit(computation.some_request()))
         self._started = True
 
     async def drain(self, seconds: float) -> None:
@@ -136,6 +135,7 @@ class ServedModel:
         *,
         role: str | None = None,
         prompt: str | None = None,
+        tag: Tag | None = None,
         truncate: Truncate = "error",
         view: View = FULL,
         client: str = "",
@@ -145,7 +145,7 @@ class ServedModel:
         Token ids are the model's own; special tokens are added where there are none.
 
         Args:
-            role, prompt, view: as of `moembed.encoding.TextEncoder.vectors`.
+            role, prompt, tag, view: as of ``Embedder.vectors``.
             truncate: what is done with a text longer than the model reads: refuse the request, cut the text
                 as ``Embedder.vectors`` does, or give the mean of its pieces, weighted by their tokens.
             client: those with other names are treated fairly among each other.
@@ -159,14 +159,17 @@ class ServedModel:
             prefix = self._prefix(role, prompt)
             with refused("dimensions"):
                 check_view(self.embedder.encoder.spec, view, self.dim)
-            space = await self._space(prefix, view)
+            space = await self._space(prefix, role, tag, view)
+            tags = await self._tags(inputs, prefix, role, tag)
             if not inputs:
                 return Embedded(np.zeros((0, view.dim or self.dim), dtype=np.float32), 0, (), space)
             with tracing.span("tokenise"):
                 fitted, prompt_tokens = await self._fitted(inputs, prefix, truncate)
             require_few(sum(map(len, fitted.rows)), self.limits.request_tokens)
-            known, recorder = self._known(prompt_tokens), tracing.batch_recorder()
-            request = Request(client, fitted.rows, known, view.layers, on_batch=recorder)
+            if tags is not None and fitted.text_R is not None:  # the pieces of a text have its tag
+                tags = [tags[text] for text in fitted.text_R]
+            known, recorder = self._computation.known(prompt_tokens), tracing.batch_recorder()
+            request = Request(client, fitted.rows, known, tags, view.layers, on_batch=recorder)
             array_RM = await self._computed(request, fitted)
             if view.dim is not None and view.dim < self.dim:
                 array_RM = shortened(array_RM, view.dim)
@@ -199,16 +202,30 @@ class ServedModel:
         with refused("prompt"):
             return self.embedder.prefix(role, prompt)
 
-    def _known(self, prompt_tokens: int) -> int | None:
-        """What ``Embedder.embed`` must know of rows that begin with a prompt of so many tokens."""
-        return None if self.embedder.pooling.config.include_prompt else prompt_tokens
+    async def _tags(self, inputs: Inputs, prefix: str, role: str | None, tag: Tag | None) -> list[int] | None:
+        """The number of each text's tag; a function of the model that finds tags sees no token ids."""
+        model = self.embedder
+        if model.tags is None and tag is None:
+            return None
+        texts = [one for one in inputs if isinstance(one, str)]
+        with refused("tag"):
+            if len(texts) < len(inputs):
+                said = tag or (role and model.role_tag(role)) or model.tag
+                if callable(said):
+                    raise UserError("nothing says which tag token ids have: send tag with them")
+                texts = [""] * len(inputs)
+            if not inputs and tag is not None:  # of no texts, too, the model must know it
+                texts = [""] * (1 if isinstance(tag, str) else len(tag))
+            numbers = partial(model.tag_numbers, texts, role=role, prompt=prefix, tag=tag)
+            return await self._tokenizing.run(numbers)
 
-    async def _space(self, prompt: str, view: View) -> str:
+    async def _space(self, prompt: str, role: str | None, tag: Tag | None, view: View) -> str:
         """The name of a space: megabytes of tokenizer are hashed for it, so it is kept."""
-        key = prompt, view
+        each = None if tag is None else tag if isinstance(tag, str) else ()  # one space, whatever the tags
+        key = prompt, role, each, view
         if key not in self._spaces:
             _make_room(self._spaces)
-            name = partial(self.embedder.space, prompt=prompt, view=view)
+            name = partial(self.embedder.space, prompt=prompt, role=role, tag=each, view=view)
             self._spaces[key] = await self._tokenizing.run(name)
         return self._spaces[key]
 
@@ -269,50 +286,6 @@ class ServedModel:
             self._active -= 1
             if not self._active:
                 self._idle.set()
-
-    # ---- in the batcher's threads ------------------------------------------------------------------------
-
-    def _compute(
-        self, rows: Sequence[Sequence[int]], prompts: Sequence[int | None], layers: Hashable
-    ) -> np.ndarray:
-        """Vectors of rows that share a batch, in all coordinates."""
-        assert layers is None or isinstance(layers, int)
-        known = [count for count in prompts if count is not None]
-        counts: dict[int, Sequence[int]] = {}
-        self._seen.counts = counts
-        vector_NM = self.embedder.embed(
-            rows,
-            View(layers=layers),
-            batch_tokens=max(1, sum(map(len, rows))),
-            prompt_tokens=known if len(known) == len(rows) else None,
-        )
-        del self._seen.counts
-        if counts:
-            self.observer.expert_load(counts)
-        return vector_NM
-
-    def _warm_up(self, threads: int) -> None:
-        """What a lane does first. A model of one size is computed by kernels that are built once."""
-        if self.embedder.device == "cpu":
-            torch.set_num_threads(threads)
-        for rows in ([self._some_rows()[0]], self._some_rows()):
-            self.embedder.embed(rows, prompt_tokens=self._known(0))
-
-    def _some_rows(self) -> list[list[int]]:
-        """Token ids of texts that nobody has written."""
-        generator = np.random.default_rng(0)
-        vocab, longest = self.embedder.encoder.spec.vocab_size, self.max_length
-        return [generator.integers(vocab, size=min(length, longest)).tolist() for length in _WARM]
-
-    def _count_experts(self) -> None:
-        """Let the layers with experts say whom they gave how many tokens; only those of packed models do."""
-        for module in self.embedder.engine.encoder(self.embedder.encoder).modules():
-            if isinstance(module, PackedMoE):
-                module.on_counts = self._counted
-
-    def _counted(self, layer: int, counts: list[int]) -> None:
-        if hasattr(self._seen, "counts"):  # a batch of ours, and nobody else's use of the model
-            self._seen.counts[layer] = counts
 
 
 def _make_room(kept: dict[Any, Any]) -> None:

@@ -15,6 +15,7 @@ from moembed.encoding import FULL, View
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
+    from moembed.encoding import Tag
     from moembed.serve.batching.limits import BatchLimits
     from moembed.serve.metrics import Metrics
     from moembed.serve.searching import ServedIndex
@@ -60,6 +61,7 @@ class Model(Protocol):
         *,
         role: str | None = None,
         prompt: str | None = None,
+        tag: Tag | None = None,
         truncate: Truncate = "error",
         view: View = FULL,
         client: str = "",

@@ -17,7 +17,7 @@ from moembed.serve.batching.queue import FairQueue, Part, cut
 from moembed.serve.errors import RequestError
 
 Rows = Sequence[Sequence[int]]
-Compute = Callable[[Rows, Sequence[int | None], Hashable], np.ndarray]
+Compute = Callable[[Rows, Sequence[int | None], Sequence[int | None], Hashable], np.ndarray]
 
 _PARTS = 4  # parts of a request that fill a batch
 _MEMORY = 0.2  # weight of the newest batch in the measured speed
@@ -40,6 +40,7 @@ class Request:
 
     Attributes:
         prompt_tokens: of all rows, as `Embedder.embed` takes it.
+        tags: the number of each row's tag; None of all requests of a model whose routers look at none.
         group: requests of different groups cannot share a batch, for instance those of other depths.
         on_batch: told of every batch with rows of it, before its vectors are handed out: when it started and
             ended, by the monotonic clock, and its tokens and rows.
@@ -48,6 +49,7 @@ class Request:
     client: str
     rows: Rows
     prompt_tokens: int | None = None
+    tags: Sequence[int] | None = None
     group: Hashable = None
     on_batch: Callable[[float, float, int, int], None] | None = None
     arrived: float = 0.0  # by the monotonic clock
@@ -55,13 +57,17 @@ class Request:
     array_NM: np.ndarray | None = None
     done: Future[np.ndarray] = field(default_factory=Future)
 
+    def tag_of(self, place: int) -> int | None:
+        return None if self.tags is None else self.tags[place]
+
 
 class Batcher:
     """Computes rows of many requests together; the vectors are those that each would get alone.
 
     Args:
-        compute: token rows of one group, and the prompt tokens of each, to vectors ``(N, M)``. Called by as
-            many threads as there are lanes, always the same: PyTorch's threads belong to whoever asks first.
+        compute: token rows of one group, and the prompt tokens and tag of each, to vectors ``(N, M)``. Called
+            by as many threads as there are lanes, always the same: PyTorch's threads belong to whoever asks
+            first.
         limits: with all sizes, see `BatchLimits.on`.
         begin: called once by each of these threads before it computes.
     """
@@ -235,9 +241,10 @@ class Batcher:
         """Compute parts together and hand out their vectors; or what went wrong, and nothing handed out."""
         rows = [part.request.rows[place] for part in parts for place in part.places]
         prompts = [part.request.prompt_tokens for part in parts for _ in part.places]
+        tags = [part.request.tag_of(place) for part in parts for place in part.places]
         began = time.monotonic()
         try:
-            vector_NM = self._compute(rows, prompts, parts[0].group)
+            vector_NM = self._compute(rows, prompts, tags, parts[0].group)
         except Exception as error:
             return error
         told = {part.request: part.request.on_batch for part in parts if part.request.on_batch}

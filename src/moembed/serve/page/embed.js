@@ -10,8 +10,18 @@ export function promptChoice(model) {
   return { element: field("Prompt in front of each text", select), name: () => select.value || undefined };
 }
 
+/** A choice of the tags that the model knows: { element, name() }; there is no element where it has none. */
+export function tagChoice(model, { role = false } = {}) {
+  if (!model.tags.length || (role && model.tags_are_roles)) return { element: null, name: () => undefined };
+  const byPrompt = model.tags_are_roles && model.prompts.length;
+  const none = byPrompt ? "as the prompt says" : model.default_tag ? `${model.default_tag}, the default` : null;
+  const known = model.tags.map((name) => [name, name]);
+  const select = choices(none ? [["", none], ...known] : known, none ? "" : model.tags[0]);
+  return { element: field("Tag, by which experts are chosen", select), name: () => select.value || undefined };
+}
+
 /** Vectors of texts: { rows, told }, where `told` says how long it took and what was cut off. */
-export async function embed(model, texts, { prompt, role, dim } = {}) {
+export async function embed(model, texts, { prompt, role, tag, dim } = {}) {
   const { data, roundTrip, server } = await call("v1/embeddings", {
     model: model.name,
     input: texts,
@@ -19,6 +29,7 @@ export async function embed(model, texts, { prompt, role, dim } = {}) {
     truncate: "truncate",
     prompt_name: prompt, // what is undefined is not sent
     input_type: role,
+    tag,
     dimensions: dim,
   });
   const cut = data.truncated_tokens ?? 0;

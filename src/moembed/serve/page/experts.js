@@ -1,7 +1,7 @@
 // Which experts each token chose, layer by layer: one column of cells under every token.
 
 import { el, empty, field, folded, number, plural, table, walk } from "./dom.js";
-import { promptChoice, times } from "./embed.js";
+import { promptChoice, tagChoice, times } from "./embed.js";
 import { form, Mistake } from "./form.js";
 import { call } from "./server.js";
 
@@ -17,17 +17,18 @@ export function experts(panel, model) {
   }
   const text = el("textarea", { rows: 5, spellcheck: "false" });
   const prompt = promptChoice(model);
+  const tag = tagChoice(model);
   form(panel, {
     title: "Which experts does each token choose?",
     lead: `In ${plural(model.moe_layers.length, "layer")} of this model a router sends each token to a few experts. `
       + "Under every token stand its experts, a row for each of those layers from first to last.",
-    fields: [field("A text", text), prompt.element],
+    fields: [field("A text", text), prompt.element, tag.element],
     action: "Show the experts",
     example: () => (text.value = EXAMPLE),
     start: ["No tokens yet", "Write a sentence and see who works on which of its words.", "The example has a word in two senses."],
     async run() {
       if (!text.value.trim()) throw new Mistake("There is no text: write some.");
-      const { data, roundTrip, server } = await call("inspect", { text: text.value, prompt_name: prompt.name() });
+      const { data, roundTrip, server } = await call("inspect", { text: text.value, prompt_name: prompt.name(), tag: tag.name() });
       const cut = data.truncated ? ` The text was cut at ${number(model.max_length)} tokens.` : "";
       return { parts: draw(data), told: `${plural(data.tokens.length, "token")}, ${times(server, roundTrip)}.${cut}` };
     },

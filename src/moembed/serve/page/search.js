@@ -1,7 +1,7 @@
 // Search of the index that the server was started with: hits with the words they share with the query marked.
 
 import { check, el, empty, field, fixed, number, plural } from "./dom.js";
-import { milliseconds } from "./embed.js";
+import { milliseconds, tagChoice } from "./embed.js";
 import { form, Mistake, question } from "./form.js";
 import { call } from "./server.js";
 
@@ -22,12 +22,14 @@ export function search(panel, model) {
   const where = el("input", { type: "text", autocomplete: "off", spellcheck: "false" });
   const hybrid = el("input", { type: "checkbox" });
   const rerank = model.reranker ? el("input", { type: "checkbox" }) : null;
+  const tag = tagChoice(model, { role: true });
   const kinds = Object.entries(model.index.columns).map(([name, kind]) => `${name} (${kind})`).join(", ");
   form(panel, {
     title: "Search the index",
     lead: `${plural(model.index.rows, "document")}, ranked by the cosine of their vectors with that of your question.`,
     fields: [
       field("Question", query),
+      tag.element,
       field("Documents to show", k),
       field("Only those where", where, kinds ? `Columns: ${kinds}.` : "The documents have no other columns."),
       check("Words (BM25) and vectors together", hybrid),
@@ -40,6 +42,7 @@ export function search(panel, model) {
       if (!question) throw new Mistake("There is no question: write one.");
       const { data, roundTrip } = await call("search", {
         query: question,
+        tag: tag.name(),
         k: Number(k.value),
         where: where.value.trim() || undefined, // what is undefined is not sent
         hybrid: hybrid.checked || undefined,

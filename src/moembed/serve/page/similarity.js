@@ -2,7 +2,7 @@
 
 import { check, el, field, fixed, folded, lines, number, plural, short, table, walk } from "./dom.js";
 import { cosine } from "./server.js";
-import { embed, promptChoice } from "./embed.js";
+import { embed, promptChoice, tagChoice } from "./embed.js";
 import { form, Mistake } from "./form.js";
 
 const MOST = 60; // texts: more cells than that are too small to point at
@@ -20,10 +20,11 @@ const EXAMPLE = [
 export function similarity(panel, model) {
   const texts = el("textarea", { rows: 9, spellcheck: "false" });
   const prompt = promptChoice(model);
+  const tag = tagChoice(model);
   form(panel, {
     title: "How near are these texts?",
     lead: "Every pair of texts gets the cosine of its two vectors: 1 is the same direction, 0 is unrelated.",
-    fields: [field("Texts, one on each line", texts), prompt.element],
+    fields: [field("Texts, one on each line", texts), prompt.element, tag.element],
     action: "Draw the map",
     example: () => (texts.value = EXAMPLE),
     start: ["No map yet", "Paste two texts or more, one on each line, and draw the map.", "Or see the example."],
@@ -33,7 +34,7 @@ export function similarity(panel, model) {
       if (listed.length > MOST) {
         throw new Mistake(`These are ${number(listed.length)} texts, and the map shows ${MOST} at most: leave some out.`);
       }
-      const answer = await embed(model, listed, { prompt: prompt.name() });
+      const answer = await embed(model, listed, { prompt: prompt.name(), tag: tag.name() });
       return { parts: draw(listed, answer.rows), told: `A map of ${listed.length} texts. ${answer.told}` };
     },
   });

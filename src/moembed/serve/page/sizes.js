@@ -1,7 +1,7 @@
 // The same query and texts at two sizes of the vectors: what a smaller vector changes in the order.
 
 import { choices, el, empty, field, fixed, lines, number, plural, svg } from "./dom.js";
-import { embed, times } from "./embed.js";
+import { embed, tagChoice, times } from "./embed.js";
 import { form, Mistake, question } from "./form.js";
 import { call, cosine } from "./server.js";
 
@@ -27,6 +27,7 @@ export function sizes(panel, model) {
   }
   const query = question();
   const texts = el("textarea", { rows: 8, spellcheck: "false" });
+  const tag = tagChoice(model, { role: true });
   const [one, other] = [model.dims[0], model.dims[model.dims.length - 1]].map((dim) => sizeInput(model, dim));
   form(panel, {
     title: "What does a smaller vector cost?",
@@ -36,6 +37,7 @@ export function sizes(panel, model) {
     fields: [
       field("Query", query),
       field("Texts, one on each line", texts, model.index ? "Without any, the whole index is ranked." : undefined),
+      tag.element,
       el("div", { class: "pair" }, field("One size", one), field("Other size", other)),
     ],
     action: "Compare the orders",
@@ -51,10 +53,10 @@ export function sizes(panel, model) {
       if (dims[0] === dims[1]) throw new Mistake("Both sizes are the same: choose two different ones.");
       const asked = query.value.trim();
       if (ofIndex) {
-        const { all, ranked, told } = await search(model, asked, dims);
+        const { all, ranked, told } = await search(model, asked, dims, tag.name());
         return { parts: draw(all, dims, ranked), told };
       }
-      const ranked = await Promise.all(dims.map((dim) => rank(model, asked, listed, dim)));
+      const ranked = await Promise.all(dims.map((dim) => rank(model, asked, listed, dim, tag.name())));
       return { parts: draw(listed, dims, ranked), told: ranked[0].told };
     },
   });
@@ -65,10 +67,10 @@ function sizeInput(model, dim) {
   return el("input", { type: "number", min: 1, max: model.dim, required: true, value: dim });
 }
 
-async function rank(model, query, texts, dim) {
+async function rank(model, query, texts, dim, tag) {
   const [asked, found] = await Promise.all([
-    embed(model, [query], { role: "search_query", dim }),
-    embed(model, texts, { role: "search_document", dim }),
+    embed(model, [query], { role: "search_query", tag, dim }),
+    embed(model, texts, { role: "search_document", tag, dim }),
   ]);
   const score = found.rows.map((row) => cosine(asked.rows[0], row));
   const order = texts.map((_, i) => i).sort((a, b) => score[b] - score[a] || a - b);
@@ -76,8 +78,8 @@ async function rank(model, query, texts, dim) {
 }
 
 /** The best documents of the index at every size: the texts of `all` of them, and for each size its own few. */
-async function search(model, query, dims) {
-  const found = await Promise.all(dims.map((dim) => call("search", { query, k: BEST, dimensions: dim })));
+async function search(model, query, dims, tag) {
+  const found = await Promise.all(dims.map((dim) => call("search", { query, k: BEST, dimensions: dim, tag })));
   const number = new Map(); // of a document, by its id
   const all = [];
   const ranked = found.map(({ data }) => {

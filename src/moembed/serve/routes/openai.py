@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from moembed.serve.bodies import EmbeddingsBody, read_body
-from moembed.serve.embedding import embed
+from moembed.serve.embedding import Purpose, embed
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
 from moembed.serve.replies import embedding_rows, json_reply
@@ -71,10 +71,8 @@ async def embeddings(request: Request) -> Response:
     found = await embed(
         request,
         body.input,
+        Purpose(body.input_type, body.prompt_name, body.prompt, body.tag),
         param="input",
-        input_type=body.input_type,
-        prompt_name=body.prompt_name,
-        prompt=body.prompt,
         truncate=body.truncate,
         dimensions=body.dimensions,
     )

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from moembed.embedder import Embedder
 from moembed.serve.bodies import InspectBody, read_body
-from moembed.serve.embedding import chosen_prompt
+from moembed.serve.embedding import Purpose, chosen_prompt, default_tag, tag_names
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
 from moembed.serve.records import record_of
@@ -117,6 +117,9 @@ class ModelFacts(BaseModel):
     any_dim: bool
     max_length: int
     prompts: list[str]
+    tags: list[str]
+    default_tag: str | None
+    tags_are_roles: bool
     index: IndexFacts | None
     reranker: bool
 
@@ -142,8 +145,9 @@ class InspectReply(BaseModel):
 @router.get("/inspect", summary="What is served", responses={200: {"model": ModelFacts}, **failures(401)})
 async def facts(request: Request) -> Response:
     state = state_of(request)
-    spec = state.model.embedder.encoder.spec
-    parameters, active = _parameters(state.model.embedder)
+    embedder = state.model.embedder
+    spec = embedder.encoder.spec
+    parameters, active = _parameters(embedder)
     found = ModelFacts(
         name=state.model.name,
         layers=spec.num_layers,
@@ -151,12 +155,15 @@ async def facts(request: Request) -> Response:
         experts=max((layer.moe.num_experts for layer in spec.layers if layer.moe), default=0),
         parameters=parameters,
         active_parameters=active,
-        dtype=state.model.embedder.dtype,
+        dtype=embedder.dtype,
         dim=state.model.dim,
         dims=sorted(state.model.dims, reverse=True),
         any_dim=state.settings.allow_any_dim,
         max_length=state.model.max_length,
-        prompts=sorted(state.model.embedder.prompts),
+        prompts=sorted(embedder.prompts),
+        tags=tag_names(embedder),
+        default_tag=default_tag(embedder),
+        tags_are_roles=embedder.tags is not None and embedder.tags.by_role,
         index=_index_facts(state),
         reranker=state.reranker is not None,
     )
@@ -184,7 +191,7 @@ def _parameters(embedder: Embedder) -> tuple[int, int]:
 )
 async def inspect(request: Request) -> Response:
     body, state = await read_body(request, InspectBody), state_of(request)
-    role, prompt = chosen_prompt(state, body.input_type, body.prompt_name)
+    role, prompt = chosen_prompt(state, Purpose(body.input_type, body.prompt_name))
     if not state.model.ready:
         raise RequestError(503, "the model is being loaded: ask again in a second", retry_after=1)
     if state.inspecting >= MOST_AT_ONCE:
@@ -193,7 +200,8 @@ async def inspect(request: Request) -> Response:
     state.inspecting += 1
     try:
         found = await loop.run_in_executor(
-            state.threads, lambda: token_experts(state.model.embedder, body.text, role=role, prompt=prompt)
+            state.threads,
+            lambda: token_experts(state.model.embedder, body.text, role=role, prompt=prompt, tag=body.tag),
         )
     except UserError as error:
         raise RequestError(400, str(error), param="text") from None

@@ -66,6 +66,7 @@ async def search(request: Request) -> Response:
     found = await state.model.embed(
         queries,
         role="query",
+        tag=body.tag,
         truncate=state.settings.truncate,
         view=view,
         client=record.client,

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from moembed.encoding import FULL, View
 from moembed.serve.bodies import SpaceBody, read_body
-from moembed.serve.embedding import chosen_prompt
+from moembed.serve.embedding import Purpose, chosen_prompt
 from moembed.serve.openapi import body_of, failures
 from moembed.serve.records import record_of
 from moembed.serve.replies import json_reply
@@ -34,9 +34,9 @@ async def space(request: Request) -> Response:
     body = await read_body(request, SpaceBody)
     state = state_of(request)
     require_model(state, body.model)
-    role, prompt = chosen_prompt(state, body.input_type, body.prompt_name, body.prompt)
+    purpose = Purpose(body.input_type, body.prompt_name, body.prompt, body.tag)
+    role, prompt = chosen_prompt(state, purpose)
     view = FULL if body.dimensions in (None, state.model.dim) else View(dim=body.dimensions)
-    found = await state.model.embed(
-        [], role=role, prompt=prompt, view=view, client=record_of(request.scope).client
-    )
+    client = record_of(request.scope).client
+    found = await state.model.embed([], role=role, prompt=prompt, tag=purpose.tag, view=view, client=client)
     return json_reply({"space": found.space})

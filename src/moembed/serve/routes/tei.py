@@ -15,8 +15,15 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from moembed import __version__
-from moembed.serve.bodies import EmbedBody, RerankBody, SimilarityBody, TokenizeBody, read_body
-from moembed.serve.embedding import chosen_prompt, embed, require_few
+from moembed.serve.bodies import (
+    EmbedBody,
+    RerankBody,
+    SimilarityBody,
+    SimilarityParameters,
+    TokenizeBody,
+    read_body,
+)
+from moembed.serve.embedding import Purpose, chosen_prompt, default_tag, embed, require_few, tag_names
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import TeiFailure, body_of, failures
 from moembed.serve.records import record_of
@@ -69,6 +76,8 @@ class InfoReply(BaseModel):
     any_dimension: bool
     prompts: dict[str, str]
     default_prompt: str | None
+    tags: list[str]
+    default_tag: str | None
     truncate: str
     space: str
     parameters: int
@@ -92,8 +101,8 @@ async def embed_texts(request: Request) -> Response:
     found = await embed(
         request,
         body.inputs,
+        Purpose(prompt_name=body.prompt_name, tag=body.tag),
         param="inputs",
-        prompt_name=body.prompt_name,
         truncate=_truncate(body.truncate),
         dimensions=body.dimensions,
     )
@@ -110,17 +119,15 @@ async def embed_texts(request: Request) -> Response:
 async def similarity(request: Request) -> Response:
     body = await read_body(request, SimilarityBody, _WRONG)
     state = state_of(request)
-    prompt_name = truncate = None
-    if body.parameters is not None:
-        prompt_name, truncate = body.parameters.prompt_name, body.parameters.truncate
-        require_side(state, body.parameters.truncation_direction)
+    asked = body.parameters or SimilarityParameters()
+    require_side(state, asked.truncation_direction)
     started = time.perf_counter()
     found = await embed(
         request,
         [body.inputs.source_sentence, *body.inputs.sentences],
+        Purpose(prompt_name=asked.prompt_name, tag=asked.tag),
         param="inputs",
-        prompt_name=prompt_name,
-        truncate=_truncate(truncate),
+        truncate=_truncate(asked.truncate),
     )
     cosine_N = np.clip(found.array[1:] @ found.array[0], -1, 1).astype(np.float32)
     return json_reply(cosine_N, headers=_headers(found, started))
@@ -136,7 +143,7 @@ async def tokenize(request: Request) -> Response:
     body = await read_body(request, TokenizeBody, _WRONG)
     state = state_of(request)
     require_few(state, body.inputs, "inputs")
-    _, prompt = chosen_prompt(state, None, body.prompt_name, body.prompt)
+    _, prompt = chosen_prompt(state, Purpose(prompt_name=body.prompt_name, prompt=body.prompt))
     record_of(request.scope).texts = len(body.inputs)
     texts = [(prompt or "") + text for text in body.inputs]
     loop = asyncio.get_running_loop()
@@ -211,6 +218,8 @@ async def info(request: Request) -> Response:
             "any_dimension": settings.allow_any_dim,
             "prompts": embedder.prompts,
             "default_prompt": embedder.default_prompt_name,
+            "tags": tag_names(embedder),
+            "default_tag": default_tag(embedder),
             "truncate": settings.truncate,
             "space": state.space,
             "parameters": embedder.num_parameters(),

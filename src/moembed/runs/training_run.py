@@ -1,0 +1,51 @@
+"""What every training run says and writes before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from moembed.config import Strict, config_hash, dump
+from moembed.data.sources import Source
+from moembed.files import require_free, write_text
+from moembed.machine import choose_precision, write_made
+from moembed.training.parallel import World
+
+
+class Trainable(Protocol):
+    """A model that knows its size and where it is."""
+
+    @property
+    def device(self) -> str: ...
+
+    def num_parameters(self, active: bool = False) -> int: ...
+
+
+def tell_sources(sources: Iterable[Source], tell: Callable[[str], object]) -> None:
+    """What each source holds, and what is to be known of it."""
+    for source in sources:
+        tell(source.describe())
+        for note in source.notes:
+            tell(f"note: {source.name}: {note}")
+
+
+def make_run_folder(run: Path, config: Strict, base: str, data: Iterable[str], overwrite: bool) -> None:
+    """The run folder with its recipe, and what it is made of.
+
+    Raises:
+        UserError: it exists, and ``overwrite`` is false.
+    """
+    require_free(run, overwrite)
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / "recipe.yaml", dump(config))
+    write_made(run, base=base, data=", ".join(data))
+
+
+def model_facts(model: Trainable, config: Strict, precision: str, world: World) -> str:
+    """One line: parameters, precision, the hash of the recipe, and processes where there are several."""
+    return (
+        f"{model.num_parameters():,} parameters, {model.num_parameters(active=True):,} active, "
+        f"{choose_precision(precision, model.device)}, recipe {config_hash(config)}"
+        + (f", {world.size} processes" if world.size > 1 else "")
+    )
