@@ -10,6 +10,7 @@ from moembed.encoding import FULL, View
 from moembed.serve.bodies import INPUT_TYPES, Inputs, InputType
 from moembed.serve.errors import RequestError
 from moembed.serve.records import record_of
+from moembed.serve.refusals import refused
 from moembed.serve.state import EmbeddedTexts, State, Truncate, state_of
 from moembed.types import UserError
 
@@ -44,6 +45,8 @@ async def embed(
             "token ids are read as they are: put the prompt in front as tokens, or send texts",
             param=param,
         )
+    texts = [text for text in inputs if isinstance(text, str)]
+    require_short(state, _front(state, role, prompt), texts, param)
     record = record_of(request.scope)
     record.texts = len(inputs)
     found = await state.model.embed(
@@ -58,6 +61,11 @@ async def embed(
     return found
 
 
+def _front(state: State, role: str | None, prompt: str | None) -> str:
+    with refused("prompt"):
+        return state.model.embedder.prefix(role, prompt)
+
+
 def require_few(state: State, inputs: Sequence[object], param: str) -> None:
     """Raise RequestError where a request has more texts than it may."""
     most = state.settings.max_texts
@@ -65,6 +73,18 @@ def require_few(state: State, inputs: Sequence[object], param: str) -> None:
         raise RequestError(
             413, f"{param} has {len(inputs)} entries; send at most {most} in a request", param=param
         )
+
+
+def require_short(state: State, front: str, texts: Sequence[str], param: str) -> None:
+    """Raise RequestError where texts, each with what is read in front of it, are more than a body may be.
+
+    A body of a few kilobytes would else keep the tokenizer busy for hours: one long prompt, many short texts.
+    """
+    most = state.settings.max_body_bytes
+    size = len(front) * len(texts) + sum(map(len, texts))
+    if size > most:
+        message = f"{len(texts)} texts, and {len(front)} characters in front of each, are {size} characters"
+        raise RequestError(413, f"{message}: send at most {most} in a request", param=param)
 
 
 def chosen_prompt(

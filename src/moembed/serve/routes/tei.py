@@ -16,10 +16,11 @@ from starlette.responses import Response
 
 from moembed import __version__
 from moembed.serve.bodies import EmbedBody, RerankBody, SimilarityBody, TokenizeBody, read_body
-from moembed.serve.embedding import chosen_prompt, embed, require_few
+from moembed.serve.embedding import chosen_prompt, embed, require_few, require_short
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import TeiFailure, body_of, failures
 from moembed.serve.records import record_of
+from moembed.serve.refusals import require_few as require_few_tokens
 from moembed.serve.replies import json_reply
 from moembed.serve.reranking import scored
 from moembed.serve.state import EmbeddedTexts, State, Truncate, state_of
@@ -137,6 +138,7 @@ async def tokenize(request: Request) -> Response:
     state = state_of(request)
     require_few(state, body.inputs, "inputs")
     _, prompt = chosen_prompt(state, None, body.prompt_name, body.prompt)
+    require_short(state, prompt or "", body.inputs, "inputs")
     record_of(request.scope).texts = len(body.inputs)
     texts = [(prompt or "") + text for text in body.inputs]
     loop = asyncio.get_running_loop()
@@ -149,7 +151,10 @@ def _tokens(state: State, texts: list[str], special: bool) -> list[list[dict[str
     """Every token with its place in the text, in characters; a special token stands nowhere."""
     found = []
     backend = state.model.embedder.tokenizer.backend
-    for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=special), strict=True):
+    encodings = backend.encode_batch(texts, add_special_tokens=special)
+    # an entry of the reply is fifty times a token's share of the body
+    require_few_tokens(sum(map(len, encodings)), state.settings.request_tokens)
+    for text, encoding in zip(texts, encodings, strict=True):
         columns = (encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask)
         tokens = []
         for token, word, (start, stop), mark in zip(*columns, strict=True):
@@ -171,6 +176,7 @@ async def rerank(request: Request) -> Response:
     state = state_of(request)
     require_few(state, body.texts, "texts")
     require_side(state, body.truncation_direction)
+    require_short(state, body.query, body.texts, "texts")
     record_of(request.scope).texts = len(body.texts)
     activation = "identity" if body.raw_scores else "sigmoid"
     found = await scored(request, body.query, body.texts, truncate=body.truncate, activation=activation)
