@@ -7,7 +7,10 @@ import logging
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from starlette.testclient import TestClient
+
+from moembed.serve import bodies
 
 JSON = {"content-type": "application/json"}
 
@@ -159,3 +162,50 @@ def test_only_plain_request_ids_are_taken_over(server: TestClient, given: str) -
     found = server.get("/health", headers={"x-request-id": given}).headers["x-request-id"]
     assert found != given
     assert found.isalnum()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/embeddings", {"input": "a"} | {f"k{number}": 1 for number in range(20_000)}, 400),
+        ("/v1/embeddings", {"input": [[0]] * 100_000}, 413),
+        ("/v1/embeddings", {"input": [0] * 600_000}, 413),
+        ("/v1/embeddings", {"input": [[0] * 600_000]}, 413),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["a"] * 100_000}}, 413),
+        ("/rerank", {"query": "a", "texts": ["a"] * 100_000}, 413),
+    ],
+)
+def test_what_is_far_too_much_is_not_looked_at_entry_by_entry(
+    server: TestClient, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], status: int
+) -> None:
+    """That would hold all other requests up, for seconds or minutes."""
+    kinds = (bodies.EmbeddingsBody, bodies.SimilarityBody, bodies.RerankBody)
+    for kind in kinds:
+        monkeypatch.setattr(kind, "model_validate", lambda values: pytest.fail("it was looked at"))
+    reply = server.post(path, json=body)
+    assert reply.status_code == status
+    assert "Traceback" not in reply.text
+
+
+def test_of_many_wrong_texts_one_is_named() -> None:
+    with pytest.raises(ValidationError) as raised:
+        bodies.RerankBody.model_validate({"query": "a", "texts": [1] * 2000})
+    assert raised.value.error_count() == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/tokenize"])
+def test_a_prompt_counts_once_for_each_text(server: TestClient, path: str) -> None:
+    """A body of 30 kB that asks for 40 MB to be read."""
+    name = "inputs" if path == "/tokenize" else "input"
+    reply = server.post(path, json={name: ["a"] * 2000, "prompt": "x" * 20_000})
+    assert reply.status_code == 413
+    assert "in front of each" in reply.text
+    longer = server.post(path, json={name: "a", "prompt": "x" * 20_001})
+    assert longer.status_code in (400, 422)
+    assert "at most 20000 characters" in longer.text
+
+
+def test_the_tokens_of_a_text_are_not_shown_without_end(open_server: Any) -> None:
+    small = open_server(request_tokens=50)
+    assert small.post("/tokenize", json={"inputs": "mole " * 10}).status_code == 200
+    assert small.post("/tokenize", json={"inputs": "mole " * 60}).status_code == 413

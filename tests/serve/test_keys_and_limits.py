@@ -24,7 +24,7 @@ def bearer(key: str) -> dict[str, str]:
 def locked(open_server: Any, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     file = tmp_path_factory.mktemp("keys") / "keys.txt"
     file.write_text("# of the second team\nfrom-file\n\n")
-    return open_server(api_keys=("first", "sécond"), api_key_file=file)
+    return open_server(api_keys=("first", "second"), api_key_file=file)
 
 
 @pytest.mark.parametrize("key", ["first", "from-file"])

@@ -164,3 +164,21 @@ def test_an_index_of_another_model_is_refused(index: Index, make_model: Any, tmp
         open_index(index.path, make_model(seed=9))
     with pytest.raises(UserError, match="not an index"):
         open_index(tmp_path, make_model(seed=9))
+
+
+def test_a_condition_that_is_too_deep_is_a_sentence(searching: TestClient) -> None:
+    """Deeper than orjson writes, and not deeper than it reads."""
+    where: Any = {"column": "year", "op": "=", "value": 1}
+    for _ in range(300):
+        where = {"not": where}
+    content = json.dumps({"query": "mole", "where": where})
+    reply = searching.post("/search", content=content, headers={"content-type": "application/json"})
+    assert reply.status_code == 400
+    assert "too deep" in reply.json()["error"]["message"]
+
+
+def test_a_small_body_cannot_ask_for_millions_of_rows(searching: TestClient) -> None:
+    assert searching.post("/search", json={"query": ["mole"] * 10, "k": 1000}).status_code == 200
+    reply = searching.post("/search", json={"query": ["mole"] * 11, "k": 1000})
+    assert reply.status_code == 413
+    assert reply.json()["error"]["param"] == "k"

@@ -112,3 +112,28 @@ def test_mistakes_on_the_command_line(run: Run, arguments: list[str], said: str)
     assert said in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_a_file_of_keys_as_windows_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes("\ufeffone\r\n\r\n  # ours\r\n two \r\n".encode())
+    assert ServeSettings(model="m", api_key_file=file).keys() == ["one", "two"]
+
+
+@pytest.mark.parametrize("key", ["sch\u00fcssel", "two words", "a\x00b"])
+def test_a_key_that_no_request_can_bring_is_refused(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"fine\n{key}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="key 2 has a space") as raised:
+        ServeSettings(model="m", api_key_file=file).keys()
+    assert key not in str(raised.value)
+    with pytest.raises(UserError, match="bearer key cannot have"):
+        load_settings({"model": "m", "api_keys": [key]})
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "HOST"])
+def test_an_empty_variable_opens_no_server(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """No key would let everyone in, and no host would be every address of the machine."""
+    monkeypatch.setenv(f"MOEMBED_SERVE_{name}", "")
+    with pytest.raises(UserError, match=name.lower()):
+        load_settings({"model": "m"})

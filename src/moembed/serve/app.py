@@ -77,7 +77,8 @@ def create_app(
     )
     if keys := Keys(settings.keys()):
         app.add_middleware(RequireKey, keys=keys, open_paths=("/metrics",) if settings.open_metrics else ())
-    if settings.cors_origins:
+    app.add_middleware(LogRequests, metrics=state.metrics)
+    if settings.cors_origins:  # around what answers for failures: a page elsewhere must be able to read them
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -85,7 +86,6 @@ def create_app(
             allow_headers=("authorization", "content-type", "x-request-id"),
             expose_headers=("x-request-id", "retry-after"),
         )
-    app.add_middleware(LogRequests, metrics=state.metrics)
     app.add_middleware(tracing.TraceRequests)
     return app
 

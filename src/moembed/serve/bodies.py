@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema
 from starlette.requests import Request
 
 from moembed.serve.errors import RequestError
 from moembed.serve.records import header
 from moembed.serve.replies import EncodingFormat
-from moembed.serve.state import Truncate
+from moembed.serve.state import Truncate, state_of
 from moembed.validation import sentences
 
 Inputs = list[str] | list[list[int]]
@@ -109,12 +109,20 @@ AnyTag = Annotated[Any, AfterValidator(_tag), WithJsonSchema(_TAG_SCHEMA)]
 
 def _condition(value: Any) -> Any:
     """A condition may be no longer than people write: every comparison reads a whole column."""
-    if value is not None and len(orjson.dumps(value)) > _LONGEST_CONDITION:
+    try:
+        size = len(orjson.dumps(value))
+    except orjson.JSONEncodeError:  # it writes less deep than it reads
+        raise ValueError("its conditions stand too deep inside one another") from None
+    if size > _LONGEST_CONDITION:
         raise ValueError(f"it is longer than {_LONGEST_CONDITION} bytes: ask for less at once")
     return value
 
 
 _LONGEST_CONDITION = 10_000
+_LONGEST_PROMPT = 20_000  # characters; some are kept, and each is read once for every text
+_MOST_KEYS = 64
+# Many of one request's texts are wrong at once, and one sentence says so.
+Texts = Annotated[list[str], FailFast(), Field(min_length=1)]
 Condition = Annotated[str | dict[str, Any] | None, AfterValidator(_condition)]
 
 
@@ -134,8 +142,14 @@ class EmbeddingsBody(Body):
     user: str | None = Field(None, description="Accepted, as clients send it, and not used.")
     input_type: InputType | None = Field(None, description="Puts the model's prompt for it in front.")
     prompt_name: str | None = Field(None, description="Puts the model's prompt of this name in front.")
+<<<<<<< HEAD
     prompt: str | None = Field(None, description="Puts this text in front, whatever the model's prompts.")
     tag: AnyTag = Field(None, description=TAG)
+=======
+    prompt: str | None = Field(
+        None, max_length=_LONGEST_PROMPT, description="Puts this text in front, whatever the model's prompts."
+    )
+>>>>>>> breaker
     truncate: Truncate | None = Field(
         None, description="A text that is too long: refuse it, cut it, or average over its chunks."
     )
@@ -155,7 +169,7 @@ class EmbedBody(Body):
 
 class SimilarityInputs(Body):
     source_sentence: str
-    sentences: list[str] = Field(min_length=1)
+    sentences: Texts
 
 
 class SimilarityParameters(Body):
@@ -178,7 +192,11 @@ class TokenizeBody(Body):
     inputs: AnyTexts
     add_special_tokens: bool = True
     prompt_name: str | None = None
-    prompt: str | None = Field(None, description="Our own: this text in front, in place of a prompt's name.")
+    prompt: str | None = Field(
+        None,
+        max_length=_LONGEST_PROMPT,
+        description="Our own: this text in front, not a prompt's name.",
+    )
 
 
 class SpaceBody(Body):
@@ -187,8 +205,12 @@ class SpaceBody(Body):
     model: str | None = None
     input_type: InputType | None = None
     prompt_name: str | None = None
+<<<<<<< HEAD
     prompt: str | None = None
     tag: AnyTag = Field(None, description=TAG)
+=======
+    prompt: str | None = Field(None, max_length=_LONGEST_PROMPT)
+>>>>>>> breaker
     dimensions: int | None = Field(None, ge=1)
 
 
@@ -196,7 +218,7 @@ class RerankBody(Body):
     """TEI's."""
 
     query: str
-    texts: list[str] = Field(min_length=1)
+    texts: Texts
     truncate: bool | None = None
     truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
     raw_scores: bool = False
@@ -251,12 +273,38 @@ async def read_body(request: Request, kind: type[_Kind], wrong: int = 400) -> _K
         raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(values, dict):
         raise RequestError(wrong, 'the body must be a JSON object, such as {"input": "a text"}')
+    settings = state_of(request).settings
+    _require_small(values, settings.max_texts, settings.request_tokens, wrong)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         where = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
         message = "; ".join(sentences(kind, values, error)[:3])
         raise RequestError(wrong, message, param=_path(where), code="invalid_value") from None
+
+
+def _require_small(values: dict[str, Any], texts: int, tokens: int, wrong: int) -> None:
+    """Refuse what is far too much before each entry of it is looked at: that would hold everybody up.
+
+    Raises:
+        RequestError: more keys than any body has; 413, more texts or token ids than a request may have.
+    """
+    groups = [values, *(value for value in values.values() if isinstance(value, dict))]
+    for group in groups:
+        if len(group) > _MOST_KEYS:
+            raise RequestError(wrong, f"the body has {len(group)} keys in one place, which no request has")
+        for name, value in group.items():
+            if not isinstance(value, list) or not value:
+                continue
+            is_ids = type(value[0]) is int
+            if len(value) > (tokens if is_ids else texts):
+                what, most = ("token ids", tokens) if is_ids else ("entries", texts)
+                message = f"{name[:40]} has {len(value)} {what}; send at most {most} in a request"
+                raise RequestError(413, message, param=name[:40])
+            count = sum(len(row) for row in value if type(row) is list)
+            if count > tokens:
+                message = f"{name[:40]} has {count} token ids; send at most {tokens} in a request"
+                raise RequestError(413, message, param=name[:40])
 
 
 def _path(parts: Sequence[Any]) -> str | None:

@@ -12,6 +12,7 @@ from moembed.encoding import FULL, Tag, View
 from moembed.serve.bodies import INPUT_TYPES, Inputs, InputType
 from moembed.serve.errors import RequestError
 from moembed.serve.records import record_of
+from moembed.serve.refusals import refused
 from moembed.serve.state import EmbeddedTexts, State, Truncate, state_of
 from moembed.types import UserError
 
@@ -60,6 +61,8 @@ async def embed(
             "token ids are read as they are: put the prompt in front as tokens, or send texts",
             param=param,
         )
+    texts = [text for text in inputs if isinstance(text, str)]
+    require_short(state, _front(state, role, prompt), texts, param)
     record = record_of(request.scope)
     record.texts = len(inputs)
     found = await state.model.embed(
@@ -75,6 +78,11 @@ async def embed(
     return found
 
 
+def _front(state: State, role: str | None, prompt: str | None) -> str:
+    with refused("prompt"):
+        return state.model.embedder.prefix(role, prompt)
+
+
 def require_few(state: State, inputs: Sequence[object], param: str) -> None:
     """Raise RequestError where a request has more texts than it may."""
     most = state.settings.max_texts
@@ -84,6 +92,7 @@ def require_few(state: State, inputs: Sequence[object], param: str) -> None:
         )
 
 
+<<<<<<< HEAD
 def chosen_prompt(state: State, purpose: Purpose) -> tuple[str | None, str | None]:
     """The role and the prompt that a request asks for, as ``Embedder.vectors`` takes them.
 
@@ -91,6 +100,25 @@ def chosen_prompt(state: State, purpose: Purpose) -> tuple[str | None, str | Non
     """
     name, kind = purpose.prompt_name, purpose.input_type
     if sum(given is not None for given in (kind, name, purpose.prompt)) > 1:
+=======
+def require_short(state: State, front: str, texts: Sequence[str], param: str) -> None:
+    """Raise RequestError where texts, each with what is read in front of it, are more than a body may be.
+
+    A body of a few kilobytes would else keep the tokenizer busy for hours: one long prompt, many short texts.
+    """
+    most = state.settings.max_body_bytes
+    size = len(front) * len(texts) + sum(map(len, texts))
+    if size > most:
+        message = f"{len(texts)} texts, and {len(front)} characters in front of each, are {size} characters"
+        raise RequestError(413, f"{message}: send at most {most} in a request", param=param)
+
+
+def chosen_prompt(
+    state: State, input_type: InputType | None, prompt_name: str | None, prompt: str | None = None
+) -> tuple[str | None, str | None]:
+    """The role or the prompt that a request asks for; None and None: nothing goes in front."""
+    if sum(given is not None for given in (input_type, prompt_name, prompt)) > 1:
+>>>>>>> breaker
         raise RequestError(400, "send one of input_type, prompt_name and prompt", param="prompt_name")
     if name is None:
         return (None if kind is None else INPUT_TYPES[kind]), purpose.prompt

@@ -101,9 +101,10 @@ def listen(settings: ServeSettings) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((settings.host, settings.port))
         found.listen(1024)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name that can be no machine's
         found.close()
-        place = f"{settings.host}:{settings.port} ({error.strerror})"
+        why = (error.strerror if isinstance(error, OSError) else None) or "no name of a machine"
+        place = f"{settings.host}:{settings.port} ({why})"
         raise UserError(f"cannot listen on {place}: choose another --host or --port") from None
     found.set_inheritable(True)
     return found

@@ -33,7 +33,17 @@ def _split(value: Any) -> Any:
 
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+
+
+def _keys(value: Any) -> Any:
+    """Keys that are given, and are none, would be a server that is open to all by mistake."""
+    found = _split(value)
+    if isinstance(value, str) and not found:
+        raise ValueError("it is empty: give at least one key, or leave the setting out")
+    return found
+
+
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_keys)]
 
 
 class ServeSettings(BaseSettings):
@@ -45,7 +55,9 @@ class ServeSettings(BaseSettings):
     name: str = Field("", description="What clients call the model; default: the last part of its path.")
     index: Path | None = Field(None, description="An index folder, or a run that holds one, for /search.")
     reranker: str | None = Field(None, description="A cross-encoder for /rerank and /search with rerank.")
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0: every one of the machine.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0: every one of the machine."
+    )
     port: int = Field(8000, ge=0, le=65535, description="0: any free one.")
     workers: int = Field(1, ge=1, le=256, description="Processes that share the port and the model's memory.")
     dtype: Dtype = Field("auto", description="auto: bfloat16 where the hardware has it, else float32.")
@@ -86,6 +98,8 @@ class ServeSettings(BaseSettings):
     def _no_empty_key(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if any(not key.get_secret_value().strip() for key in keys):
             raise ValueError("a key must not be empty")
+        if not all(_can_be_sent(key.get_secret_value().strip()) for key in keys):
+            raise ValueError("a key has a space or a character outside ASCII, which a bearer key cannot have")
         return keys
 
     @property
@@ -103,13 +117,23 @@ class ServeSettings(BaseSettings):
         if self.api_key_file is None:
             return found
         try:
-            lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
+            lines = self.api_key_file.read_text(encoding="utf-8-sig").splitlines()  # without Windows' mark
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the keys in {self.api_key_file}: {reason(error)}") from None
-        listed = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        listed = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
         if not listed:
             raise UserError(f"{self.api_key_file} holds no key: write one a line, or leave the setting out")
+        for number, key in enumerate(listed, start=1):
+            if not _can_be_sent(key):
+                raise UserError(
+                    f"{self.api_key_file}: key {number} has a space or a character outside ASCII, which a "
+                    "bearer key cannot have: choose another"
+                )
         return found + listed
+
+
+def _can_be_sent(key: str) -> bool:
+    return key.isascii() and key.isprintable() and " " not in key
 
 
 def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> tuple[ServeSettings, dict[str, str]]:

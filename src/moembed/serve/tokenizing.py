@@ -38,8 +38,9 @@ class TokenizerThreads:
             UserError: a text or a prompt that is no string, or no valid Unicode.
         """
         rows: list[list[int]] = []
-        for start, end in _slices(texts):
-            pool = self._short if end - start > 1 or _size(texts[start]) <= _SLICE else self._long
+        for start, end in _slices(texts, len(prompt)):
+            size = len(prompt) + _size(texts[start])
+            pool = self._short if end - start > 1 or size <= _SLICE else self._long
             rows += await _in(pool, self._whole, texts[start:end], prompt, start)
         return rows
 
@@ -68,14 +69,18 @@ def _size(text: object) -> int:
     return len(text) if isinstance(text, str) else 0
 
 
-def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Where neighbouring texts of together at most a slice start and end, or a longer text alone."""
+def _slices(texts: Sequence[str], front: int = 0) -> Iterator[tuple[int, int]]:
+    """Where neighbouring texts of together at most a slice start and end, or a longer text alone.
+
+    Args:
+        front: characters that are read before each of them.
+    """
     start = size = 0
     for place, text in enumerate(texts):
-        if place > start and size + _size(text) > _SLICE:
+        if place > start and size + front + _size(text) > _SLICE:
             yield start, place
             start, size = place, 0
-        size += _size(text)
+        size += front + _size(text)
     if start < len(texts):
         yield start, len(texts)
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from moembed.encoding import View
 from moembed.search.index import Hit
 from moembed.serve.bodies import SearchBody, read_body
-from moembed.serve.embedding import chosen_view, require_few
+from moembed.serve.embedding import chosen_view, require_few, require_short
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
 from moembed.serve.records import record_of
@@ -24,6 +24,8 @@ from moembed.serve.searching import Question
 from moembed.serve.state import State, state_of
 
 router = APIRouter(tags=["Search"])
+
+MOST_HITS = 10_000  # of a reply: each is a whole row of the index
 
 
 class HitReply(BaseModel):
@@ -59,6 +61,10 @@ async def search(request: Request) -> Response:
         raise RequestError(404, "this server has no index: start it with --index DIR", code="no_index")
     queries, view = body.query, _view(state, body)
     require_few(state, queries, "query")
+    require_short(state, state.model.embedder.prefix("query", None), queries, "query")
+    if len(queries) * body.k > MOST_HITS:
+        message = f"{len(queries)} queries with k {body.k} may be {len(queries) * body.k} hits"
+        raise RequestError(413, f"{message}: ask for at most {MOST_HITS} in a request", param="k")
     record = record_of(request.scope)
     record.texts = len(queries)
     # the vectors of the queries, as long as those that they are compared with
@@ -110,6 +116,7 @@ def _view(state: State, body: SearchBody) -> View:
 async def _reranked(request: Request, query: str, hits: list[Hit], column: str | None) -> list[Hit]:
     """The same hits by the reranker's score, which takes the place of the cosine."""
     texts = [str(hit.row.get(column or "") or "") for hit in hits]
+    require_short(state_of(request), query, [""] * len(texts), "query")
     found = await scored(request, query, texts, truncate=True)
     order = np.argsort(-found.array, kind="stable").tolist()
     return [replace(hits[n], score=float(found.array[n])) for n in order]

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from moembed import __version__
+<<<<<<< HEAD
 from moembed.serve.bodies import (
     EmbedBody,
     RerankBody,
@@ -24,9 +25,14 @@ from moembed.serve.bodies import (
     read_body,
 )
 from moembed.serve.embedding import Purpose, chosen_prompt, default_tag, embed, require_few, tag_names
+=======
+from moembed.serve.bodies import EmbedBody, RerankBody, SimilarityBody, TokenizeBody, read_body
+from moembed.serve.embedding import chosen_prompt, embed, require_few, require_short
+>>>>>>> breaker
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import TeiFailure, body_of, failures
 from moembed.serve.records import record_of
+from moembed.serve.refusals import require_few as require_few_tokens
 from moembed.serve.replies import json_reply
 from moembed.serve.reranking import scored
 from moembed.serve.state import EmbeddedTexts, State, Truncate, state_of
@@ -143,7 +149,12 @@ async def tokenize(request: Request) -> Response:
     body = await read_body(request, TokenizeBody, _WRONG)
     state = state_of(request)
     require_few(state, body.inputs, "inputs")
+<<<<<<< HEAD
     _, prompt = chosen_prompt(state, Purpose(prompt_name=body.prompt_name, prompt=body.prompt))
+=======
+    _, prompt = chosen_prompt(state, None, body.prompt_name, body.prompt)
+    require_short(state, prompt or "", body.inputs, "inputs")
+>>>>>>> breaker
     record_of(request.scope).texts = len(body.inputs)
     texts = [(prompt or "") + text for text in body.inputs]
     loop = asyncio.get_running_loop()
@@ -156,7 +167,10 @@ def _tokens(state: State, texts: list[str], special: bool) -> list[list[dict[str
     """Every token with its place in the text, in characters; a special token stands nowhere."""
     found = []
     backend = state.model.embedder.tokenizer.backend
-    for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=special), strict=True):
+    encodings = backend.encode_batch(texts, add_special_tokens=special)
+    # an entry of the reply is fifty times a token's share of the body
+    require_few_tokens(sum(map(len, encodings)), state.settings.request_tokens)
+    for text, encoding in zip(texts, encodings, strict=True):
         columns = (encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask)
         tokens = []
         for token, word, (start, stop), mark in zip(*columns, strict=True):
@@ -178,6 +192,7 @@ async def rerank(request: Request) -> Response:
     state = state_of(request)
     require_few(state, body.texts, "texts")
     require_side(state, body.truncation_direction)
+    require_short(state, body.query, body.texts, "texts")
     record_of(request.scope).texts = len(body.texts)
     activation = "identity" if body.raw_scores else "sigmoid"
     found = await scored(request, body.query, body.texts, truncate=body.truncate, activation=activation)
