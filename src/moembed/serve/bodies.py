@@ -142,14 +142,10 @@ class EmbeddingsBody(Body):
     user: str | None = Field(None, description="Accepted, as clients send it, and not used.")
     input_type: InputType | None = Field(None, description="Puts the model's prompt for it in front.")
     prompt_name: str | None = Field(None, description="Puts the model's prompt of this name in front.")
-<<<<<<< HEAD
-    prompt: str | None = Field(None, description="Puts this text in front, whatever the model's prompts.")
-    tag: AnyTag = Field(None, description=TAG)
-=======
     prompt: str | None = Field(
         None, max_length=_LONGEST_PROMPT, description="Puts this text in front, whatever the model's prompts."
     )
->>>>>>> breaker
+    tag: AnyTag = Field(None, description=TAG)
     truncate: Truncate | None = Field(
         None, description="A text that is too long: refuse it, cut it, or average over its chunks."
     )
@@ -205,12 +201,8 @@ class SpaceBody(Body):
     model: str | None = None
     input_type: InputType | None = None
     prompt_name: str | None = None
-<<<<<<< HEAD
-    prompt: str | None = None
-    tag: AnyTag = Field(None, description=TAG)
-=======
     prompt: str | None = Field(None, max_length=_LONGEST_PROMPT)
->>>>>>> breaker
+    tag: AnyTag = Field(None, description=TAG)
     dimensions: int | None = Field(None, ge=1)
 
 

@@ -92,15 +92,6 @@ def require_few(state: State, inputs: Sequence[object], param: str) -> None:
         )
 
 
-<<<<<<< HEAD
-def chosen_prompt(state: State, purpose: Purpose) -> tuple[str | None, str | None]:
-    """The role and the prompt that a request asks for, as ``Embedder.vectors`` takes them.
-
-    The name of a prompt is a role too, where it is one of a model whose tags are roles.
-    """
-    name, kind = purpose.prompt_name, purpose.input_type
-    if sum(given is not None for given in (kind, name, purpose.prompt)) > 1:
-=======
 def require_short(state: State, front: str, texts: Sequence[str], param: str) -> None:
     """Raise RequestError where texts, each with what is read in front of it, are more than a body may be.
 
@@ -113,12 +104,13 @@ def require_short(state: State, front: str, texts: Sequence[str], param: str) ->
         raise RequestError(413, f"{message}: send at most {most} in a request", param=param)
 
 
-def chosen_prompt(
-    state: State, input_type: InputType | None, prompt_name: str | None, prompt: str | None = None
-) -> tuple[str | None, str | None]:
-    """The role or the prompt that a request asks for; None and None: nothing goes in front."""
-    if sum(given is not None for given in (input_type, prompt_name, prompt)) > 1:
->>>>>>> breaker
+def chosen_prompt(state: State, purpose: Purpose) -> tuple[str | None, str | None]:
+    """The role and the prompt that a request asks for, as ``Embedder.vectors`` takes them.
+
+    The name of a prompt is a role too, where it is one of a model whose tags are roles.
+    """
+    name, kind = purpose.prompt_name, purpose.input_type
+    if sum(given is not None for given in (kind, name, purpose.prompt)) > 1:
         raise RequestError(400, "send one of input_type, prompt_name and prompt", param="prompt_name")
     if name is None:
         return (None if kind is None else INPUT_TYPES[kind]), purpose.prompt

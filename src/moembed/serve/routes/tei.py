@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from moembed import __version__
-<<<<<<< HEAD
 from moembed.serve.bodies import (
     EmbedBody,
     RerankBody,
@@ -24,11 +23,15 @@ from moembed.serve.bodies import (
     TokenizeBody,
     read_body,
 )
-from moembed.serve.embedding import Purpose, chosen_prompt, default_tag, embed, require_few, tag_names
-=======
-from moembed.serve.bodies import EmbedBody, RerankBody, SimilarityBody, TokenizeBody, read_body
-from moembed.serve.embedding import chosen_prompt, embed, require_few, require_short
->>>>>>> breaker
+from moembed.serve.embedding import (
+    Purpose,
+    chosen_prompt,
+    default_tag,
+    embed,
+    require_few,
+    require_short,
+    tag_names,
+)
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import TeiFailure, body_of, failures
 from moembed.serve.records import record_of
@@ -149,12 +152,8 @@ async def tokenize(request: Request) -> Response:
     body = await read_body(request, TokenizeBody, _WRONG)
     state = state_of(request)
     require_few(state, body.inputs, "inputs")
-<<<<<<< HEAD
     _, prompt = chosen_prompt(state, Purpose(prompt_name=body.prompt_name, prompt=body.prompt))
-=======
-    _, prompt = chosen_prompt(state, None, body.prompt_name, body.prompt)
     require_short(state, prompt or "", body.inputs, "inputs")
->>>>>>> breaker
     record_of(request.scope).texts = len(body.inputs)
     texts = [(prompt or "") + text for text in body.inputs]
     loop = asyncio.get_running_loop()
