@@ -237,6 +237,21 @@ def test_roles_need_no_tag(roles_url: str, roles: Embedder, texts: list[str]) ->
             client.encode(texts)
 
 
+def test_roles_need_no_words_in_front(make_model: MakeModel, texts: list[str]) -> None:
+    model = tagged_model(
+        make_model(prompts={"query": "", "document": ""}).parts(), tags=["query", "document"]
+    )
+    with live(model) as url, Client(url) as client:
+        for role in ("query", "document"):
+            expected = model.encode(texts, tag=role)
+            reply = client._connection.ask("POST", "/embed", {"inputs": texts, "prompt_name": role})
+            assert near(np.array(reply, dtype=np.float32), expected)
+            assert near(client.encode(texts, prompt_name=role), expected)
+            ours, theirs = client.vectors(texts, role=role), model.vectors(texts, role=role)
+            assert near(ours.array, expected)
+            assert ours.space == theirs.space
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
