@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from moembed.embedder import Embedder
 from moembed.serve.bodies import InspectBody, read_body
-from moembed.serve.embedding import chosen_prompt
+from moembed.serve.embedding import chosen_prompt, require_short
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
 from moembed.serve.records import record_of
@@ -185,6 +185,7 @@ def _parameters(embedder: Embedder) -> tuple[int, int]:
 async def inspect(request: Request) -> Response:
     body, state = await read_body(request, InspectBody), state_of(request)
     role, prompt = chosen_prompt(state, body.input_type, body.prompt_name)
+    require_short(state, "", [body.text], "text")
     if not state.model.ready:
         raise RequestError(503, "the model is being loaded: ask again in a second", retry_after=1)
     if state.inspecting >= MOST_AT_ONCE:
