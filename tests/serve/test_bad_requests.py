@@ -209,3 +209,13 @@ def test_the_tokens_of_a_text_are_not_shown_without_end(open_server: Any) -> Non
     small = open_server(request_tokens=50)
     assert small.post("/tokenize", json={"inputs": "mole " * 10}).status_code == 200
     assert small.post("/tokenize", json={"inputs": "mole " * 60}).status_code == 413
+
+
+def test_a_text_that_would_take_gigabytes_is_not_tokenized(
+    server: TestClient, served_embedder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(served_embedder.tokenizer), "whole_rows", lambda *_, **__: pytest.fail("it was"))
+    for path, name in (("/v1/embeddings", "input"), ("/tokenize", "inputs"), ("/inspect", "text")):
+        reply = server.post(path, json={name: "mole " * 300_000})
+        assert reply.status_code == 413, path
+        assert "send it in pieces" in reply.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,31 @@ def test_a_small_body_cannot_ask_for_millions_of_rows(searching: TestClient) -> 
     reply = searching.post("/search", json={"query": ["mole"] * 11, "k": 1000})
     assert reply.status_code == 413
     assert reply.json()["error"]["param"] == "k"
+
+
+def test_an_index_that_is_copied_in_place_is_found_when_it_is_whole(
+    open_server: Any, served_embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest is there first, and for a while no version can be opened."""
+    monkeypatch.setattr("moembed.serve.searching._RETRY", 0.0)
+    (tmp_path / "new").mkdir()
+    opened = make_index(served_embedder, tmp_path, DOCUMENTS[:2])
+    fresh = make_index(served_embedder, tmp_path / "new", DOCUMENTS)
+    server = open_server(index=opened)
+
+    def ids() -> set[str]:
+        (hits,) = server.post("/search", json={"query": "mole", "k": 9}).json()["results"]
+        return {hit["id"] for hit in hits}
+
+    assert ids() == {"d1", "d2"}
+    shutil.rmtree(opened.path)
+    gone = server.post("/search", json={"query": "mole"})
+    assert gone.status_code == 503
+    assert gone.json()["error"]["code"] == "index_unavailable"
+    opened.path.mkdir()
+    files = sorted(fresh.path.iterdir(), key=lambda file: file.name != "manifest.json")
+    for file in files:
+        shutil.copy(file, opened.path)
+        if file is not files[-1]:
+            assert server.post("/search", json={"query": "mole"}).status_code == 503
+    assert ids() == {"d1", "d2", "d3", "d4"}

@@ -16,6 +16,8 @@ from moembed.serve.refusals import refused
 from moembed.serve.state import EmbeddedTexts, State, Truncate, state_of
 from moembed.types import UserError
 
+_CHARACTERS = 2  # of one text, for every token that a request may have
+
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
@@ -93,10 +95,18 @@ def require_few(state: State, inputs: Sequence[object], param: str) -> None:
 
 
 def require_short(state: State, front: str, texts: Sequence[str], param: str) -> None:
-    """Raise RequestError where texts, each with what is read in front of it, are more than a body may be.
+    """Raise RequestError where texts, each with what is read in front of it, are too much to tokenize.
 
     A body of a few kilobytes would else keep the tokenizer busy for hours: one long prompt, many short texts.
+    And a tokenizer takes hundreds of bytes of memory for each character of one text.
     """
+    longest = _CHARACTERS * state.settings.request_tokens
+    for place, text in enumerate(texts):
+        if len(text) > longest:
+            message = (
+                f"text {place} has {len(text)} characters; one text may have {longest}: send it in pieces"
+            )
+            raise RequestError(413, message, param=param)
     most = state.settings.max_body_bytes
     size = len(front) * len(texts) + sum(map(len, texts))
     if size > most:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from moembed.encoding import Tag, View, truncate
 from moembed.search.exact import search_parts
 from moembed.search.index import Hit, Index
 from moembed.serve.errors import RequestError
+from moembed.serve.logs import where
 from moembed.types import UserError
 
 log = logging.getLogger("moembed.serve")
+_RETRY = 1.0  # seconds
+_Stamp = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class ServedIndex:
 
     def __init__(self, index: Index) -> None:
         self._index, self._stamp = index, _stamp(index.path)
+        self._failed: _Stamp | None = None  # of a version that could not be opened
+        self._again = 0.0  # when that is tried again, by the monotonic clock
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(2, "search")
 
@@ -63,11 +69,14 @@ class ServedIndex:
         """The column that was embedded."""
         return self._index.manifest.get("column")
 
-    async def find(self, query_QM: np.ndarray, texts: Sequence[str], question: Question) -> list[list[Hit]]:
-        """For each query the best rows, the best first.
+    async def find(
+        self, query_QM: np.ndarray, texts: Sequence[str], question: Question
+    ) -> tuple[list[list[Hit]], int]:
+        """For each query the best rows, the best first; and the version of the index that they are of.
 
         Raises:
-            RequestError: 400, the condition is none, or asks for what the columns do not have.
+            RequestError: 400, the condition is none, or asks for what the columns do not have; 503, files of
+            the index are gone.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._find, query_QM, texts, question)
@@ -75,12 +84,25 @@ class ServedIndex:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _find(self, query_QM: np.ndarray, texts: Sequence[str], asked: Question) -> list[list[Hit]]:
+    def _find(
+        self, query_QM: np.ndarray, texts: Sequence[str], asked: Question
+    ) -> tuple[list[list[Hit]], int]:
         index = self._newest()
         try:
-            index.require_condition(asked.where)
+            index.columns  # noqa: B018  # read once, so that what fails below is the condition
+            try:
+                index.require_condition(asked.where)
+            except UserError as error:
+                raise RequestError(400, str(error), param="where", code="invalid_condition") from None
+            return self._found(index, query_QM, texts, asked), index.version
         except UserError as error:
-            raise RequestError(400, str(error), param="where", code="invalid_condition") from None
+            log.error("the index cannot be read", extra={"fields": where(error)})
+            message = "a file of the index is gone or damaged: whoever runs this server must restore it"
+            raise RequestError(503, message, code="index_unavailable", retry_after=5) from None
+
+    def _found(
+        self, index: Index, query_QM: np.ndarray, texts: Sequence[str], asked: Question
+    ) -> list[list[Hit]]:
         if asked.dim is not None and asked.dim < index.dim:
             parts = (truncate(vector_NM, asked.dim) for vector_NM in index.vectors())
             hits = search_parts(query_QM, parts, len(index), asked.k)
@@ -95,17 +117,22 @@ class ServedIndex:
         )
 
     def _newest(self) -> Index:
-        """The version in the folder now; the one before, where that cannot be opened or is foreign."""
+        """The version in the folder now; the one before, where that cannot be opened or is foreign.
+
+        What cannot be opened may be a folder that is still being copied, so it is tried again.
+        """
         with self._lock:
-            stamp = _stamp(self._index.path)
-            if stamp == self._stamp:
+            stamp, now = _stamp(self._index.path), time.monotonic()
+            if stamp == self._stamp or (stamp == self._failed and now < self._again):
                 return self._index
-            self._stamp = stamp
             try:
                 self._index = Index.open(self._index.path, self._index.space_id)
+                self._stamp, self._failed = stamp, None
                 log.info("the index was updated", extra={"fields": {"version": self._index.version}})
             except UserError:
-                log.error("the new version of the index cannot be read: the one before serves on")
+                if stamp != self._failed:
+                    log.error("the new version of the index cannot be read: the one before serves on")
+                self._failed, self._again = stamp, now + _RETRY
             return self._index
 
 
@@ -122,6 +149,7 @@ def open_index(path: Path, embedder: Embedder) -> Index:
     return opened
 
 
+<<<<<<< HEAD
 def _space(opened: Index, embedder: Embedder) -> str:
     """The space of the documents: that of their role, or with any tag that the model knows."""
     role, view = opened.manifest.get("role"), View(dim=opened.dim)
@@ -136,8 +164,12 @@ def _space(opened: Index, embedder: Embedder) -> str:
 
 def _stamp(path: Path) -> tuple[int, int] | None:
     """What changes when a new version is committed."""
+=======
+def _stamp(path: Path) -> _Stamp:
+    """What changes when a new version is committed; zeros: there is none."""
+>>>>>>> breaker
     try:
         found = os.stat(path / "manifest.json")
     except OSError:
-        return None
+        return 0, 0
     return found.st_ino, found.st_mtime_ns

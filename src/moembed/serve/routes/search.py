@@ -80,7 +80,7 @@ async def search(request: Request) -> Response:
     record.tokens, record.truncated_tokens = found.tokens, sum(found.truncated)
     embedded = time.perf_counter()
     question = Question(body.k, body.where, body.hybrid, body.weight, view.dim)
-    results = await index.find(found.array, queries, question)
+    results, version = await index.find(found.array, queries, question)
     searched = time.perf_counter()
     seconds = {"embed": embedded - started, "search": searched - embedded}
     if body.rerank:
@@ -89,7 +89,7 @@ async def search(request: Request) -> Response:
         results = [await _reranked(request, query, hits, column) for query, hits in pairs]
         seconds["rerank"] = time.perf_counter() - searched
     tokens = {"tokens": record.tokens, "truncated_tokens": record.truncated_tokens}
-    return json_reply({"results": results, **tokens, "seconds": seconds, "version": index.index.version})
+    return json_reply({"results": results, **tokens, "seconds": seconds, "version": version})
 
 
 def _view(state: State, body: SearchBody) -> View:
