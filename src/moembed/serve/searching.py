@@ -149,7 +149,6 @@ def open_index(path: Path, embedder: Embedder) -> Index:
     return opened
 
 
-<<<<<<< HEAD
 def _space(opened: Index, embedder: Embedder) -> str:
     """The space of the documents: that of their role, or with any tag that the model knows."""
     role, view = opened.manifest.get("role"), View(dim=opened.dim)
@@ -162,12 +161,8 @@ def _space(opened: Index, embedder: Embedder) -> str:
     return next((space for space in spaces if space == opened.space_id), own)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when a new version is committed."""
-=======
 def _stamp(path: Path) -> _Stamp:
     """What changes when a new version is committed; zeros: there is none."""
->>>>>>> breaker
     try:
         found = os.stat(path / "manifest.json")
     except OSError:

@@ -19,11 +19,7 @@ from starlette.responses import Response
 
 from moembed.embedder import Embedder
 from moembed.serve.bodies import InspectBody, read_body
-<<<<<<< HEAD
-from moembed.serve.embedding import Purpose, chosen_prompt, default_tag, tag_names
-=======
-from moembed.serve.embedding import chosen_prompt, require_short
->>>>>>> breaker
+from moembed.serve.embedding import Purpose, chosen_prompt, default_tag, require_short, tag_names
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
 from moembed.serve.records import record_of
@@ -195,12 +191,8 @@ def _parameters(embedder: Embedder) -> tuple[int, int]:
 )
 async def inspect(request: Request) -> Response:
     body, state = await read_body(request, InspectBody), state_of(request)
-<<<<<<< HEAD
     role, prompt = chosen_prompt(state, Purpose(body.input_type, body.prompt_name))
-=======
-    role, prompt = chosen_prompt(state, body.input_type, body.prompt_name)
     require_short(state, "", [body.text], "text")
->>>>>>> breaker
     if not state.model.ready:
         raise RequestError(503, "the model is being loaded: ask again in a second", retry_after=1)
     if state.inspecting >= MOST_AT_ONCE:
