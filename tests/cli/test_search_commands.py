@@ -15,6 +15,7 @@ from conftest import Run
 from moembed.embedder import Embedder
 from moembed.files import locked
 from moembed.search import embed as embed_module
+from moembed.search.index_writer import write_index
 
 TEXTS = ["owls hunt", "moles dig"]
 
@@ -159,6 +160,31 @@ def test_a_finished_index_survives_a_move(run: Run, saved_model: Path, tmp_path:
     shutil.move(tmp_path / "i", tmp_path / "j")
     hits = json.loads(run("search", tmp_path / "j", "owls", "--json")[1])
     assert np.isfinite([hit["score"] for hit in hits]).all()
+
+
+def test_the_index_of_a_run_is_updated_by_the_name_of_the_run(
+    run: Run, moe_model: Embedder, tmp_path: Path
+) -> None:
+    here = tmp_path / "run"
+    moe_model.save_pretrained(here / "model")
+    model = Embedder.from_pretrained(here / "model")
+    rows = [{"text": text, "id": text[0]} for text in TEXTS]
+    write_index(
+        here / "index", model.encode_document(TEXTS), rows, space_id=model.space(role="document"),
+        prompt_name=model.role_prompt("document"), column="text", model_path="../model", role="document",
+    )  # fmt: skip
+    source = tmp_path / "more.jsonl"
+    source.write_text('{"text": "bats fly", "id": "b"}\n')
+    code, _, err = run("index", source, "--out", here, "--dtype", "float32")
+    assert code == 0, err
+    code, out, err = run("index", "delete", here, "m", "--json")
+    assert (code, json.loads(out)["rows"]) == (0, 2), err
+    here.rename(tmp_path / "moved")
+    told = json.loads(run("index", "info", tmp_path / "moved", "--json")[1])
+    assert (told["rows"], told["version"], told["model"]) == (2, 2, "../model")
+    code, out, err = run("search", tmp_path / "moved", "bats", "--hybrid", "--json")
+    assert code == 0, err
+    assert {hit["id"] for hit in json.loads(out)} == {"o", "b"}
 
 
 def test_index_filter_update_delete_and_hybrid_search(run: Run, saved_model: Path, tmp_path: Path) -> None:

@@ -95,9 +95,10 @@ def build(
     """
     from moembed.search.embed import EmbedConfig
     from moembed.search.index_file import index_file
-    from moembed.search.index_manifest import read_manifest
+    from moembed.search.index_manifest import index_folder, read_manifest
     from moembed.search.index_model import model_name
 
+    out = index_folder(out)
     made = None
     if model is None:
         made = read_manifest(out)
@@ -141,8 +142,9 @@ def delete(
     Example: `moembed index delete corpus.index doc-17 doc-18`
     """
     from moembed.search.index_file import delete_rows
+    from moembed.search.index_manifest import index_folder
 
-    deleted, left = delete_rows(path, ids)
+    deleted, left = delete_rows(index_folder(path), ids)
     message = f"{path}: {deleted} deleted, {left} left"
     print_json({"path": str(path), "deleted": deleted, "rows": left, "message": message}) if json_ else print(
         message
@@ -158,8 +160,9 @@ def info(
     Example: `moembed index info corpus.index`
     """
     from moembed.search.index import Index
+    from moembed.search.index_manifest import index_folder
 
-    found = Index.open(path).info()
+    found = Index.open(index_folder(path)).info()
     if json_:
         print_json(found)
         return
@@ -204,10 +207,10 @@ def search(
     Example: `moembed search runs/demo "read a parquet file lazily"`
     """
     from moembed.search.index import Index
+    from moembed.search.index_manifest import index_folder
     from moembed.search.index_model import model_name
 
-    is_run = not (index / "manifest.json").exists() and (index / "index").is_dir()
-    opened = Index.open(index / "index" if is_run else index)
+    opened = Index.open(index_folder(index))
     opened.require_condition(where)  # a mistake in it is told before a model is loaded
     embedder = load_encoder(model or model_name(opened.path, opened.manifest), None, allow_pickle)
     number = max(k, candidates) if rerank else k

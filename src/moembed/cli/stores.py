@@ -36,10 +36,10 @@ def push(
     Example: `moembed index push notes.index --to postgresql://me@localhost/notes`
     """
     from moembed.search.index import Index
+    from moembed.search.index_manifest import index_folder
     from moembed.search.stores.push import default_name, open_store, push_index
 
-    is_run = not (index / "manifest.json").exists() and (index / "index").is_dir()
-    opened = Index.open(index / "index" if is_run else index)
+    opened = Index.open(index_folder(index))
     with (
         closing(open_store(to, name or default_name(index))) as store,
         when_interrupted(lambda: "run the same command again: rows that are there already are left alone"),

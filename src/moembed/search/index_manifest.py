@@ -125,6 +125,12 @@ def parts_of(manifest: dict[str, Any], field: str = "parts") -> list[Part]:
     ]
 
 
+def index_folder(path: Path) -> Path:
+    """The folder of the index that a run folder holds; any other folder as it is."""
+    is_run = not (path / "manifest.json").exists() and (path / "index" / "manifest.json").exists()
+    return path / "index" if is_run else path
+
+
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """None where there is none.
 

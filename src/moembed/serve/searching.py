@@ -19,6 +19,7 @@ from moembed.embedder import Embedder
 from moembed.encoding import Tag, View, truncate
 from moembed.search.exact import search_parts
 from moembed.search.index import Hit, Index
+from moembed.search.index_manifest import index_folder
 from moembed.serve.errors import RequestError
 from moembed.serve.logs import where
 from moembed.types import UserError
@@ -142,8 +143,7 @@ def open_index(path: Path, embedder: Embedder) -> Index:
     Raises:
         UserError: there is none, it is damaged, or this model did not make it.
     """
-    is_run = not (path / "manifest.json").exists() and (path / "index").is_dir()
-    opened = Index.open(path / "index" if is_run else path)
+    opened = Index.open(index_folder(path))
     with ThreadPoolExecutor(1) as thread:  # hashes the weights; see `Embedder.from_pretrained`
         opened.require_space(thread.submit(_space, opened, embedder).result())
     return opened
