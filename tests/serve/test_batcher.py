@@ -156,6 +156,23 @@ def test_cancelling_what_is_being_computed_harms_nobody(batcher: Batcher, model:
     assert ask(batcher, [2]).result(SECONDS).tolist() == [expected([2])]
 
 
+def test_more_than_is_computed_in_max_wait_is_refused(model: Model) -> None:
+    batcher = Batcher(model, replace(LIMITS, max_wait=1e-9))
+    batcher.start()
+    batcher.admit("some")  # nothing waits, and no speed is known
+    ask(batcher, [1]).result(SECONDS)
+    batcher.admit("some")
+    running = busy(batcher, model)
+    waiting = ask(batcher, [2])
+    with pytest.raises(RequestError) as caught:
+        batcher.admit("some")
+    assert caught.value.status == 429
+    model.gate.set()
+    assert running.result(SECONDS).tolist() == [expected([1])]
+    assert waiting.result(SECONDS).tolist() == [expected([2])]
+    batcher.close()
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_again(batcher: Batcher, model: Model) -> None:
     busy(batcher, model)
     batcher.admit("bulk")

@@ -127,7 +127,7 @@ class Batcher:
             waiting = self._queue.tokens + ahead
             most = self._queue_tokens * (1 if self._queue.tokens_of(client) else 2)
             speed = self._speed * self._lanes
-        if waiting >= most:
+        if waiting >= most or (speed and waiting > speed * self._limits.max_wait):
             seconds = waiting / 2 / speed if speed else 1.0
             raise RequestError(
                 429,

@@ -29,6 +29,8 @@ class BatchLimits:
             on threads of their own make more of the cores than all threads on one. None: one for each of
             PyTorch's threads, at most 4, and 1 on a GPU.
         request_tokens: most tokens of one request. None: as many as its client likes.
+        max_wait: seconds of work that may wait, by the measured speed, before further requests are refused:
+            their clients would have gone before an answer.
     """
 
     batch_tokens: int | None = None
@@ -37,6 +39,7 @@ class BatchLimits:
     batch_seconds: float = 0.05
     lanes: int | None = None
     request_tokens: int | None = None
+    max_wait: float = 20.0
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "queue_tokens", "lanes", "request_tokens"):
@@ -45,6 +48,8 @@ class BatchLimits:
                 raise UserError(f"{name} must be at least 1, not {value}")
         if not self.batch_seconds > 0:
             raise UserError(f"batch_seconds must be above 0, not {self.batch_seconds}")
+        if not self.max_wait > 0:
+            raise UserError(f"max_wait must be above 0, not {self.max_wait}")
         if not 0 <= self.max_age < float("inf"):
             raise UserError(f"max_age must be seconds, 0 or more, not {self.max_age}")
 
