@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
 from moembed.losses.nested import by_depth, matryoshka
+from moembed.losses.shaped import Tally
 from moembed.training.contrastive.batch import PairBatch
 from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig
 from moembed.types import UserError
@@ -33,7 +34,7 @@ class Objective(nn.Module):
             )
         if self.nested:
             model.dims = tuple(sorted(self.nested.dims, reverse=True))
-        self.fixed = config.temperature
+        self.config, self.fixed = config, config.temperature
         start = torch.tensor(-math.log(config.temperature), device=model.device)
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
 
@@ -41,8 +42,15 @@ class Objective(nn.Module):
     def temperature(self) -> float | Tensor:
         return self.fixed if self.log_scale is None else (-self.log_scale).exp()
 
-    def forward(self, vectors: dict[int, Tensor], batch: PairBatch) -> Tensor:
-        """This process's share of the batch's loss; ``vectors[l]``, ``(B, M)``, are those after l layers."""
+    def forward(
+        self, vectors: dict[int, Tensor], batch: PairBatch, tally: Tally | None = None, plain: bool = False
+    ) -> Tensor:
+        """This process's share of the batch's loss; ``vectors[l]``, ``(B, M)``, are those after l layers.
+
+        Args:
+            tally: counts negatives and weights, those of all prefixes and depths.
+            plain: without masks, weights and terms of the recipe's own, so that runs compare.
+        """
         loss = LOSSES[batch.loss]
         if self.nested:
             loss = matryoshka(loss, self.nested.dims, self.nested.weights)
@@ -50,10 +58,11 @@ class Objective(nn.Module):
         queries, known, weight_Q = len(batch.pairs), batch.known.to(device), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
         parts = {depth: torch.split(v, [queries, len(v) - queries]) for depth, v in vectors.items()}
+        shaping = None if plain else self.config.shaping(batch.owner_N.to(device))
         total = by_depth(loss, self.depths)(
             {depth: query_QM for depth, (query_QM, _) in parts.items()},
             {depth: document_NM for depth, (_, document_NM) in parts.items()},
-            known.positive_Q, known, mine_Q, temperature=self.temperature,
+            known.positive_Q, known, mine_Q, temperature=self.temperature, shaping=shaping, tally=tally,
         )  # fmt: skip
         return total if mine_Q is None else total * (mine_Q.sum() / queries)
 

@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, model_validator
 
 from moembed.config import Strict
+from moembed.training.contrastive.shaping import ShapingConfig
 from moembed.training.settings import EvaluateConfig, LoopConfig
 from moembed.types import UserError
 
@@ -27,13 +28,14 @@ class MatryoshkaConfig(Strict):
         return self
 
 
-class LossConfig(Strict):
+class LossConfig(ShapingConfig):
     """The loss of a step: ``kind``, over ``matryoshka`` prefixes and ``depths``, and the router's terms.
 
     ``learn_temperature`` starts at ``temperature`` and never goes below 0.01. ``depths`` maps numbers of
     layers to weights; the last layer must be among them. ``balance_window`` is the number of steps over which
     the expert counts of the balance loss run: with batches from one source each, an expert may be right to
-    rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss.
+    rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss. ``weight``,
+    ``mask`` and ``directions`` say how much each score counts: see `moembed.training.contrastive.shaping`.
     """
 
     kind: Kind = "info_nce"

@@ -16,6 +16,7 @@ from moembed.data.sampler import Sampler
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
+from moembed.losses.shaped import Tally
 from moembed.machine import choose_precision
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
@@ -77,6 +78,12 @@ class ContrastiveTask:
         self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
+        for form in self.forms if config.loss.directions else ():
+            if form.loss != "info_nce":
+                raise UserError(
+                    f"loss.directions are further terms of info_nce, and {form.loss} has none: leave them "
+                    "out, or take info_nce for every source"
+                )
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
         self.module: nn.Module = nn.ModuleDict({"model": model, "objective": self.objective})
         self.parallel = summed(model, world)
@@ -106,9 +113,10 @@ class ContrastiveTask:
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
+        tally = Tally()
         costs = gradcache.backward(
-            self.embed, batch.chunks, partial(self.objective, batch=batch), self.balance.loss, self.world,
-            observe, partial(unsummed, self.parallel),
+            self.embed, batch.chunks, partial(self.objective, batch=batch, tally=tally), self.balance.loss,
+            self.world, observe, partial(unsummed, self.parallel),
         )  # fmt: skip
         for parameter in self.objective.parameters():  # a number: the share of each process of its gradient
             if parameter.grad is not None:
@@ -119,7 +127,15 @@ class ContrastiveTask:
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
         log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
+        log |= self._counted(tally)
         return Terms(costs.contrastive + costs.router, len(batch.pairs), cut, costs.stats, log)
+
+    def _counted(self, tally: Tally) -> dict[str, float]:
+        """Means over the queries of all processes: negatives that count, and the weights of queries."""
+        sums = torch.tensor([tally.queries, tally.effective, tally.weight], dtype=torch.float64)
+        queries, effective, weight = self.world.sum(sums).tolist()
+        weights = {"mean_weight": round(weight / queries, 5)} if self.config.loss.weight else {}
+        return {"effective_negatives": round(effective / queries, 2), **weights}
 
     def update(self, terms: Terms) -> Mapping[str, Any]:
         self.objective.clamp()
@@ -154,14 +170,14 @@ class ContrastiveTask:
 
     @torch.no_grad()
     def loss(self, batch: PairBatch) -> float:
-        """The loss of a batch, all of it, without a gradient."""
+        """The loss of a batch, all of it, without a gradient and without what the recipe adds to its kind."""
         vectors: dict[int, Tensor] = {}
         for chunk, row_B in zip(batch.chunks.batches, batch.chunks.row_CB, strict=True):
             for depth, vector_BM in self.embed(chunk).by_depth.items():
                 if depth not in vectors:
                     vectors[depth] = vector_BM.new_zeros(batch.chunks.rows, vector_BM.shape[1])
                 vectors[depth][row_B] = vector_BM
-        return float(self.objective(vectors, batch))
+        return float(self.objective(vectors, batch, plain=True))
 
 
 def embedding(
