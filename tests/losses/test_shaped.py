@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moembed.losses import contrastive
-from moembed.losses.contrastive import LOSSES, info_nce, symmetric_info_nce
+from moembed.losses.contrastive import SOFTMAX_LOSSES, info_nce, symmetric_info_nce
+from moembed.losses.mixing import Mixing, two_of
 from moembed.losses.negatives import Duplicates, held_nearer
 from moembed.losses.shaped import Shaping, Tally
 from moembed.losses.weights import WEIGHTS, Candidates, effective_number, focal, hardness, margin_driven
 from moembed.training.contrastive.shaping import OPTIONS, ShapingConfig, WeightConfig
 
 OWNER = [0, 1, 2, 3, 0, 0, 2]  # four pairs, two hard negatives of the first and one of the third
+SEED = 11
 
 
 def unit(rows: int, seed: int, width: int = 4) -> Tensor:
@@ -29,7 +31,7 @@ def unit(rows: int, seed: int, width: int = 4) -> Tensor:
 
 
 def shaping(**settings: Any) -> Shaping:
-    found = ShapingConfig.model_validate(settings).shaping(torch.tensor(OWNER))
+    found = ShapingConfig.model_validate(settings).shaping(torch.tensor(OWNER), SEED)
     assert found is not None
     return found
 
@@ -52,6 +54,11 @@ def slow(
             terms += [(document[q] @ document[j], bool(known[q, j]), False) for j in others]
         bound = positive.item() + settings["mask"]["margin"] if "mask" in settings else math.inf
         counted = [(score, own) for score, masked, own in terms if not masked and score.item() <= bound]
+        if "mixing" in settings:
+            usable = [n for n in range(len(document)) if n != q and not known[q, n]]
+            usable = [n for n in usable if (query[q] @ document[n]).item() <= bound]
+            mixed = [query[q] @ one for one in slow_mixed(q, query, document, usable, settings["mixing"])]
+            counted += [(score, True) for score in mixed if score.item() <= bound]
 
         total, sizes = torch.exp(positive / temperature), []
         for score, own in counted:
@@ -78,6 +85,32 @@ def slow(
     return torch.stack(losses).mean(), sum(numbers) / len(numbers)
 
 
+def slow_mixed(
+    q: int, query: Tensor, document: Tensor, negatives: list[int], settings: dict[str, Any]
+) -> list[Tensor]:
+    """The mixed candidates of a query whose negatives count."""
+    own = [n for n in negatives if OWNER[n] == q]
+    pool = own if len(own) >= 2 else negatives
+    nearest = sorted(pool, key=lambda n: -float((query[q] @ document[n]).detach()))
+    parents = sorted(nearest[: settings["parents"]])
+    if len(parents) < 2:
+        return []
+    source = document.detach() if settings["stop_gradient"] else document
+    if settings["kind"] == "list":
+        size = [math.exp((query[q] @ document[n]).item()) for n in parents]
+        rows = [sum(s / sum(size) * source[n] for s, n in zip(size, parents, strict=True))]
+    else:
+        rows = []
+        for *three, first, second in (
+            Mixing("pair", settings["columns"], seed=SEED).chance(len(query))[q].tolist()
+        ):
+            one = int(first * len(parents))
+            other = (one + 1 + int(second * (len(parents) - 1))) % len(parents)
+            share = sorted(three)[1]
+            rows.append(share * source[parents[one]] + (1 - share) * source[parents[other]])
+    return [row / row.norm() for row in rows]  # type: ignore[union-attr]
+
+
 WEIGHT = st.one_of(
     st.fixed_dictionaries({"kind": st.just("focal"), "gamma": st.sampled_from([0.5, 2.0])}),
     st.fixed_dictionaries(
@@ -94,8 +127,12 @@ SETTINGS = st.fixed_dictionaries(
         "weight": st.lists(WEIGHT, max_size=3),
         "mask": st.fixed_dictionaries({"margin": st.sampled_from([-0.1, 0.0, 0.1, 0.5])}),
         "directions": st.sampled_from([["query_to_query"], ["document_to_document", "query_to_query"]]),
+        "mixing": st.fixed_dictionaries(
+            {"kind": st.sampled_from(["pair", "list"]), "parents": st.sampled_from([2, 3, 8]),
+             "columns": st.just(1), "stop_gradient": st.booleans()}
+        ) | st.just({"kind": "pair", "parents": 4, "columns": 3, "stop_gradient": False}),
     },
-).filter(lambda settings: ShapingConfig.model_validate(settings).shapes)
+).filter(lambda settings: ShapingConfig.model_validate(settings).shapes)  # fmt: skip
 
 
 @given(st.integers(0, 10**6), SETTINGS, st.sampled_from([0.1, 0.7]), st.sampled_from([2**22, 25, 1]))
@@ -135,7 +172,7 @@ OFF: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("kind", sorted(LOSSES))
+@pytest.mark.parametrize("kind", sorted(SOFTMAX_LOSSES))
 @pytest.mark.parametrize("settings", OFF, ids=str)
 def test_off_is_plain_bit_for_bit(kind: str, settings: dict[str, Any]) -> None:
     """Value, gradients of the vectors and of a learned temperature, with a mask and a query left out."""
@@ -144,7 +181,7 @@ def test_off_is_plain_bit_for_bit(kind: str, settings: dict[str, Any]) -> None:
     mask = Duplicates.of(torch.tensor([5, 6, 5, 7]), torch.tensor([1, 2, 3, 4, 2, 4, 2]), torch.arange(4))
     results = []
     for some in (None, shaping(**settings)):
-        loss = LOSSES[kind](
+        loss = SOFTMAX_LOSSES[kind](
             *vectors,
             torch.arange(4),
             mask,
@@ -291,6 +328,37 @@ def test_the_plain_losses_count_too() -> None:
         assert masked > 2
 
 
+# ---- mixing --------------------------------------------------------------------------------------
+
+
+def test_chance_is_beta_and_two_different_parents() -> None:
+    """Beta(2, 2) has mean 1/2 and variance 1/20; every ordered pair of parents comes up about as often."""
+    chance_QK5 = Mixing(columns=4000, seed=1).chance(2)
+    share_QK = chance_QK5[..., :3].median(-1).values
+    assert float(share_QK.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(share_QK.var()) == pytest.approx(0.05, abs=0.003)
+    first, second = two_of(chance_QK5[:1, :, 3:], torch.tensor([3]))
+    counts = torch.bincount((first * 3 + second)[0], minlength=9).reshape(3, 3)
+    assert counts.diagonal().eq(0).all()
+    assert int(counts[~torch.eye(3, dtype=torch.bool)].min()) > 500
+    alone = two_of(chance_QK5[:1, :5, 3:], torch.tensor([1]))
+    assert all(part.eq(0).all() for part in alone)
+
+
+def test_parents_learn_through_a_mixed_candidate_unless_they_are_detached() -> None:
+    query_QM, document_NM = unit(1, 1), unit(3, 2).requires_grad_()
+    owner_N, gradients = torch.tensor([0, 0, 0]), []
+    for settings in ({}, {"mixing": {"stop_gradient": True}}, {"mixing": {}}):
+        some = ShapingConfig.model_validate(settings).shaping(owner_N, 3)
+        loss = info_nce(query_QM, document_NM, torch.tensor([0]), temperature=1.0, shaping=some)
+        gradients.append(torch.autograd.grad(loss, document_NM)[0][1:])
+    plain, stopped, through = gradients
+    along = query_QM[0] / query_QM[0].norm()
+    for part in (plain, stopped):  # only the score of the parent itself, whose gradient is along the query
+        assert torch.allclose(part - part @ along[:, None] * along, torch.zeros(()), atol=1e-6)
+    assert not torch.allclose(through - through @ along[:, None] * along, torch.zeros(()), atol=1e-3)
+
+
 # ---- names and wrong settings --------------------------------------------------------------------
 
 
@@ -303,6 +371,7 @@ def test_kinds_and_functions_are_the_same_set() -> None:
     [
         ({"weight": {"kind": "focal", "alpha": 1}}, "alpha is no option of the weight focal; it has gamma"),
         ({"weight": {"kind": "margin", "alpha": 2}}, "alpha of the weight margin is a share"),
+        ({"mixing": {"kind": "list", "columns": 2}}, "a list makes one candidate per query"),
         ({"directions": ["query_to_query", "query_to_query"]}, "name each direction once"),
     ],
 )

@@ -1,9 +1,8 @@
 """Contrastive losses: pull a query to its document, push it from every other candidate.
 
-All share one signature, ``loss(query_QM, document_NM, positive_Q, mask_QN=None, weight_Q=None)``: mined hard
-negatives are further rows of ``document_NM``, false negatives are True in ``mask_QN``, curricula and focal
-terms are ``weight_Q``. Queries of weight 0 cost nothing: several processes compute one loss that way, each
-its own queries.
+All begin with ``loss(query_QM, document_NM, positive_Q, mask_QN=None, weight_Q=None)``: mined hard negatives
+are further rows of ``document_NM``, false negatives are True in ``mask_QN``, curricula are ``weight_Q``.
+Queries of weight 0 cost nothing: several processes compute one loss that way, each its own queries.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 from moembed.losses.blocked import BlockedCrossEntropy
 from moembed.losses.negatives import Mask, masked_entries
 from moembed.losses.shaped import Given, Shaping, Tally, shaped_info_nce
+from moembed.losses.triplet import triplet
 
 BLOCK = 2**22  # most scores held at a time
 
@@ -99,4 +99,8 @@ def symmetric_info_nce(
     return (forward + backward) / 2
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"info_nce": info_nce, "symmetric_info_nce": symmetric_info_nce}
+SOFTMAX_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "info_nce": info_nce,
+    "symmetric_info_nce": symmetric_info_nce,
+}
+LOSSES: dict[str, Callable[..., Tensor]] = SOFTMAX_LOSSES | {"triplet": triplet}

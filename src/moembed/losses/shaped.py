@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from moembed.losses.mixing import Mixing, mixed_scores
 from moembed.losses.negatives import Mask, held_nearer, masked_entries
 from moembed.losses.weights import Candidates, Weight, effective_number
 
@@ -31,6 +32,7 @@ class Shaping:
         candidate_weights, query_weights: see `moembed.losses.weights`; several multiply.
         directions: further terms of the denominator: the query with the other queries, its positive with the
             other positives.
+        mixing: further candidates of a query, made of its negatives.
         owner_N: of every hard negative the query it was mined for, of other candidates anything that is no
             query or whose positive it is; None: there are no hard negatives.
     """
@@ -39,11 +41,12 @@ class Shaping:
     candidate_weights: tuple[Weight, ...] = ()
     query_weights: tuple[Weight, ...] = ()
     directions: tuple[str, ...] = ()
+    mixing: Mixing | None = None
     owner_N: Tensor | None = None
 
     def mirrored(self) -> Shaping:
         """For a loss in which the positives look for their queries: there are no hard negatives then."""
-        return replace(self, directions=(), owner_N=None)
+        return replace(self, directions=(), mixing=None, owner_N=None)
 
 
 @dataclass(slots=True)
@@ -86,6 +89,7 @@ class Given:
     mask_QN: Mask | None
     temperature: float | Tensor
     shaping: Shaping
+    chance_QK5: Tensor | None = None  # of the mixing
 
 
 def shaped_info_nce(given: Given, weight_Q: Tensor, block: int, tally: Tally | None = None) -> Tensor:
@@ -103,6 +107,10 @@ def shaped_info_nce(given: Given, weight_Q: Tensor, block: int, tally: Tally | N
     positive is left out of the further terms where the mask leaves out their pair (query, other positive).
     """
     width = len(given.document_NM) + len(given.shaping.directions) * len(given.query_QM)
+    if mixing := given.shaping.mixing:
+        width += 2 * max(mixing.columns, mixing.parents) * given.query_QM.shape[1]
+        chance_QK5 = mixing.chance(len(given.query_QM)).to(given.query_QM.device)
+        given = replace(given, chance_QK5=chance_QK5)
     blocks = torch.split(weight_Q.nonzero()[:, 0], max(1, block // width))
     total = weight_Q.new_zeros(())
     for row_R in blocks:
@@ -126,6 +134,8 @@ def _row_losses(given: Given, row_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if shaping.margin is not None:
         left_out_RC = left_out_RC | held_nearer(cosine_RC.detach(), positive_R, shaping.margin)
     own_RC = _own(given, row_R, cosine_RC.shape[1])
+    if shaping.mixing is not None:
+        cosine_RC, left_out_RC, own_RC = _with_mixed(given, row_R, cosine_RC, left_out_RC, own_RC)
 
     logit_RC = (cosine_RC / given.temperature).masked_fill(left_out_RC, float("-inf"))
     negative_RC = (~left_out_RC).scatter(1, positive_R[:, None], False)
@@ -172,3 +182,22 @@ def _own(given: Given, row_R: Tensor, columns: int) -> Tensor:
         return torch.zeros(len(row_R), columns, dtype=torch.bool, device=row_R.device)
     own_RN = (owner_N == row_R[:, None]).scatter(1, given.positive_Q[row_R, None], False)
     return F.pad(own_RN, (0, columns - own_RN.shape[1]))
+
+
+def _with_mixed(
+    given: Given, row_R: Tensor, cosine_RC: Tensor, left_out_RC: Tensor, own_RC: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the columns of mixed candidates, which are hard negatives of the query itself."""
+    mixing, positive_R, candidates = given.shaping.mixing, given.positive_Q[row_R], len(given.document_NM)
+    assert mixing is not None
+    assert given.chance_QK5 is not None
+    negative_RN = (~left_out_RC[:, :candidates]).scatter(1, positive_R[:, None], False)
+    score_RK, none_RK = mixed_scores(
+        given.query_QM[row_R], given.document_NM, cosine_RC[:, :candidates], own_RC[:, :candidates],
+        negative_RN, given.chance_QK5[row_R], mixing,
+    )  # fmt: skip
+    cosine_RC = torch.cat([cosine_RC, score_RK], 1)
+    left_out_RC, own_RC = torch.cat([left_out_RC, none_RK], 1), torch.cat([own_RC, ~none_RK], 1)
+    if given.shaping.margin is not None:
+        left_out_RC = left_out_RC | held_nearer(cosine_RC.detach(), positive_R, given.shaping.margin)
+    return cosine_RC, left_out_RC, own_RC

@@ -12,9 +12,10 @@ from conftest import MakeModel, NewModel
 from moembed.data.sources import Source
 from moembed.training.contrastive.settings import ContrastiveConfig
 from moembed.training.contrastive.task import ContrastiveTask, Mixture
+from moembed.training.contrastive.train import train_contrastive
 from moembed.training.parallel import ALONE
 from moembed.types import Pair, UserError
-from training_runs import PAIRS, assert_same_weights, metrics, run, settings
+from training_runs import PAIRS, assert_same_weights, interrupt_at, metrics, run, settings
 
 HARD = [Pair(pair.query, pair.document, (PAIRS[i - 1].document,)) for i, pair in enumerate(PAIRS)]
 
@@ -68,3 +69,47 @@ def test_a_symmetric_loss_has_no_further_terms(make_model: MakeModel, tmp_path: 
     config = settings(loss={"kind": "symmetric_info_nce", "directions": ["query_to_query"]})
     with pytest.raises(UserError, match="further terms of info_nce, and symmetric_info_nce has none"):
         run(config, make_model(), tmp_path)
+
+
+def test_a_triplet_loss_learns_and_counts_its_negatives(new_model: NewModel, tmp_path: Path) -> None:
+    mixture = Mixture([Source.from_pairs("hard", HARD)])
+    for negatives in ("own", "hardest"):
+        loss = {"kind": "triplet", "triplet": {"margin": 0.5, "negatives": negatives}}
+        train_contrastive(settings(steps=8, loss=loss), new_model(), mixture, tmp_path / negatives)
+        lines = metrics(tmp_path / negatives)
+        assert all(line["effective_negatives"] <= 1 for line in lines)
+        assert lines[-1]["info_nce"] < lines[0]["info_nce"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ({"kind": "triplet", "weight": {"kind": "focal"}}, "loss.weight is of no use to the loss triplet"),
+        ({"kind": "triplet", "learn_temperature": True}, "loss.learn_temperature is of no use"),
+        (
+            {"triplet": {"margin": 0.5}},
+            "settings of the loss triplet, which no source has",
+        ),
+    ],
+)
+def test_settings_that_a_kind_has_not(
+    loss: dict[str, Any], words: str, make_model: MakeModel, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run(settings(loss=loss), make_model(), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pair", "list"])
+def test_a_run_with_mixed_negatives_resumes_bit_for_bit(
+    kind: str, new_model: NewModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"steps": 4, "loss": {"mixing": {"kind": kind}}}
+    run(settings(**changes), new_model(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch, lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(settings(**changes), new_model(), tmp_path / "cut")
+    run(settings(**changes), new_model(), tmp_path / "cut", resume=True)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+    assert_same_weights(tmp_path / "whole" / "model", tmp_path / "cut" / "model")
+    assert metrics(tmp_path / "whole")[0]["effective_negatives"] == 8  # one more than there are documents

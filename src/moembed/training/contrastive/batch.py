@@ -66,6 +66,7 @@ class PairBatch:
     guided: float | None  # share of all negatives that the guide masks; None: there is none
     groups: list[Group]
     group_CB: list[Tensor]  # of every text of every chunk, its place in ``groups``
+    seed: int = 0  # of what the loss leaves to chance
 
 
 def prepare(

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from moembed.config import Strict
+from moembed.losses.mixing import Mixing
 from moembed.losses.shaped import Shaping
 from moembed.losses.weights import CANDIDATE_WEIGHTS, QUERY_WEIGHTS, Weight
 
@@ -50,12 +51,31 @@ class MaskConfig(Strict):
     margin: float = Field(default=0.1, ge=-2, le=2)
 
 
+class MixingConfig(Strict):
+    """Candidates mixed of a query's hard negatives: see `moembed.losses.mixing`.
+
+    ``columns`` per query are for ``pair``; ``list`` makes one. ``stop_gradient``: parents learn nothing.
+    """
+
+    kind: Literal["pair", "list"] = "pair"
+    columns: int = Field(default=1, ge=1, le=64)
+    parents: int = Field(default=8, ge=2, le=64)
+    stop_gradient: bool = False
+
+    @model_validator(mode="after")
+    def _one_list(self) -> MixingConfig:
+        if self.kind == "list" and self.columns > 1:
+            raise ValueError("a list makes one candidate per query: leave columns out, or take kind pair")
+        return self
+
+
 class ShapingConfig(Strict):
     """The part of a loss's settings that is about its scores; see `LossConfig`."""
 
     weight: tuple[WeightConfig, ...] = ()
     mask: MaskConfig | None = None
     directions: tuple[Direction, ...] = ()
+    mixing: MixingConfig | None = None
 
     @field_validator("weight", mode="before")
     @classmethod
@@ -74,10 +94,10 @@ class ShapingConfig(Strict):
     @property
     def shapes(self) -> bool:
         """Whether anything is added to the plain loss."""
-        return bool(self.weight or self.mask or self.directions)
+        return bool(self.weight or self.mask or self.directions or self.mixing)
 
-    def shaping(self, owner_N: Tensor | None) -> Shaping | None:
-        """None where nothing is added."""
+    def shaping(self, owner_N: Tensor | None, seed: int = 0) -> Shaping | None:
+        """None where nothing is added; ``seed``: of what is left to chance."""
         if not self.shapes:
             return None
         return Shaping(
@@ -85,8 +105,13 @@ class ShapingConfig(Strict):
             candidate_weights=self._weights(CANDIDATE_WEIGHTS),
             query_weights=self._weights(QUERY_WEIGHTS),
             directions=self.directions,
+            mixing=self._mixing(seed),
             owner_N=owner_N,
         )
+
+    def _mixing(self, seed: int) -> Mixing | None:
+        own = self.mixing
+        return Mixing(own.kind, own.columns, own.parents, own.stop_gradient, seed) if own else None
 
     def _weights(self, kinds: dict[str, Any]) -> tuple[Weight, ...]:
         return tuple(weight.function() for weight in self.weight if weight.kind in kinds)

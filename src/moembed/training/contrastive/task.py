@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide
 from moembed.training.contrastive.guide import Guide
-from moembed.training.contrastive.objective import Objective
+from moembed.training.contrastive.objective import Objective, require_suited
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
 from moembed.training.monitors.routing import RoutingProbe
@@ -78,12 +78,7 @@ class ContrastiveTask:
         self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
-        for form in self.forms if config.loss.directions else ():
-            if form.loss != "info_nce":
-                raise UserError(
-                    f"loss.directions are further terms of info_nce, and {form.loss} has none: leave them "
-                    "out, or take info_nce for every source"
-                )
+        require_suited(config.loss, {form.loss for form in self.forms})
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
         self.module: nn.Module = nn.ModuleDict({"model": model, "objective": self.objective})
         self.parallel = summed(model, world)
@@ -109,6 +104,9 @@ class ContrastiveTask:
             tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
         batch = prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
+        batch = replace(
+            batch, seed=(self.config.seed * 1_000_003 + step) % 2**63
+        )  # the same on every process
         return batch if self.guide is None else with_guide(batch, self.guide, self.config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
