@@ -58,6 +58,7 @@ class PairBatch:
     loss: str
     chunks: Chunks
     known: Duplicates | Guided
+    owner_N: Tensor  # the pair of every candidate
     weight_Q: Tensor | None  # 1 for the queries whose loss this process computes; None: all of them
     tokens: int
     truncated: int
@@ -65,6 +66,7 @@ class PairBatch:
     guided: float | None  # share of all negatives that the guide masks; None: there is none
     groups: list[Group]
     group_CB: list[Tensor]  # of every text of every chunk, its place in ``groups``
+    seed: int = 0  # of what the loss leaves to chance
 
 
 def prepare(
@@ -116,6 +118,7 @@ def prepare(
             kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
         ),
         known=Duplicates.of(_numbers(queries), number_N, own_Q),
+        owner_N=torch.tensor(owner_B[len(pairs) :]),
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
         tokens=sum(map(len, rows)),
         truncated=truncated,
