@@ -13,6 +13,7 @@ from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoESpec
 from moembed.moe.router_kinds import ROUTERS, Learned
 from moembed.types import Batch, UserError
+from moembed.weights.fine_grained import split_experts, split_layer
 from moembed.weights.size import require_memory
 from moembed.weights.upcycle_clusters import collect_states
 from moembed.weights.upcycle_config import UpcycleConfig
@@ -26,7 +27,8 @@ def upcycle(
 ) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """Replace the dense blocks of every ``options.every``-th layer by experts that start as copies of them.
 
-    Shared experts, if asked for, start with a zero output so that they too keep the function.
+    Shared experts, if asked for, start with a zero output so that they too keep the function. With a
+    ``granularity`` above 1 the experts are made whole and then cut into so many parts.
 
     Args:
         sample: texts whose states are clustered, for ``init`` ``cluster``.
@@ -34,7 +36,7 @@ def upcycle(
     Raises:
         UserError: the model has experts already, shares layers, has too few of them, fewer experts than
             ``top_k``, or more than fit into the memory of this machine; clusters without a sample, or of one
-            with too few different states.
+            with too few different states; a granularity that does not divide the hidden width.
     """
     if spec.moe_layers:
         raise UserError("this model has experts already; upcycling starts from a dense one")
@@ -48,13 +50,14 @@ def upcycle(
         moe = _experts(layer, options) if number in layers else None
         return layer.model_copy(update={"moe": moe})
 
-    sparse = spec.with_layers(with_experts)
+    whole = spec.with_layers(with_experts)
+    sparse = whole.with_layers(lambda _, layer: split_layer(layer, options.granularity))
     require_memory(sparse, f"{options.num_experts:,} experts in {len(layers)} layers")
     generator, own = (torch.Generator().manual_seed(options.seed) for _ in range(2))
     states = _states(spec, state, options, layers, sample)
     result = dict(state)
     for number in layers:
-        prefix, layer = f"layers.{number}.ffn", sparse.layers[number]
+        prefix, layer = f"layers.{number}.ffn", whole.layers[number]
         dense = {name: result.pop(name) for name in list(result) if name.startswith(prefix + ".")}
         blocks = {name.removeprefix(prefix + "."): tensor for name, tensor in dense.items()}
         made = _copies(blocks, layer)
@@ -62,6 +65,7 @@ def upcycle(
             router_ED = torch.empty(options.num_experts, spec.width)
             made["router.weight_ED"] = router_ED.normal_(0, options.router_std, generator=generator)
         INITS[options.init](Start(options, layer.ffn, made, own, states[number]))
+        made = split_experts(made, options.granularity, options.router.normalize)
         result |= {f"{prefix}.{name}": tensor for name, tensor in made.items()}
     return sparse, result
 
