@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
 from moembed.losses.nested import by_depth, matryoshka
+from moembed.losses.pairs import by_scores
 from moembed.training.contrastive.batch import PairBatch
 from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig
 from moembed.types import UserError
@@ -43,7 +44,7 @@ class Objective(nn.Module):
 
     def forward(self, vectors: dict[int, Tensor], batch: PairBatch) -> Tensor:
         """This process's share of the batch's loss; ``vectors[l]``, ``(B, M)``, are those after l layers."""
-        loss = LOSSES[batch.loss]
+        loss = LOSSES[batch.loss] if batch.score_Q is None else by_scores(batch.score_Q, batch.temperature)
         if self.nested:
             loss = matryoshka(loss, self.nested.dims, self.nested.weights)
         device = next(iter(vectors.values())).device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.objective import Objective
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
+from moembed.training.contrastive.task_types import task_notes
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
@@ -73,6 +74,9 @@ class ContrastiveTask:
         spec = model.encoder.spec
         self.tags = [SourceTags.of(spec, *pair) for pair in zip(sources, options, strict=True)]
         self.names = [source.name for source in sources]
+        self.notes = [
+            note for pair in zip(sources, options, strict=True) for note in task_notes(*pair, config)
+        ]
         self.sizes = [num_train_rows(source, config) for source in sources]
         self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
@@ -102,7 +106,9 @@ class ContrastiveTask:
             tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
         batch = prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
-        return batch if self.guide is None else with_guide(batch, self.guide, self.config.negatives)
+        if self.guide is None or form.task_type != "retrieval":  # scores and labels say it themselves
+            return batch
+        return with_guide(batch, self.guide, self.config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
@@ -114,8 +120,9 @@ class ContrastiveTask:
             if parameter.grad is not None:
                 self.world.sum(parameter.grad)
         tokens, cut = self.world.sum(torch.tensor([batch.tokens, batch.truncated])).tolist()
+        kind = "info_nce" if batch.score_Q is None else "cosent"
         log = {
-            "info_nce": costs.contrastive, "router_loss": costs.router, "tokens": tokens,
+            kind: costs.contrastive, "router_loss": costs.router, "tokens": tokens,
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
         log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
@@ -128,7 +135,7 @@ class ContrastiveTask:
         return {"temperature": torch.as_tensor(self.objective.temperature).item()} if learned else {}
 
     def examples(self, batch: PairBatch) -> list[dict[str, Any]]:
-        return [asdict(pair) for pair in batch.pairs]
+        return [pair.row() for pair in batch.pairs]
 
     def contents(self) -> dict[str, str]:
         return self.mixture.contents()
