@@ -16,7 +16,7 @@ V     vocabulary                               M     width of an embedding
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,11 +33,26 @@ class TruncationWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One training example: a query, a document that answers it and any mined hard negatives."""
+    """One training example: a query, a document that answers it and any mined hard negatives.
+
+    ``score`` says how alike the two texts are, for losses of scores. ``label`` is the class of both texts and
+    ``negative_labels`` are those of the negatives, for losses that look at classes.
+    """
 
     query: str
     document: str
     negatives: tuple[str, ...] = ()
+    score: float | None = None
+    label: str | None = None
+    negative_labels: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """The pair as a row of data, without a score or labels that it does not have."""
+        found: dict[str, Any] = {
+            "query": self.query, "document": self.document, "negatives": self.negatives
+        }  # fmt: skip
+        graded = {"score": self.score, "label": self.label, "negative_labels": self.negative_labels or None}
+        return found | {key: value for key, value in graded.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

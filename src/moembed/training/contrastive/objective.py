@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
 from moembed.losses.nested import by_depth, matryoshka
+from moembed.losses.pairs import by_scores
 from moembed.losses.shaped import Tally
 from moembed.losses.triplet import Choice
 from moembed.training.contrastive.batch import PairBatch
@@ -54,7 +55,7 @@ class Objective(nn.Module):
             tally: counts negatives and weights, those of all prefixes and depths.
             plain: without masks, weights and terms of the recipe's own, so that runs compare.
         """
-        loss = LOSSES[batch.loss]
+        loss = LOSSES[batch.loss] if batch.score_Q is None else by_scores(batch.score_Q, batch.temperature)
         if self.nested:
             loss = matryoshka(loss, self.nested.dims, self.nested.weights)
         device = next(iter(vectors.values())).device

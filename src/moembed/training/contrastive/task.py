@@ -25,6 +25,7 @@ from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.objective import Objective, require_suited
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
+from moembed.training.contrastive.task_types import task_notes
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
@@ -74,6 +75,9 @@ class ContrastiveTask:
         spec = model.encoder.spec
         self.tags = [SourceTags.of(spec, *pair) for pair in zip(sources, options, strict=True)]
         self.names = [source.name for source in sources]
+        self.notes = [
+            note for pair in zip(sources, options, strict=True) for note in task_notes(*pair, config)
+        ]
         self.sizes = [num_train_rows(source, config) for source in sources]
         self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
@@ -104,10 +108,11 @@ class ContrastiveTask:
             tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
         batch = prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
-        batch = replace(
-            batch, seed=(self.config.seed * 1_000_003 + step) % 2**63
-        )  # the same on every process
-        return batch if self.guide is None else with_guide(batch, self.guide, self.config.negatives)
+        # the seed is the same on every process
+        batch = replace(batch, seed=(self.config.seed * 1_000_003 + step) % 2**63)
+        if self.guide is None or form.task_type != "retrieval":  # scores and labels say it themselves
+            return batch
+        return with_guide(batch, self.guide, self.config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
@@ -120,8 +125,9 @@ class ContrastiveTask:
             if parameter.grad is not None:
                 self.world.sum(parameter.grad)
         tokens, cut = self.world.sum(torch.tensor([batch.tokens, batch.truncated])).tolist()
+        kind = "info_nce" if batch.score_Q is None else "cosent"
         log = {
-            "info_nce": costs.contrastive, "router_loss": costs.router, "tokens": tokens,
+            kind: costs.contrastive, "router_loss": costs.router, "tokens": tokens,
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
         log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
@@ -132,6 +138,8 @@ class ContrastiveTask:
         """Means over the queries of all processes: negatives that count, and the weights of queries."""
         sums = torch.tensor([tally.queries, tally.effective, tally.weight], dtype=torch.float64)
         queries, effective, weight = self.world.sum(sums).tolist()
+        if not queries:  # pairs with scores have no negatives
+            return {}
         weights = {"mean_weight": round(weight / queries, 5)} if self.config.loss.weight else {}
         return {"effective_negatives": round(effective / queries, 2), **weights}
 
@@ -142,7 +150,7 @@ class ContrastiveTask:
         return {"temperature": torch.as_tensor(self.objective.temperature).item()} if learned else {}
 
     def examples(self, batch: PairBatch) -> list[dict[str, Any]]:
-        return [asdict(pair) for pair in batch.pairs]
+        return [pair.row() for pair in batch.pairs]
 
     def contents(self) -> dict[str, str]:
         return self.mixture.contents()
