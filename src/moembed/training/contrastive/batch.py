@@ -75,6 +75,7 @@ class PairBatch:
     loss: str
     chunks: Chunks
     known: Duplicates | Guided | SameLabel
+    owner_N: Tensor  # the pair of every candidate
     weight_Q: Tensor | None  # 1 for the queries whose loss this process computes; None: all of them
     tokens: int
     truncated: int
@@ -82,6 +83,7 @@ class PairBatch:
     guided: float | None  # share of all negatives that the guide masks; None: there is none
     groups: list[Group]
     group_CB: list[Tensor]  # of every text of every chunk, its place in ``groups``
+    seed: int = 0  # of what the loss leaves to chance
     score_Q: Tensor | None = None  # of pairs whose loss looks at scores
     temperature: float = TEMPERATURE  # of that loss
 
@@ -125,9 +127,8 @@ def prepare(
     prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
     tag_B = None if tags is None else [tags[row >= len(queries)][owner_B[row]] for row in row_B]
     own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
-    known: Duplicates | SameLabel = Duplicates.of(_numbers(queries), number_N, own_Q)
-    if form.labelled:
-        known = SameLabel(known, *_classes(pairs, limit))
+    answers = Duplicates.of(_numbers(queries), number_N, own_Q)
+    known = SameLabel(answers, *_classes(pairs, limit)) if form.labelled else answers
     return PairBatch(
         pairs=pairs,
         source=source,
@@ -139,6 +140,7 @@ def prepare(
             kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
         ),
         known=known,
+        owner_N=torch.tensor(owner_B[len(pairs) :]),
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
         tokens=sum(map(len, rows)),
         truncated=truncated,

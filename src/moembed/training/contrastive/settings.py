@@ -7,10 +7,11 @@ from typing import Literal, TypeVar
 from pydantic import Field, model_validator
 
 from moembed.config import Strict
+from moembed.training.contrastive.shaping import ShapingConfig
 from moembed.training.settings import EvaluateConfig, LoopConfig
 from moembed.types import UserError
 
-Kind = Literal["info_nce", "symmetric_info_nce"]
+Kind = Literal["info_nce", "symmetric_info_nce", "triplet"]
 TaskType = Literal["retrieval", "sts", "classification", "clustering"]
 LARGEST_SCALE = 100.0  # 1 / temperature, where it is learned: as in CLIP (Radford et al., arXiv 2103.00020)
 
@@ -28,16 +29,27 @@ class MatryoshkaConfig(Strict):
         return self
 
 
-class LossConfig(Strict):
+class TripletConfig(Strict):
+    """``own``: a query learns from its hard negatives, or from the hardest candidate where it has none;
+    ``hardest``: always from the hardest candidate. ``margin`` is in cosines."""
+
+    margin: float = Field(default=0.2, ge=0, le=2)
+    negatives: Literal["own", "hardest"] = "own"
+
+
+class LossConfig(ShapingConfig):
     """The loss of a step: ``kind``, over ``matryoshka`` prefixes and ``depths``, and the router's terms.
 
     ``learn_temperature`` starts at ``temperature`` and never goes below 0.01. ``depths`` maps numbers of
     layers to weights; the last layer must be among them. ``balance_window`` is the number of steps over which
     the expert counts of the balance loss run: with batches from one source each, an expert may be right to
-    rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss.
+    rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss. ``weight``,
+    ``mask``, ``directions`` and ``mixing`` say which scores there are and how much each counts: see
+    `moembed.training.contrastive.shaping`.
     """
 
     kind: Kind = "info_nce"
+    triplet: TripletConfig | None = None
     temperature: float = Field(default=0.02, gt=0)
     learn_temperature: bool = False
     matryoshka: MatryoshkaConfig | None = None
