@@ -127,9 +127,8 @@ def prepare(
     prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
     tag_B = None if tags is None else [tags[row >= len(queries)][owner_B[row]] for row in row_B]
     own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
-    known: Duplicates | SameLabel = Duplicates.of(_numbers(queries), number_N, own_Q)
-    if form.labelled:
-        known = SameLabel(known, *_classes(pairs, limit))
+    answers = Duplicates.of(_numbers(queries), number_N, own_Q)
+    known = SameLabel(answers, *_classes(pairs, limit)) if form.labelled else answers
     return PairBatch(
         pairs=pairs,
         source=source,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,8 @@ class ContrastiveTask:
             tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
         batch = prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
-        # the seed is the same on every process
-        batch = replace(batch, seed=(self.config.seed * 1_000_003 + step) % 2**63)
+        seed = (self.config.seed * 1_000_003 + step) % 2**63  # the same on every process
+        batch = replace(batch, seed=seed)
         if self.guide is None or form.task_type != "retrieval":  # scores and labels say it themselves
             return batch
         return with_guide(batch, self.guide, self.config.negatives)
@@ -131,7 +131,7 @@ class ContrastiveTask:
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
         log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
-        log |= self._counted(tally)
+        log |= self._counted(tally) if batch.score_Q is None else {}
         return Terms(costs.contrastive + costs.router, len(batch.pairs), cut, costs.stats, log)
 
     def _counted(self, tally: Tally) -> dict[str, float]:

@@ -21,10 +21,10 @@ def task_notes(source: Source, options: SourceOptions, config: ContrastiveConfig
     about = f"source {source.name}: task_type {task}"
     if task == "sts":
         _require(about, "score", source.count_scores(), len(source))
-        spare = ["hard negatives"] if source.count_negatives()[0] else []
-        spare += ["the guide"] if config.guide else []
-        unused = f", without {' and '.join(spare)}" if spare else ""
-        return [f"note: {source.name}: its pairs are compared by their scores (CoSENT){unused}"]
+        return [
+            f"note: {source.name}: its pairs are compared by their scores (CoSENT): negatives, masks, "
+            "weights and a guide are of no use to them"
+        ]
     counts = source.count("label")
     missing = counts.pop(None, 0)
     _require(about, "label", (missing, len(counts)), len(source))
