@@ -59,6 +59,8 @@ class PairBatch:
     chunks: Chunks
     known: Duplicates | Guided
     owner_N: Tensor  # the pair of every candidate
+    query_key_Q: Tensor  # equal texts, equal numbers
+    key_N: Tensor
     weight_Q: Tensor | None  # 1 for the queries whose loss this process computes; None: all of them
     tokens: int
     truncated: int
@@ -106,7 +108,7 @@ def prepare(
     prompts = [tokenizer.prompt_tokens(tokenizer.prompt(name)) for name in names]
     prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
     tag_B = None if tags is None else [tags[row >= len(queries)][owner_B[row]] for row in row_B]
-    own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
+    own_Q, number_Q, number_N = torch.arange(len(pairs)), _numbers(queries), _numbers(documents)
     return PairBatch(
         pairs=pairs,
         source=source,
@@ -117,8 +119,10 @@ def prepare(
             rows=len(owner_B),
             kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
         ),
-        known=Duplicates.of(_numbers(queries), number_N, own_Q),
+        known=Duplicates.of(number_Q, number_N, own_Q),
         owner_N=torch.tensor(owner_B[len(pairs) :]),
+        query_key_Q=number_Q,
+        key_N=number_N,
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
         tokens=sum(map(len, rows)),
         truncated=truncated,
