@@ -60,6 +60,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "moe_layers": list(spec.moe_layers),
         "router": moe.router.model_dump() if moe else {},
         "expert_bias": moe.bias if moe else None,
+        **({"lora_experts": f"rank {moe.lora.rank}, alpha {moe.lora.alpha:g}"} if moe and moe.lora else {}),
         "shared_experts": moe.num_shared_experts if moe else 0,
         "pooling": settings.modules.pooling.summary,
         "prompts": settings.prompts,

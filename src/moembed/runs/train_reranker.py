@@ -57,6 +57,15 @@ class RerankerConfig(RerankingConfig):
             for source in each_source({"path": item} if isinstance(item, str) else item)
         ]
 
+    @field_validator("data")
+    @classmethod
+    def _no_grades(cls, value: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        if any(source.score or source.label for source in value):
+            raise ValueError(
+                "score and label are for embedders, a reranker learns from negatives: leave them out"
+            )
+        return value
+
 
 def is_reranking(recipe: Path, overrides: Sequence[str]) -> bool:
     """Whether a recipe, or an override, says ``task: reranking``."""

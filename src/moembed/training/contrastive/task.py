@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from moembed.data.sampler import Sampler
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
+from moembed.losses.shaped import Tally
 from moembed.machine import choose_precision
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide
 from moembed.training.contrastive.guide import Guide
-from moembed.training.contrastive.objective import Objective
+from moembed.training.contrastive.objective import Objective, require_suited
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
+from moembed.training.contrastive.task_types import task_notes
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
@@ -73,10 +75,14 @@ class ContrastiveTask:
         spec = model.encoder.spec
         self.tags = [SourceTags.of(spec, *pair) for pair in zip(sources, options, strict=True)]
         self.names = [source.name for source in sources]
+        self.notes = [
+            note for pair in zip(sources, options, strict=True) for note in task_notes(*pair, config)
+        ]
         self.sizes = [num_train_rows(source, config) for source in sources]
         self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
+        require_suited(config.loss, {form.loss for form in self.forms})
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
         self.module: nn.Module = nn.ModuleDict({"model": model, "objective": self.objective})
         self.parallel = summed(model, world)
@@ -102,24 +108,40 @@ class ContrastiveTask:
             tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
         batch = prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
-        return batch if self.guide is None else with_guide(batch, self.guide, self.config.negatives)
+        seed = (self.config.seed * 1_000_003 + step) % 2**63  # the same on every process
+        batch = replace(batch, seed=seed)
+        if self.guide is None or form.task_type != "retrieval":  # scores and labels say it themselves
+            return batch
+        return with_guide(batch, self.guide, self.config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
+        tally = Tally()
         costs = gradcache.backward(
-            self.embed, batch.chunks, partial(self.objective, batch=batch), self.balance.loss, self.world,
-            observe, partial(unsummed, self.parallel),
+            self.embed, batch.chunks, partial(self.objective, batch=batch, tally=tally), self.balance.loss,
+            self.world, observe, partial(unsummed, self.parallel),
         )  # fmt: skip
         for parameter in self.objective.parameters():  # a number: the share of each process of its gradient
             if parameter.grad is not None:
                 self.world.sum(parameter.grad)
         tokens, cut = self.world.sum(torch.tensor([batch.tokens, batch.truncated])).tolist()
+        kind = "info_nce" if batch.score_Q is None else "cosent"
         log = {
-            "info_nce": costs.contrastive, "router_loss": costs.router, "tokens": tokens,
+            kind: costs.contrastive, "router_loss": costs.router, "tokens": tokens,
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
         log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
+        log |= self._counted(tally) if batch.score_Q is None else {}
         return Terms(costs.contrastive + costs.router, len(batch.pairs), cut, costs.stats, log)
+
+    def _counted(self, tally: Tally) -> dict[str, float]:
+        """Means over the queries of all processes: negatives that count, and the weights of queries."""
+        sums = torch.tensor([tally.queries, tally.effective, tally.weight], dtype=torch.float64)
+        queries, effective, weight = self.world.sum(sums).tolist()
+        if not queries:  # pairs with scores have no negatives
+            return {}
+        weights = {"mean_weight": round(weight / queries, 5)} if self.config.loss.weight else {}
+        return {"effective_negatives": round(effective / queries, 2), **weights}
 
     def update(self, terms: Terms) -> Mapping[str, Any]:
         self.objective.clamp()
@@ -128,7 +150,7 @@ class ContrastiveTask:
         return {"temperature": torch.as_tensor(self.objective.temperature).item()} if learned else {}
 
     def examples(self, batch: PairBatch) -> list[dict[str, Any]]:
-        return [asdict(pair) for pair in batch.pairs]
+        return [pair.row() for pair in batch.pairs]
 
     def contents(self) -> dict[str, str]:
         return self.mixture.contents()
@@ -154,14 +176,14 @@ class ContrastiveTask:
 
     @torch.no_grad()
     def loss(self, batch: PairBatch) -> float:
-        """The loss of a batch, all of it, without a gradient."""
+        """The loss of a batch, all of it, without a gradient and without what the recipe adds to its kind."""
         vectors: dict[int, Tensor] = {}
         for chunk, row_B in zip(batch.chunks.batches, batch.chunks.row_CB, strict=True):
             for depth, vector_BM in self.embed(chunk).by_depth.items():
                 if depth not in vectors:
                     vectors[depth] = vector_BM.new_zeros(batch.chunks.rows, vector_BM.shape[1])
                 vectors[depth][row_B] = vector_BM
-        return float(self.objective(vectors, batch))
+        return float(self.objective(vectors, batch, plain=True))
 
 
 def embedding(

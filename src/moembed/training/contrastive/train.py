@@ -48,7 +48,7 @@ def train_contrastive(
     if world.first:
         tagged = zip(task.names, task.tags, strict=True)
         notes = [f"note: {name}: {note}" for name, tags in tagged if tags for note in tags.notes]
-        for sentence in [*leftovers(task.sizes, task.names, config.batch_size), *notes]:
+        for sentence in [*leftovers(task.sizes, task.names, config.batch_size), *notes, *task.notes]:
             say(sentence)
     return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
 
