@@ -29,6 +29,7 @@ from moembed.folder.modules import (
     read_pooling_state,
 )
 from moembed.folder.parts import Parts
+from moembed.folder.relation import read_relation
 from moembed.folder.settings import (
     TOKENIZER_KEYS,
     TRANSFORMER_FILES,
@@ -102,6 +103,7 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         head_state,
         settings.truncate_dim,
         read_pooling_state(_modules_folder(path), pooling, spec.width, allow_pickle),
+        read_relation(path),
     )
 
 
