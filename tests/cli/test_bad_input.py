@@ -27,6 +27,7 @@ FILES += ["unreadable.jsonl"] if os.geteuid() else []  # root reads everything
 # A command, with INPUT where the bad file goes. MODEL, PAIRS, TEXTS, TASK and OUT are what works.
 READERS = {
     "train": "train RECIPE data=INPUT",
+    "train dry run": "train RECIPE data=INPUT --dry-run",
     "train recipe": "train INPUT",
     "pretrain": "pretrain RECIPE data=INPUT",
     "tokenizer": "tokenizer INPUT --out OUT",
