@@ -1,6 +1,6 @@
 """The encoder's weights in few bits: `quantized.safetensors`, in the place of `model.safetensors`.
 
-Other libraries find no weights in such a folder and say so, rather than read codes as numbers. Names are ours:
+Other libraries find no weights in such a folder and say so, and read no codes as numbers. Names are ours:
 ``NAME`` is a tensor as it is, ``NAME.code`` and ``NAME.scale`` are a matrix in groups, ``NAME.e.code`` that
 of expert e. The header says the bits and the shape of each matrix.
 """
