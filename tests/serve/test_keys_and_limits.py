@@ -119,7 +119,7 @@ def scope(**values: Any) -> dict[str, Any]:
 
 
 def limited(app: Any, **limits: float) -> LimitRequests:
-    defaults = {"max_body_bytes": 100, "body_seconds": 5.0, "request_seconds": 5.0}
+    defaults = {"max_body_bytes": 100, "bodies_bytes": 1000, "body_seconds": 5.0, "request_seconds": 5.0}
     return LimitRequests(app, **(defaults | limits))  # type: ignore[arg-type]
 
 
@@ -200,3 +200,68 @@ def test_lifespans_and_heads_pass() -> None:
     for middleware in (limited(app), RequireKey(app, Keys(["k"]))):
         asyncio.run(middleware({"type": "lifespan"}, nothing, nothing))  # type: ignore[arg-type]
     assert seen == ["lifespan", "lifespan"]
+
+
+def test_all_bodies_at_hand_have_a_limit() -> None:
+    """Half a body and a whole one that is not answered count; what is answered, or gone, does not."""
+    proceed = asyncio.Event()
+    answered: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        answered.append(len((await receive())["body"]))
+        await proceed.wait()
+
+    def client(*pieces: bytes, after: asyncio.Event | None = None, gone: bool = False) -> Any:
+        left = list(pieces)
+        last = after
+
+        async def receive() -> Any:
+            nonlocal last
+            if left:
+                return {"type": "http.request", "body": left.pop(0), "more_body": bool(left or last)}
+            waited, last = last or asyncio.Event(), None
+            await waited.wait()
+            if gone:
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        return receive
+
+    async def life() -> None:
+        middleware = limited(app, bodies_bytes=150)
+        rest, leave = asyncio.Event(), asyncio.Event()
+
+        def ask(receive: Any) -> asyncio.Task[None]:
+            return asyncio.ensure_future(middleware(scope(), receive, nothing))
+
+        whole, half = ask(client(b"x" * 60)), ask(client(b"x" * 60, after=rest))
+        gone = ask(client(b"x" * 20, after=leave, gone=True))
+        announced = scope(headers=[(b"content-length", b"90")])
+        await asyncio.sleep(0)
+        while middleware.held < 140:
+            await asyncio.sleep(0)
+        with pytest.raises(RequestError, match="bodies of other requests") as raised:
+            await middleware(announced, client(b"x" * 5, b"x" * 6), nothing)
+        assert raised.value.status == 429
+        assert raised.value.headers()["retry-after"] == "1"
+        assert middleware.held == 140  # the refused one takes nothing
+        leave.set()
+        await gone
+        assert middleware.held == 120
+        small = ask(client(b"x" * 30))
+        rest.set()
+        while len(answered) < 3:
+            await asyncio.sleep(0)
+        proceed.set()
+        await asyncio.gather(whole, half, small)
+        assert middleware.held == 0
+
+    asyncio.run(asyncio.wait_for(life(), 10))
+    assert sorted(answered) == [30, 60, 60]
+
+
+def test_the_limit_of_all_bodies_is_a_setting(open_server: Any) -> None:
+    small = open_server(max_body_bytes=1024, bodies_bytes=1024)
+    (limit,) = [made for made in small.app.user_middleware if made.cls is LimitRequests]
+    assert limit.kwargs["bodies_bytes"] == 1024
+    assert small.post("/v1/embeddings", json={"input": "a" * 900}).status_code == 200

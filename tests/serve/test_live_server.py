@@ -75,6 +75,13 @@ def test_it_answers(live: Live) -> None:
     assert "server" not in reply.headers
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/page/app.js"])
+def test_the_answer_to_head_has_no_body(live: Live, path: str) -> None:
+    with live.connect() as connection:
+        connection.sendall(f"HEAD {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
+        assert answer(connection) == (200, b"")
+
+
 @pytest.mark.parametrize(
     "sent", [b"", b"POST /v1/embeddings HT", b"GET / HTTP/1.1\r\nhost: a\r\nx: ", b"\r\n"]
 )
@@ -182,6 +189,29 @@ def test_the_end_answers_what_was_taken(served_embedder: Embedder, monkeypatch: 
     assert replies == [200, 200, 200]
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{live.url}/health", timeout=2)
+
+
+def test_who_is_not_answered_when_the_end_has_waited_is_told_so(
+    served_embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model never answers; one request is at work, and of another half the body has come."""
+    live = Live(served_embedder, drain_seconds=0, body_seconds=20)
+    proceed = threading.Event()
+    embed = served_embedder.embed
+    monkeypatch.setattr(served_embedder, "embed", lambda *a, **k: proceed.wait(20) and embed(*a, **k))
+    with live.connect() as whole, live.connect() as half:
+        whole.sendall(POST + b'content-length: 14\r\n\r\n{"input": "a"}')
+        half.sendall(POST + b'content-length: 14\r\n\r\n{"input')
+        end = time.monotonic() + 20
+        while len(live.server.server_state.tasks) < 2 or not live.model._active:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        live.server.should_exit = True
+        for connection in (whole, half):
+            status, body = answer(connection)
+            assert (status, json.loads(body)["error"]["code"]) == (503, "shutting_down")
+    proceed.set()
+    live.stop()
 
 
 def test_a_taken_port_is_a_sentence(live: Live) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def test_a_file_of_variables(tmp_path: Path) -> None:
         ({"model": "m"}, "prot: 1", "did you mean 'port'"),
         ({"model": "m"}, "- port", "keys with values"),
         ({"model": "m"}, "port: [", "cannot read"),
+        ({"model": "m", "max_wait": 0}, "", "max_wait must be above 0"),
+        ({"model": "m"}, "max_body_bytes: 2000\nbodies_bytes: 1999", "less than the 2000 that one body"),
         ({"model": "m", "api_keys": ["a", " "]}, "", "must not be empty"),
     ],
 )
@@ -137,3 +140,21 @@ def test_an_empty_variable_opens_no_server(monkeypatch: pytest.MonkeyPatch, name
     monkeypatch.setenv(f"MOEMBED_SERVE_{name}", "")
     with pytest.raises(UserError, match=name.lower()):
         load_settings({"model": "m"})
+
+
+def test_how_much_work_may_wait_is_a_flag_a_variable_and_a_key(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("max_wait: 3\nmodel: m\n")
+
+    def told(*flags: str) -> tuple[float, str]:
+        code, out, err = run("serve", *flags, "--config", file, "--show-settings", "--json")
+        assert code == 0, err
+        found = json.loads(out)["max_wait"]
+        return found["value"], found["from"]
+
+    assert told() == (3, "file")
+    monkeypatch.setenv("MOEMBED_SERVE_MAX_WAIT", "4")
+    assert told() == (4, "environment")
+    assert told("--max-wait", "5") == told("m", "max_wait=5") == (5, "flag")

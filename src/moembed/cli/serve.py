@@ -34,6 +34,9 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, int8 or auto: bfloat16 where the CPU has it.")
     ] = None,
+    max_wait: Annotated[
+        float | None, typer.Option(min=0, help="Seconds of work that may wait, then 429; default 20.")
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help="A key that requests must bring; may be repeated. Others of this machine see it."),
@@ -66,6 +69,7 @@ def serve(
         "model": model, "index": index, "reranker": reranker, "name": name, "host": host, "port": port,
         "workers": workers, "dtype": dtype, "api_keys": api_key, "api_key_file": api_key_file,
         "truncate": truncate, "allow_any_dim": allow_any_dim or None, "allow_pickle": allow_pickle or None,
+        "max_wait": max_wait,
     }  # fmt: skip
     loaded, origin = _load(_with_overrides(flags, settings or []), config)
     if show_settings:

@@ -21,6 +21,7 @@ from moembed.serve.limits import LimitRequests
 from moembed.serve.logs import LogRequests, error_reply, where
 from moembed.serve.metrics import Metrics
 from moembed.serve.openapi import describe
+from moembed.serve.paths import WithoutLastSlash, answer_head
 from moembed.serve.routes import openai, operations, page, reference, search, space, tei
 from moembed.serve.searching import ServedIndex
 from moembed.serve.settings import ServeSettings
@@ -65,6 +66,7 @@ def create_app(
     app.state.index, app.state.reranker, app.state.metrics = served_index, reranker, state.metrics
     for routes in (openai, tei, search, space, operations, page, reference):
         app.include_router(routes.router)
+        answer_head(app, routes.router)
     app.openapi = describe(app)  # type: ignore[method-assign]
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_path)
@@ -72,6 +74,7 @@ def create_app(
     app.add_middleware(
         LimitRequests,
         max_body_bytes=settings.max_body_bytes,
+        bodies_bytes=settings.bodies_bytes or 8 * settings.max_body_bytes,
         body_seconds=settings.body_seconds,
         request_seconds=settings.request_seconds,
     )
@@ -87,6 +90,7 @@ def create_app(
             expose_headers=("x-request-id", "retry-after"),
         )
     app.add_middleware(tracing.TraceRequests)
+    app.add_middleware(WithoutLastSlash, root_path=settings.root_path)
     return app
 
 

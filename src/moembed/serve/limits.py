@@ -1,8 +1,9 @@
-"""No request takes more than its share: bytes of a body, time to send it, time to be answered."""
+"""No request takes more than its share, and all not too much: bytes of bodies, time to send and to answer."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,52 +17,84 @@ class ClientGoneError(Exception):
     """The client went away while it sent its request."""
 
 
+@dataclass(slots=True)
+class _Body:
+    """What has come of a body; ``size`` also counts what is handed on, until it is answered."""
+
+    size: int = 0
+    chunks: list[bytes] = field(default_factory=list)
+
+
 class LimitRequests:
     """Take the whole body in before anything reads it, and end the work for clients that went away.
 
     Args:
         max_body_bytes: more is 413, before it is read where the header says so.
+        bodies_bytes: of all bodies that have come, whole or in part, and are not answered: the one whose next
+            bytes are more is 429. What a header announces does not count before it comes.
         body_seconds: a body that takes longer to come is 408.
         request_seconds: an answer that takes longer is 504, and its work is cancelled.
     """
 
     def __init__(
-        self, app: ASGIApp, max_body_bytes: int, body_seconds: float, request_seconds: float
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        bodies_bytes: int,
+        body_seconds: float,
+        request_seconds: float,
     ) -> None:
-        self.app, self.max_body_bytes = app, max_body_bytes
+        self.app, self.max_body_bytes, self.bodies_bytes = app, max_body_bytes, bodies_bytes
         self.body_seconds, self.request_seconds = body_seconds, request_seconds
+        self.held = 0  # bytes of all bodies at hand
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY:
             await self.app(scope, receive, send)
             return
+        body = _Body()
         try:
-            body = await asyncio.wait_for(self._read(scope, receive), self.body_seconds)
+            content = await self._whole(scope, receive, body)
+            await self._answer(scope, _replay(content, receive), receive, send)
         except ClientGoneError:
             return
+        finally:
+            self.held -= body.size
+
+    async def _whole(self, scope: Scope, receive: Receive, body: _Body) -> bytes:
+        """All of a body that comes in time."""
+        try:
+            await asyncio.wait_for(self._read(scope, receive, body), self.body_seconds)
         except asyncio.TimeoutError:
             raise RequestError(
                 408, f"the body did not arrive within {self.body_seconds:g} seconds: send it faster, or less"
             ) from None
-        await self._answer(scope, _replay(body, receive), receive, send)
+        content = b"".join(body.chunks)
+        body.chunks.clear()
+        return content
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+    async def _read(self, scope: Scope, receive: Receive, body: _Body) -> None:
         declared = header(scope, b"content-length")
         if declared and declared.isdecimal() and int(declared[:20]) > self.max_body_bytes:
             raise self._too_large()
-        chunks: list[bytes] = []
-        size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self.max_body_bytes:
+            if body.size + len(chunk) > self.max_body_bytes:
                 raise self._too_large()
-            chunks.append(chunk)
+            if self.held + len(chunk) > self.bodies_bytes:
+                raise RequestError(
+                    429,
+                    "the bodies of other requests take all the room: send this one again later",
+                    retry_after=1,
+                )
+            self.held += len(chunk)
+            body.size += len(chunk)
+            body.chunks.append(chunk)
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                return
 
     def _too_large(self) -> RequestError:
         return RequestError(

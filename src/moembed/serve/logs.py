@@ -5,6 +5,7 @@ An exception is logged by its kind and the places it went through, not by its me
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import time
@@ -81,6 +82,12 @@ class LogRequests:
             await self.app(scope, receive, answer.send)
         except RequestError as error:
             await self._apologise(scope, receive, answer, error)
+        except asyncio.CancelledError:  # uvicorn cancels what is at work when `drain_seconds` are over
+            if answer.status:
+                raise
+            message = "the server is shutting down: send the request again"
+            refused = RequestError(503, message, code="shutting_down", retry_after=1.0)
+            await self._apologise(scope, receive, answer, refused)
         except Exception as error:
             fields = {"request_id": record.id, "route": route_of(scope), **where(error)}
             log.error("a request failed", extra={"fields": fields})

@@ -22,7 +22,7 @@ _WHY = {
     415: "The body is not JSON.",
     422: "A field is wrong.",
     424: "The server has no reranker.",
-    429: "The queue is full: wait as long as Retry-After says.",
+    429: "Too much waits: send it again after the seconds of Retry-After.",
     500: "The server failed.",
     503: "Not ready, or about to stop.",
     504: "No answer in time.",

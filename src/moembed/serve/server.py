@@ -48,6 +48,7 @@ def run_server(
             settings.batch_seconds,
             settings.lanes,
             settings.request_tokens,
+            settings.max_wait,
         )
         model = ServedModel(settings.served_name, embedder, limits, metrics)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -74,6 +74,9 @@ class ServeSettings(BaseSettings):
     root_path: str = Field("", description="The path under which a proxy shows this server.")
 
     max_body_bytes: int = Field(8 << 20, ge=1024, description="Bytes of a request's body.")
+    bodies_bytes: int | None = Field(
+        None, ge=1024, description="Bytes of all bodies at hand, then 429; default: 8 max_body_bytes."
+    )
     max_texts: int = Field(2048, ge=1, description="Texts of a request.")
     request_tokens: int = Field(524_288, ge=1, description="Tokens of a request.")
     batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at a time; default: by device.")
@@ -83,6 +86,7 @@ class ServeSettings(BaseSettings):
     batch_seconds: float = Field(0.05, gt=0, le=60, description="About how long a batch is computed.")
     lanes: int | None = Field(None, ge=1, description="Batches computed at a time; default: by threads.")
     max_age: float = Field(0.1, ge=0, le=60, description="Seconds until a waiting text is due, see the docs.")
+    max_wait: float = Field(20, gt=0, le=3600, description="Seconds of work that may wait; then 429.")
     header_seconds: float = Field(
         10, gt=0, le=3600, description="Seconds for the head of a request to arrive."
     )
@@ -101,6 +105,15 @@ class ServeSettings(BaseSettings):
         if not all(_can_be_sent(key.get_secret_value().strip()) for key in keys):
             raise ValueError("a key has a space or a character outside ASCII, which a bearer key cannot have")
         return keys
+
+    @model_validator(mode="after")
+    def _room_for_a_body(self) -> ServeSettings:
+        if self.bodies_bytes is not None and self.bodies_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"bodies_bytes {self.bodies_bytes} is less than the {self.max_body_bytes} that one body may "
+                "have: raise it, or lower max_body_bytes"
+            )
+        return self
 
     @property
     def served_name(self) -> str:
