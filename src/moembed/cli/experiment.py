@@ -45,7 +45,7 @@ def experiment(
 
     What is finished is never done again: stop it, start it again, or start it several times at once.
 
-    Example: `moembed experiment recipes/experiments/role.yaml --seeds 3 --minutes 60`
+    Example: `moembed experiment recipes/experiments/ladder.yaml --seeds 3 --minutes 60`
     """
     _give_way(priority)
     chosen = tuple(only or ())
