@@ -46,6 +46,7 @@ READERS = {
     "data inspect": "data inspect RECIPE data=INPUT",
     "data split": "data split INPUT --out OUT",
     "data dedup": "data dedup INPUT --out OUT.jsonl",
+    "data collect": "data collect --source man --out OUT.jsonl --root INPUT",
     "data overlap": "data overlap RECIPE data=PAIRS --tasks INPUT",
     # models
     "upcycle model": "upcycle INPUT OUT",
@@ -133,6 +134,8 @@ OPTIONS = [
     "data split PAIRS --out OUT --seed -1",
     "data dedup PAIRS --out OUT.jsonl --near nan",
     "data dedup PAIRS --out OUT.jsonl --near 2",
+    "data collect --source words --out OUT.jsonl",
+    "data collect --source man --out OUT.jsonl --min-letters 0",
     "data overlap RECIPE data=PAIRS --tasks TASK --ngram 0",
     "data overlap RECIPE data=PAIRS --tasks TASK --containment nan",
 ]
