@@ -48,6 +48,7 @@ READERS = {
     "data convert": "data convert INPUT --task sts --out OUT.jsonl",
     "data split": "data split INPUT --out OUT",
     "data dedup": "data dedup INPUT --out OUT.jsonl",
+    "data collect": "data collect --source man --out OUT.jsonl --root INPUT",
     "data overlap": "data overlap RECIPE data=PAIRS --tasks INPUT",
     # models
     "upcycle model": "upcycle INPUT OUT",
@@ -148,6 +149,8 @@ OPTIONS = [
     "data split PAIRS --out OUT --seed -1",
     "data dedup PAIRS --out OUT.jsonl --near nan",
     "data dedup PAIRS --out OUT.jsonl --near 2",
+    "data collect --source words --out OUT.jsonl",
+    "data collect --source man --out OUT.jsonl --min-letters 0",
     "data overlap RECIPE data=PAIRS --tasks TASK --ngram 0",
     "data overlap RECIPE data=PAIRS --tasks TASK --containment nan",
 ]

@@ -1,4 +1,4 @@
-"""`moembed data inspect, split, dedup, overlap`: looking at training data, dividing and cleaning it."""
+"""`moembed data inspect, split, dedup, overlap, collect`: looking at training data, cleaning, getting it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from moembed.cli.collect import collect, relevant
 from moembed.cli.convert import convert
 from moembed.cli.options import Json, Overrides, Overwrite, Seed, SkipBadRows
 from moembed.console import print_json, print_table, progress_bar, say
@@ -17,7 +18,6 @@ from moembed.types import UserError
 if TYPE_CHECKING:
     from moembed.data.sources import Source
     from moembed.data.summary import Lengths
-    from moembed.evaluation.beir import RetrievalTask
     from moembed.types import Pair
 
 Recipe = Annotated[Path, typer.Argument(help="A YAML file of recipes/.")]
@@ -185,7 +185,7 @@ def overlap(
         for note in task.notes:
             say(f"note: {task.name}: {note}")
     queries = TaskTexts({task.name: task.queries for task in loaded}, ngram, containment)
-    documents = TaskTexts({task.name: _relevant(task) for task in loaded}, ngram, containment)
+    documents = TaskTexts({task.name: relevant(task) for task in loaded}, ngram, containment)
     found = []
     for source in open_sources(load_recipe(recipe, overrides or []))[0]:
         for note in source.remarks():
@@ -197,6 +197,9 @@ def overlap(
         print_json(found)
     else:
         _print_overlap(found)
+
+
+app.command()(collect)
 
 
 def _lengths(plan: Any) -> dict[str, tuple[Lengths, int]]:
@@ -218,12 +221,6 @@ def _lengths(plan: Any) -> dict[str, tuple[Lengths, int]]:
     fitted, _, _ = fit_lengths(plan, model.encoder.spec.max_length, tokenizer.max_length)  # as training does
     limits = {"query": fitted.query_length, "document": fitted.document_length}
     return {role: (counter(role), limit) for role, limit in limits.items()}
-
-
-def _relevant(task: RetrievalTask) -> list[str]:
-    """The documents that answer a query."""
-    relevant = task.qrels.document[task.qrels.grade > 0]
-    return [task.documents[row] for row in sorted(set(relevant.tolist()))]
 
 
 def _counted(source: Source, advance: Callable[[int], None]) -> Iterator[Pair]:

@@ -63,9 +63,7 @@ class TaskTexts:
 
     def look_up(self, text: str, found: Mapping[str, Overlap], examples: int) -> None:
         """Note in ``found``, task by task, what ``text`` equals and contains."""
-        equal = self._with_key.get(text_key(text), [])
-        shared = Counter(n for gram in ngrams(text, self._ngram) for n in self._with_gram.get(gram, ()))
-        contained = [n for n, count in shared.items() if count >= self._needed[n] and n not in equal]
+        equal, contained = self._matches(text)
         of_task: dict[str, list[int]] = defaultdict(list)
         for number in [*equal, *contained]:
             of_task[self._texts[number][0]].append(number)
@@ -78,6 +76,17 @@ class TaskTexts:
                 overlap.containing += 1
             if len(overlap.examples) < examples:
                 overlap.examples.append((text, self._texts[numbers[0]][2]))
+
+    def holds(self, text: str) -> bool:
+        """Whether ``text`` equals or contains a text of any task."""
+        return any(self._matches(text))
+
+    def _matches(self, text: str) -> tuple[list[int], list[int]]:
+        """The texts that ``text`` equals, and those that it contains and does not equal."""
+        equal = self._with_key.get(text_key(text), [])
+        shared = Counter(n for gram in ngrams(text, self._ngram) for n in self._with_gram.get(gram, ()))
+        contained = [n for n, count in shared.items() if count >= self._needed[n] and n not in equal]
+        return equal, contained
 
 
 def find_overlap(

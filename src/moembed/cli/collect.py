@@ -1,0 +1,74 @@
+"""`moembed data collect`: pairs from what is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moembed.cli.options import Json
+from moembed.console import print_json, print_table, progress_bar, say
+from moembed.types import UserError
+
+if TYPE_CHECKING:
+    from moembed.evaluation.beir import RetrievalTask
+
+
+def collect(
+    source: Annotated[
+        list[str],
+        typer.Option(help="docstrings, mo, libreoffice-help, man or package-descriptions; several times."),
+    ],
+    out: Annotated[Path, typer.Option(help="The file of pairs: .jsonl, .jsonl.gz or .jsonl.zst.")],
+    root: Annotated[
+        Path | None, typer.Option(help="Look below this folder, laid out like the root of a machine.")
+    ] = None,
+    min_letters: Annotated[int, typer.Option(min=1, help="Queries with fewer letters are left out.")] = 10,
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option("--tasks", help="BEIR-layout folders: pairs that hold their texts are left out."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    json_: Json = False,
+) -> None:
+    """Pairs from what is installed here: message catalogues, manual pages, help, package descriptions.
+
+    Nothing is downloaded. Every row has its language, its package and the licence that this names.
+
+    Example: `moembed data collect --source mo --source man --out installed.jsonl`
+    """
+    from moembed.data.collect.run import collect_pairs
+    from moembed.data.overlap import TaskTexts
+    from moembed.evaluation.beir import load_task
+
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} already exists: choose another name, or pass --overwrite")
+    loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks or ())]
+    known = TaskTexts({task.name: [*task.queries, *relevant(task)] for task in loaded}) if loaded else None
+    with progress_bar("collecting", None) as advance:
+        done = collect_pairs(source, out, root, min_letters, known, advance)
+    if not loaded:
+        say("note: the pairs were not compared with evaluation tasks: pass --tasks to leave such pairs out")
+    if unknown := sum(count["unknown"] for count in done.licences.values()):
+        say(f"note: {unknown:,} pairs have the licence unknown: their packages name none that programs read")
+    if json_:
+        print_json({"out": str(out), "pairs": done.pairs} | done.to_json())
+        return
+    languages = sorted({language for count in done.counts.values() for language in count})
+    print_table(
+        f"{out}: pairs by source and language of the document",
+        ["", *done.counts],
+        [[one, *(f"{count[one]:,}" for count in done.counts.values())] for one in languages]
+        + [["all", *(f"{sum(count.values()):,}" for count in done.counts.values())]],
+    )
+    for name in done.counts:
+        for what, some in (("licences", done.licences[name]), ("left out", done.skipped[name])):
+            if some:
+                print(f"{name}, {what}: {', '.join(f'{key} {n:,}' for key, n in some.most_common(12))}")
+
+
+def relevant(task: RetrievalTask) -> list[str]:
+    """The documents that answer a query."""
+    relevant = task.qrels.document[task.qrels.grade > 0]
+    return [task.documents[row] for row in sorted(set(relevant.tolist()))]
