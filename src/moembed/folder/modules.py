@@ -7,36 +7,28 @@ its tensors and its entry here, read and written side by side.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from moembed.files import read_json, write_json
 from moembed.folder.parts import Parts
-from moembed.folder.tensors import read_tensors
+from moembed.folder.pooling import POOLINGS, read_pooling_config, write_pooling
+from moembed.folder.tensors import read_tensors, write_tensors
+from moembed.folder.unread import note_unread
 from moembed.model.expert_head import ExpertHead
 from moembed.model.head import Dense, HeadConfig, Normalize, Step
-from moembed.model.pooling import POOLING, PoolingConfig
+from moembed.model.pooling import PoolingConfig
 from moembed.types import UserError
 
 ADAPTER = "adapter_config.json"
-EXPERT_HEAD = "moembed.interop.expert_head.ExpertHead"  # the one module of ours
-_TYPES = {"ExpertHead": EXPERT_HEAD}  # of modules that are not those of sentence-transformers
+EXPERT_HEAD = "moembed.interop.expert_head.ExpertHead"  # a module of ours
+ATTENTION_POOLING = "moembed.interop.attention_pooling.AttentionPooling"  # pooling that learns, another
+# of modules that are not those of sentence-transformers
+_TYPES = {"ExpertHead": EXPERT_HEAD, "AttentionPooling": ATTENTION_POOLING}
 STATIC, MODEL2VEC = "StaticEmbedding", "model2vec"  # a first module, and the model_type of folders without
-# Older files have a flag for each way; several stand side by side in this order.
-_FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-_POOLING_KEYS = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"}
 _DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function", "use_residual"}
 _DENSE_KEYS |= {"module_input_name", "module_output_name"}
 _ACTIVATIONS = {
@@ -73,7 +65,7 @@ def read_modules(folder: Path) -> list[Module]:
             raise UserError(f"{file}: every module needs a type and a path, and {entry!r} lacks one")
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise UserError(f"{file}: the path {path!r} leads out of the folder")
-        if not kind.startswith("sentence_transformers.") and kind != EXPERT_HEAD:
+        if not kind.startswith("sentence_transformers.") and kind not in (EXPERT_HEAD, ATTENTION_POOLING):
             raise UserError(f"{file}: the module {kind} brings code of its own, which is not run")
         modules.append(Module(kind.rsplit(".", 1)[-1], path))
     return modules
@@ -134,13 +126,14 @@ def read_pooled_head(folder: Path, width: int) -> PooledHead:
         warnings.warn(f"{folder} has no modules.json: mean pooling is assumed", stacklevel=2)
         return PooledHead()
     kinds = [module.kind for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "ExpertHead", "Normalize"}:
+    known = kinds[:1] == ["Transformer"] and kinds[1:2] and kinds[1] in POOLINGS
+    if not known or not set(kinds[2:]) <= {"Dense", "ExpertHead", "Normalize"}:
         found = " + ".join(kinds)
         raise UserError(
             f"{folder}: a model made of {found} is not supported, only Transformer + Pooling, then Dense, "
             "ExpertHead and Normalize"
         )
-    pooling = _read_pooling(folder / modules[1].path / "config.json", width)
+    pooling = read_pooling_config(folder / modules[1].path / "config.json", width)
     steps: list[Step] = []
     dim = pooling.dim(width)
     for module in modules[2:]:
@@ -186,7 +179,8 @@ def read_pooling_state(
 
 def write_modules(folder: Path, parts: Parts) -> None:
     """``modules.json`` and the folder of every module but the first, which is the folder itself."""
-    kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in parts.head.steps)]
+    pooling = POOLINGS[parts.pooling.learns]
+    kinds = ["Transformer", pooling, *(type(step).__name__ for step in parts.head.steps)]
     paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], start=1))]
     entries = [
         {
@@ -200,54 +194,12 @@ def write_modules(folder: Path, parts: Parts) -> None:
     write_json(folder / "modules.json", entries)
     for path in paths[1:]:
         (folder / path).mkdir()
-    write_json(folder / paths[1] / "config.json", _pooling_values(parts.pooling, parts.spec.width))
-    if parts.pooling_state:
-        _write_tensors(folder / paths[1], parts.pooling_state)
+    write_pooling(folder / paths[1], parts.pooling, parts.spec.width, parts.pooling_state)
     for i, (step, path) in enumerate(zip(parts.head.steps, paths[2:], strict=True)):
         if not isinstance(step, Normalize):
             values = _dense_values(step) if isinstance(step, Dense) else vars(step)
             write_json(folder / path / "config.json", values)
-            _write_tensors(folder / path, {name: parts.head_state[f"{i}.{name}"] for name in step.shapes()})
-
-
-def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
-    stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-# ---- pooling -----------------------------------------------------------------------------------------------
-
-
-def _read_pooling(file: Path, width: int) -> PoolingConfig:
-    values = read_json(file)
-    modes = _modes(values, file)
-    if unknown := [mode for mode in modes if mode not in POOLING]:
-        raise UserError(f"{file}: pooling {unknown[0]!r} is not supported (known: {', '.join(POOLING)})")
-    stated = values.get("embedding_dimension", values.get("word_embedding_dimension", width))
-    if stated != width:
-        raise UserError(f"{file} pools vectors of {stated} coordinates, the encoder's have {width}")
-    note_unread(file, set(values) - _POOLING_KEYS - set(_FLAGS))
-    return PoolingConfig("+".join(modes), bool(values.get("include_prompt", True)))
-
-
-def _modes(values: dict[str, Any], file: Path) -> Sequence[str]:
-    """``pooling_mode``, else the flags of older files, else mean: as sentence-transformers takes them."""
-    modes = values.get("pooling_mode") or [mode for key, mode in _FLAGS.items() if values.get(key)]
-    modes = [modes] if isinstance(modes, str) else modes or ["mean"]
-    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes):
-        raise UserError(f"{file}: pooling_mode must be a name or a list of names, not {modes!r}")
-    return modes
-
-
-def _pooling_values(pooling: PoolingConfig, width: int) -> dict[str, Any]:
-    modes = list(pooling.modes)
-    return {
-        "word_embedding_dimension": width,
-        "embedding_dimension": width,
-        "pooling_mode": modes if len(modes) > 1 else modes[0],
-        **{key: mode in modes for key, mode in _FLAGS.items()},
-        "include_prompt": pooling.include_prompt,
-    }
+            write_tensors(folder / path, {name: parts.head_state[f"{i}.{name}"] for name in step.shapes()})
 
 
 # ---- Dense -------------------------------------------------------------------------------------------------
@@ -288,9 +240,3 @@ def _read_expert_head(file: Path) -> ExpertHead:
         raise UserError(f"{file}: {wrong[0]} must be a count, not {counts[wrong[0]]!r}")
     note_unread(file, set(values) - set(keys))
     return ExpertHead(**counts)
-
-
-def note_unread(file: Path, keys: set[str]) -> None:
-    """Say once which keys of a file are not read."""
-    if keys:
-        warnings.warn(f"{file}: not read, and without effect here: {', '.join(sorted(keys))}", stacklevel=3)

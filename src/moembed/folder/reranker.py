@@ -19,7 +19,7 @@ from moembed.families import own
 from moembed.families.registry import FAMILIES, family_of, family_to_write
 from moembed.families.rerankers import LAYOUTS, OWN_CLASS, HeadLayout, layout_of, says
 from moembed.files import read_json, replacing, write_json
-from moembed.folder.modules import encoder_folder, note_unread, read_modules
+from moembed.folder.modules import encoder_folder, read_modules
 from moembed.folder.read import config_folder, read_config, read_folder
 from moembed.folder.settings import (
     SENTENCE_TRANSFORMERS,
@@ -29,6 +29,7 @@ from moembed.folder.settings import (
 )
 from moembed.folder.tensors import by_our_names, layout_tensors, read_all, take
 from moembed.folder.tokenizer import read_tokenizer, reads_types, tokenizer_files
+from moembed.folder.unread import note_unread
 from moembed.folder.write import tokenizer_config
 from moembed.model.score_head import ScoreHeadConfig, fresh_score_head, score_head_shapes
 from moembed.model.spec import EncoderSpec

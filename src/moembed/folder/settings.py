@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moembed.files import read_json
-from moembed.folder.modules import note_unread
+from moembed.folder.unread import note_unread
 from moembed.types import UserError
 
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"

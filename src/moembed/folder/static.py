@@ -16,9 +16,10 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from moembed.files import read_json
-from moembed.folder.modules import STATIC, Module, is_static, note_unread, read_modules
+from moembed.folder.modules import STATIC, Module, is_static, read_modules
 from moembed.folder.settings import read_model_settings
 from moembed.folder.tensors import read_file
+from moembed.folder.unread import note_unread
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 

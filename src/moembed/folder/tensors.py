@@ -12,6 +12,7 @@ from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moembed.families.mapping import by_their_names
@@ -135,6 +136,12 @@ def read_tensors(
     if theirs:
         raise UserError(f"{path}: the tensor {next(iter(theirs))!r} belongs to no part of this module")
     return found
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """The file that ``read_tensors`` reads."""
+    stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def read_all(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:

@@ -7,52 +7,19 @@ the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
 from torch import Tensor
 
+from moembed.model import attention_pooling
+from moembed.model.attention_pooling import AttentionSize
 from moembed.model.named import NamedTensors
+from moembed.model.pooled_tokens import Tensors, Tokens
 from moembed.packing import offsets, on_device, positions, spread
 from moembed.types import UserError
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The tokens that are pooled, end to end; each text has at least one.
-
-    Attributes:
-        hidden_TD: their states.
-        length_B: how many of them each text has.
-        first_B: the place of the first of them in its text; None: it is the first of the text.
-    """
-
-    hidden_TD: Tensor
-    length_B: Sequence[int]
-    first_B: Sequence[int] | None = None
-
-    @property
-    def length_B1(self) -> Tensor:
-        return on_device(self.length_B, self.hidden_TD.device)[:, None]
-
-    @property
-    def place_T(self) -> Tensor:
-        """The place of every token in its text, counted from 1."""
-        place_T = positions(self.length_B, self.hidden_TD.device) + 1
-        if self.first_B is None:
-            return place_T
-        return place_T + spread(on_device(self.first_B, self.hidden_TD.device), self.length_B)
-
-    def reduced(self, value_TX: Tensor, how: str) -> Tensor:
-        """Sum, mean or max over the tokens of each text, in fp32."""
-        lengths = on_device(self.length_B, value_TX.device)
-        # unsafe: without the check that the lengths add up to the rows, which would wait for the device
-        return torch.segment_reduce(value_TX.float(), how, lengths=lengths, unsafe=True)
-
-
-Tensors = Mapping[str, Tensor]
 
 
 def mean(tokens: Tokens, _: Tensors) -> Tensor:
@@ -89,7 +56,7 @@ def weighted_mean(tokens: Tokens, _: Tensors) -> Tensor:
     return weighted_BD / tokens.reduced(weight_T1, "sum")
 
 
-def no_tensors(width: int) -> dict[str, tuple[int, ...]]:
+def no_tensors(width: int, size: AttentionSize) -> dict[str, tuple[int, ...]]:
     return {}
 
 
@@ -97,15 +64,17 @@ def no_tensors(width: int) -> dict[str, tuple[int, ...]]:
 class Mode:
     """One way of pooling: ``pool(tokens, tensors)`` gives ``(B, D)`` in fp32.
 
-    ``shapes(width)`` names the tensors that it owns, for states ``width`` wide; they are trained, saved and
-    loaded with the model.
+    ``shapes(width, size)`` names the tensors that it owns, for states ``width`` wide; they are trained, saved
+    and loaded with the model. ``all_layers``: whether it reads the states after every layer, and not only
+    after the last.
     """
 
     pool: Callable[[Tokens, Tensors], Tensor]
-    shapes: Callable[[int], dict[str, tuple[int, ...]]] = no_tensors
+    shapes: Callable[[int, AttentionSize], dict[str, tuple[int, ...]]] = no_tensors
+    all_layers: bool = False
 
 
-# By the names of sentence-transformers.
+# The first six by the names of sentence-transformers; the others learn.
 POOLING: dict[str, Mode] = {
     "mean": Mode(mean),
     "cls": Mode(cls),
@@ -113,6 +82,8 @@ POOLING: dict[str, Mode] = {
     "lasttoken": Mode(last),
     "weightedmean": Mode(weighted_mean),
     "mean_sqrt_len_tokens": Mode(mean_by_root),
+    "latent_attention": Mode(attention_pooling.latent_attention, attention_pooling.latent_shapes),
+    "multi_layer": Mode(attention_pooling.multi_layer, attention_pooling.layer_shapes, all_layers=True),
 }
 
 
@@ -122,6 +93,7 @@ class PoolingConfig:
 
     Attributes:
         include_prompt: whether the tokens of the prompt, and special tokens before it, are pooled too.
+        size: of the ways that attend, ``latent_attention`` and ``multi_layer``; the others have none.
 
     Raises:
         UserError: a name that ``POOLING`` lacks.
@@ -129,6 +101,7 @@ class PoolingConfig:
 
     name: str = "mean"
     include_prompt: bool = True
+    size: AttentionSize = field(default_factory=AttentionSize)
 
     def __post_init__(self) -> None:
         if unknown := [mode for mode in self.modes if mode not in POOLING]:
@@ -137,6 +110,16 @@ class PoolingConfig:
     @property
     def modes(self) -> tuple[str, ...]:
         return tuple(self.name.split("+"))
+
+    @property
+    def all_layers(self) -> bool:
+        """Whether the states after every layer are read."""
+        return any(POOLING[mode].all_layers for mode in self.modes)
+
+    @property
+    def learns(self) -> bool:
+        """Whether there are tensors, for states of any width."""
+        return bool(self.shapes(1))
 
     @property
     def summary(self) -> str:
@@ -149,8 +132,8 @@ class PoolingConfig:
 
     def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
         """All tensors: ``{place of the mode}.{name}``."""
-        modes = enumerate(POOLING[mode] for mode in self.modes)
-        return {f"{i}.{name}": shape for i, mode in modes for name, shape in mode.shapes(width).items()}
+        modes = enumerate(POOLING[mode].shapes(width, self.size) for mode in self.modes)
+        return {f"{i}.{name}": shape for i, shapes in modes for name, shape in shapes.items()}
 
     def num_parameters(self, width: int) -> int:
         return sum(prod(shape) for shape in self.shapes(width).values())
@@ -182,17 +165,41 @@ class Pooling(NamedTensors):
         prompt = [] if self.config.include_prompt else ["without the prompt"]
         return [*prompt, *([self.digest()] if self.names else [])]
 
+    def depths(self, wanted: Sequence[int]) -> list[int]:
+        """After which layers it reads the states, to pool at the depths ``wanted``.
+
+        Raises:
+            UserError: all layers are read, and there is none, or there are more than it was made for.
+        """
+        if not self.config.all_layers:
+            return list(wanted)
+        if not wanted or min(wanted) < 1 or max(wanted) > self.config.size.layers:
+            raise UserError(
+                f"pooling {self.name!r} was made for 1 to {self.config.size.layers} layers, and is asked for "
+                f"{list(wanted)}"
+            )
+        return list(range(1, max(wanted) + 1))
+
     def forward(
-        self, hidden_TD: Tensor, length_B: Sequence[int], prompt_B: Sequence[int] | None = None
+        self,
+        hidden_TD: Tensor,
+        length_B: Sequence[int],
+        prompt_B: Sequence[int] | None = None,
+        layers: Sequence[Tensor] = (),
     ) -> Tensor:
         """Vectors ``(B, M)`` fp32 of packed states; of a text with no token to pool: zeros.
 
         Args:
             length_B: tokens of each text, at least one.
             prompt_B: tokens of each text that belong to its prompt; None: there are no prompts.
+            layers: the states after every layer, ``hidden_TD`` the last of them; only where ``all_layers``.
         """
+        if self.config.all_layers and not layers:
+            raise UserError(
+                f"pooling {self.name!r} reads the states after every layer, and is given the last alone"
+            )
         if self.config.include_prompt or prompt_B is None or not any(prompt_B):
-            return self._pooled(Tokens(hidden_TD, length_B))
+            return self._pooled(Tokens(hidden_TD, length_B, layers=layers))
         first_B = [min(prompt, length) for prompt, length in zip(prompt_B, length_B, strict=True)]
         first_T = spread(on_device(first_B, hidden_TD.device), length_B)
         left_T = positions(length_B, hidden_TD.device) >= first_T
@@ -201,12 +208,14 @@ class Pooling(NamedTensors):
         vector_BM = hidden_TD.new_zeros(len(left_B), self.dim, dtype=torch.float32)
         if not some:
             return vector_BM
-        tokens = Tokens(hidden_TD[left_T], [left_B[i] for i in some], [first_B[i] for i in some])
+        kept = [states_TD[left_T] for states_TD in layers]
+        tokens = Tokens(hidden_TD[left_T], [left_B[i] for i in some], [first_B[i] for i in some], kept)
         return vector_BM.index_copy(0, on_device(some, hidden_TD.device), self._pooled(tokens))
 
     def _pooled(self, tokens: Tokens) -> Tensor:
         pooled = []
         for i, mode in enumerate(self.config.modes):
-            own = {name: self.tensor(f"{i}.{name}").float() for name in POOLING[mode].shapes(self.width)}
+            names = POOLING[mode].shapes(self.width, self.config.size)
+            own = {name: self.tensor(f"{i}.{name}").float() for name in names}
             pooled.append(POOLING[mode].pool(tokens, own))
         return torch.cat(pooled, dim=-1) if len(pooled) > 1 else pooled[0]

@@ -38,12 +38,15 @@ def unit_vectors(
         return Encoded(dict.fromkeys(depths or [encoder.spec.num_layers], zeros_BM))
     prompt_B = batch.prompt_B[empty:] if batch.prompt_B else None
     tag_B = None if batch.tag_B is None else batch.tag_B[empty:]
-    hidden, router = encoder(batch.token_T, length_B, depths, type_T=batch.type_T, tag_B=tag_B)
+    wanted = list(depths) if depths is not None else [encoder.spec.num_layers]
+    read = pooling.depths(wanted)
+    hidden, router = encoder(batch.token_T, length_B, read, type_T=batch.type_T, tag_B=tag_B)
 
-    def vectors(states_TD: Tensor) -> Tensor:
-        vector_BM = head(pooling(states_TD, length_B, prompt_B))
+    def vectors(depth: int) -> Tensor:
+        layers = [hidden[i] for i in range(1, depth + 1)] if pooling.config.all_layers else []
+        vector_BM = head(pooling(hidden[depth], length_B, prompt_B, layers))
         if empty:
             vector_BM = F.pad(vector_BM, (0, 0, empty, 0))
         return vector_BM[batch.restore_B]
 
-    return Encoded({depth: vectors(states_TD) for depth, states_TD in hidden.items()}, router)
+    return Encoded({depth: vectors(depth) for depth in hidden if depth in wanted}, router)

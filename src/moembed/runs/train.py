@@ -35,6 +35,7 @@ from moembed.training.monitors.retrieval import load_tasks
 from moembed.training.parallel import World, joined
 from moembed.types import Pair, UserError
 from moembed.weights.expert_head import ExpertHeadConfig, add_expert_head
+from moembed.weights.pooling import PoolingOptions, change_pooling, look
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 from moembed.weights.widen import WidenConfig, widen
@@ -82,7 +83,8 @@ class TrainConfig(ContrastiveConfig):
     ``revision`` is the branch, tag or commit of a base from the hub; ``allow_pickle`` reads a base that has
     no safetensors. ``layers`` keeps so many of its layers, the first ones; ``widen`` makes its feed-forward
     blocks wider; ``upcycle`` None leaves it dense; ``head`` puts a block of experts behind
-    pooling. ``prompts`` become part of the model.
+    pooling. ``pooling`` replaces the model's own, by a name or with options; ``attention`` says whether a
+    token sees those behind it. ``prompts`` become part of the model.
     """
 
     base: str = "minilm"
@@ -98,7 +100,14 @@ class TrainConfig(ContrastiveConfig):
     widen: WidenConfig | None = None
     upcycle: UpcycleConfig | None = None
     head: ExpertHeadConfig | None = None
+    pooling: PoolingOptions | None = None
+    attention: Literal["causal", "bidirectional"] | None = None
     prompts: dict[str, str] | None = None
+
+    @field_validator("pooling", mode="before")
+    @classmethod
+    def _pooling_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -301,6 +310,10 @@ def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> 
     if config.prompts is not None:
         parts.tokenizer.prompts = dict(config.prompts)
     parts = member(parts, View(layers=config.layers))
+    if config.attention:
+        parts = look(parts, config.attention)
+    if config.pooling:
+        parts = change_pooling(parts, config.pooling)
     if config.widen:
         spec, state = widen(parts.spec, parts.state, config.widen)
         parts = replace(parts, spec=spec, state=state)

@@ -1,0 +1,88 @@
+"""A model with another pooling, or with attention to one side or to both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from moembed.config import Strict
+from moembed.folder.parts import Parts
+from moembed.model.attention_pooling import HEADS, LATENTS, AttentionSize, fresh
+from moembed.model.block import LayerSpec
+from moembed.model.pooling import POOLING, PoolingConfig
+from moembed.types import UserError
+
+Direction = Literal["causal", "bidirectional"]
+
+
+class PoolingOptions(Strict):
+    """``name``: a way of pooling, or several joined by ``+``. ``include_prompt`` null leaves what the model
+    has.
+
+    ``latents``, ``heads`` and ``seed`` are for ``latent_attention`` and ``multi_layer`` alone.
+    """
+
+    name: str
+    include_prompt: bool | None = None
+    latents: int = Field(default=LATENTS, ge=1)
+    heads: int = Field(default=HEADS, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _known(self) -> PoolingOptions:
+        try:
+            learns = PoolingConfig(self.name).learns
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        given = self.model_fields_set & {"latents", "heads", "seed"}
+        if given and not learns:
+            raise ValueError(f"pooling {self.name!r} learns nothing, so it has no {sorted(given)[0]}")
+        return self
+
+
+def change_pooling(parts: Parts, options: PoolingOptions) -> Parts:
+    """The model with this pooling; one that learns starts fresh, unless the model has the very same already.
+
+    Raises:
+        UserError: the layers behind pooling take vectors of another width.
+    """
+    old, width = parts.pooling, parts.spec.width
+    include = old.include_prompt if options.include_prompt is None else options.include_prompt
+    config = PoolingConfig(options.name, include)
+    if config.learns:
+        layers = max(old.size.layers if old.learns else 0, parts.spec.num_layers)
+        config = replace(config, size=AttentionSize(options.latents, options.heads, layers))
+    if parts.head.layers and config.dim(width) != old.dim(width):
+        raise UserError(
+            f"pooling {options.name!r} gives {config.dim(width)} coordinates, and the layers behind it take "
+            f"{old.dim(width)}"
+        )
+    if (config.modes, config.size) == (old.modes, old.size):
+        return replace(parts, pooling=config)
+    state: dict[str, Tensor] = {}
+    for i, mode in enumerate(config.modes):
+        shapes = POOLING[mode].shapes(width, config.size)
+        tensors = fresh(mode, shapes, options.seed + i) if shapes else {}
+        state |= {f"{i}.{name}": tensor for name, tensor in tensors.items()}
+    return replace(parts, pooling=config, pooling_state=state)
+
+
+def look(parts: Parts, direction: Direction) -> Parts:
+    """The model whose tokens see only those before them (``causal``), or those behind them too.
+
+    The weights stay. Windows stay as they are, and count to both sides where attention is bidirectional.
+    """
+
+    def turned(_: int, layer: LayerSpec) -> LayerSpec:
+        attention = layer.attention.model_copy(update={"causal": direction == "causal"})
+        return layer.model_copy(update={"attention": attention})
+
+    spec = parts.spec.with_layers(turned)
+    if spec == parts.spec:
+        return parts
+    # a layout that says so only where it is not its own way would keep the old word
+    source = {key: value for key, value in parts.source.items() if key != "is_causal"}
+    return replace(parts, spec=spec, source=source)
