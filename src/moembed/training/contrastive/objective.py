@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
-from moembed.losses.nested import by_depth, matryoshka
+from moembed.losses.nested import Loss, by_depth, matryoshka
 from moembed.losses.pairs import by_scores
+from moembed.losses.score_distillation import score_kl
 from moembed.losses.shaped import Tally
 from moembed.losses.triplet import Choice
 from moembed.training.contrastive.batch import PairBatch
 from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig, TripletConfig
+from moembed.training.contrastive.teachers import Distilled
 from moembed.types import UserError
 
 
@@ -41,6 +44,7 @@ class Objective(nn.Module):
         self.config, self.fixed = config, config.temperature
         start = torch.tensor(-math.log(config.temperature), device=model.device)
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
+        self.score_kl = 0.0  # this process's share of the ranking term of the last step, before its weight
 
     @property
     def temperature(self) -> float | Tensor:
@@ -73,7 +77,27 @@ class Objective(nn.Module):
             {depth: document_NM for depth, (_, document_NM) in parts.items()},
             known.positive_Q, known, mine_Q, tally=tally, **options,
         )  # fmt: skip
+        if batch.distilled and not plain:
+            ranking = self._ranking(batch.distilled, device)
+            kl = by_depth(ranking, self.depths)(
+                {depth: query_QM for depth, (query_QM, _) in parts.items()},
+                {depth: document_NM for depth, (_, document_NM) in parts.items()},
+                known.positive_Q, None, mine_Q,
+            )  # fmt: skip
+            self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
+            total = total + batch.distilled.weight * kl
         return total if mine_Q is None else total * (mine_Q.sum() / queries)
+
+    def _ranking(self, given: Distilled, device: torch.device) -> Loss:
+        """The distance of the student's ranking to the teachers', over the same prefixes as the loss."""
+        temperature = float(self.temperature) if given.temperature is None else given.temperature
+        loss = partial(
+            score_kl,
+            target_QN=given.target_QN.to(device),
+            among_QN=given.among_QN.to(device),
+            temperature=temperature,
+        )
+        return matryoshka(loss, self.nested.dims, self.nested.weights) if self.nested else loss
 
     def _choice(self, owner_N: Tensor, plain: bool) -> Choice:
         own, mask = self.config.triplet or TripletConfig(), None if plain else self.config.mask
