@@ -31,7 +31,8 @@ from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.runs.evaluate import summarise
 from moembed.runs.system import EvaluationOptions, evaluate_encoder, evaluate_system
-from moembed.runs.train import TrainConfig, TrainSource, build
+from moembed.runs.train import TrainConfig, build
+from moembed.runs.train_sources import TrainSource
 from moembed.search.index_writer import write_index
 from moembed.training.contrastive.settings import LossConfig
 from moembed.training.contrastive.task import Mixture

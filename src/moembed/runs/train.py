@@ -25,9 +25,10 @@ from moembed.folder.parts import Parts
 from moembed.inference.member import member
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
+from moembed.runs.train_sources import TrainSource, each_source
 from moembed.runs.training_run import make_run_folder, model_facts, tell_sources
 from moembed.training.contrastive.sample import sample_batch
-from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions, fit_lengths
+from moembed.training.contrastive.settings import ContrastiveConfig, fit_lengths
 from moembed.training.contrastive.task import Mixture, num_train_rows
 from moembed.training.contrastive.task_types import fixed_share
 from moembed.training.contrastive.train import train_contrastive
@@ -41,35 +42,6 @@ from moembed.weights.upcycle import UpcycleConfig, upcycle
 from moembed.weights.widen import WidenConfig, widen
 
 ENDS = {"steps", "epochs", "minutes"}
-
-
-class TrainSource(SourceConfig, SourceOptions):
-    """Where pairs lie, and how they are trained on.
-
-    ``score`` of ``task_type: sts`` and ``label`` of classification and clustering are columns of these names
-    unless others are named.
-    """
-
-    @model_validator(mode="before")
-    @classmethod
-    def _columns_of_the_task(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        task = values.get("task_type")
-        column = {"sts": "score", "classification": "label", "clustering": "label"}.get(str(task))
-        if column and values.get(column) is None:
-            return {**values, column: column}
-        return values
-
-    @model_validator(mode="after")
-    def _grades_are_used(self) -> TrainSource:
-        if self.score and self.task_type != "sts":
-            raise ValueError("score names the scores of task_type sts: give task_type too, or leave it out")
-        if self.label and self.task_type not in ("classification", "clustering"):
-            raise ValueError(
-                "label names the classes of task_type classification or clustering: give that too"
-            )
-        return self
 
 
 class TrainConfig(ContrastiveConfig):
@@ -132,17 +104,6 @@ class TrainConfig(ContrastiveConfig):
             for item in values
             for source in each_source({"path": item} if isinstance(item, str) else item)
         ]
-
-
-def each_source(source: Any) -> list[Any]:
-    """The sources that an entry with ``each`` stands for, or the entry itself."""
-    if not isinstance(source, dict) or not isinstance(words := source.get("each"), list):
-        return [source]
-    rest = {key: value for key, value in source.items() if key != "each"}
-    return [
-        {k: v.replace("{}", str(word)) if isinstance(v, str) else v for k, v in rest.items()}
-        for word in words
-    ]
 
 
 @dataclass(frozen=True, slots=True)

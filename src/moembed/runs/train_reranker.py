@@ -20,7 +20,8 @@ from moembed.folder.bases import base_name, locate_base
 from moembed.folder.reranker import fresh_reranker
 from moembed.report.training.page import write_report
 from moembed.reranker import Reranker
-from moembed.runs.train import ENDS, TrainResult, each_source, open_source
+from moembed.runs.train import ENDS, TrainResult, open_source
+from moembed.runs.train_sources import each_source
 from moembed.runs.training_run import make_run_folder, model_facts, says_task, tell_sources
 from moembed.training.parallel import World, joined
 from moembed.training.reranking.settings import RerankingConfig

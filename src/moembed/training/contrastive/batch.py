@@ -21,6 +21,7 @@ from moembed.training.contrastive.gradcache import Chunks
 from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
 from moembed.training.contrastive.tags import PairTags
+from moembed.training.contrastive.teachers import Distilled, Teachers
 from moembed.training.monitors.routing import Group
 from moembed.training.parallel import ALONE, World
 from moembed.types import Batch, Pair
@@ -88,6 +89,7 @@ class PairBatch:
     seed: int = 0  # of what the loss leaves to chance
     score_Q: Tensor | None = None  # of pairs whose loss looks at scores
     temperature: float = TEMPERATURE  # of that loss
+    distilled: Distilled | None = None  # what teachers say of the candidates
 
 
 def prepare(
@@ -172,6 +174,13 @@ def with_guide(batch: PairBatch, guide: Guide, num_negatives: int | None) -> Pai
     mask = guide.mask(batch.known, queries, documents, batch.loss == "symmetric_info_nce")
     share = len(mask.query_P) / max(1, len(queries) * (len(documents) - 1))
     return replace(batch, known=mask, guided=share)
+
+
+def with_teachers(batch: PairBatch, teachers: Teachers, num_negatives: int | None) -> PairBatch:
+    """The batch with the ranking of its candidates by teachers."""
+    queries = [pair.query for pair in batch.pairs]
+    documents = _documents(batch.pairs, num_negatives)
+    return replace(batch, distilled=teachers.judge(queries, documents, batch.owner_N))
 
 
 def _documents(pairs: Sequence[Pair], num_negatives: int | None) -> list[str]:

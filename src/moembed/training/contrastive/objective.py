@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Set
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,16 @@ from torch import Tensor, nn
 
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
-from moembed.losses.nested import by_depth, matryoshka
+from moembed.losses.nested import Loss, by_depth, matryoshka
 from moembed.losses.pairs import by_scores
+from moembed.losses.score_distillation import score_kl
 from moembed.losses.shaped import Tally
 from moembed.losses.triplet import Choice
 from moembed.training.contrastive.batch import PairBatch
 from moembed.training.contrastive.queue import VectorQueue
 from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig, TripletConfig
 from moembed.training.contrastive.shaping import ShapingConfig
+from moembed.training.contrastive.teachers import Distilled
 from moembed.types import UserError
 
 
@@ -47,6 +50,7 @@ class Objective(nn.Module):
             start = start.repeat(len(self.per_dim))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
         self.queue = VectorQueue(config.queue) if config.queue else None
+        self.score_kl = 0.0  # this process's share of the ranking term of the last step, before its weight
 
     @property
     def temperature(self) -> float | Tensor:
@@ -74,7 +78,7 @@ class Objective(nn.Module):
         queries, weight_Q = len(batch.pairs), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
         query = {depth: vector_BM[:queries] for depth, vector_BM in vectors.items()}
-        document = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}
+        document = batch_N = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}
         known, owner_N = batch.known, batch.owner_N
         if self.queue is not None and not plain:
             document, known, owner_N = self.queue.join(document, batch)
@@ -87,7 +91,23 @@ class Objective(nn.Module):
         total = by_depth(loss, self.depths)(
             query, document, known.positive_Q, known, mine_Q, tally=tally, **options
         )
+        if batch.distilled and not plain:
+            ranking = by_depth(self._ranking(batch.distilled, device), self.depths)
+            kl = ranking(query, batch_N, known.positive_Q, None, mine_Q)
+            self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
+            total = total + batch.distilled.weight * kl
         return total if mine_Q is None else total * (mine_Q.sum() / queries)
+
+    def _ranking(self, given: Distilled, device: torch.device) -> Loss:
+        """The distance of the student's ranking to the teachers', over the same prefixes as the loss."""
+        temperature = float(self.temperature) if given.temperature is None else given.temperature
+        loss = partial(
+            score_kl,
+            target_QN=given.target_QN.to(device),
+            among_QN=given.among_QN.to(device),
+            temperature=temperature,
+        )
+        return matryoshka(loss, self.nested.dims, self.nested.weights) if self.nested else loss
 
     def _choice(self, owner_N: Tensor, plain: bool) -> Choice:
         own, mask = self.config.triplet or TripletConfig(), None if plain else self.config.mask

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from moembed.config import Strict
 from moembed.training.contrastive.schedules import Points, require_in_range
@@ -85,6 +85,31 @@ class GuideConfig(Strict):
     cache: str | None = None
 
 
+class ScoreDistillConfig(Strict):
+    """Models whose ranking is learned: ``loss + weight * KL(teachers || student)`` over candidates of every
+    query, see `moembed.losses.score_distillation`.
+
+    ``candidates``: ``batch``, all documents and hard negatives of the step; ``own``, the document and hard
+    negatives of the query alone. The scores of each teacher are brought to one scale query by query as
+    ``normalize`` says, averaged and divided by ``temperature``; the student's cosines are divided by
+    ``student_temperature`` (null: that of the loss, as it is at that step). ``cache``: a folder that keeps
+    the vectors of all teachers.
+    """
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    weight: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    student_temperature: float | None = Field(default=None, gt=0)
+    normalize: Literal["z", "min_max", "none"] = "z"
+    candidates: Literal["batch", "own"] = "batch"
+    cache: str | None = None
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
 class SourceOptions(Strict):
     """What one source may do in its own way.
 
@@ -144,6 +169,7 @@ class ContrastiveConfig(LoopConfig):
     loss: LossConfig = LossConfig()
     schedules: dict[str, Points] = Field(default={})  # see `moembed.training.contrastive.schedules`
     guide: GuideConfig | None = None
+    distill: ScoreDistillConfig | None = None
     workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
     evaluate_every: int = Field(default=500, ge=1)  # steps between two looks at the held-out loss
@@ -155,6 +181,10 @@ class ContrastiveConfig(LoopConfig):
         if sum(end is not None for end in (self.steps, self.epochs, self.minutes)) != 1:
             raise ValueError("give exactly one of steps, epochs and minutes")
         require_in_range(self)
+        if self.distill and self.distill.candidates == "own" and self.negatives == 0:
+            raise ValueError("distill.candidates own ranks a query's hard negatives, and negatives is 0")
+        if self.distill and self.distill.temperature is None and self.loss.learn_temperature == "per_dim":
+            raise ValueError("loss.learn_temperature per_dim has many temperatures: give distill.temperature")
         return self
 
 

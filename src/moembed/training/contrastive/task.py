@@ -20,13 +20,14 @@ from moembed.losses.shaped import Tally
 from moembed.machine import choose_precision
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
-from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide
+from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide, with_teachers
 from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.objective import Objective, require_suited
 from moembed.training.contrastive.schedules import at, values
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
 from moembed.training.contrastive.task_types import task_notes
+from moembed.training.contrastive.teachers import Teachers
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
@@ -90,7 +91,7 @@ class ContrastiveTask:
         self.parallel = summed(model, world)
         self.probe = RoutingProbe(model, config.diagnose_every, world)
         self.embed = embedding(model, config, list(self.objective.depths), self.parallel)
-        self.guide = Guide.open(config.guide)
+        self.guide, self.teachers = Guide.open(config.guide), Teachers.open(config.distill)
         self.workers = config.workers
         model.encoder.activation_checkpointing = config.activation_checkpointing
 
@@ -118,9 +119,11 @@ class ContrastiveTask:
         batch = prepare(pairs, form, tokenizer, config, self.world, source, languages, tags)
         seed = (config.seed * 1_000_003 + step) % 2**63  # of chance in the loss, on every process
         batch = replace(batch, seed=seed)
-        if self.guide is None or form.task_type != "retrieval":  # scores and labels say it themselves
+        if form.task_type != "retrieval":  # scores and labels say it themselves
             return batch
-        return with_guide(batch, self.guide, config.negatives)
+        if self.teachers:
+            batch = with_teachers(batch, self.teachers, config.negatives)
+        return batch if self.guide is None else with_guide(batch, self.guide, config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
@@ -139,6 +142,8 @@ class ContrastiveTask:
             kind: costs.contrastive, "router_loss": costs.router, "tokens": tokens,
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
+        if batch.distilled:
+            log["score_kl"] = round(float(self.world.sum(torch.tensor(self.objective.score_kl))), 6)
         log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
         log |= self._counted(tally) if batch.score_Q is None else {}
         if self.config.schedules and self.steps:

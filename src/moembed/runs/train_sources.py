@@ -1,0 +1,50 @@
+"""Where the pairs of a training recipe lie, in all the forms it may say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from moembed.data.sources import SourceConfig
+from moembed.training.contrastive.settings import SourceOptions
+
+
+class TrainSource(SourceConfig, SourceOptions):
+    """Where pairs lie, and how they are trained on.
+
+    ``score`` of ``task_type: sts`` and ``label`` of classification and clustering are columns of these names
+    unless others are named.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_of_the_task(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        task = values.get("task_type")
+        column = {"sts": "score", "classification": "label", "clustering": "label"}.get(str(task))
+        if column and values.get(column) is None:
+            return {**values, column: column}
+        return values
+
+    @model_validator(mode="after")
+    def _grades_are_used(self) -> TrainSource:
+        if self.score and self.task_type != "sts":
+            raise ValueError("score names the scores of task_type sts: give task_type too, or leave it out")
+        if self.label and self.task_type not in ("classification", "clustering"):
+            raise ValueError(
+                "label names the classes of task_type classification or clustering: give that too"
+            )
+        return self
+
+
+def each_source(source: Any) -> list[Any]:
+    """The sources that an entry with ``each`` stands for, or the entry itself."""
+    if not isinstance(source, dict) or not isinstance(words := source.get("each"), list):
+        return [source]
+    rest = {key: value for key, value in source.items() if key != "each"}
+    return [
+        {k: v.replace("{}", str(word)) if isinstance(v, str) else v for k, v in rest.items()}
+        for word in words
+    ]

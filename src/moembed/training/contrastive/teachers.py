@@ -1,0 +1,94 @@
+"""Models whose ranking of the candidates a student learns, see `moembed.losses.score_distillation`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moembed.embedder import Embedder
+from moembed.encoding import TextEncoder
+from moembed.losses.score_distillation import teacher_distribution
+from moembed.machine import best_dtype
+from moembed.search.vectors import VectorCache
+from moembed.training.contrastive.settings import ScoreDistillConfig
+from moembed.types import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """What teachers say of a batch: their distribution over the candidates of every query, and how much it
+    counts.
+
+    ``among_QN`` is True for the candidates that are ranked; ``temperature`` None: that of the loss.
+    """
+
+    target_QN: Tensor
+    among_QN: Tensor
+    temperature: float | None
+    weight: float
+
+
+class CachedEncoder:
+    """Any text encoder; with ``folder`` a text is embedded once, in this run and in later ones."""
+
+    def __init__(self, encoder: TextEncoder, folder: str | None) -> None:
+        self.encoder = encoder
+        self._caches = {
+            role: VectorCache(folder, encoder.space(role=role), encoder.dim)
+            for role in ("query", "document")
+            if folder
+        }
+
+    def vectors(self, texts: Sequence[str], role: str) -> Tensor:
+        """Unit vectors, float32 ``(len(texts), M)``."""
+
+        def encode(some: Sequence[str]) -> np.ndarray:
+            return self.encoder.vectors(some, role=role).array
+
+        cache = self._caches.get(role)
+        array = encode(texts) if cache is None else cache.get_or_encode(texts, encode)
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+class Teachers:
+    """One or several text encoders, of any width, tokenizer and prompts."""
+
+    def __init__(self, encoders: Sequence[TextEncoder], config: ScoreDistillConfig) -> None:
+        self.config = config
+        self._encoders = [CachedEncoder(encoder, config.cache) for encoder in encoders]
+
+    @classmethod
+    def open(cls, config: ScoreDistillConfig | None) -> Teachers | None:
+        """Load the models that a recipe names."""
+        if config is None:
+            return None
+        dtype = best_dtype()
+        return cls([Embedder.from_pretrained(name, dtype=dtype) for name in config.teachers], config)
+
+    def judge(self, queries: Sequence[str], documents: Sequence[str], owner_N: Tensor) -> Distilled:
+        """The teachers' distribution over ``documents`` for every query.
+
+        Args:
+            owner_N: the query that each document was given for, as a positive or as a hard negative.
+
+        Raises:
+            UserError: candidates of their own are asked for, and no query has more than one.
+        """
+        config, own_Q1 = self.config, torch.arange(len(queries))[:, None]
+        everyone_QN = torch.ones(len(queries), len(documents), dtype=torch.bool)
+        among_QN = everyone_QN if config.candidates == "batch" else owner_N[None] == own_Q1
+        if len(queries) > 1 and int(among_QN.sum(1).max()) < 2:
+            raise UserError(
+                "distill.candidates own ranks a query's hard negatives, and no query of a batch has any: "
+                "make some with `moembed mine`, or set distill.candidates=batch"
+            )
+        scores = [
+            encoder.vectors(queries, "query") @ encoder.vectors(documents, "document").T
+            for encoder in self._encoders
+        ]
+        target_QN = teacher_distribution(scores, among_QN, config.temperature, config.normalize)
+        return Distilled(target_QN, among_QN, config.student_temperature, config.weight)
