@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -92,3 +93,12 @@ def test_a_key_file_that_is_not_there_is_known_before_the_model_is_loaded(run: R
     code, _, err = run("serve", "no-such-model", "--api-key-file", tmp_path / "none", "port=0")
     assert code == 2
     assert "cannot read the keys" in err
+
+
+def test_a_port_that_another_server_has_is_a_sentence_before_the_model_is_loaded(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        code, out, err = run("serve", "no-such-model", f"port={other.getsockname()[1]}")
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: cannot listen on 127.0.0.1")
+    assert err.count("\n") == 1

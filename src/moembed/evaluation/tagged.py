@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from moembed.encoding import ROLES
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task
 from moembed.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from moembed.client.model import Client
     from moembed.embedder import Embedder
 
 
@@ -25,9 +28,14 @@ def language(task: Task) -> str | None:
 
 def in_language(tokenizer: Tokenizer, language: str | None) -> Tokenizer:
     """With the prompts that are for ``language``: ``query-ja`` stands in for ``query`` in Japanese."""
-    prompts = tokenizer.prompts
-    own = {name: prompts[f"{name}-{language}"] for name in prompts if f"{name}-{language}" in prompts}
-    return tokenizer.replaced(prompts=prompts | own) if language and own else tokenizer
+    own = _prompts_in(tokenizer.prompts, language)
+    return tokenizer.replaced(prompts=tokenizer.prompts | own) if own else tokenizer
+
+
+def _prompts_in(prompts: Mapping[str, str], language: str | None) -> dict[str, str]:
+    if not language:
+        return {}
+    return {name: prompts[f"{name}-{language}"] for name in prompts if f"{name}-{language}" in prompts}
 
 
 @contextmanager
@@ -47,3 +55,21 @@ def tagged(model: Embedder, task: Task) -> Iterator[None]:
         yield
     finally:
         model.tag, model.tokenizer = tag, tokenizer
+
+
+@contextmanager
+def served_tagged(model: Client, task: Task) -> Iterator[None]:
+    """As `tagged`, for a model on a server: the tag is sent with every text, and the prompt too.
+
+    Where no tag is known (several languages, or one without experts), none is sent: the server refuses, or
+    takes its default, of which the client warns.
+    """
+    info, tag = model.info, model.tag
+    own = language(task)
+    if tag is None and own in info.tags and not set(info.tags) <= set(ROLES):
+        model.tag = own
+    model.info = replace(info, prompts={**info.prompts, **_prompts_in(info.prompts, own)})
+    try:
+        yield
+    finally:
+        model.info, model.tag = info, tag

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from moembed.evaluation.result import Cost, Routers
 from moembed.evaluation.routing import routing
 from moembed.evaluation.static import StaticEncoder
 from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder
-from moembed.evaluation.tagged import tagged
+from moembed.evaluation.tagged import served_tagged, tagged
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
 from moembed.folder.modules import is_static
 from moembed.inference.static import StaticEmbedder
@@ -158,7 +158,7 @@ def _served(model: Client, name: str, tasks: Sequence[Task], options: Evaluation
             f"{name} serves {model.dtype}: leave out dtype, or start it with --dtype {options.dtype}"
         )
     encoder = CachedEncoder(model, Path(options.cache)) if options.cache else model
-    outcome = evaluate_encoder(encoder, name, tasks, options, bar)
+    outcome = evaluate_encoder(encoder, name, tasks, options, bar, model)
     info = model.info
     outcome.cost = replace(outcome.cost, parameters=info.parameters, active_parameters=info.active_parameters)
     outcome.about = {"space_id": model.space(role="document"), "dtype": model.dtype}
@@ -182,7 +182,7 @@ def evaluate_encoder(
     tasks: Sequence[Task],
     options: EvaluationOptions,
     bar: Bar,
-    model: Embedder | None = None,
+    model: Embedder | Client | None = None,
 ) -> Outcome:
     """What the vectors of an encoder score on all tasks, and in every size that ``options`` asks for.
 
@@ -197,7 +197,7 @@ def evaluate_encoder(
         for task in tasks:
             cut, start = measured.truncated, time.perf_counter()
             known = CachedVectors(measured)
-            with tagged(model, task) if model else nullcontext():
+            with _in_language_of(task, model):
                 outcome.scores[task.name] = evaluate(task, known, options.metrics, progress=advance)
             outcome.seconds[task.name] = time.perf_counter() - start
             outcome.truncated[task.name] = measured.truncated - cut
@@ -210,6 +210,12 @@ def evaluate_encoder(
     speed = measured.texts / measured.seconds if measured.texts else None  # all may come from the cache
     outcome.cost = Cost(bytes_per_vector=4 * encoder.dim, texts_per_second=speed)
     return outcome
+
+
+def _in_language_of(task: Task, model: Embedder | Client | None) -> AbstractContextManager[None]:
+    if isinstance(model, Client):
+        return served_tagged(model, task)
+    return tagged(model, task) if model else nullcontext()
 
 
 def num_texts(task: Task) -> int:
