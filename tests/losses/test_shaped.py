@@ -20,6 +20,7 @@ from moembed.losses.negatives import Duplicates, held_nearer
 from moembed.losses.shaped import Shaping, Tally
 from moembed.losses.weights import WEIGHTS, Candidates, effective_number, focal, hardness, margin_driven
 from moembed.training.contrastive.shaping import OPTIONS, ShapingConfig, WeightConfig
+from slow_losses import SETTINGS, Batch, slow_info_nce
 
 OWNER = [0, 1, 2, 3, 0, 0, 2]  # four pairs, two hard negatives of the first and one of the third
 SEED = 11
@@ -36,106 +37,10 @@ def shaping(**settings: Any) -> Shaping:
     return found
 
 
-def slow(
-    query: Tensor, document: Tensor, known: Tensor, temperature: float, settings: dict[str, Any]
-) -> tuple[Tensor, float]:
-    """The formulas of the docstrings, one number at a time; and the mean effective number of negatives."""
-    losses, numbers = [], []
-    weights = settings.get("weight", [])
-    for q in range(len(query)):
-        positive = query[q] @ document[q]
-        terms = [
-            (query[q] @ document[n], bool(known[q, n]), OWNER[n] == q) for n in range(len(document)) if n != q
-        ]
-        others = [j for j in range(len(query)) if j != q]
-        if "query_to_query" in settings.get("directions", ()):
-            terms += [(query[q] @ query[j], bool(known[q, j]), False) for j in others]
-        if "document_to_document" in settings.get("directions", ()):
-            terms += [(document[q] @ document[j], bool(known[q, j]), False) for j in others]
-        bound = positive.item() + settings["mask"]["margin"] if "mask" in settings else math.inf
-        counted = [(score, own) for score, masked, own in terms if not masked and score.item() <= bound]
-        if "mixing" in settings:
-            usable = [n for n in range(len(document)) if n != q and not known[q, n]]
-            usable = [n for n in usable if (query[q] @ document[n]).item() <= bound]
-            mixed = [query[q] @ one for one in slow_mixed(q, query, document, usable, settings["mixing"])]
-            counted += [(score, True) for score in mixed if score.item() <= bound]
-
-        total, sizes = torch.exp(positive / temperature), []
-        for score, own in counted:
-            size = 1.0
-            for weight in weights:
-                on = weight.get("on", "all")
-                if weight["kind"] == "hardness" and (on == "all" or (on == "hard") == own):
-                    size *= math.exp(weight["alpha"] * score.item())
-            sizes.append(size)
-            total = total + size * torch.exp(score / temperature)
-        loss = torch.log(total) - positive / temperature
-        factor = 1.0
-        for weight in weights:
-            if weight["kind"] == "focal":
-                factor *= (1 - (torch.exp(positive / temperature) / total).item()) ** weight["gamma"]
-            elif weight["kind"] == "margin":
-                hardest = max(
-                    [s.item() for s, own in counted if own] or [s.item() for s, _ in counted] or [-math.inf]
-                )
-                gap = (hardest - positive.item()) / weight["width"]
-                factor *= 1 - weight["alpha"] + weight["alpha"] * 2 / (1 + math.exp(-gap))
-        losses.append(loss * factor)
-        numbers.append(sum(sizes) ** 2 / sum(s**2 for s in sizes) if sizes else 0.0)
-    return torch.stack(losses).mean(), sum(numbers) / len(numbers)
+SHAPED = SETTINGS.filter(lambda settings: ShapingConfig.model_validate(settings).shapes)
 
 
-def slow_mixed(
-    q: int, query: Tensor, document: Tensor, negatives: list[int], settings: dict[str, Any]
-) -> list[Tensor]:
-    """The mixed candidates of a query whose negatives count."""
-    own = [n for n in negatives if OWNER[n] == q]
-    pool = own if len(own) >= 2 else negatives
-    nearest = sorted(pool, key=lambda n: -float((query[q] @ document[n]).detach()))
-    parents = sorted(nearest[: settings["parents"]])
-    if len(parents) < 2:
-        return []
-    source = document.detach() if settings["stop_gradient"] else document
-    if settings["kind"] == "list":
-        size = [math.exp((query[q] @ document[n]).item()) for n in parents]
-        rows = [sum(s / sum(size) * source[n] for s, n in zip(size, parents, strict=True))]
-    else:
-        rows = []
-        for *three, first, second in (
-            Mixing("pair", settings["columns"], seed=SEED).chance(len(query))[q].tolist()
-        ):
-            one = int(first * len(parents))
-            other = (one + 1 + int(second * (len(parents) - 1))) % len(parents)
-            share = sorted(three)[1]
-            rows.append(share * source[parents[one]] + (1 - share) * source[parents[other]])
-    return [row / row.norm() for row in rows]  # type: ignore[union-attr]
-
-
-WEIGHT = st.one_of(
-    st.fixed_dictionaries({"kind": st.just("focal"), "gamma": st.sampled_from([0.5, 2.0])}),
-    st.fixed_dictionaries(
-        {"kind": st.just("hardness"), "alpha": st.sampled_from([1.0, 9.0]),
-         "on": st.sampled_from(["all", "in_batch", "hard"])}
-    ),
-    st.fixed_dictionaries(
-        {"kind": st.just("margin"), "alpha": st.sampled_from([0.3, 1.0]), "width": st.sampled_from([0.1, 1])}
-    ),
-)  # fmt: skip
-SETTINGS = st.fixed_dictionaries(
-    {},
-    optional={
-        "weight": st.lists(WEIGHT, max_size=3),
-        "mask": st.fixed_dictionaries({"margin": st.sampled_from([-0.1, 0.0, 0.1, 0.5])}),
-        "directions": st.sampled_from([["query_to_query"], ["document_to_document", "query_to_query"]]),
-        "mixing": st.fixed_dictionaries(
-            {"kind": st.sampled_from(["pair", "list"]), "parents": st.sampled_from([2, 3, 8]),
-             "columns": st.just(1), "stop_gradient": st.booleans()}
-        ) | st.just({"kind": "pair", "parents": 4, "columns": 3, "stop_gradient": False}),
-    },
-).filter(lambda settings: ShapingConfig.model_validate(settings).shapes)  # fmt: skip
-
-
-@given(st.integers(0, 10**6), SETTINGS, st.sampled_from([0.1, 0.7]), st.sampled_from([2**22, 25, 1]))
+@given(st.integers(0, 10**6), SHAPED, st.sampled_from([0.1, 0.7]), st.sampled_from([2**22, 25, 1]))
 def test_value_gradient_and_count_equal_the_slow_loop(
     seed: int, settings: dict[str, Any], temperature: float, block: int
 ) -> None:
@@ -144,7 +49,8 @@ def test_value_gradient_and_count_equal_the_slow_loop(
     known = Duplicates.of(torch.tensor([5, 6, 5, 7]), torch.tensor([1, 2, 3, 4, 2, 4, 2]), torch.arange(4))
     known_QN = torch.zeros(4, 7, dtype=torch.bool)
     known_QN[known.true_entries(torch.arange(4))] = True
-    expected, number = slow(vectors[0], vectors[1], known_QN, temperature, settings)
+    batch = Batch(*vectors, known_QN, OWNER, SEED)
+    expected, number = slow_info_nce(batch, temperature, settings)
     tally = Tally()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contrastive, "BLOCK", block)
