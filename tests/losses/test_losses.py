@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moembed.losses import contrastive
 from moembed.losses.balance import balance_loss, corrected_bias, z_loss
-from moembed.losses.contrastive import LOSSES, info_nce, symmetric_info_nce
+from moembed.losses.contrastive import LOSSES, SOFTMAX_LOSSES, info_nce, symmetric_info_nce
 from moembed.losses.negatives import Duplicates, Mask, masked_entries
 from moembed.moe.ffn import ACTIVATIONS, FeedForwardSpec
 from moembed.moe.router import ROUTERS, RouterConfig
@@ -106,7 +106,7 @@ def test_half_precision_vectors_are_scored_in_fp32() -> None:
     assert torch.equal(loss, info_nce(vector_QM.float(), vector_QM.float(), torch.arange(4)))
 
 
-@pytest.mark.parametrize("kind", sorted(LOSSES))
+@pytest.mark.parametrize("kind", sorted(SOFTMAX_LOSSES))
 @pytest.mark.parametrize("block", [1, 20, 30])
 def test_blocks_of_queries_change_nothing(kind: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradients, of a learned temperature too, with a mask of either sort and a query left out."""
@@ -126,7 +126,7 @@ def test_blocks_of_queries_change_nothing(kind: str, block: int, monkeypatch: py
         torch.testing.assert_close(blocks, whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", sorted(LOSSES))
+@pytest.mark.parametrize("kind", sorted(SOFTMAX_LOSSES))
 def test_shares_of_queries_add_up_to_the_whole(kind: str) -> None:
     """So several processes compute one loss, each with weight 0 for the queries of the others."""
     generator = torch.Generator().manual_seed(4)

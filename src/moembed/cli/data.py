@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from moembed.cli.collect import collect, relevant
+from moembed.cli.convert import convert
 from moembed.cli.options import Json, Overrides, Overwrite, Seed, SkipBadRows
 from moembed.console import print_json, print_table, progress_bar, say
 from moembed.types import UserError
@@ -25,6 +26,7 @@ Recipe = Annotated[Path, typer.Argument(help="A YAML file of recipes/.")]
 app = typer.Typer(
     help="Look at training data, divide it and clean it.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+app.command()(convert)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from moembed.types import UserError
 
 IN_MEMORY_BYTES = 64 * 2**20  # a smaller source needs no file
 _ADVICE = "MOEMBED_CACHE may name another folder"
-_VERSION = 2  # of what is stored
+_VERSION = 3  # of what is stored
 
 Facts = dict[str, Any]
 

@@ -19,6 +19,7 @@ from moembed.data.columns import (
     negative_column,
 )
 from moembed.data.files import File, is_pattern
+from moembed.data.grades import NEGATIVE_LABELS, label_of, labels_of, score_of
 from moembed.data.layouts import HF
 from moembed.data.readers import Row, text_problem
 
@@ -31,6 +32,9 @@ class PairRecord(NamedTuple):
     negatives: Sequence[str] = ()
     language: str | None = None
     group: str | None = None
+    score: float | None = None
+    label: str | None = None
+    negative_labels: Sequence[str] = ()
 
 
 class SourceConfig(Strict):
@@ -41,7 +45,8 @@ class SourceConfig(Strict):
     begin (see `moembed.data.columns.negative_column`): in each row a text, a list of texts or nothing.
     A row without ``document`` whose ``pos`` is a list is in BGE layout: one pair per text of ``pos``, with
     the texts of ``neg`` as negatives. ``language`` and ``group`` name columns of labels, kept where there
-    are any.
+    are any. ``score`` names a column of numbers, ``label`` one of classes: then every row must have one, and
+    with ``label`` the column ``negative_labels`` lists the classes of the row's hard negatives.
 
     ``weight`` is the relative number of batches to draw. ``limit`` takes the first good pairs only.
     ``bad_rows`` and ``bad_shards`` say whether a row without usable texts, or a shard that cannot be read to
@@ -66,6 +71,8 @@ class SourceConfig(Strict):
     negative: str = Field("negative", min_length=1)
     language: str | None = "language"
     group: str | None = "source"
+    score: str | None = None
+    label: str | None = None
     split: str | None = None
     subset: str | None = None
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -76,7 +83,8 @@ class SourceConfig(Strict):
     @property
     def named(self) -> set[str | None]:
         """The columns that options name."""
-        return {self.query, self.document, self.title, self.prompt, self.language, self.group}
+        named = {self.query, self.document, self.title, self.prompt, self.language, self.group}
+        return named | {self.score, self.label, NEGATIVE_LABELS if self.label else None}
 
     def is_negative(self, column: str) -> bool:
         return column not in self.named and negative_column(column, self.negative) is not None
@@ -98,6 +106,9 @@ class SourceConfig(Strict):
 
     def advice(self, problem: str) -> str:
         """What to do about a bad row; where a column is missing, leaving out rows would leave none."""
+        for option in ("score", "label"):
+            if problem.startswith(f"{NO_COLUMN} {getattr(self, option)!r}"):
+                return f"name it with the option {option} of the source"
         return self.columns_hint if problem.startswith(NO_COLUMN) else f"correct it, or {self.skip_rows_hint}"
 
     def not_found(self, columns: Collection[str]) -> list[str]:
@@ -166,15 +177,26 @@ def pairs_of_row(row: Row, config: SourceConfig, use: ColumnUse, quotes: bool) -
         use.use(column, text, quotes)
     if not documents:
         return f"column {positive!r} is empty"
+    try:
+        score = None if config.score is None else score_of(row, config.score)
+        label = None if config.label is None else label_of(row, config.label)
+        negative_labels = [] if config.label is None else labels_of(row, len(negatives))
+    except ValueError as error:
+        return str(error)
+    use.used.update(column for column in (config.score, config.label) if column)
+    use.used.update([NEGATIVE_LABELS] if config.label else [])
     # columns that are read and happen to be empty in this row
     use.used.update((config.language or "", config.group or ""))
     use.used.update(c for c in columns if c == "neg" or negative_column(c, config.negative) == "texts")
     wrong = [text for _, text in negatives]
     language, group = _label(row, config.language), _label(row, config.group, numbers=True)
     return [
-        PairRecord(_joined(query_front, query), _joined(document_front, document), wrong, language, group)
+        PairRecord(
+            _joined(query_front, query), _joined(document_front, document), wrong, language, group,
+            score, label, negative_labels,
+        )
         for document in documents
-    ]
+    ]  # fmt: skip
 
 
 def _front(row: Row, column: str | None, use: ColumnUse, quotes: bool) -> str:

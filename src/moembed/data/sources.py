@@ -35,8 +35,12 @@ _SCHEMA = pa.schema(
         "negatives": pa.large_list(_TEXT),
         "language": pa.string(),
         "group": pa.string(),
+        "score": pa.float64(),
+        "label": pa.string(),
+        "negative_labels": pa.large_list(pa.string()),
     }
 )
+_GRADES = ("score", "label", "negative_labels")
 
 
 ReadRow = Callable[[Row, SourceConfig, ColumnUse, bool], "list[PairRecord] | str"]
@@ -68,11 +72,19 @@ class Source:
         self.bad_shards = tuple(left_out.shards)
         self._table = table
         self._columns = [table[name] for name in ("query", "document", "negatives")]
+        # most sources have none of them, and reading a cell takes time
+        self._graded = any(table[name].null_count < len(table) for name in ("score", "label"))
 
     @classmethod
     def from_pairs(cls, name: str, pairs: Iterable[Pair]) -> Source:
         """A source of pairs in memory, at least one, taken as they are."""
-        records = (PairRecord(pair.query, pair.document, pair.negatives) for pair in pairs)
+        records = (
+            PairRecord(
+                pair.query, pair.document, pair.negatives,
+                score=pair.score, label=pair.label, negative_labels=pair.negative_labels,
+            )
+            for pair in pairs
+        )  # fmt: skip
         return cls(name, pa.Table.from_batches(_batches(records), _SCHEMA).combine_chunks())
 
     def __len__(self) -> int:
@@ -83,9 +95,15 @@ class Source:
         query, document, negatives = self._columns
         # one value at a time: `take` would first copy whole columns of a mapped table into memory
         return [
-            Pair(query[row].as_py(), document[row].as_py(), tuple(negatives[row].as_py()))
+            Pair(query[row].as_py(), document[row].as_py(), tuple(negatives[row].as_py()), *self._grades(row))
             for row in map(int, rows)
         ]
+
+    def _grades(self, row: int) -> tuple[float | None, str | None, tuple[str, ...]]:
+        if not self._graded:
+            return None, None, ()
+        score, label, labels = (self._table[name][row].as_py() for name in _GRADES)
+        return score, label, tuple(labels)
 
     def __iter__(self) -> Iterator[Pair]:
         return (pair for row in range(len(self)) for pair in self.pairs([row]))
@@ -95,13 +113,13 @@ class Source:
         return self.labels("language", rows)
 
     def labels(
-        self, label: Literal["language", "group"], rows: Iterable[int] | np.ndarray
+        self, label: Literal["language", "group", "label"], rows: Iterable[int] | np.ndarray
     ) -> list[str | None]:
         """The labels of ``rows``; None where the data does not say."""
         column = self._table[label]
         return [column[int(row)].as_py() for row in rows]
 
-    def count(self, label: Literal["language", "group"]) -> dict[str | None, int]:
+    def count(self, label: Literal["language", "group", "label"]) -> dict[str | None, int]:
         """Rows by label, most frequent first; None stands for rows without one."""
         counts = pc.value_counts(self._table[label]).to_pylist()
         counts.sort(key=lambda entry: (-entry["counts"], entry["values"] or ""))
@@ -112,14 +130,20 @@ class Source:
         lengths = pc.list_value_length(self._table["negatives"])
         return pc.sum(pc.greater(lengths, 0)).as_py() or 0, pc.sum(lengths).as_py() or 0
 
+    def count_scores(self) -> tuple[int, int]:
+        """The pairs without a score, and how many different scores there are."""
+        scores = self._table["score"]
+        return scores.null_count, pc.count_distinct(scores).as_py()
+
     def remarks(self) -> list[str]:
         """``notes``, and what was left out, a sentence each: for a reader who is not shown ``describe``."""
         rows = [f"{self.skipped:,} bad rows were skipped"] if self.skipped else []
         return [*self.notes, *rows, *(f"a bad shard was skipped: {problem}" for problem in self.bad_shards)]
 
     def fingerprint(self) -> str:
-        """What the pairs are, without their labels: equal texts, equal fingerprints."""
-        return fingerprint(self._table.drop_columns(["language", "group"]))
+        """What the pairs are, without language and group: equal texts and grades, equal fingerprints."""
+        unused = [] if self._graded else list(_GRADES)
+        return fingerprint(self._table.drop_columns(["language", "group", *unused]))
 
     def describe(self) -> str:
         """``squad: 87,395 pairs, 3 bad rows skipped``."""

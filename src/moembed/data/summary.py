@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ def summarize(
                 "negatives": float(np.mean([len(pair.negatives) for pair in pairs])),
                 "tokens": {role: _tokens(texts[role], *lengths[role]) for role in lengths},
                 "duplicates": _duplicates(source, progress),
-                "examples": [asdict(pair) for pair in pairs[:shown]],
+                "examples": [pair.row() for pair in pairs[:shown]],
             }
         )
     return facts

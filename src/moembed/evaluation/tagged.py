@@ -1,4 +1,4 @@
-"""The tag of a task's texts, for models that choose experts by the language of a text."""
+"""The language of a task's texts, for models that choose experts, or prompts, by it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from moembed.data.text_key import text_key
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import Task
+from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -38,12 +39,20 @@ def with_wrong_tags(texts: list[str], tag: str, others: list[str], share: float)
     return found
 
 
+def in_language(tokenizer: Tokenizer, language: str | None) -> Tokenizer:
+    """With the prompts that are for ``language``: ``query-ja`` stands in for ``query`` in Japanese."""
+    prompts = tokenizer.prompts
+    own = {name: prompts[f"{name}-{language}"] for name in prompts if f"{name}-{language}" in prompts}
+    return tokenizer.replaced(prompts=prompts | own) if language and own else tokenizer
+
+
 @contextmanager
 def tagged(model: Embedder, task: Task, wrong: float = 0.0) -> Iterator[None]:
-    """While the texts of ``task`` are embedded: those without a tag have that of the task's language.
+    """While the texts of ``task`` are embedded: its language decides what the model does by language.
 
-    Nothing changes for a model without such a tag, whose tags are roles, or that was told what tag texts have
-    (``model.tag``): there the model decides, and refuses where it cannot.
+    Texts without a tag have that of the language, and prompts are those `in_language`. Nothing changes for a
+    model that has neither. Tags that are roles, or that the model was told (``model.tag``), stay: there the
+    model decides, and refuses where it cannot.
 
     Args:
         wrong: share of the texts that get another tag of the model instead, to see what that costs.
@@ -51,19 +60,21 @@ def tagged(model: Embedder, task: Task, wrong: float = 0.0) -> Iterator[None]:
     Raises:
         UserError: tags should be wrong, and there is no language of the task that the model has, or no other.
     """
-    tags, before = model.tags, model.tag
+    tags, tag, tokenizer = model.tags, model.tag, model.tokenizer
     own = language(task)
-    if tags is not None and before is None and not tags.by_role and own in tags.names:
+    if tags is not None and tag is None and not tags.by_role and own in tags.names:
         model.tag = own
     if wrong and tags is not None:
         others = [name for name in tags.names if name != own]
-        if model.tag != own or own is None or before is not None or not others:
+        if model.tag != own or own is None or tag is not None or not others:
+            model.tag = tag
             raise UserError(
                 f"no tag of {task.name} can be replaced: wrong tags need a task of one language that is a "
                 f"tag of the model ({', '.join(tags.names)}), another tag, and no MOEMBED_TAG"
             )
         model.tag = partial(with_wrong_tags, tag=own, others=others, share=wrong)
+    model.tokenizer = in_language(tokenizer, own)
     try:
         yield
     finally:
-        model.tag = before
+        model.tag, model.tokenizer = tag, tokenizer

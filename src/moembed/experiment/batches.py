@@ -12,7 +12,7 @@ from moembed.training.contrastive.task import sampler_of
 from moembed.types import UserError
 
 # what of a recipe decides which pairs make up a step
-_KEYS = {"data", "sampling", "small_sources", "batch_size", "held_out", "steps", "seed"}
+_KEYS = {"data", "sampling", "retrieval_share", "small_sources", "batch_size", "held_out", "steps", "seed"}
 
 
 class BatchOrder:

@@ -73,6 +73,16 @@ def masked_entries(mask_QN: Mask, row_R: Tensor, positive_R: Tensor) -> Entries:
     return place_P[negative_P], candidate_P[negative_P]
 
 
+def held_nearer(cosine_QC: Tensor, positive_Q: Tensor, margin: float) -> Tensor:
+    """True where ``s_qn > s_q+ + margin`` and n is not the positive: probably an answer that is not labelled.
+
+    The model's own scores decide, so a mask of this kind needs no guide and changes as the model learns.
+    Source: Qwen3 Embedding, arXiv 2506.05176, section 2, with margin 0.1.
+    """
+    bound_Q1 = cosine_QC.gather(1, positive_Q[:, None]) + margin
+    return (cosine_QC > bound_Q1).scatter(1, positive_Q[:, None], False)
+
+
 def equal_numbers(key_A: Tensor, number_B: Tensor) -> Entries:
     """All pairs (a, b) with ``key_A[a] == number_B[b]``; both hold numbers as ``unique`` gives them."""
     order_B = number_B.argsort(stable=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
 from moembed.encoding import View
+from moembed.evaluation.beir import RetrievalTask
 from moembed.files import locked
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
@@ -28,6 +29,7 @@ from moembed.runs.training_run import make_run_folder, model_facts, tell_sources
 from moembed.training.contrastive.sample import sample_batch
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions, fit_lengths
 from moembed.training.contrastive.task import Mixture, num_train_rows
+from moembed.training.contrastive.task_types import fixed_share
 from moembed.training.contrastive.train import train_contrastive
 from moembed.training.monitors.retrieval import load_tasks
 from moembed.training.parallel import World, joined
@@ -41,12 +43,38 @@ ENDS = {"steps", "epochs", "minutes"}
 
 
 class TrainSource(SourceConfig, SourceOptions):
-    """Where pairs lie, and how they are trained on."""
+    """Where pairs lie, and how they are trained on.
+
+    ``score`` of ``task_type: sts`` and ``label`` of classification and clustering are columns of these names
+    unless others are named.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_of_the_task(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        task = values.get("task_type")
+        column = {"sts": "score", "classification": "label", "clustering": "label"}.get(str(task))
+        if column and values.get(column) is None:
+            return {**values, column: column}
+        return values
+
+    @model_validator(mode="after")
+    def _grades_are_used(self) -> TrainSource:
+        if self.score and self.task_type != "sts":
+            raise ValueError("score names the scores of task_type sts: give task_type too, or leave it out")
+        if self.label and self.task_type not in ("classification", "clustering"):
+            raise ValueError(
+                "label names the classes of task_type classification or clustering: give that too"
+            )
+        return self
 
 
 class TrainConfig(ContrastiveConfig):
     """``data`` is a file name, a list of them, or a list of sources with columns and weights; the name
-    ``docstrings`` means the built-in pairs of `moembed.data.docstrings`. ``sampling`` lets their sizes count.
+    ``docstrings`` means the built-in pairs of `moembed.data.docstrings`. ``sampling`` lets their sizes count,
+    ``retrieval_share`` is the share of batches of retrieval among those of all tasks.
     ``validation`` names sources, in the same forms, for the held-out loss alone. An entry with ``each``, a
     list of words, stands for as many sources: every ``{}`` in it becomes the word. ``small_sources`` says
     what becomes of a source with fewer pairs than a batch.
@@ -65,6 +93,7 @@ class TrainConfig(ContrastiveConfig):
     validation: tuple[SourceConfig, ...] = ()
     small_sources: Literal["refuse", "skip"] = "refuse"
     sampling: SamplingConfig = SamplingConfig()
+    retrieval_share: float | None = Field(default=None, gt=0, lt=1)
     layers: int | None = Field(default=None, ge=1)
     widen: WidenConfig | None = None
     upcycle: UpcycleConfig | None = None
@@ -77,6 +106,13 @@ class TrainConfig(ContrastiveConfig):
         if isinstance(values, dict) and values.get("task") == "reranking":
             raise ValueError("task reranking is trained by moembed.train_reranker, not by moembed.train")
         return values
+
+    @field_validator("validation")
+    @classmethod
+    def _of_retrieval(cls, value: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        if any(source.score or source.label for source in value):
+            raise ValueError("sources for validation are pairs of retrieval: hold others out with held_out")
+        return value
 
     @field_validator("data", "validation", mode="before")
     @classmethod
@@ -164,35 +200,50 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
     if resume and not run.is_dir():
         raise UserError(f"{run} does not exist, so there is nothing to resume")
 
-    # ---- the data; the first process fills its cache, the others read it
+    # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
-        mixture = open_mixture(config)
-        if left_out := len(config.data) - len(mixture.sources):
-            tell(f"{left_out} sources have fewer pairs than a batch and are left out")
-        tell_sources([*mixture.sources, *mixture.validation], tell)
-        tasks = load_tasks(config.evaluate)
-        for task in tasks:
-            for note in task.notes:
-                tell(f"note: {task.name}: {note}")
-
-        # ---- the model, and the lengths that suit both
-        model = build(read_base(config.base, config.revision, config.allow_pickle), config, mixture)
-        positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
-        config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
-        for note in notes:
-            tell(note)
-
+        ready = prepared(config, tell)
+        config, model = ready.config, ready.model
         # ---- the run folder: nothing was wrong so far
         if world.first and not resume:
             make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
     tell(model_facts(model, config, config.precision, world))
 
     # ---- training, and what is made of it
-    trained = train_contrastive(config, model, mixture, run, resume, config, tasks)
+    trained = train_contrastive(config, model, ready.mixture, run, resume, config, ready.tasks)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, result)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A run before its first step: the recipe as it will be run, and what it names, read and built."""
+
+    config: TrainConfig
+    mixture: Mixture
+    model: Embedder
+    tasks: list[RetrievalTask]
+
+
+def prepared(config: TrainConfig, tell: Callable[[str], object]) -> Ready:
+    """Read the data and build the model of a recipe; what is to be known of them is told."""
+    mixture = open_mixture(config)
+    if left_out := len(config.data) - len(mixture.sources):
+        tell(f"{left_out} sources have fewer pairs than a batch and are left out")
+    tell_sources([*mixture.sources, *mixture.validation], tell)
+    tasks = load_tasks(config.evaluate)
+    for task in tasks:
+        for note in task.notes:
+            tell(f"note: {task.name}: {note}")
+    # ---- the model, and the lengths that suit both
+    model = build(read_base(config.base, config.revision, config.allow_pickle), config, mixture)
+    positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
+    config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
+    for note in notes:
+        tell(note)
+    return Ready(config, mixture, model, tasks)
 
 
 def _finish(config: TrainConfig, result: TrainResult) -> None:
@@ -222,16 +273,19 @@ def open_mixture(config: TrainConfig) -> Mixture:
     if not used:
         raise UserError(f"every source has fewer pairs than a batch of {config.batch_size}; lower batch_size")
     validation = [open_source(source) for source in config.validation]
-    return Mixture(
-        [sources[i] for i in used], [weights[i] for i in used], [config.data[i] for i in used], validation
-    )
+    options = [config.data[i] for i in used]
+    # again, for a source that is left out takes its weight along
+    tasks = [option.task_type for option in options]
+    weights = fixed_share([weights[i] for i in used], tasks, config.retrieval_share)
+    return Mixture([sources[i] for i in used], weights, options, validation)
 
 
 def open_sources(config: TrainConfig) -> tuple[list[Source], list[float]]:
     """The sources of a config and their weights in the mix."""
     sources = [open_source(source) for source in config.data]
     sizes, weights = [len(source) for source in sources], [source.weight for source in config.data]
-    return sources, mix(sizes, weights, config.sampling.exponent, config.sampling.cap)
+    weights = mix(sizes, weights, config.sampling.exponent, config.sampling.cap)
+    return sources, fixed_share(weights, [source.task_type for source in config.data], config.retrieval_share)
 
 
 def open_source(source: SourceConfig) -> Source:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import Field, field_validator
 
 from moembed.config import config_hash, load, resolve
@@ -22,7 +21,7 @@ from moembed.folder.reranker import fresh_reranker
 from moembed.report.training.page import write_report
 from moembed.reranker import Reranker
 from moembed.runs.train import ENDS, TrainResult, each_source, open_source
-from moembed.runs.training_run import make_run_folder, model_facts, tell_sources
+from moembed.runs.training_run import make_run_folder, model_facts, says_task, tell_sources
 from moembed.training.parallel import World, joined
 from moembed.training.reranking.settings import RerankingConfig
 from moembed.training.reranking.train import train_reranking
@@ -58,16 +57,19 @@ class RerankerConfig(RerankingConfig):
             for source in each_source({"path": item} if isinstance(item, str) else item)
         ]
 
+    @field_validator("data")
+    @classmethod
+    def _no_grades(cls, value: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        if any(source.score or source.label for source in value):
+            raise ValueError(
+                "score and label are for embedders, a reranker learns from negatives: leave them out"
+            )
+        return value
+
 
 def is_reranking(recipe: Path, overrides: Sequence[str]) -> bool:
-    """Whether a recipe, or an override, says ``task: reranking``. What is wrong with it, its reader says."""
-    if any(override.partition("=")[0] == "task" for override in overrides):
-        return "task=reranking" in overrides
-    try:
-        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        return False
-    return isinstance(values, dict) and values.get("task") == "reranking"
+    """Whether a recipe, or an override, says ``task: reranking``."""
+    return says_task(recipe, overrides, "reranking")
 
 
 def load_reranking(path: Path, overrides: Sequence[str]) -> RerankerConfig:
@@ -104,23 +106,31 @@ def _run(config: RerankerConfig, resume: bool, overwrite: bool, world: World) ->
 
     # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
-        sources = [open_source(source) for source in config.data]
-        tell_sources(sources, tell)
-        model = build(config)
-        if config.max_length and config.max_length > model.max_length:
-            raise UserError(
-                f"max_length is {config.max_length}, but the model reads {model.max_length}; lower it"
-            )
+        sources, weights, model = prepared_reranker(config, tell)
         if world.first and not resume:
             make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
     tell(model_facts(model, config, config.precision, world))
 
     # ---- training, and what is made of it
-    trained = train_reranking(config, model, sources, _weights(config, sources), run, resume, config)
+    trained = train_reranking(config, model, sources, weights, run, resume, config)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, model, result)
     return result
+
+
+def prepared_reranker(
+    config: RerankerConfig, tell: Callable[[str], object]
+) -> tuple[list[Source], list[float], Reranker]:
+    """The sources, their weights in the mix and the model of a recipe."""
+    sources = [open_source(source) for source in config.data]
+    tell_sources(sources, tell)
+    model = build(config)
+    if config.max_length and config.max_length > model.max_length:
+        raise UserError(
+            f"max_length is {config.max_length}, but the model reads {model.max_length}; lower it"
+        )
+    return sources, _weights(config, sources), model
 
 
 def build(config: RerankerConfig) -> Reranker:

@@ -89,6 +89,8 @@ class Log:
             f"step {step}{f'/{self.length.steps}' if self.length.steps else ''}  loss {terms.loss:.3f}  "
             f"{rate:.0f} pairs/s  ETA {left // 60:.0f}:{left % 60:02.0f}"
         )
+        if "effective_negatives" in terms.log:
+            text += f"  negatives {terms.log['effective_negatives']:,.0f}"
         if terms.router:
             text += "  load " + " ".join(_load_bar(part.load_E.tolist()) for part in terms.router)
         self.progress.update(self.bar, completed=min(done, 1.0), description=text)

@@ -14,6 +14,7 @@ from moembed.data.text_key import text_number
 from moembed.embedder import Embedder
 from moembed.losses.guided import Guided
 from moembed.losses.negatives import Duplicates
+from moembed.losses.pairs import TEMPERATURE, SameLabel
 from moembed.packing import even_budget, pack
 from moembed.tokenizer import Tokenizer
 from moembed.training.contrastive.gradcache import Chunks
@@ -29,20 +30,36 @@ _SLICE = 1024  # texts tokenised at a time: the tokenizer's own records are far 
 
 @dataclass(frozen=True, slots=True)
 class SourceFormat:
-    """How the pairs of a source are used: the prompts of its two roles, and its loss."""
+    """How the pairs of a source are used: the prompts of its two roles, its loss, and what they teach."""
 
     query_prompt: str | None
     document_prompt: str | None
     loss: str
+    task_type: str = "retrieval"
+    temperature: float = TEMPERATURE  # of the loss of scores
 
     @classmethod
     def of(cls, model: Embedder, options: SourceOptions, config: LossConfig) -> SourceFormat:
         """The options of a source, completed; a prompt the model does not have is refused."""
-        given = {"query": options.query_prompt, "document": options.document_prompt}
-        names = [model.role_prompt(role) if name is None else name or None for role, name in given.items()]
+        task = options.task_type
+        roles = ("query", "document") if task == "retrieval" else (task, task)
+        given = zip(roles, (options.query_prompt, options.document_prompt), strict=True)
+        names = [model.role_prompt(role) if name is None else name or None for role, name in given]
         for name in names:
             model.tokenizer.prompt(name)
-        return cls(names[0], names[1], options.loss or config.kind)
+        return cls(
+            names[0], names[1], options.loss or config.kind, task, options.temperature or TEMPERATURE
+        )  # fmt: skip
+
+    @property
+    def scored(self) -> bool:
+        """Whether the loss looks at scores, and at nothing but the two texts of each pair."""
+        return self.task_type == "sts"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether texts of one label are no negatives of each other."""
+        return self.task_type in ("classification", "clustering")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +74,10 @@ class PairBatch:
     source: int
     loss: str
     chunks: Chunks
-    known: Duplicates | Guided
+    known: Duplicates | Guided | SameLabel
+    owner_N: Tensor  # the pair of every candidate
+    query_key_Q: Tensor  # equal texts, equal numbers
+    key_N: Tensor
     weight_Q: Tensor | None  # 1 for the queries whose loss this process computes; None: all of them
     tokens: int
     truncated: int
@@ -65,6 +85,9 @@ class PairBatch:
     guided: float | None  # share of all negatives that the guide masks; None: there is none
     groups: list[Group]
     group_CB: list[Tensor]  # of every text of every chunk, its place in ``groups``
+    seed: int = 0  # of what the loss leaves to chance
+    score_Q: Tensor | None = None  # of pairs whose loss looks at scores
+    temperature: float = TEMPERATURE  # of that loss
 
 
 def prepare(
@@ -79,8 +102,9 @@ def prepare(
     """
     # every text of the step in its row: queries, documents, hard negatives; and which are this process's
     queries = [pair.query for pair in pairs]
-    documents = _documents(pairs, config.negatives)
-    negative_of = [i for i, pair in enumerate(pairs) for _ in pair.negatives[: config.negatives]]
+    limit = 0 if form.scored else config.negatives
+    documents = _documents(pairs, limit)
+    negative_of = [i for i, pair in enumerate(pairs) for _ in pair.negatives[:limit]]
     owner_B = [*range(len(pairs)), *range(len(pairs)), *negative_of]
     own = set(world.share(len(pairs)))
     row_B = [row for row, owner in enumerate(owner_B) if owner in own]
@@ -104,7 +128,9 @@ def prepare(
     prompts = [tokenizer.prompt_tokens(tokenizer.prompt(name)) for name in names]
     prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
     tag_B = None if tags is None else [tags[row >= len(queries)][owner_B[row]] for row in row_B]
-    own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
+    own_Q, number_Q, number_N = torch.arange(len(pairs)), _numbers(queries), _numbers(documents)
+    answers = Duplicates.of(number_Q, number_N, own_Q)
+    known = SameLabel(answers, *_classes(pairs, limit)) if form.labelled else answers
     return PairBatch(
         pairs=pairs,
         source=source,
@@ -115,7 +141,10 @@ def prepare(
             rows=len(owner_B),
             kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
         ),
-        known=Duplicates.of(_numbers(queries), number_N, own_Q),
+        known=known,
+        owner_N=torch.tensor(owner_B[len(pairs) :]),
+        query_key_Q=number_Q,
+        key_N=number_N,
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
         tokens=sum(map(len, rows)),
         truncated=truncated,
@@ -123,6 +152,8 @@ def prepare(
         guided=None,
         groups=groups,
         group_CB=[torch.tensor([number[group_B[i]] for i in chunk]) for chunk in chunks],
+        score_Q=torch.tensor([pair.score for pair in pairs], dtype=torch.float64) if form.scored else None,
+        temperature=form.temperature,
     )
 
 
@@ -147,6 +178,15 @@ def _documents(pairs: Sequence[Pair], num_negatives: int | None) -> list[str]:
     """The documents of all pairs, then their hard negatives."""
     hard = [text for pair in pairs for text in pair.negatives[:num_negatives]]
     return [pair.document for pair in pairs] + hard
+
+
+def _classes(pairs: Sequence[Pair], num_negatives: int | None) -> tuple[Tensor, Tensor]:
+    """Numbers of the classes of all queries, and of all documents and their hard negatives."""
+    own = [str(pair.label) for pair in pairs]
+    wrong = [label for pair in pairs for label in pair.negative_labels[:num_negatives]]
+    number = {label: i for i, label in enumerate(dict.fromkeys(own + wrong))}
+    class_N = torch.tensor([number[label] for label in own + wrong])
+    return class_N[: len(pairs)], class_N
 
 
 def _kept(tokens_C: Sequence[int], config: ContrastiveConfig) -> int:

@@ -7,10 +7,13 @@ from typing import Literal, TypeVar
 from pydantic import Field, model_validator
 
 from moembed.config import Strict
+from moembed.training.contrastive.schedules import Points, require_in_range
+from moembed.training.contrastive.shaping import ShapingConfig
 from moembed.training.settings import EvaluateConfig, LoopConfig
 from moembed.types import UserError
 
-Kind = Literal["info_nce", "symmetric_info_nce"]
+Kind = Literal["info_nce", "symmetric_info_nce", "triplet"]
+TaskType = Literal["retrieval", "sts", "classification", "clustering"]
 LARGEST_SCALE = 100.0  # 1 / temperature, where it is learned: as in CLIP (Radford et al., arXiv 2103.00020)
 
 
@@ -27,20 +30,34 @@ class MatryoshkaConfig(Strict):
         return self
 
 
-class LossConfig(Strict):
+class TripletConfig(Strict):
+    """``own``: a query learns from its hard negatives, or from the hardest candidate where it has none;
+    ``hardest``: always from the hardest candidate. ``margin`` is in cosines."""
+
+    margin: float = Field(default=0.2, ge=0, le=2)
+    negatives: Literal["own", "hardest"] = "own"
+
+
+class LossConfig(ShapingConfig):
     """The loss of a step: ``kind``, over ``matryoshka`` prefixes and ``depths``, and the router's terms.
 
-    ``learn_temperature`` starts at ``temperature`` and never goes below 0.01. ``depths`` maps numbers of
-    layers to weights; the last layer must be among them. ``balance_window`` is the number of steps over which
+    ``learn_temperature`` starts at ``temperature`` and never goes below 0.01; ``per_dim``: one temperature
+    for each of the ``matryoshka`` dims. ``queue`` is a number of past document vectors that are negatives
+    too: see `moembed.training.contrastive.queue`. ``depths`` maps numbers of layers to weights; the last
+    layer must be among them. ``balance_window`` is the number of steps over which
     the expert counts of the balance loss run: with batches from one source each, an expert may be right to
-    rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss.
+    rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss. ``weight``,
+    ``mask``, ``directions`` and ``mixing`` say which scores there are and how much each counts: see
+    `moembed.training.contrastive.shaping`.
     """
 
     kind: Kind = "info_nce"
+    triplet: TripletConfig | None = None
     temperature: float = Field(default=0.02, gt=0)
-    learn_temperature: bool = False
+    learn_temperature: bool | Literal["per_dim"] = False
     matryoshka: MatryoshkaConfig | None = None
     depths: dict[int, float] | None = Field(default=None, min_length=1)
+    queue: int = Field(default=0, ge=0, le=10_000_000)  # vectors; 0: none
     balance: float = Field(default=0.01, ge=0)  # coefficient of the load-balancing loss
     balance_window: int = Field(default=1, ge=1)
     bias_rate: float = Field(default=0.0, ge=0)  # the paper of this method uses 0.001
@@ -50,6 +67,8 @@ class LossConfig(Strict):
     def _starts_within_the_clamp(self) -> LossConfig:
         if self.learn_temperature and self.temperature < 1 / LARGEST_SCALE:
             raise ValueError(f"a learned temperature stays at {1 / LARGEST_SCALE} or above; start there")
+        if self.learn_temperature == "per_dim" and self.matryoshka is None:
+            raise ValueError("learn_temperature per_dim needs the dims of loss.matryoshka; else say true")
         return self
 
 
@@ -69,15 +88,21 @@ class GuideConfig(Strict):
 class SourceOptions(Strict):
     """What one source may do in its own way.
 
-    ``query_prompt`` and ``document_prompt`` name prompts of the model; null: those of the two roles, "": no
-    prompt. ``loss`` replaces ``loss.kind``: ``symmetric_info_nce`` suits pairs in which either text could be
-    the query.
+    ``task_type`` says what its pairs teach: ``retrieval``, a query finds its document; ``sts``, pairs with a
+    score, for CoSENT at ``temperature`` (null: 0.05); ``classification`` and ``clustering``, two texts of one
+    label, no text of which is a negative of another one.
+
+    ``query_prompt`` and ``document_prompt`` name prompts of the model; null: those of the two roles, of other
+    tasks than retrieval that of the task; "": no prompt. ``loss`` replaces ``loss.kind``:
+    ``symmetric_info_nce`` suits pairs in which either text could be the query.
 
     For models that choose experts by a tag of the text: ``tag`` is that of all texts of the source,
     ``document_tag`` that of its documents and negatives where it is another; ``tag_by`` takes the label
     ``language`` or ``group`` of each pair. Tags that are roles need none of them.
     """
 
+    task_type: TaskType = "retrieval"
+    temperature: float | None = Field(default=None, gt=0)
     query_prompt: str | None = None
     document_prompt: str | None = None
     loss: Kind | None = None
@@ -91,6 +116,16 @@ class SourceOptions(Strict):
             raise ValueError("give tag (and document_tag), or tag_by, not both")
         if self.document_tag and not self.tag:
             raise ValueError("document_tag is for sources whose queries have another tag: give tag too")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_of_the_task(self) -> SourceOptions:
+        if self.task_type == "sts" and self.loss:
+            raise ValueError(f"pairs of task_type sts have the loss CoSENT, not {self.loss}: leave loss out")
+        if self.task_type != "sts" and self.temperature:
+            raise ValueError(
+                "temperature of a source is CoSENT's, for task_type sts; the others have loss.temperature"
+            )
         return self
 
 
@@ -107,6 +142,7 @@ class ContrastiveConfig(LoopConfig):
     document_length: int = Field(default=256, ge=3)
     negatives: int | None = Field(default=None, ge=0)  # hard negatives used per pair; None: all of them
     loss: LossConfig = LossConfig()
+    schedules: dict[str, Points] = Field(default={})  # see `moembed.training.contrastive.schedules`
     guide: GuideConfig | None = None
     workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
@@ -118,6 +154,7 @@ class ContrastiveConfig(LoopConfig):
     def _one_end(self) -> ContrastiveConfig:
         if sum(end is not None for end in (self.steps, self.epochs, self.minutes)) != 1:
             raise ValueError("give exactly one of steps, epochs and minutes")
+        require_in_range(self)
         return self
 
 

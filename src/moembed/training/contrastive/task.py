@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ from moembed.data.sampler import Sampler
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
+from moembed.losses.shaped import Tally
 from moembed.machine import choose_precision
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide
 from moembed.training.contrastive.guide import Guide
-from moembed.training.contrastive.objective import Objective
+from moembed.training.contrastive.objective import Objective, require_suited
+from moembed.training.contrastive.schedules import at, values
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
+from moembed.training.contrastive.task_types import task_notes
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
@@ -62,10 +65,9 @@ class ContrastiveTask:
 
     def __init__(self, config: ContrastiveConfig, model: Embedder, mixture: Mixture, world: World) -> None:
         """Raises UserError: fewer pairs than a batch, an unknown prompt, a loss that does not suit it."""
-        if config.batch_size < world.size:
-            raise UserError(
-                f"batch_size {config.batch_size} is less than one pair for each of {world.size} processes"
-            )
+        smallest = min([config.batch_size, *map(int, config.schedules.get("batch_size", {}).values())])
+        if smallest < world.size:
+            raise UserError(f"batch_size {smallest} is less than one pair for each of {world.size} processes")
         self.config, self.model, self.mixture, self.world = config, model, mixture, world
         sources = mixture.sources
         options = mixture.options or [SourceOptions()] * len(sources)
@@ -73,10 +75,16 @@ class ContrastiveTask:
         spec = model.encoder.spec
         self.tags = [SourceTags.of(spec, *pair) for pair in zip(sources, options, strict=True)]
         self.names = [source.name for source in sources]
+        self.notes = [
+            note for pair in zip(sources, options, strict=True) for note in task_notes(*pair, config)
+        ]
         self.sizes = [num_train_rows(source, config) for source in sources]
         self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
+        require_suited(
+            config.loss, {form.loss for form in self.forms}, {form.task_type for form in self.forms}
+        )
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
         self.module: nn.Module = nn.ModuleDict({"model": model, "objective": self.objective})
         self.parallel = summed(model, world)
@@ -93,48 +101,73 @@ class ContrastiveTask:
             return max(1, round(self.config.epochs * self.sampler.total_steps))
         return self.config.steps
 
+    def at(self, step: int) -> ContrastiveConfig:
+        """The config as its schedules have it at this step."""
+        return at(self.config, step / self.steps) if self.steps else self.config
+
     def batch(self, step: int) -> PairBatch:
+        config = self.at(step)
         with self.drawing:
             source, rows = self.sampler.batch(step)
+            rows = rows[: config.batch_size]
             drawn, some, own = self.mixture.sources[source], rows.tolist(), self.tags[source]
             pairs = drawn.pairs(some)
             languages = [language or "" for language in drawn.languages(some)]
             tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
-        batch = prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
-        return batch if self.guide is None else with_guide(batch, self.guide, self.config.negatives)
+        batch = prepare(pairs, form, tokenizer, config, self.world, source, languages, tags)
+        seed = (config.seed * 1_000_003 + step) % 2**63  # of chance in the loss, on every process
+        batch = replace(batch, seed=seed)
+        if self.guide is None or form.task_type != "retrieval":  # scores and labels say it themselves
+            return batch
+        return with_guide(batch, self.guide, config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
+        tally = Tally()
+        loss = partial(self.objective, batch=batch, shape=self.at(step).loss, tally=tally)
         costs = gradcache.backward(
-            self.embed, batch.chunks, partial(self.objective, batch=batch), self.balance.loss, self.world,
-            observe, partial(unsummed, self.parallel),
+            self.embed, batch.chunks, loss, self.balance.loss, self.world, observe,
+            partial(unsummed, self.parallel),
         )  # fmt: skip
         for parameter in self.objective.parameters():  # a number: the share of each process of its gradient
             if parameter.grad is not None:
                 self.world.sum(parameter.grad)
         tokens, cut = self.world.sum(torch.tensor([batch.tokens, batch.truncated])).tolist()
+        kind = "info_nce" if batch.score_Q is None else "cosent"
         log = {
-            "info_nce": costs.contrastive, "router_loss": costs.router, "tokens": tokens,
+            kind: costs.contrastive, "router_loss": costs.router, "tokens": tokens,
             "same_negatives": batch.same, "source": self.names[batch.source],
         }  # fmt: skip
         log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
+        log |= self._counted(tally) if batch.score_Q is None else {}
+        if self.config.schedules and self.steps:
+            log["schedules"] = values(self.config.schedules, step / self.steps)
         return Terms(costs.contrastive + costs.router, len(batch.pairs), cut, costs.stats, log)
 
+    def _counted(self, tally: Tally) -> dict[str, float]:
+        """Means over the queries of all processes: negatives that count, and the weights of queries."""
+        sums = torch.tensor([tally.queries, tally.effective, tally.weight], dtype=torch.float64)
+        queries, effective, weight = self.world.sum(sums).tolist()
+        if not queries:  # pairs with scores have no negatives
+            return {}
+        weights = {"mean_weight": round(weight / queries, 5)} if self.config.loss.weight else {}
+        return {"effective_negatives": round(effective / queries, 2), **weights}
+
     def update(self, terms: Terms) -> Mapping[str, Any]:
-        self.objective.clamp()
+        self.objective.after_step()
         self.balance.update(terms.router)
-        learned = self.config.loss.learn_temperature
-        return {"temperature": torch.as_tensor(self.objective.temperature).item()} if learned else {}
+        return self.objective.learned()
 
     def examples(self, batch: PairBatch) -> list[dict[str, Any]]:
-        return [asdict(pair) for pair in batch.pairs]
+        return [pair.row() for pair in batch.pairs]
 
     def contents(self) -> dict[str, str]:
         return self.mixture.contents()
 
     def states(self) -> dict[str, Stateful]:
-        return {"objective": self.objective, "balance": self.balance}
+        states: dict[str, Stateful] = {"objective": self.objective, "balance": self.balance}
+        return states | ({"queue": self.objective.queue} if self.objective.queue is not None else {})
 
     def write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
@@ -154,14 +187,14 @@ class ContrastiveTask:
 
     @torch.no_grad()
     def loss(self, batch: PairBatch) -> float:
-        """The loss of a batch, all of it, without a gradient."""
+        """The loss of a batch, all of it, without a gradient and without what the recipe adds to its kind."""
         vectors: dict[int, Tensor] = {}
         for chunk, row_B in zip(batch.chunks.batches, batch.chunks.row_CB, strict=True):
             for depth, vector_BM in self.embed(chunk).by_depth.items():
                 if depth not in vectors:
                     vectors[depth] = vector_BM.new_zeros(batch.chunks.rows, vector_BM.shape[1])
                 vectors[depth][row_B] = vector_BM
-        return float(self.objective(vectors, batch))
+        return float(self.objective(vectors, batch, plain=True))
 
 
 def embedding(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,7 @@ class RerankingTask:
         return {}
 
     def examples(self, batch: ListBatch) -> list[dict[str, Any]]:
-        return [asdict(pair) for pair in batch.pairs]
+        return [pair.row() for pair in batch.pairs]
 
     def contents(self) -> dict[str, str]:
         found: dict[str, str] = {}

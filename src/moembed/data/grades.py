@@ -1,0 +1,69 @@
+"""Scores and labels of pairs, for the losses that look at them: cells -> numbers and classes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from moembed.data.columns import as_list, missing_column
+from moembed.data.readers import Row, text_problem
+
+NEGATIVE_LABELS = "negative_labels"  # the column of the classes of a row's hard negatives
+
+
+def score_of(row: Row, column: str) -> float:
+    """The number in ``column``; formats without types write it as text.
+
+    Raises:
+        ValueError: no such column, or no finite number in it.
+    """
+    value = _cell(row, column)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"column {column!r} " + ("is missing" if value is None else f"is {value!r}, no number")
+        )
+    return number
+
+
+def label_of(row: Row, column: str) -> str:
+    """The class in ``column``: a text or a whole number; 7, 7.0 and "7" are one.
+
+    Raises:
+        ValueError: no such column, or something else in it.
+    """
+    return _class(_cell(row, column), column)
+
+
+def labels_of(row: Row, negatives: int) -> list[str]:
+    """The classes of a row's hard negatives, as many as it has of these.
+
+    Raises:
+        ValueError: there are more or fewer, or something else in the column.
+    """
+    value = row.get(NEGATIVE_LABELS)
+    listed = as_list(value)
+    values = ([] if value is None else [value]) if listed is None else listed
+    if len(values) != negatives:
+        raise ValueError(
+            f"there are {negatives} hard negatives and {len(values)} {NEGATIVE_LABELS}: a negative whose "
+            "class is not known may be none"
+        )
+    return [_class(value, NEGATIVE_LABELS) for value in values]
+
+
+def _cell(row: Row, column: str) -> Any:
+    if column not in row:
+        raise ValueError(missing_column(column, row))
+    return row[column]
+
+
+def _class(value: Any, column: str) -> str:
+    if type(value) is int or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    if problem := text_problem(value):
+        raise ValueError(f"column {column!r} {problem}")
+    return str(value)

@@ -1,0 +1,65 @@
+"""What a source must have for its task, and how much of the mix is retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moembed.data.sources import Source
+from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
+from moembed.types import UserError
+
+
+def task_notes(source: Source, options: SourceOptions, config: ContrastiveConfig) -> list[str]:
+    """What is said before training of a source of another task than retrieval.
+
+    Raises:
+        UserError: pairs without the score or the label that the loss of the task needs, or all with the same.
+    """
+    task = options.task_type
+    if task == "retrieval":
+        return []
+    about = f"source {source.name}: task_type {task}"
+    if task == "sts":
+        _require(about, "score", source.count_scores(), len(source))
+        return [
+            f"note: {source.name}: its pairs are compared by their scores (CoSENT): negatives, masks, "
+            "weights and a guide are of no use to them"
+        ]
+    counts = source.count("label")
+    missing = counts.pop(None, 0)
+    _require(about, "label", (missing, len(counts)), len(source))
+    guide = "; the guide has no say there" if config.guide else ""
+    return [f"note: {source.name}: texts of one of its {len(counts):,} labels are no negatives{guide}"]
+
+
+def _require(about: str, column: str, found: tuple[int, int], rows: int) -> None:
+    missing, distinct = found
+    if missing:
+        raise UserError(
+            f"{about} needs a {column} of every pair, and {missing:,} of {rows:,} have none: name their "
+            f"column with the option {column} of the source"
+        )
+    if distinct < 2:
+        raise UserError(f"{about} compares pairs of different {column}s, and all pairs have the same")
+
+
+def fixed_share(weights: Sequence[float], tasks: Sequence[str], share: float | None) -> list[float]:
+    """The weights of sources, those of retrieval scaled to be ``share`` of them all; None: as they are.
+
+    Raises:
+        UserError: there is nothing but retrieval, or no retrieval.
+    """
+    if share is None:
+        return list(weights)
+    retrieval = sum(w for w, task in zip(weights, tasks, strict=True) if task == "retrieval")
+    others = sum(weights) - retrieval
+    if not retrieval or not any(task != "retrieval" for task in tasks):
+        which = "all sources are" if retrieval else "no source is"
+        raise UserError(
+            f"retrieval_share is {share}, and {which} of task_type retrieval, so there is nothing to share: "
+            "leave it out"
+        )
+    return [
+        w * (share / retrieval if task == "retrieval" else (1 - share) / others)
+        for w, task in zip(weights, tasks, strict=True)
+    ]
