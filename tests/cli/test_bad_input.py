@@ -95,6 +95,8 @@ OPTIONS = [
     "upcycle MODEL OUT --top-k 9 --experts 4",
     "upcycle MODEL OUT --seed 12345678901234567890123",
     "evaluate MODEL --tasks TASK --sample 0",
+    "evaluate MODEL --tasks TASK --wrong-tags 2",
+    "evaluate MODEL --tasks TASK --wrong-tags 0.1",
     "evaluate MODEL --tasks TASK --processes 0",
     "evaluate MODEL --tasks TASK --dims 0",
     "evaluate MODEL --tasks TASK --dtype float64",

@@ -15,7 +15,8 @@ from conftest import MakeModel
 from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.metrics import Qrels
-from moembed.evaluation.tagged import language, tagged
+from moembed.evaluation.tagged import language, tagged, with_wrong_tags
+from moembed.inference import languages
 from moembed.types import UserError
 from tagged_models import tagged_model
 
@@ -165,6 +166,72 @@ def test_a_task_of_one_language_has_its_tag(made: MakeTagged, texts: list[str]) 
     with tagged(model, task):
         assert model.tag == "en"
     assert language(replace(task, query_ids=["q", "r"], language={"q": "de", "r": "en"})) is None
+
+
+GERMAN = "Maulwürfe graben nachts"
+ENGLISH = "the moles dig at night"
+FRENCH = "la taupe creuse la nuit"
+
+
+def test_the_language_is_found_and_is_the_tag(made: MakeTagged) -> None:
+    pytest.importorskip("py3langid")
+    model, twins = made(["de", "en"])
+    expected = np.stack([twins["de"].encode(GERMAN), twins["en"].encode(ENGLISH)])
+    assert close(model.encode([GERMAN, ENGLISH], tag="detect"), expected)
+    model.tag = "detect"
+    assert close(model.encode([GERMAN, ENGLISH]), expected)
+    assert model.finds_tags
+    assert model.space() not in {model.space(tag="de"), model.space(tag="en")}
+    with pytest.raises(UserError, match="pass tag"):  # token ids have no language
+        model.embed(model.rows([GERMAN])[0])
+
+
+def test_a_language_without_experts_has_the_default_or_is_refused(made: MakeTagged) -> None:
+    pytest.importorskip("py3langid")
+    model, _ = made(["de", "en"])
+    with pytest.raises(UserError, match=r"was taken for the language '..'.*known: de, en.*pass its tag"):
+        model.encode([FRENCH], tag="detect")
+    with pytest.raises(UserError, match="no language was found in '12 34'"):
+        model.encode(["12 34"], tag="detect")
+    model, twins = made(["de", "en"], default_tag="en")
+    with pytest.warns(UserWarning, match="the experts of 'en', the default_tag"):
+        assert close(model.encode([FRENCH], tag="detect"), twins["en"].encode([FRENCH]))
+    roles, _ = made(["query", "document"])
+    with pytest.raises(UserError, match="finds languages, and the tags of this model are none"):
+        roles.encode([FRENCH], tag="detect")
+
+
+def test_a_tag_of_the_name_detect_is_a_tag(made: MakeTagged, texts: list[str]) -> None:
+    model, twins = made(["de", "detect"])
+    assert close(model.encode(texts, tag="detect"), twins["detect"].encode(texts))
+
+
+def test_without_the_library_its_extra_is_named(made: MakeTagged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "py3langid", None)
+    languages._identifier.cache_clear()
+    with pytest.raises(UserError, match=r"pip install 'moembed\[detect\]'"):
+        made(["de", "en"])[0].encode([GERMAN], tag="detect")
+    languages._identifier.cache_clear()
+
+
+def test_wrong_tags_are_as_many_as_asked_and_the_same_again(made: MakeTagged, texts: list[str]) -> None:
+    model, twins = made(["de", "en"])
+    qrels = Qrels.from_judgements(np.array([0]), np.array([0]), np.array([1.0]), 1)
+    task = RetrievalTask("x-de", ["owl"], ["an owl"], qrels, ["q"], ["d"], [], {"q": "de"})
+    with tagged(model, task, wrong=1.0):
+        assert close(model.encode(texts), twins["en"].encode(texts))
+    assert model.tag is None
+    many = [f"owl {number}" for number in range(1000)]
+    found = with_wrong_tags(many, "de", ["en", "fr"], 0.3)
+    assert found == with_wrong_tags(many, "de", ["en", "fr"], 0.3)
+    assert 250 < 1000 - found.count("de") < 350
+    assert 0.7 < found.count("en") / found.count("fr") < 1.4
+    assert with_wrong_tags(many, "de", ["en"], 0.0) == ["de"] * 1000
+    with (
+        pytest.raises(UserError, match="no tag of x-de can be replaced"),
+        tagged(made(["fr", "en"])[0], task, 0.5),
+    ):
+        pass
 
 
 def test_a_dense_model_with_prompts_by_language_takes_those_of_a_task(make_model: MakeModel) -> None:

@@ -60,6 +60,9 @@ def evaluate(
     keep: Annotated[
         Path | None, typer.Option(help="Folder for the scores of every item, for `moembed compare`.")
     ] = None,
+    wrong_tags: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of texts that experts by language are told wrongly.")
+    ] = 0.0,
     allow_pickle: AllowPickle = False,
     out: ResultFile = None,
     html: Page = None,
@@ -80,7 +83,13 @@ def evaluate(
         from moembed.cli.mteb import run_mteb
 
         _refuse_with_mteb(
-            metrics=metrics, sample=sample, codecs=codecs, processes=processes > 1, keep=keep, html=html
+            metrics=metrics,
+            sample=sample,
+            codecs=codecs,
+            processes=processes > 1,
+            keep=keep,
+            html=html,
+            wrong_tags=wrong_tags,
         )
         require_outputs(out, None)
         dim, *rest = _dims(dims) or (None,)
@@ -97,7 +106,7 @@ def evaluate(
     options = EvaluationOptions(
         metrics=_listed(metrics or "") or None, sample=sample, dims=_dims(dims), codecs=_listed(codecs),
         baselines=baselines, dtype=dtype, processes=processes, cache=cache, keep=keep,
-        allow_pickle=allow_pickle,
+        allow_pickle=allow_pickle, wrong_tags=wrong_tags,
     )  # fmt: skip
     result = evaluate(models, tasks or [], options, progress_bar)
     for name, task in result.tasks.items():

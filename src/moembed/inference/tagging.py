@@ -7,10 +7,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from moembed.encoding import Tag, tag_of_role
+from moembed.inference.languages import detect_tags
 from moembed.inference.sentences import Sentences
 from moembed.model.spec import EncoderSpec
 from moembed.model.tags import Tags, TagSource, missing_in
 from moembed.types import UserError
+
+DETECT = "detect"  # in the place of a tag: the language of each text
 
 
 class TaggedSentences(Sentences):
@@ -18,6 +21,9 @@ class TaggedSentences(Sentences):
 
     The tag of a text is the first of these that there is: the one its caller passes; its role, where the tags
     of the model are roles; what ``tag`` says; the ``default_tag`` that is stored in the model.
+
+    In the place of a tag, "detect" finds the language of each text, see `moembed.inference.languages`; a
+    model that has a tag of this name takes it for that.
 
     Attributes:
         tag: that of all texts which come without one, or a function that finds the tags of a list of texts.
@@ -55,7 +61,9 @@ class TaggedSentences(Sentences):
         if (tags := self.tags) is None:
             return super().tag_numbers(texts, tag=tag)
         said = self._said(tags, role, prompt, tag)
-        if callable(said):
+        if said == DETECT and DETECT not in tags.names:
+            found = detect_tags(texts, tags)
+        elif callable(said):
             found = _one_each(said(texts), len(texts), "the function that finds tags")
         elif said is None or isinstance(said, str):
             found = [said] * len(texts)
@@ -74,7 +82,15 @@ class TaggedSentences(Sentences):
         """The tags of texts of which only token rows are known: what ``tag`` says of any; else None."""
         if (tags := self.tags) is None or not isinstance(self.tag, str):
             return None
+        if self.finds_tags:
+            return None
         return tags.numbers([self.tag] * texts, missing_in(self.spec))
+
+    @property
+    def finds_tags(self) -> bool:
+        """Whether texts that come without a tag are looked at, which token ids cannot be."""
+        tags = self.tags
+        return callable(self.tag) or (self.tag == DETECT and tags is not None and DETECT not in tags.names)
 
     def tag_facts(
         self, role: str | None = None, prompt: str | None = None, tag: Tag | None = None

@@ -83,6 +83,8 @@ def evaluate(
             outcomes[name] = evaluate_system(name, source, loaded, options, bar)
             if options.keep and not _keep(Path(options.keep), name, outcomes[name]):
                 unkept.append(name)
+        if options.wrong_tags and not any("wrong_tags" in outcome.about for outcome in outcomes.values()):
+            raise UserError("no model here chooses experts by a tag: leave out wrong_tags")
         places = {"systems": _places(sources), "tasks": _task_places(_listed(tasks), loaded)}
         return replace(summarise(outcomes, loaded), unkept=unkept or None, made=made() | places)
     except (KeyboardInterrupt, UserError) as error:

@@ -46,6 +46,7 @@ class EvaluationOptions:
         cache: folder that keeps all vectors for the next evaluation.
         keep: folder for the scores of every item, a file a system, for ``moembed compare``.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
+        wrong_tags: share of the texts that models with experts by language are told a wrong one of.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -58,6 +59,7 @@ class EvaluationOptions:
     cache: str | Path | None = None
     keep: str | Path | None = None
     allow_pickle: bool = False
+    wrong_tags: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("metrics", "dims", "codecs"):
@@ -66,6 +68,10 @@ class EvaluationOptions:
                 raise UserError(f"{name} is a list, as in {name}=({value!r},), also where there is one")
         if self.processes < 1 or (self.sample is not None and self.sample < 1):
             raise UserError("processes and sample are at least 1")
+        if not 0 <= self.wrong_tags <= 1:
+            raise UserError(f"wrong_tags {self.wrong_tags} is a share, between 0 and 1")
+        if self.wrong_tags and self.cache:
+            raise UserError("the cache has vectors of the right tags: leave out cache or wrong_tags")
 
 
 @dataclass(slots=True)
@@ -114,6 +120,8 @@ def evaluate_system(
         peak_memory_bytes=resident_memory(peak=True) or None,
     )
     outcome.about = {"space_id": model.space(role="document"), "dtype": dtype}
+    if options.wrong_tags and model.tags is not None:
+        outcome.about["wrong_tags"] = options.wrong_tags
     outcome.routers = routing(model, tasks)
     return outcome
 
@@ -197,7 +205,7 @@ def evaluate_encoder(
         for task in tasks:
             cut, start = measured.truncated, time.perf_counter()
             known = CachedVectors(measured)
-            with _in_language_of(task, model):
+            with _in_language_of(task, model, options.wrong_tags):
                 outcome.scores[task.name] = evaluate(task, known, options.metrics, progress=advance)
             outcome.seconds[task.name] = time.perf_counter() - start
             outcome.truncated[task.name] = measured.truncated - cut
@@ -212,10 +220,16 @@ def evaluate_encoder(
     return outcome
 
 
-def _in_language_of(task: Task, model: Embedder | Client | None) -> AbstractContextManager[None]:
+def _in_language_of(
+    task: Task, model: Embedder | Client | None, wrong_tags: float
+) -> AbstractContextManager[None]:
     if isinstance(model, Client):
+        if wrong_tags:
+            raise UserError(
+                "wrong_tags is for models of this process: name the model's folder, not its server"
+            )
         return served_tagged(model, task)
-    return tagged(model, task) if model else nullcontext()
+    return tagged(model, task, wrong_tags) if model else nullcontext()
 
 
 def num_texts(task: Task) -> int:

@@ -161,6 +161,6 @@ def tag_names(model: Embedder) -> list[str]:
 
 def default_tag(model: Embedder) -> str | None:
     """The tag of texts that come without one and whose role is none; None: they are refused, or looked at."""
-    if model.tags is None or callable(model.tag):
+    if model.tags is None or model.finds_tags or callable(model.tag):
         return None
     return model.tag or model.tags.default

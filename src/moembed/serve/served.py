@@ -211,7 +211,7 @@ class ServedModel:
         with refused("tag"):
             if len(texts) < len(inputs):
                 said = tag or (role and model.role_tag(role)) or model.tag
-                if callable(said):
+                if callable(said) or (said == model.tag and model.finds_tags):
                     raise UserError("nothing says which tag token ids have: send tag with them")
                 texts = [""] * len(inputs)
             if not inputs and tag is not None:  # of no texts, too, the model must know it
