@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
+from conftest import Run
 from moembed.experiment.settings import read_plan
 from moembed.runs.train import TrainConfig
 
@@ -44,3 +48,36 @@ def test_the_five_designs_are_one_experiment(tmp_path: Path, monkeypatch: pytest
     found = {(recipe.pooling.name, recipe.attention) for recipe in recipes if recipe.pooling}
     learning = {(n, a) for n in ("latent_attention", "multi_layer") for a in ("causal", "bidirectional")}
     assert found == learning | {("lasttoken", "causal")}
+
+
+def key_exists(model: Any, path: str) -> bool:
+    """Whether a recipe has a key, dots for keys inside; of a list, the keys of its entries."""
+    first, _, rest = path.partition(".")
+    if not (isinstance(model, type) and issubclass(model, BaseModel)) or first not in model.model_fields:
+        return False
+    if not rest:
+        return True
+    inside = [model.model_fields[first].annotation]
+    while inside:
+        kind = inside.pop()
+        if key_exists(kind, rest):
+            return True
+        inside += get_args(kind)
+    return False
+
+
+def test_every_key_of_the_taxonomy_is_one_of_a_recipe() -> None:
+    named = [key for row in rows("taxonomy.md", "## Keys of a recipe") for key in row[2].split(", ")]
+    assert len(named) >= 20
+    assert [key for key in named if not key_exists(TrainConfig, key.strip("`"))] == []
+    assert not key_exists(TrainConfig, "pooling.depth")
+    assert not key_exists(TrainConfig, "data.nothing")
+
+
+def test_every_command_of_the_taxonomy_is_there(run: Run) -> None:
+    code, shown, _ = run("--help")
+    assert code == 0
+    named = [name for row in rows("taxonomy.md", "## Commands") for name in row[2].split(", ")]
+    assert len(named) >= 9
+    words = set(re.findall(r"[\w-]+", shown))
+    assert [name for name in named if name.strip("`").split()[1] not in words] == []

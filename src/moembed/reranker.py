@@ -16,7 +16,8 @@ from torch import nn
 
 from moembed.encoding import Progress, as_texts
 from moembed.folder.bases import locate_base
-from moembed.folder.reranker import RerankerParts, read_reranker, write_reranker
+from moembed.folder.reranker import read_reranker, write_reranker
+from moembed.folder.reranker_parts import RerankerParts
 from moembed.inference.engine import Engine
 from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits, is_count
 from moembed.inference.pairs import PairRows, pair_rows

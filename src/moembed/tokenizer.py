@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +24,26 @@ _Item = TypeVar("_Item")
 
 _CHARACTERS = 1 << 20  # of the texts that the backend holds as encodings at one time
 _PROBES = ("a", "the", "0", ".", "一")  # texts that show where the special tokens stand
+
+
+@dataclass(frozen=True, slots=True)
+class PairTemplate:
+    """How a query and a document become one text, and what stands around it, whatever its length.
+
+    Attributes:
+        before, after: tokens of these texts stand before and behind and are never cut.
+        pair: ``{query}`` and ``{document}`` in it are replaced.
+    """
+
+    before: str
+    pair: str
+    after: str
+
+    def text(self, query: str, document: str) -> str:
+        """What is cut where it is too long, at its end."""
+        front, _, rest = self.pair.partition("{query}")
+        middle, _, end = rest.partition("{document}")
+        return f"{front}{query}{middle}{document}{end}"
 
 
 class Tokenizer:
@@ -52,6 +73,7 @@ class Tokenizer:
         self.max_length = max_length
         self.prompts = dict(prompts or {})
         self.default_prompt = default_prompt
+        self.pair_template: PairTemplate | None = None  # of a reranker that is asked in words
         self.truncation_side = truncation_side
         self.prompt(default_prompt)  # refuse a default that names nothing
 
@@ -62,13 +84,15 @@ class Tokenizer:
         prompts: dict[str, str] | None = None,
     ) -> Tokenizer:
         """The same with another backend, another limit, or other prompts."""
-        return Tokenizer(
+        made = Tokenizer(
             backend or self.backend,
             max_length or self.max_length,
             self.prompts if prompts is None else prompts,
             self.default_prompt,
             self.truncation_side,
         )
+        made.pair_template = self.pair_template
+        return made
 
     def prompt(self, name: str | None) -> str:
         """The prefix called ``name``; None means no prefix."""

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from moembed.families import own
 from moembed.families.registry import FAMILIES, family_of, family_to_write
 from moembed.families.rerankers import LAYOUTS, OWN_CLASS, HeadLayout, layout_of, says
 from moembed.files import read_json, replacing, write_json
+from moembed.folder.judge import TEMPLATE, is_judge, read_judge, read_template
 from moembed.folder.modules import encoder_folder, read_modules
 from moembed.folder.read import config_folder, read_config, read_folder
+from moembed.folder.reranker_parts import Activation, RerankerParts
 from moembed.folder.settings import (
     SENTENCE_TRANSFORMERS,
     TOKENIZER_KEYS,
@@ -36,7 +37,6 @@ from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 
-Activation = Literal["sigmoid", "identity"]
 TASK = "sequence-classification"
 # What sentence-transformers makes of a logit, by the name of the class.
 _ACTIVATIONS: dict[str, Activation] = {"Sigmoid": "sigmoid", "Identity": "identity"}
@@ -44,31 +44,7 @@ _CLASSES = {
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
     "identity": "torch.nn.modules.linear.Identity",
 }
-_OF_MODEL = {"model_type", "__version__", "activation_fn", "prompts", "default_prompt_name"}
-
-
-@dataclass
-class RerankerParts:
-    """What a reranker's folder holds.
-
-    Attributes:
-        head: what makes a logit of the states, with its tensors ``head_state``.
-        activation: what makes a score of the logit.
-        types: whether the model is told which tokens are the query's and which the document's.
-        prompt: put in front of every query.
-        files, source: as in `moembed.folder.parts.Parts`.
-    """
-
-    spec: EncoderSpec
-    state: dict[str, Tensor]
-    tokenizer: Tokenizer
-    head: ScoreHeadConfig
-    head_state: dict[str, Tensor]
-    activation: Activation = "sigmoid"
-    types: bool = False
-    prompt: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
+_OF_MODEL = {"model_type", "__version__", "activation_fn", "prompts", "default_prompt_name", TEMPLATE}
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -81,6 +57,8 @@ def read_reranker(path: Path, allow_pickle: bool = False) -> RerankerParts:
         UserError: no reranker, one of a family whose scores are not known here, several labels, and what
             `moembed.folder.read.read_folder` refuses.
     """
+    if is_judge(path):
+        return read_judge(path, allow_pickle)
     _check_modules(path)
     spec = read_config(path)
     values = read_json(path / "config.json")
@@ -88,6 +66,7 @@ def read_reranker(path: Path, allow_pickle: bool = False) -> RerankerParts:
     head = _read_head(path, layout, values)
     transformer = read_transformer_settings(path, TASK)
     activation, prompt = _read_model_settings(path, values)
+    template = read_template(path)
 
     # ---- the tensors: those of the head, then the rest
     theirs = read_all(path, allow_pickle)
@@ -106,11 +85,13 @@ def read_reranker(path: Path, allow_pickle: bool = False) -> RerankerParts:
     backend, side = read_tokenizer(path, spec.vocab_size, transformer.options, transformer.lowercase, True)
     limit = min(transformer.max_length or spec.max_length, spec.max_length)
     types = spec.embeddings.token_types > 0 and reads_types(path, transformer.options)
-    _check_pairs(path, backend.encode("a", "a"), spec, types)
+    if template is None:
+        _check_pairs(path, backend.encode("a", "a"), spec, types)
     files = tokenizer_files(path)
     if kept := {key: value for key, value in transformer.file.items() if key in TOKENIZER_KEYS and value}:
         files[TRANSFORMER_FILES[0]] = json.dumps(kept).encode()
     tokenizer = Tokenizer(backend, limit, truncation_side=side)
+    tokenizer.pair_template = template
     return RerankerParts(spec, state, tokenizer, head, head_state, activation, types, prompt, files, values)
 
 
@@ -258,6 +239,7 @@ def _write_small_files(folder: Path, parts: RerankerParts) -> None:
         options.pop("model_max_length", None)  # tokenizer_config.json says it
     settings: dict[str, Any] = {"model_type": "CrossEncoder", "activation_fn": _CLASSES[parts.activation]}
     settings |= {"prompts": {"query": parts.prompt}, "default_prompt_name": "query"} if parts.prompt else {}
+    settings |= {TEMPLATE: asdict(tokenizer.pair_template)} if tokenizer.pair_template else {}
     write_json(folder / SENTENCE_TRANSFORMERS, settings)
     modules = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
     write_json(folder / "modules.json", [modules])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from moembed.tokenizer import Tokenizer, check_prompt
+from moembed.tokenizer import PairTemplate, Tokenizer, check_prompt
 from moembed.types import UserError
 
 _PAIRS, _CHARACTERS = 256, 1 << 20  # of the pairs that are encodings at one time
@@ -44,6 +44,8 @@ def pair_rows(
         UserError: a text that is no string or no valid Unicode; a limit with no room for a text.
     """
     limit = tokenizer.max_length if max_length is None else min(max_length, tokenizer.max_length)
+    if tokenizer.pair_template:
+        return _in_words(tokenizer, pairs, tokenizer.pair_template, limit)
     found = PairRows([], [] if types else None, [])
     for start, some in _blocks(pairs):
         try:
@@ -52,6 +54,34 @@ def pair_rows(
             raise UserError(_complaint(some, start)) from None
         for encoding in encodings:
             _add(found, encoding.ids, encoding.type_ids, encoding.sequence_ids, limit, tokenizer)
+    return found
+
+
+def _in_words(
+    tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], template: PairTemplate, limit: int
+) -> PairRows:
+    """Pairs as one text each, cut at its end, between the tokens that stand around every pair."""
+    encode = tokenizer.backend.encode
+    before, after = (encode(text, add_special_tokens=False).ids for text in (template.before, template.after))
+    room = limit - len(before) - len(after)
+    if room < 1:
+        raise UserError(
+            f"max_length {limit} is too short: the words around a pair alone are {limit - room} tokens; "
+            f"take at least {limit - room + 2}"
+        )
+    found = PairRows([], None, [])
+    for start, some in _blocks(pairs):
+        for pair in some:
+            if not all(isinstance(text, str) for text in pair):
+                raise UserError(_complaint(some, start))
+        texts = [template.text(*pair) for pair in some]
+        try:
+            encodings = tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            raise UserError(_complaint(some, start)) from None
+        for encoding in encodings:
+            found.ids.append([*before, *encoding.ids[:room], *after])
+            found.cut.append(max(0, len(encoding.ids) - room))
     return found
 
 
