@@ -225,9 +225,7 @@ def _in_language_of(
 ) -> AbstractContextManager[None]:
     if isinstance(model, Client):
         if wrong_tags:
-            raise UserError(
-                "wrong_tags is for models of this process: name the model's folder, not its server"
-            )
+            raise UserError("wrong_tags is for models of this process: name a model's folder, not its server")
         return served_tagged(model, task)
     return tagged(model, task, wrong_tags) if model else nullcontext()
 
