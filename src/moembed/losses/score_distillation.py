@@ -2,7 +2,7 @@
 
 Teachers give scores, so their vectors may have any width. Sources: the loss of Hinton et al., arXiv
 1503.02531, on the candidates of a query, as DistillKLDivLoss of sentence-transformers has it for lists of own
-candidates (there times the temperature squared); Granite Embedding R2 names the stage, and its model card gives
+candidates (there times the temperature squared); Granite Embedding R2 names the stage, its model card gives
 no formula.
 """
 
