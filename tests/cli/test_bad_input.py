@@ -27,6 +27,7 @@ FILES += ["unreadable.jsonl"] if os.geteuid() else []  # root reads everything
 # A command, with INPUT where the bad file goes. MODEL, PAIRS, TEXTS, TASK and OUT are what works.
 READERS = {
     "train": "train RECIPE data=INPUT",
+    "train dry run": "train RECIPE data=INPUT --dry-run",
     "train recipe": "train INPUT",
     "pretrain": "pretrain RECIPE data=INPUT",
     "tokenizer": "tokenizer INPUT --out OUT",
@@ -123,6 +124,9 @@ OPTIONS = [
     "merge MODEL --out OUT",
     "merge MODEL MODEL --method self_positioning --out OUT",
     "merge MODEL MODEL --probe PAIRS --out OUT",
+    "quantize MODEL --avg-bits 3 --out OUT",
+    "quantize MODEL --score size --out OUT",
+    "quantize MODEL --texts missing.jsonl --out OUT",
     "rerank MODEL --query moles TEXTS",
     "distill --teacher MODEL --texts TEXTS --out OUT batch_size=0",
     "distill --teacher MODEL --student MODEL --texts TEXTS --out OUT --role reader",

@@ -45,6 +45,9 @@ def train(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the recipe will do, and stop before its first step.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Train on your own pairs: JSONL, Parquet or CSV with columns query, document[, negative…].
@@ -63,6 +66,11 @@ def train(
     from moembed.runs.train import train as run
     from moembed.runs.train_reranker import is_reranking, load_reranking, train_reranker
 
+    if dry_run:
+        from moembed.cli.dry_run import show_plan
+
+        show_plan(recipe, overrides or [], overwrite, resume, json_)
+        return
     if is_reranking(recipe, overrides or []):
         plan = load_reranking(recipe, overrides or [])
         result = train_reranker(plan, resume=resume, overwrite=overwrite)

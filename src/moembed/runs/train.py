@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
 from moembed.encoding import View
+from moembed.evaluation.beir import RetrievalTask
 from moembed.files import locked
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
@@ -199,35 +200,50 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
     if resume and not run.is_dir():
         raise UserError(f"{run} does not exist, so there is nothing to resume")
 
-    # ---- the data; the first process fills its cache, the others read it
+    # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
-        mixture = open_mixture(config)
-        if left_out := len(config.data) - len(mixture.sources):
-            tell(f"{left_out} sources have fewer pairs than a batch and are left out")
-        tell_sources([*mixture.sources, *mixture.validation], tell)
-        tasks = load_tasks(config.evaluate)
-        for task in tasks:
-            for note in task.notes:
-                tell(f"note: {task.name}: {note}")
-
-        # ---- the model, and the lengths that suit both
-        model = build(read_base(config.base, config.revision, config.allow_pickle), config, mixture)
-        positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
-        config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
-        for note in notes:
-            tell(note)
-
+        ready = prepared(config, tell)
+        config, model = ready.config, ready.model
         # ---- the run folder: nothing was wrong so far
         if world.first and not resume:
             make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
     tell(model_facts(model, config, config.precision, world))
 
     # ---- training, and what is made of it
-    trained = train_contrastive(config, model, mixture, run, resume, config, tasks)
+    trained = train_contrastive(config, model, ready.mixture, run, resume, config, ready.tasks)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, result)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A run before its first step: the recipe as it will be run, and what it names, read and built."""
+
+    config: TrainConfig
+    mixture: Mixture
+    model: Embedder
+    tasks: list[RetrievalTask]
+
+
+def prepared(config: TrainConfig, tell: Callable[[str], object]) -> Ready:
+    """Read the data and build the model of a recipe; what is to be known of them is told."""
+    mixture = open_mixture(config)
+    if left_out := len(config.data) - len(mixture.sources):
+        tell(f"{left_out} sources have fewer pairs than a batch and are left out")
+    tell_sources([*mixture.sources, *mixture.validation], tell)
+    tasks = load_tasks(config.evaluate)
+    for task in tasks:
+        for note in task.notes:
+            tell(f"note: {task.name}: {note}")
+    # ---- the model, and the lengths that suit both
+    model = build(read_base(config.base, config.revision, config.allow_pickle), config, mixture)
+    positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
+    config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
+    for note in notes:
+        tell(note)
+    return Ready(config, mixture, model, tasks)
 
 
 def _finish(config: TrainConfig, result: TrainResult) -> None:

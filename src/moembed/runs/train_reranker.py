@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -106,23 +106,31 @@ def _run(config: RerankerConfig, resume: bool, overwrite: bool, world: World) ->
 
     # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
-        sources = [open_source(source) for source in config.data]
-        tell_sources(sources, tell)
-        model = build(config)
-        if config.max_length and config.max_length > model.max_length:
-            raise UserError(
-                f"max_length is {config.max_length}, but the model reads {model.max_length}; lower it"
-            )
+        sources, weights, model = prepared_reranker(config, tell)
         if world.first and not resume:
             make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
     tell(model_facts(model, config, config.precision, world))
 
     # ---- training, and what is made of it
-    trained = train_reranking(config, model, sources, _weights(config, sources), run, resume, config)
+    trained = train_reranking(config, model, sources, weights, run, resume, config)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, model, result)
     return result
+
+
+def prepared_reranker(
+    config: RerankerConfig, tell: Callable[[str], object]
+) -> tuple[list[Source], list[float], Reranker]:
+    """The sources, their weights in the mix and the model of a recipe."""
+    sources = [open_source(source) for source in config.data]
+    tell_sources(sources, tell)
+    model = build(config)
+    if config.max_length and config.max_length > model.max_length:
+        raise UserError(
+            f"max_length is {config.max_length}, but the model reads {model.max_length}; lower it"
+        )
+    return sources, _weights(config, sources), model
 
 
 def build(config: RerankerConfig) -> Reranker:

@@ -46,11 +46,16 @@ def train_contrastive(
         monitors.append(RetrievalMonitor(config.evaluate, config, found, model, world, chunk))
     monitors.append(DeadExpertAlarm("raise loss.balance or set loss.bias_rate"))
     if world.first:
-        tagged = zip(task.names, task.tags, strict=True)
-        notes = [f"note: {name}: {note}" for name, tags in tagged if tags for note in tags.notes]
-        for sentence in [*leftovers(task.sizes, task.names, config.batch_size), *notes, *task.notes]:
+        for sentence in opening_notes(task):
             say(sentence)
     return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
+
+
+def opening_notes(task: ContrastiveTask) -> list[str]:
+    """What is said of the sources before the first step."""
+    tagged = zip(task.names, task.tags, strict=True)
+    notes = [f"note: {name}: {note}" for name, tags in tagged if tags for note in tags.notes]
+    return [*leftovers(task.sizes, task.names, task.config.batch_size), *notes, *task.notes]
 
 
 def leftovers(sizes: Sequence[int], names: Sequence[str], batch_size: int) -> list[str]:

@@ -1,0 +1,276 @@
+"""What a recipe will do, told before it does anything: read from the objects that training builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moembed.config import Strict, config_hash
+from moembed.console import say
+from moembed.data.sampler import CYCLE, Sampler
+from moembed.data.sources import Source
+from moembed.files import require_replaceable
+from moembed.losses.contrastive import BLOCK
+from moembed.losses.negatives import masked_entries
+from moembed.runs.train import TrainConfig, prepared
+from moembed.runs.train_reranker import RerankerConfig, prepared_reranker
+from moembed.runs.training_run import model_facts
+from moembed.training.contrastive.batch import PairBatch
+from moembed.training.contrastive.gradcache import Chunks
+from moembed.training.contrastive.task import ContrastiveTask
+from moembed.training.contrastive.train import opening_notes
+from moembed.training.memory_estimate import estimate
+from moembed.training.optim import OptimConfig, adamw, learning_rate
+from moembed.training.parallel import ALONE
+from moembed.training.reranking.task import RerankingTask
+from moembed.types import Batch, Encoded
+
+_COUNTED = 512  # queries of the first batch whose negatives are counted
+
+Plan = dict[str, Any]
+
+
+def dry_run(config: TrainConfig, overwrite: bool = False, resume: bool = False) -> Plan:
+    """What ``moembed train`` would do: data and model are read, the first batch is made, nothing is written.
+
+    Raises:
+        UserError: whatever the run would refuse before its first step.
+    """
+    if not resume:
+        require_replaceable(Path(config.out), overwrite)
+    ready = prepared(config, say)
+    config, model = ready.config, ready.model
+    task = ContrastiveTask(config, model.train(), ready.mixture, ALONE)
+    for note in opening_notes(task):
+        say(note)
+    batch = task.batch(0)
+    # vectors and their gradients by depth, and a block of scores with its softmax
+    vectors = 2 * 4 * batch.chunks.rows * model.dim * len(task.objective.depths)
+    scores = 2 * 4 * min(BLOCK, len(batch.pairs) * len(batch.owner_N))
+    return {
+        **_common("contrastive", config, task, task.steps, task.sampler),
+        "model": model_facts(model, config, config.precision, ALONE),
+        "sources": _sources(task.mixture.sources, task.sizes, task.sampler, _forms(task)),
+        "loss": _terms(task),
+        "first_batch": _first_batch(task, batch),
+        "memory": _memory(task.module, task.embed, batch.chunks, vectors + scores),
+    }
+
+
+def dry_run_reranker(config: RerankerConfig, overwrite: bool = False, resume: bool = False) -> Plan:
+    """The same for ``task: reranking``."""
+    if not resume:
+        require_replaceable(Path(config.out), overwrite)
+    sources, weights, model = prepared_reranker(config, say)
+    task = RerankingTask(config, model.train(), sources, weights, ALONE)
+    batch = task.batch(0)
+    loss = config.loss
+    lists = (
+        f"the document, {_hard(config.negatives)} and {config.random_negatives} documents of other queries"
+    )
+    return {
+        **_common("reranking", config, task, task.steps, task.sampler),
+        "model": model_facts(model, config, config.precision, ALONE),
+        "sources": _sources(sources, task.sizes, task.sampler, [{}] * len(sources)),
+        "loss": [f"{loss.kind} over lists of {lists}", *_router_terms(loss, bool(task.balance.routers))],
+        "first_batch": {
+            "source": task.names[batch.source], "queries": len(batch.pairs),
+            "candidates": len(batch.query_P), "negatives left out": batch.same,
+            "lists without a wrong document": batch.alone,
+            **_chunks(batch.chunks, batch.tokens, batch.truncated),
+        },
+        "memory": _memory(task.module, task.embed, batch.chunks, 2 * 4 * batch.chunks.rows),
+    }  # fmt: skip
+
+
+# ---- what all tasks have
+
+
+def _common(kind: str, config: Any, task: Any, steps: int | None, sampler: Sampler) -> Plan:
+    end = {"steps": steps, "minutes": config.minutes, "epochs": config.epochs}
+    return {
+        "task": kind,
+        "out": config.out,
+        "recipe": config_hash(config),
+        "length": {key: value for key, value in end.items() if value is not None}
+        | {"batch_size": config.batch_size, "steps_per_epoch": sampler.total_steps},
+        "settings": _given(config),
+        "learning_rate": _rates(config.optim, steps),
+        "optimizer": _groups(task.module, config.optim),
+    }
+
+
+def _given(config: Strict) -> dict[str, Any]:
+    """Every key of the resolved recipe that is not at its default, nested ones dotted, but for the data."""
+    found = config.model_dump(mode="json", exclude_defaults=True, exclude={"data"})
+    whole = config.model_dump(mode="json")
+    found |= {key: whole[key] for key, value in found.items() if value == {}}  # a section of defaults alone
+
+    def flat(values: dict[str, Any], front: str) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in values.items():
+            nested = isinstance(value, dict) and value and all(isinstance(name, str) for name in value)
+            out |= flat(value, f"{front}{key}.") if nested else {f"{front}{key}": value}
+        return out
+
+    return flat(found, "")
+
+
+def _rates(optim: OptimConfig, steps: int | None) -> list[dict[str, float]]:
+    """The rate at the first and the last step, at the end of the warm-up and at quarters of the run."""
+    if steps is None:
+        if optim.warmup_steps >= 1:  # the share of a run that the clock ends is not known
+            return []
+        shares = [0.0, optim.warmup_steps, 0.25, 0.5, 0.75, 1.0]
+        return [{"share": s, "rate": learning_rate(optim, 0, s)} for s in sorted(set(shares))]
+    warmup = optim.warmup_steps if optim.warmup_steps >= 1 else optim.warmup_steps * steps
+    places = {0, min(steps - 1, round(warmup)), steps // 4, steps // 2, 3 * steps // 4, steps - 1}
+    return [{"step": step + 1, "rate": learning_rate(optim, step, step / steps)} for step in sorted(places)]
+
+
+def _groups(module: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """The groups of the optimiser that training makes."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    found = [
+        {
+            "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "tensors": len(group["params"]),
+            "learning_rate": optim.learning_rate * group.get("times", 1.0),
+            "weight_decay": group["weight_decay"],
+            "first": names[id(group["params"][0])],
+        }
+        for group in adamw(module, optim).param_groups
+        if group["params"]
+    ]
+    still = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+    if still:
+        counts = {"parameters": sum(parameter.numel() for parameter in still), "tensors": len(still)}
+        first = names[id(still[0])]
+        found.append({**counts, "learning_rate": 0.0, "weight_decay": 0.0, "first": first})
+    return found
+
+
+def _sources(
+    sources: Sequence[Source], sizes: Sequence[int], sampler: Sampler, more: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    share = sampler.steps_of_sources(1)
+    return [
+        {
+            "source": source.name, "pairs": len(source), "trained_on": size,
+            "batches_per_1000": int(share[number] * 1000 // CYCLE),
+            "with_negatives": source.count_negatives()[0], **more[number],
+        }
+        for number, (source, size) in enumerate(zip(sources, sizes, strict=True))
+    ]  # fmt: skip
+
+
+def _chunks(chunks: Chunks, tokens: int, truncated: int) -> dict[str, Any]:
+    return {
+        "tokens": tokens, "texts cut": truncated, "chunks": len(chunks.batches),
+        "chunks embedded once": min(chunks.kept, len(chunks.batches)),
+    }  # fmt: skip
+
+
+def _memory(
+    module: nn.Module, embed: Callable[[Batch], Encoded], chunks: Chunks, vectors: int
+) -> dict[str, Any]:
+    sizes = [sum(batch.length_B) for batch in chunks.batches]
+    together = max([*sizes, sum(sizes[-chunks.kept :])])
+    largest = max(chunks.batches, key=lambda batch: len(batch.token_T))
+    found = estimate(module, embed, largest, together, vectors)
+    return {**asdict(found), "total": found.total, "available": _available()}
+
+
+def _available() -> int:
+    from moembed.machine import memory_bytes
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return memory_bytes()
+
+
+def _hard(negatives: int | None) -> str:
+    return "all its hard negatives" if negatives is None else f"at most {negatives} of its hard negatives"
+
+
+def _router_terms(config: Any, experts: bool) -> list[str]:
+    if not experts:
+        return ["no experts, so no terms of routers"]
+    window = f", counts over {config.balance_window} steps" if config.balance_window > 1 else ""
+    terms = [f"{config.balance:g} x balance of the experts{window}", f"{config.z:g} x z-loss of the routers"]
+    return terms + ([f"biases of the routers move by {config.bias_rate:g}"] if config.bias_rate else [])
+
+
+# ---- contrastive training
+
+
+def _forms(task: ContrastiveTask) -> list[dict[str, Any]]:
+    """The task, the loss and the prompts of every source, as its batches will have them."""
+    tokenizer = task.model.tokenizer
+    return [
+        {
+            "task_type": form.task_type,
+            "loss": "cosent" if form.scored else form.loss,
+            "query_prompt": tokenizer.prompt(form.query_prompt),
+            "document_prompt": tokenizer.prompt(form.document_prompt),
+        }
+        for form in task.forms
+    ]
+
+
+def _terms(task: ContrastiveTask) -> list[str]:
+    """The terms of the loss and its masks, a line each."""
+    config, objective = task.config.loss, task.objective
+    learned = ", learned" if config.learn_temperature else ""
+    temperature = torch.as_tensor(objective.temperature).item()
+    kinds = sorted({form.loss for form in task.forms if not form.scored})
+    lines = [f"{kind} at temperature {temperature:.4g}{learned}" for kind in kinds if kind != "triplet"]
+    lines += ["triplet"] if "triplet" in kinds else []
+    lines += sorted({f"cosent at temperature {form.temperature:g}" for form in task.forms if form.scored})
+    lines.append(f"candidates: every document of the batch and {_hard(task.config.negatives)} of every pair")
+    lines.append("masked: texts that are known to answer the query")
+    if any(form.labelled for form in task.forms):
+        lines.append("masked: texts of the query's label, where the source has labels")
+    if task.guide:
+        guide = task.guide.config
+        share = "times its score" if guide.relative else "of cosine"
+        lines.append(
+            f"masked: what {guide.model} holds nearer than the positive less {guide.margin:g} {share}"
+        )
+    shaped = config.model_dump(mode="json", include={"weight", "mask", "directions", "mixing", "triplet"})
+    lines += [f"{key}: {_plain(value)}" for key, value in shaped.items() if value]
+    if nested := objective.nested:
+        weights = nested.weights or [1.0] * len(nested.dims)
+        prefixes = ", ".join(
+            f"{dim} (x {weight:g})" for dim, weight in zip(nested.dims, weights, strict=True)
+        )
+        lines.append(f"summed over prefixes of {prefixes} coordinates")
+    if config.depths:
+        depths = ", ".join(f"{depth} (x {weight:g})" for depth, weight in objective.depths.items())
+        lines.append(f"summed over vectors after {depths} layers")
+    return lines + _router_terms(config, bool(task.balance.routers))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    return "; ".join(map(_plain, value)) if isinstance(value, list) else str(value)
+
+
+def _first_batch(task: ContrastiveTask, batch: PairBatch) -> dict[str, Any]:
+    """The batch of step 1 as it will be, with its masks."""
+    queries, candidates = len(batch.pairs), len(batch.owner_N)
+    facts: dict[str, Any] = {"source": task.names[batch.source], "queries": queries, "candidates": candidates}
+    if batch.score_Q is None:
+        row_R = torch.arange(min(_COUNTED, queries))
+        masked = len(masked_entries(batch.known, row_R, batch.known.positive_Q[row_R])[0]) / len(row_R)
+        facts |= {
+            "hard negatives": candidates - queries,
+            "negatives per query": round(candidates - 1 - masked, 2),
+        }
+    return facts | _chunks(batch.chunks, batch.tokens, batch.truncated)
