@@ -16,13 +16,16 @@ from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.model.spec import differences
 from moembed.report.card import write_card
+from moembed.runs.probe import PairProbe
 from moembed.types import UserError
 from moembed.weights.ancestry import kinship
 from moembed.weights.lora_experts import full_experts
 from moembed.weights.merge import State, arithmetic, average, normalised, slerp, ties
+from moembed.weights.self_positioning import Position, place, self_position
 
-Method = Literal["average", "arithmetic", "ties", "slerp"]
+Method = Literal["average", "arithmetic", "ties", "slerp", "self_positioning"]
 NEEDS_BASE = ("arithmetic", "ties")
+TAKES_BASE = (*NEEDS_BASE, "self_positioning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,9 @@ class MergePlan:
 
     Attributes:
         weights: of each model; None: as much of each, and for ``arithmetic`` 1 / n.
-        base: the common ancestor, for ``arithmetic`` and ``ties``.
+        base: the common ancestor, for ``arithmetic`` and ``ties``, and where given for ``self_positioning``.
         scale, density: of the task vectors.
+        probe: for ``self_positioning``, pairs whose loss finds weights, and with a base the scale.
     """
 
     method: Method = "average"
@@ -40,18 +44,20 @@ class MergePlan:
     base: str | None = None
     scale: float = 1.0
     density: float = 0.2
+    probe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
     """What was made, and how alike its parents are: for each after the first, the cosine of their matrices
-    and the smallest correlation of expert use (None: no experts)."""
+    and the smallest correlation of expert use (None: no experts). ``position``: of ``self_positioning``."""
 
     out: str
     method: str
     parameters: int
     cosine: list[float]
     usage: list[float | None]
+    position: Position | None = None
 
 
 def merge(
@@ -84,7 +90,13 @@ def merge(
         | {f"head {name}": tensor for name, tensor in part.head_state.items()}
         for part in parts
     ]
-    result = _METHODS[plan.method](states[: len(models)], weights, states[-1], plan)
+    position = None
+    if plan.probe:
+        base = states[-1] if plan.base else None
+        position = self_position(states[: len(models)], base, PairProbe(plan.probe, first))
+        result = place(states[: len(models)], position.weights, position.scale, base)
+    else:
+        result = _METHODS[plan.method](states[: len(models)], weights, states[-1], plan)
 
     def of(kind: str) -> dict[str, Tensor]:
         start = f"{kind} "
@@ -96,7 +108,7 @@ def merge(
     usage = [min(relation.usage.values(), default=None) for relation in found]
     return Merged(
         str(out), plan.method, made.num_parameters(), [round(x.cosine, 4) for x in found],
-        [None if value is None else round(value, 4) for value in usage],
+        [None if value is None else round(value, 4) for value in usage], position,
     )  # fmt: skip
 
 
@@ -125,8 +137,15 @@ def _checked(models: Sequence[str], plan: MergePlan) -> list[float]:
         raise UserError(f"slerp goes from one model to another, and {len(models)} were given")
     if plan.method in NEEDS_BASE and plan.base is None:
         raise UserError(f"{plan.method} needs the model that all were trained from: name it with --base")
-    if plan.method not in NEEDS_BASE and plan.base is not None:
-        raise UserError(f"{plan.method} knows no base; --base is for {' and '.join(NEEDS_BASE)}")
+    if plan.method not in TAKES_BASE and plan.base is not None:
+        raise UserError(f"{plan.method} knows no base; --base is for {', '.join(TAKES_BASE)}")
+    learned = plan.method == "self_positioning"
+    if learned and (plan.probe is None or plan.weights is not None):
+        raise UserError(
+            "self_positioning learns the weights on pairs: name a file with --probe, and no --weights"
+        )
+    if not learned and plan.probe is not None:
+        raise UserError(f"{plan.method} learns nothing from pairs; --probe is for self_positioning")
     if not 0 < plan.density <= 1:
         raise UserError(f"density {plan.density} is not within 0..1")
     weights = plan.weights or (1 / len(models),) * len(models)

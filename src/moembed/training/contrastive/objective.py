@@ -49,8 +49,8 @@ class Objective(nn.Module):
         if self.per_dim:
             start = start.repeat(len(self.per_dim))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
-        self.queue = VectorQueue(config.queue) if config.queue else None
         self.score_kl = 0.0  # this process's share of the ranking term of the last step, before its weight
+        self.queue = VectorQueue(config.queue) if config.queue else None
 
     @property
     def temperature(self) -> float | Tensor:
@@ -78,7 +78,7 @@ class Objective(nn.Module):
         queries, weight_Q = len(batch.pairs), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
         query = {depth: vector_BM[:queries] for depth, vector_BM in vectors.items()}
-        document = batch_N = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}
+        document = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}
         known, owner_N = batch.known, batch.owner_N
         if self.queue is not None and not plain:
             document, known, owner_N = self.queue.join(document, batch)
@@ -92,22 +92,24 @@ class Objective(nn.Module):
             query, document, known.positive_Q, known, mine_Q, tally=tally, **options
         )
         if batch.distilled and not plain:
-            ranking = by_depth(self._ranking(batch.distilled, device), self.depths)
-            kl = ranking(query, batch_N, known.positive_Q, None, mine_Q)
+            ranking = self._ranking(batch.distilled, device)
+            own_NM = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}  # without a queue
+            kl = by_depth(ranking, self.depths)(query, own_NM, known.positive_Q, None, mine_Q)
             self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
             total = total + batch.distilled.weight * kl
         return total if mine_Q is None else total * (mine_Q.sum() / queries)
 
     def _ranking(self, given: Distilled, device: torch.device) -> Loss:
         """The distance of the student's ranking to the teachers', over the same prefixes as the loss."""
-        temperature = float(self.temperature) if given.temperature is None else given.temperature
-        loss = partial(
-            score_kl,
-            target_QN=given.target_QN.to(device),
-            among_QN=given.among_QN.to(device),
-            temperature=temperature,
-        )
-        return matryoshka(loss, self.nested.dims, self.nested.weights) if self.nested else loss
+        loss = partial(score_kl, target_QN=given.target_QN.to(device), among_QN=given.among_QN.to(device))
+        if given.temperature is not None:
+            found = [given.temperature]
+        else:
+            found = torch.as_tensor(self.temperature).detach().reshape(-1).tolist()
+        if not self.nested:
+            return partial(loss, temperature=found[0])
+        each = found * len(self.nested.dims) if len(found) == 1 else found
+        return matryoshka(loss, self.nested.dims, self.nested.weights, [{"temperature": t} for t in each])
 
     def _choice(self, owner_N: Tensor, plain: bool) -> Choice:
         own, mask = self.config.triplet or TripletConfig(), None if plain else self.config.mask

@@ -180,11 +180,9 @@ class ContrastiveConfig(LoopConfig):
     def _one_end(self) -> ContrastiveConfig:
         if sum(end is not None for end in (self.steps, self.epochs, self.minutes)) != 1:
             raise ValueError("give exactly one of steps, epochs and minutes")
-        require_in_range(self)
         if self.distill and self.distill.candidates == "own" and self.negatives == 0:
             raise ValueError("distill.candidates own ranks a query's hard negatives, and negatives is 0")
-        if self.distill and self.distill.temperature is None and self.loss.learn_temperature == "per_dim":
-            raise ValueError("loss.learn_temperature per_dim has many temperatures: give distill.temperature")
+        require_in_range(self)
         return self
 
 
