@@ -292,7 +292,9 @@ def test_the_distance_of_experts(make_model: MakeModel, tmp_path: Path) -> None:
 def test_a_recipe_may_be_a_file_and_models_may_go(run: Run, grid: Path) -> None:
     recipe = json.loads(grid.read_text())["recipe"]
     Path("recipe.yaml").write_text(json.dumps(recipe | {"steps": 900}))
-    change(grid, recipe_file="recipe.yaml", recipe={"steps": 2}, keep_models=False, name="", dims=[4])
+    read = "Owls need no experts."
+    own = {"keep_models": False, "name": "", "dims": [4], "conclusion": read}
+    change(grid, recipe_file="recipe.yaml", recipe={"steps": 2}, **own)
     code, _, err = start(run, grid, "--record", "there.md")
     assert code == 0, err
     folder = Path("runs/experiments/grid/dense/seed-0")  # named by the file
@@ -303,6 +305,7 @@ def test_a_recipe_may_be_a_file_and_models_may_go(run: Run, grid: Path) -> None:
     short, whole = (load_scores(model / name)[0][0] for name in ("scores-4.parquet", "scores.parquet"))
     assert not np.array_equal(short.values["ndcg@10"], whole.values["ndcg@10"])
     record = Path("there.md").read_text()
+    assert f"\n\n{read}\n\n## Scores" in record
     table = record.partition("### Cut to 4 coordinates")[2].partition("##")[0]
     assert f"{short.values['ndcg@10'].mean():.3f}" in table
 

@@ -47,6 +47,8 @@ def _parts(file: Path, overrides: Sequence[str], result: Result, plots: Sequence
         return
     said = [*sentences(result.comparison), *cautions(result.comparison)]
     yield "\n".join(f"- {sentence}" for sentence in said)
+    if config.conclusion:
+        yield config.conclusion
 
     # ---- tables and plots
     yield "## Scores"

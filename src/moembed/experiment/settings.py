@@ -25,6 +25,8 @@ class ExperimentConfig(Strict):
     ``{"upcycle.router.top_k": 1}``. Every cell is compared to the one that ``control`` names. The name of the
     experiment is that of its file unless ``name`` says otherwise.
 
+    ``conclusion`` is what you read in the tables, once there are any; the record prints it before them.
+
     ``tasks`` are folders and files as ``moembed evaluate --tasks`` reads them; ``sample`` takes so many
     queries of each retrieval task. ``dims`` scores the vectors cut to so many coordinates as well.
     ``keep_models`` false removes the weights of a run once it is scored.
@@ -32,6 +34,7 @@ class ExperimentConfig(Strict):
 
     name: str = ""
     question: str = ""
+    conclusion: str = ""
     recipe_file: str | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
     cells: dict[str, dict[str, Any] | None] = Field(min_length=2)
