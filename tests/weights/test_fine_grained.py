@@ -136,6 +136,7 @@ def test_what_cannot_be_cut_is_refused(make_model: MakeModel) -> None:
     parts = make_model().parts()
     with pytest.raises(UserError, match="granularity 5 does not divide the hidden width 24"):
         upcycle(parts.spec, parts.state, UpcycleConfig(granularity=5))
-    for kind in ({"kind": "hash"}, {"kind": "tag", "tags": ["de", "en"], "top_k": 1}):
-        with pytest.raises(UserError, match="does not learn: take token_choice"):
+    tag = {"kind": "tag", "tags": ["de", "en"], "top_k": 1}
+    for kind in ({"kind": "hash"}, {"kind": "soft_merging"}, tag):
+        with pytest.raises(UserError, match="does not: take token_choice"):
             validate(UpcycleConfig, {"granularity": 2, "router": kind})

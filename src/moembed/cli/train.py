@@ -99,7 +99,7 @@ def upcycle(
         typer.Option(help="How experts start: see docs/router.md. Only copies keep the vectors."),
     ] = "copy",
     router: Annotated[
-        Literal["token_choice", "expert_choice", "centroid", "tag", "hash"],
+        Literal["token_choice", "expert_choice", "centroid", "soft_merging", "tag", "hash"],
         typer.Option(help="Who decides which experts a token meets."),
     ] = "token_choice",
     tag: Annotated[
@@ -127,8 +127,9 @@ def upcycle(
     from moembed.weights.upcycle import UpcycleConfig
 
     require_replaceable(out, overwrite)
-    top_k = top_k or (1 if router == "tag" else 2)
-    routes: dict[str, Any] = {"kind": router, "top_k": top_k, "normalize": None if published else 1.0}
+    routes: dict[str, Any] = {"kind": router, "normalize": None if published else 1.0}
+    if top_k or router != "soft_merging":  # which has none, and says so
+        routes["top_k"] = top_k or (1 if router == "tag" else 2)
     routes |= {"tags": [group.split(",") for group in tag]} if tag else {}
     values = {"every": every, "bias": "shared" if published else "each", "router": routes, "seed": seed}
     values |= {"init": init} | ({} if tag else {"num_experts": experts})

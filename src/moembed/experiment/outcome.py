@@ -117,7 +117,7 @@ def read_routing(run: Path) -> Routing | None:
         entropy=(_mean(first, "entropy"), _mean(last, "entropy")),
         highest=math.log(moe.num_experts),
         share=(_mean(first, "top_mass"), _mean(last, "top_mass")),
-        chance=moe.router.top_k / moe.num_experts,
+        chance=moe.experts_per_token / moe.num_experts,
         distance=expert_distance(spec_and_state.spec, spec_and_state.state),
     )
 

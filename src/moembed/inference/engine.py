@@ -1,7 +1,8 @@
 """The form in which an encoder serves: a frozen twin of it that owns its packed matrices.
 
 ``freeze`` copies the tree of modules, not the weights. On a CPU every matrix of the twin is packed into the
-layout that its dot products read; what is small (norms, biases, position tables) is shared with the encoder.
+layout that its dot products read; what is small (norms, biases, position tables) is shared with the encoder,
+and so are experts that are averaged for every text.
 The encoder itself is never touched: it can be trained, saved, copied and iterated over as if it had never
 served. ``int8`` rounds: weights and the vocabulary table once, activations at every product; routers, norms,
 biases and attention stay as they are.
@@ -127,7 +128,7 @@ def _twin(module: nn.Module, make: type[Matrix] | None) -> nn.Module:
     children = module._modules.items()
     twin.__dict__["_modules"] = {name: child and _twin(child, make) for name, child in children}
     twin.__dict__["training"] = False
-    if make is not None and isinstance(twin, MoE):
+    if make is not None and isinstance(twin, MoE) and not twin.router.config.merges:
         twin.__class__ = PackedMoE
         twin.__dict__["packed"] = _experts(twin.experts, make)
     elif make is not None and isinstance(twin, Router) and twin.weight_ED is not None:

@@ -41,6 +41,15 @@ BACKENDS = (
 BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
+def named(experts: Experts, hidden_TD: Tensor, wanted: str) -> Backend | None:
+    """The backend that caller or environment name, or what runs in its place; None: none is named."""
+    name = requested_backend("moe_backend", wanted, BY_NAME)
+    if name is None:
+        return None
+    reason = BY_NAME[name].unsupported_reason(experts, grouped.precision(hidden_TD), hidden_TD.device)
+    return BY_NAME[supported_backend("moe_backend", name, reason, "grouped")]
+
+
 def choose(router: Router, experts: Experts, hidden_TD: Tensor, wanted: str) -> Backend:
     """The backend these experts run on: the one that was named, else the fastest."""
     dtype, device = grouped.precision(hidden_TD), hidden_TD.device
@@ -51,8 +60,8 @@ def choose(router: Router, experts: Experts, hidden_TD: Tensor, wanted: str) -> 
     def seconds(name: str) -> float:
         return timing.seconds(router, experts, hidden_TD, BY_NAME[name].run)
 
-    if name := requested_backend("moe_backend", wanted, BY_NAME):
-        return BY_NAME[supported_backend("moe_backend", name, reason(name), "grouped")]
+    if backend := named(experts, hidden_TD, wanted):
+        return backend
     if device.type != "cuda":
         return BY_NAME["grouped"]
     able = [backend.name for backend in BACKENDS[1:] if reason(backend.name) is None]

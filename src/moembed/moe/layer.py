@@ -21,6 +21,7 @@ from moembed.moe.backends import choose
 from moembed.moe.experts import Experts
 from moembed.moe.ffn import FeedForward, FeedForwardSpec
 from moembed.moe.lora import LoraSpec, parts, shapes, whole
+from moembed.moe.merging import soft_merging
 from moembed.moe.router import Router, RouterConfig, Routing
 from moembed.types import NO_KEYS, RouterStats, TokenKeys
 
@@ -46,9 +47,16 @@ class MoESpec(Strict):
     router: RouterConfig = RouterConfig()
     lora: LoraSpec | None = None
 
+    @property
+    def experts_per_token(self) -> int:
+        """How many experts have a part in what a token gets."""
+        return self.num_experts if self.router.merges else self.router.top_k
+
     @model_validator(mode="after")
     def _chosen_experts_exist(self) -> MoESpec:
-        if self.router.top_k > self.num_experts:
+        if self.router.merges and self.shared_weight == "mean":
+            raise ValueError("shared_weight mean counts top_k experts, and soft_merging has one: take sum")
+        if not self.router.merges and self.router.top_k > self.num_experts:
             raise ValueError(f"top_k {self.router.top_k} is more than num_experts {self.num_experts}")
         if self.router.tags:
             used = {expert for experts in self.router.tags.values() for expert in experts}
@@ -65,7 +73,8 @@ class MoE(nn.Module):
 
     def __init__(self, width: int, ffn: FeedForwardSpec, spec: MoESpec, layer: int) -> None:
         super().__init__()
-        self.activation_name, self.num_experts = ffn.activation, spec.num_experts
+        self.activation_name = ffn.activation
+        self.num_experts, self.experts_per_token = spec.num_experts, spec.experts_per_token
         self.router = Router(width, spec.num_experts, spec.router, layer)
         self.lora, self.lora_parts = spec.lora, parts(width, ffn)
         if spec.lora is None:
@@ -157,6 +166,8 @@ class MoE(nn.Module):
     def routed(self, hidden_TD: Tensor, routing: Routing, backend: str) -> Tensor:
         """The weighted sum of the outputs of every token's experts."""
         experts = self.experts
+        if routing.length_B is not None:
+            return soft_merging(experts, hidden_TD, routing, backend)
         return choose(self.router, experts, hidden_TD, backend).run(experts, hidden_TD, routing)
 
     def routed_parameters(self) -> int:
@@ -171,5 +182,4 @@ class MoE(nn.Module):
 
     def idle_parameters(self) -> int:
         """Parameters of the routed experts that one token does not visit."""
-        experts, top_k = self.num_experts, self.router.config.top_k
-        return self.routed_parameters() * (experts - top_k) // experts
+        return self.routed_parameters() * (self.num_experts - self.experts_per_token) // self.num_experts

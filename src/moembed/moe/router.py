@@ -57,6 +57,7 @@ class Routing:
     prob_P: Tensor  # probability of each pair, without gradient
     entropy_T: Tensor  # nats, without gradient
     count_E: Tensor  # pairs of each expert; those of the statistics include what was dropped
+    length_B: tuple[int, ...] | None = None  # of the texts, where their experts are merged
 
 
 class Router(nn.Module):
@@ -76,7 +77,7 @@ class Router(nn.Module):
         """Route packed tokens.
 
         Args:
-            length_B: where texts end, which only expert choice needs.
+            length_B: where texts end, which routers need that decide by text.
             keys: what routers that do not learn look up.
 
         Raises:
@@ -107,7 +108,10 @@ class Router(nn.Module):
                 learned=self.learned,
                 dropped=None if pairs.dropped_N is None else chosen_E.sum() - count_E.sum(),
             )
-        return Routing(pairs.token_P, pairs.expert_P, pairs.weight_P, stats, prob_P, entropy_T, count_E)
+        lengths = tuple(length_B) if self.config.merges else None
+        return Routing(
+            pairs.token_P, pairs.expert_P, pairs.weight_P, stats, prob_P, entropy_T, count_E, lengths
+        )
 
     def _counts(self, expert_P: Tensor) -> Tensor:
         expert_E = torch.arange(self.num_experts, device=expert_P.device)
@@ -125,7 +129,7 @@ class Router(nn.Module):
         states_TD = hidden_TD.float()
         if self.training and (jitter := self.config.jitter):
             states_TD = states_TD * torch.empty_like(states_TD).uniform_(1 - jitter, 1 + jitter)
-        logit_TE = self.logits(kind.states(self.config, states_TD))
+        logit_TE = self.logits(kind.states(self.config, states_TD, length_B))
         prob_TE = logit_TE.softmax(-1)
         score_TE = prob_TE.detach() if self.bias_E is None else prob_TE.detach() + self.bias_E
         token_P, expert_P = kind.choose(score_TE, top_k, length_B)

@@ -21,6 +21,8 @@ class RouterConfig(Strict):
     ``capacity_factor`` limits, while training, how many tokens of a text an expert takes, where tokens choose
     (`moembed.moe.capacity`); None drops no token. ``capacity_at_inference`` keeps the limit in inference.
 
+    ``soft_merging`` chooses nothing, so it has no ``top_k``.
+
     Of ``tag``: ``tags`` names the ``top_k`` experts of every tag. A list stands for groups that follow one
     another: ``[[de, nl], fr]`` gives the first ``top_k`` experts to de and nl, the next ones to fr. Here
     ``top_k`` is as many as ``tags`` says, for a list 1, unless it is given.
@@ -30,7 +32,7 @@ class RouterConfig(Strict):
     false leaves the centroids where they are. Of ``hash``: ``seed``, another one for other experts.
     """
 
-    kind: Literal["token_choice", "expert_choice", "centroid", "tag", "hash"] = "token_choice"
+    kind: Literal["token_choice", "expert_choice", "centroid", "soft_merging", "tag", "hash"] = "token_choice"
     top_k: int = Field(default=2, ge=1)
     normalize: float | None = Field(default=1.0, gt=0)
     jitter: float = Field(default=0.0, ge=0, lt=1)
@@ -43,6 +45,20 @@ class RouterConfig(Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     capacity_factor: float | None = Field(default=None, gt=0)
     capacity_at_inference: bool = False
+
+    @property
+    def merges(self) -> bool:
+        """Whether the experts of a text are averaged into one, and none is chosen."""
+        return self.kind == "soft_merging"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merging_chooses_none(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("kind") == "soft_merging" and "top_k" in values:
+            raise ValueError(
+                "top_k is for routers that choose; soft_merging averages all experts: leave it out"
+            )
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -101,7 +117,8 @@ class RouterConfig(Strict):
         """Later keys are written where a router uses them: names made of one that does not stay."""
         values = write(self)
         fields = type(self).model_fields
-        return {key: value for key, value in values.items() if key in _FIRST or value != fields[key].default}
+        first = _FIRST - {"top_k"} if self.merges else _FIRST
+        return {key: value for key, value in values.items() if key in first or value != fields[key].default}
 
 
 _FIRST = {"kind", "top_k", "normalize", "jitter"}

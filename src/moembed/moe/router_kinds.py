@@ -8,6 +8,8 @@ A router that learns scores every expert for every token; what it does is a list
   batch-mates.
 - ``centroid``: each token takes the experts whose centroids are nearest to its state, by cosine or dot
   product; upcycling by clusters puts the centroids where states are (arXiv 2604.13508).
+- ``soft_merging``: nothing is chosen. All experts are averaged into one for every text, by the probabilities
+  of the mean of its states (SMEAR, arXiv 2306.03745; see `moembed.moe.merging`).
 
 A router that does not learn looks the experts of a token up:
 
@@ -39,11 +41,11 @@ Choose = Callable[[Tensor, int, Sequence[int]], tuple[Tensor, Tensor]]
 class Learned:
     """``choose(score_TE, top_k, length_B)`` gives the tokens and the experts of all pairs, by token.
 
-    The logits are ``states(config, hidden_TD) @ rows(config, weight_ED).T``.
+    The logits are ``states(config, hidden_TD, length_B) @ rows(config, weight_ED).T``.
     """
 
     choose: Choose
-    states: Callable[[RouterConfig, Tensor], Tensor] = lambda _, hidden_TD: hidden_TD
+    states: Callable[[RouterConfig, Tensor, Sequence[int]], Tensor] = lambda _, hidden_TD, __: hidden_TD
     rows: Callable[[RouterConfig, Tensor], Tensor] = lambda _, weight_ED: weight_ED
 
 
@@ -73,7 +75,21 @@ def expert_choice(prob_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple
     return token_P, torch.arange(num_experts, device=device).repeat(len(chosen_NE))[order_P]
 
 
-def centroid_states(config: RouterConfig, hidden_TD: Tensor) -> Tensor:
+def all_experts(score_TE: Tensor, top_k: int, length_B: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Every expert of every token."""
+    tokens, num_experts = score_TE.shape
+    return as_pairs(torch.arange(num_experts, device=score_TE.device).expand(tokens, -1))
+
+
+def text_means(config: RouterConfig, hidden_TD: Tensor, length_B: Sequence[int]) -> Tensor:
+    """At every token the mean of the states of its text."""
+    device = hidden_TD.device
+    text_T = spread(torch.arange(len(length_B), device=device), length_B)
+    sum_BD = hidden_TD.new_zeros(len(length_B), hidden_TD.shape[1]).index_add(0, text_T, hidden_TD)
+    return (sum_BD / on_device(length_B, device)[:, None].clamp(min=1))[text_T]
+
+
+def centroid_states(config: RouterConfig, hidden_TD: Tensor, length_B: Sequence[int] = ()) -> Tensor:
     """The states that are compared with the centroids: of length 1 for a cosine."""
     return F.normalize(hidden_TD, dim=-1) if config.similarity == "cosine" else hidden_TD
 
@@ -133,6 +149,7 @@ ROUTERS: dict[str, Learned | Known] = {
     "token_choice": Learned(token_choice),
     "expert_choice": Learned(expert_choice),
     "centroid": Learned(token_choice, centroid_states, centroid_rows),
+    "soft_merging": Learned(all_experts, text_means),
     "tag": Known(tag),
     "hash": Known(hash_),
 }

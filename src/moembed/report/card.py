@@ -129,7 +129,7 @@ def _facts(spec: EncoderSpec, settings: Settings) -> str:
         rows += [
             ("Active per token", f"{num_parameters(spec, active=True) + behind:,}"),
             ("Experts", f"{moe.num_experts} in each of {len(spec.moe_layers)} layers{shared}"),
-            ("Experts per token", f"{moe.router.top_k}"),
+            ("Experts per token", f"{moe.experts_per_token}"),
         ]
     rows += [
         ("Layers", f"{spec.num_layers}"),

@@ -23,7 +23,7 @@ from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.expert_head import ExpertHead
 from moembed.model.spec import EncoderSpec
 from moembed.model.vectors import unit_vectors
-from moembed.moe.layer import MoE
+from moembed.moe.layer import MoE, MoESpec
 from moembed.packing import pack, token_budget
 from moembed.runs.expert_words import ExpertWords
 from moembed.search.embed import column_texts
@@ -58,7 +58,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "position": _positions(spec),
         "attention": _attention(spec),
         "norm": layer.place,
-        "experts": f"{moe.num_experts}, {moe.router.top_k} per token" if moe else "none (dense)",
+        "experts": _experts(moe) if moe else "none (dense)",
         "moe_layers": list(spec.moe_layers),
         "router": moe.router.model_dump() if moe else {},
         "expert_bias": moe.bias if moe else None,
@@ -101,6 +101,11 @@ def _positions(spec: EncoderSpec) -> str:
     found += ["rope"] if any(layer.attention.rope for layer in spec.layers) else []
     found += ["relative bias"] if spec.relative_bias else []
     return " and ".join(found) or "none"
+
+
+def _experts(moe: MoESpec) -> str:
+    per_token = "averaged into one per text" if moe.router.merges else f"{moe.router.top_k} per token"
+    return f"{moe.num_experts}, {per_token}"
 
 
 def _attention(spec: EncoderSpec) -> str:

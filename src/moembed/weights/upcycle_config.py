@@ -71,10 +71,11 @@ class UpcycleConfig(Strict):
 
     @model_validator(mode="after")
     def _parts_need_a_router_that_learns(self) -> UpcycleConfig:
-        if self.granularity > 1 and not isinstance(ROUTERS[self.router.kind], Learned):
+        learns = isinstance(ROUTERS[self.router.kind], Learned)
+        if self.granularity > 1 and (self.router.merges or not learns):
             raise ValueError(
                 "granularity needs a router that learns to choose the parts of an expert, and one of kind "
-                f"{self.router.kind} does not learn: take token_choice, expert_choice or centroid"
+                f"{self.router.kind} does not: take token_choice, expert_choice or centroid"
             )
         return self
 
