@@ -428,8 +428,9 @@ def test_the_files_carry_their_headers_and_no_others_can_be_had(model: Embedder)
             again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
             assert (again.status_code, again.content) == (304, b"")
             assert not re.search(rb"https?://(?!www\.w3\.org/2000/svg)|\sstyle=|\son\w+=", answer.content)
-        for path in ("/page/routes.py", "/page/..%2fapp.py", "/page/%2e%2e/app.py", "/page/", "/page/a/b.js"):
+        for path in ("/page/routes.py", "/page/..%2fapp.py", "/page/%2e%2e/app.py", "/page/a/b.js"):
             assert client.get(path).status_code == 404, path
+        assert client.get("/page/").status_code == 401  # as /page, which is neither a file nor open to all
         assert client.get("/inspect").status_code == 401
         assert client.post("/inspect", json={"text": "a mole"}).status_code == 401
 
