@@ -18,6 +18,7 @@ from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.losses.shaped import Tally
 from moembed.machine import choose_precision
+from moembed.model.adapters import load_plain
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide
@@ -26,6 +27,7 @@ from moembed.training.contrastive.objective import Objective, require_suited
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
 from moembed.training.contrastive.task_types import task_notes
+from moembed.training.lora import Adapters
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
@@ -83,6 +85,8 @@ class ContrastiveTask:
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
         require_suited(config.loss, {form.loss for form in self.forms})
+        self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
+        self.notes += [adapters.sentence for adapters in self.adapters.values()]
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
         self.module: nn.Module = nn.ModuleDict({"model": model, "objective": self.objective})
         self.parallel = summed(model, world)
@@ -154,7 +158,7 @@ class ContrastiveTask:
         return self.mixture.contents()
 
     def states(self) -> dict[str, Stateful]:
-        return {"objective": self.objective, "balance": self.balance}
+        return {"objective": self.objective, "balance": self.balance, **self.adapters}
 
     def write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
@@ -168,7 +172,7 @@ class ContrastiveTask:
                 f"{folder} cut texts at {before} tokens where this run would read {now}, as an older version "
                 "did without a word: train into another folder"
             )
-        self.model.encoder.load_state_dict(parts.state)
+        load_plain(self.model.encoder, parts.state)
         self.model.pooling.load(parts.pooling_state)
         self.model.head.load(parts.head_state)
 
