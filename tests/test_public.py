@@ -17,6 +17,7 @@ import moembed
 from moembed.cli import app
 from moembed.config import load
 from moembed.experiment.settings import read_plan
+from moembed.runs.distill import DistillConfig, is_distillation
 from moembed.runs.pretrain import PretrainConfig
 from moembed.runs.train import TrainConfig
 from moembed.runs.train_reranker import RerankerConfig, is_reranking
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "rerank",
     "merge",
+    "distill",
     "demo",
     "train",
     "upcycle",
@@ -106,6 +108,7 @@ def test_every_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert read_plan(path, [], 1).jobs
         return
     usual = RerankerConfig if is_reranking(path, []) else TrainConfig
+    usual = DistillConfig if is_distillation(path, []) else usual
     load(PretrainConfig if path.name == "pretrain.yaml" else usual, path)
 
 

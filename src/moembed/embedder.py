@@ -61,7 +61,7 @@ class Embedder(TaggedSentences, nn.Module):
         self.pooling = Pooling(source.pooling, source.spec.width, source.pooling_state)
         self.head = Head(source.head, source.head_state)
         self.files, self.source, self.dims = source.files, source.source, source.dims
-        self.similarity_fn_name = source.similarity_fn_name
+        self.similarity_fn_name, self.relation = source.similarity_fn_name, source.relation
         self.dim = min(source.truncate_dim or self.full_dim, self.full_dim)
         self.engine = Engine()
         self.digest = Digest()
@@ -146,6 +146,7 @@ class Embedder(TaggedSentences, nn.Module):
             self.head.state(),
             self.dim if self.dim < self.full_dim else None,
             self.pooling.state(),
+            self.relation,
         )
 
     @property

@@ -154,3 +154,23 @@ def truncate(vector_NM: np.ndarray, dim: int | None) -> np.ndarray:
     cut_NM = vector_NM[:, :dim].astype(np.float32)
     norm_N1 = np.linalg.norm(cut_NM, axis=1, keepdims=True)
     return cut_NM / np.where(norm_N1 > 0, norm_N1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceRelation:
+    """A model was trained to give the vectors of another one: its queries may search the other's documents.
+
+    Attributes:
+        queries: the space of its own whole query vectors when this was declared. A model that makes others
+            by now, because it was trained on, has no such relation any more.
+        documents: name of a space that may be searched -> coordinates of its vectors.
+        model: what the other model was called.
+    """
+
+    queries: str
+    documents: Mapping[str, int]
+    model: str
+
+    def allows(self, model: TextEncoder, space: str, dim: int) -> bool:
+        """Whether vectors of ``dim`` coordinates of this model's queries may be compared with ``space``."""
+        return self.documents.get(space) == dim and model.space(role="query") == self.queries

@@ -55,12 +55,17 @@ class Tokenizer:
         self.truncation_side = truncation_side
         self.prompt(default_prompt)  # refuse a default that names nothing
 
-    def replaced(self, backend: Backend | None = None, max_length: int | None = None) -> Tokenizer:
-        """The same prompts and truncation side with another backend, or another limit."""
+    def replaced(
+        self,
+        backend: Backend | None = None,
+        max_length: int | None = None,
+        prompts: dict[str, str] | None = None,
+    ) -> Tokenizer:
+        """The same with another backend, another limit, or other prompts."""
         return Tokenizer(
             backend or self.backend,
             max_length or self.max_length,
-            self.prompts,
+            self.prompts if prompts is None else prompts,
             self.default_prompt,
             self.truncation_side,
         )

@@ -99,20 +99,23 @@ class RouterStats:
     """Sums over the tokens one MoE layer routed; sums add up over chunks and processes, means do not.
 
     ``prob_E`` and ``z`` carry gradient: the balance loss and the z-loss are built from them. Of a router that
-    does not learn (``learned`` False) they carry none, and no loss is made of them.
+    does not learn (``learned`` False) they carry none, and no loss is made of them. ``count_E`` are the pairs
+    that the router chose; ``dropped`` of them were beyond capacity (None: there is no capacity).
     """
 
     layer: int
     tokens: int
-    count_E: Tensor  # routed pairs per expert
+    count_E: Tensor  # chosen pairs per expert
     prob_E: Tensor  # sum of router probabilities per expert
     z: Tensor  # sum of squared log-sum-exp of the logits
     entropy: Tensor  # sum of the routing entropy, nats
     top_mass: Tensor  # sum of the probability that the chosen experts held
     learned: bool = True  # whether the router has weights of its own
+    dropped: Tensor | None = None
 
     def __add__(self, other: RouterStats) -> RouterStats:
         assert self.layer == other.layer
+        parts = [part.dropped for part in (self, other) if part.dropped is not None]
         return RouterStats(
             self.layer,
             self.tokens + other.tokens,
@@ -122,6 +125,7 @@ class RouterStats:
             self.entropy + other.entropy,
             self.top_mass + other.top_mass,
             self.learned,
+            sum(parts[1:], parts[0]) if parts else None,
         )
 
     def detach(self) -> RouterStats:
@@ -145,7 +149,13 @@ class RouterStats:
             "entropy": round(float(self.entropy) / tokens, 4),
             "top_mass": round(float(self.top_mass) / tokens, 4),
             "dead_experts": self.dead_experts,
+            **({"dropped": round(self.dropped_share, 4)} if self.dropped is not None else {}),
         }
+
+    @property
+    def dropped_share(self) -> float:
+        """Share of the chosen pairs that were beyond capacity."""
+        return 0.0 if self.dropped is None else float(self.dropped / self.count_E.sum().clamp(min=1))
 
 
 @dataclass(slots=True)

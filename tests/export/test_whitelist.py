@@ -12,11 +12,13 @@ from conftest import MakeModel
 from moembed.export.gguf.graph import as_graph
 from moembed.export.nomic import to_nomic
 from moembed.export.onnx.computed import require_computed
+from moembed.families.flat import FlatMoE
 from moembed.folder.parts import Parts
 from moembed.model.block import LayerSpec
 from moembed.model.encoder import Encoder
 from moembed.model.norm import NormSpec
 from moembed.model.spec import EncoderSpec
+from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 from random_specs import specs
 
@@ -46,6 +48,20 @@ def test_what_a_format_cannot_say_is_refused_by_name(
         as_graph(parts, False)
     with pytest.raises(UserError, match="the Nomic layout cannot hold this model"):
         to_nomic(parts)
+
+
+def test_a_capacity_of_inference_is_refused_and_one_of_training_is_left_out(make_model: MakeModel) -> None:
+    for asked in (False, True):
+        router = RouterConfig(normalize=None, capacity_factor=0.5, capacity_at_inference=asked)
+        moe = FlatMoE(layers=(1,), num_experts=4, bias="shared", router=router)
+        parts = make_model(position="rope", moe=moe).parts()
+        if not asked:
+            assert to_nomic(parts).spec.moe.router.capacity_factor is None
+            require_computed(parts.spec)
+            continue
+        for export in (to_nomic, lambda parts: require_computed(parts.spec)):
+            with pytest.raises(UserError, match=r"this model: it has .*capacity_factor = 0\.5"):
+                export(parts)
 
 
 def test_norms_and_layers_of_another_kind_are_refused(make_model: MakeModel) -> None:

@@ -319,7 +319,9 @@ def test_lopsided_routing(moe_model: Embedder, experts: list[int]) -> None:
     stats = RouterStats(
         1, len(experts), torch.bincount(expert_P, minlength=4), nothing, nothing, nothing, nothing
     )
-    routing = Routing(torch.arange(len(experts)), expert_P, torch.rand(len(experts)), stats, nothing, nothing)
+    routing = Routing(
+        torch.arange(len(experts)), expert_P, torch.rand(len(experts)), stats, nothing, nothing, stats.count_E
+    )
     with torch.inference_mode():
         wanted = loop(block.experts, hidden_TD, routing)
         packed = freeze(moe_model.encoder).layers[1].ffn

@@ -165,3 +165,19 @@ def test_a_task_of_one_language_has_its_tag(made: MakeTagged, texts: list[str]) 
     with tagged(model, task):
         assert model.tag == "en"
     assert language(replace(task, query_ids=["q", "r"], language={"q": "de", "r": "en"})) is None
+
+
+def test_a_dense_model_with_prompts_by_language_takes_those_of_a_task(make_model: MakeModel) -> None:
+    prompts = {"query": "q: ", "query-de": "Frage: ", "document": "d: "}
+    model = make_model(prompts=prompts)
+    before, texts = model.tokenizer, ["owl", "a red bird"]
+
+    qrels = Qrels.from_judgements(np.array([0]), np.array([0]), np.array([1.0]), 1)
+    task = RetrievalTask("x-de", ["owl"], ["an owl"], qrels, ["q"], ["d"], [], {"q": "de"})
+    with tagged(model, task):
+        assert np.array_equal(model.encode_query(texts), model.encode(texts, prompt_name="query-de"))
+        documents = model.encode_document(texts)
+    assert model.tokenizer is before
+    assert np.array_equal(documents, model.encode_document(texts))  # has no prompt of its own in German
+    with tagged(model, replace(task, language={"q": "fr"})):
+        assert np.array_equal(model.encode_query(texts), model.encode(texts, prompt_name="query"))

@@ -25,9 +25,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "tag": {"tags": TAGS},
     "centroid": {"temperature": 0.3},
     "hash": {"seed": 7},
+    "capacity": {"kind": "token_choice", "capacity_factor": 0.7, "capacity_at_inference": True},
+    "capacity-centroid": {"kind": "centroid", "capacity_factor": 1.0, "capacity_at_inference": True},
 }
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=5)
-kinds = st.sampled_from(sorted(ROUTERS))
+kinds = st.sampled_from(sorted({*ROUTERS, *CONFIGS}))  # and the same kinds with another setting
 
 
 def config_of(kind: str, **changes: Any) -> RouterConfig:
@@ -108,6 +110,8 @@ def test_statistics_add_up_over_texts(seed: int, length_B: list[int], kind: str)
     total = sum(parts[1:], parts[0])
     assert total.count_E.tolist() == whole.count_E.tolist()
     assert whole.count_E.sum() >= whole.tokens == sum(length_B)  # dropless
+    assert (whole.dropped is None) == (total.dropped is None) == ("capacity" not in kind)
+    assert whole.dropped is None or int(whole.dropped) == int(total.dropped)
     for name in ("prob_E", "z", "entropy", "top_mass"):
         torch.testing.assert_close(getattr(total, name), getattr(whole, name), rtol=1e-4, atol=1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from conftest import MakeModel
 from moembed.config import validate
 from moembed.embedder import Embedder
+from moembed.model.encoder import tensor_shapes
 from moembed.packing import pack
 from moembed.types import Batch, UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
@@ -60,6 +62,45 @@ def test_a_share_of_the_hidden_units_is_new_in_each_expert(
     assert torch.equal(units[0], units[1])
     assert len({tuple(row) for row in units[0].tolist()}) > 1
     assert torch.equal(made["down_bias_ED"], copied["down_bias_ED"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": "copy"},
+        {"init": "noise", "noise_std": 0.0},
+        {"init": "noise", "share": 0.0},
+        {"init": "drop", "share": 0.0},
+        {"init": "cluster", "rank": 1.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("more", [{}, {"num_shared_experts": 1}, {"granularity": 3}], ids=str)
+def test_what_changes_nothing_keeps_the_function(
+    options: dict[str, Any], gated: bool, more: dict[str, Any], make_model: MakeModel, texts: list[str]
+) -> None:
+    dense = make_model(gated=gated)
+    model, made = start(dense, **options, **more)
+    assert np.abs(model.encode(texts) - dense.encode(texts)).max() < EQUAL
+    if options["init"] != "cluster":
+        copied = start(dense, **more)[1]
+        assert made.keys() == copied.keys()
+        assert all(torch.equal(tensor, copied[name]) for name, tensor in made.items())
+
+
+@pytest.mark.parametrize("init", sorted(INITS))
+@pytest.mark.parametrize("gated", [True, False])
+def test_whatever_the_start_the_tensors_are_those_of_the_spec(
+    init: str, gated: bool, make_model: MakeModel, tmp_path: Path, texts: list[str]
+) -> None:
+    model, _ = start(make_model(gated=gated), init=init)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.parts().state.items()}
+    assert shapes == tensor_shapes(model.encoder.spec)
+    assert all(tensor.isfinite().all() for tensor in model.parts().state.values())
+    model.save_pretrained(tmp_path / "moe")
+    again = Embedder.from_pretrained(tmp_path / "moe", device="cpu")
+    assert (again.encode(texts) == model.encode(texts)).all()
 
 
 def test_noise_and_new_values_have_the_size_they_should(make_model: MakeModel) -> None:

@@ -191,7 +191,9 @@ def search(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The model that made the index, if it lies elsewhere now, or http://host:port."),
+        typer.Option(
+            help="The model that made the index, if it lies elsewhere now, a student of it, or http://host:port."
+        ),
     ] = None,
     rerank: Annotated[str | None, typer.Option(help=f"Order what was found by this. {RERANKER}")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
@@ -206,13 +208,17 @@ def search(
 
     Example: `moembed search runs/demo "read a parquet file lazily"`
     """
+    from moembed.encoding import View
     from moembed.search.index import Index
     from moembed.search.index_manifest import index_folder
-    from moembed.search.index_model import model_name
+    from moembed.search.index_model import model_name, relation_used
 
     opened = Index.open(index_folder(index))
     opened.require_condition(where)  # a mistake in it is told before a model is loaded
     embedder = load_encoder(model or model_name(opened.path, opened.manifest), None, allow_pickle)
+    view = View(dim=opened.dim)
+    if model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
+        say(f"note: {note}")
     number = max(k, candidates) if rerank else k
     (hits,) = opened.search([query], number, where=where, hybrid=hybrid, weight=weight, model=embedder)
     if rerank:

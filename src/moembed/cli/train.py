@@ -52,7 +52,8 @@ def train(
 ) -> None:
     """Train on your own pairs: JSONL, Parquet or CSV with columns query, document[, negative…].
 
-    A recipe with `task: reranking` trains a reranker on them, see docs/reranking.md.
+    A recipe with `task: reranking` trains a reranker on them, see docs/reranking.md; one with
+    `task: distillation` a student on texts, see docs/distillation.md.
 
     Example: `moembed train recipes/finetune.yaml data=pairs.jsonl base=minilm out=runs/mine steps=200`
     """
@@ -60,6 +61,7 @@ def train(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from dataclasses import asdict
 
+    from moembed.runs.distill import distill, is_distillation, load_distillation
     from moembed.runs.train import load_recipe
     from moembed.runs.train import train as run
     from moembed.runs.train_reranker import is_reranking, load_reranking, train_reranker
@@ -72,6 +74,8 @@ def train(
     if is_reranking(recipe, overrides or []):
         plan = load_reranking(recipe, overrides or [])
         result = train_reranker(plan, resume=resume, overwrite=overwrite)
+    elif is_distillation(recipe, overrides or []):
+        result = distill(load_distillation(recipe, overrides or []), resume=resume, overwrite=overwrite)
     else:
         result = run(load_recipe(recipe, overrides or []), resume=resume, overwrite=overwrite)
     if json_:

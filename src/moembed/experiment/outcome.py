@@ -17,6 +17,7 @@ from moembed.folder.read import read_folder
 from moembed.model.spec import EncoderSpec
 from moembed.report.training.reading import Log, read_log
 from moembed.types import UserError
+from moembed.weights.lora_experts import full_experts
 
 RESULT, SCORES, FAILED = "result.json", "scores.parquet", "failed.json"
 _PARTS = ("up_EFD", "gate_EFD", "down_EDF")
@@ -128,6 +129,7 @@ def expert_distance(spec: EncoderSpec, state: dict[str, torch.Tensor]) -> float:
     over the layers with experts.
     """
     found: list[float] = []
+    spec, state = full_experts(spec, state)
     for layer in spec.moe_layers:
         parts = [state[name] for part in _PARTS if (name := f"layers.{layer}.ffn.{part}") in state]
         gram_EE = torch.zeros(())

@@ -123,6 +123,10 @@ def read_flat(values: dict[str, Any]) -> EncoderSpec:
         raise UserError("; ".join(told)) from None
 
 
+def _flat_moe(layers: tuple[int, ...], moe: MoESpec) -> dict[str, Any]:
+    return {"layers": layers} | {key: value for key, value in moe if key in FlatMoE.model_fields}
+
+
 def flatten(spec: EncoderSpec, target: str) -> FlatConfig:
     """The flat keys that ``FlatConfig.spec`` makes this spec of.
 
@@ -148,7 +152,7 @@ def flatten(spec: EncoderSpec, target: str) -> FlatConfig:
         "position_offset": table.offset if table else 0,
         "num_token_types": spec.embeddings.token_types,
         "dropout": spec.dropout,
-        "moe": {"layers": spec.moe_layers, **dict(moe)} if moe else None,
+        "moe": _flat_moe(spec.moe_layers, moe) if moe else None,
     }
     values |= {"rope_base": rope.base} if rope else {}
     if spec.width % layer.attention.num_heads:

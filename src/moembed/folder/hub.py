@@ -32,6 +32,7 @@ _IN_ANY_MODULE = [
 _MODEL_FILES = [
     "config_sentence_transformers.json",
     "modules.json",
+    "space_relation.json",
     *_IN_ANY_MODULE,
     *(f"[0-9]*_*/{pattern}" for pattern in _IN_ANY_MODULE),
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from moembed.encoding import SpaceRelation
 from moembed.model.head import HeadConfig
 from moembed.model.pooling import PoolingConfig
 from moembed.model.spec import EncoderSpec
@@ -26,6 +27,7 @@ class Parts:
         pooling: how token states become one vector, with its tensors ``pooling_state``, if it has any.
         head: what follows pooling, with its tensors ``head_state`` by the names of ``HeadConfig.shapes``.
         similarity_fn_name: how the vectors were meant to be compared; None: nothing is said.
+        relation: whose documents its queries may search beside its own; None: nobody's.
     """
 
     spec: EncoderSpec
@@ -40,3 +42,4 @@ class Parts:
     head_state: dict[str, Tensor] = field(default_factory=dict)
     truncate_dim: int | None = None
     pooling_state: dict[str, Tensor] = field(default_factory=dict)
+    relation: SpaceRelation | None = None

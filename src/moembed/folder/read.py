@@ -3,7 +3,7 @@
 The files, of which docs/model-folders.md says what wins where two disagree::
 
     config.json                          the architecture (ours or another family's)
-    model.safetensors                    the weights
+    model.safetensors                    the weights; quantized.safetensors: the weights in few bits
     tokenizer.json, tokenizer_config.json …
     modules.json, 1_Pooling, 2_Dense …   how token states become one unit vector
     config_sentence_transformers.json    prompts by name, the similarity
@@ -29,6 +29,9 @@ from moembed.folder.modules import (
     read_pooling_state,
 )
 from moembed.folder.parts import Parts
+from moembed.folder.quantized import FILE as QUANTIZED
+from moembed.folder.quantized import read_quantized
+from moembed.folder.relation import read_relation
 from moembed.folder.settings import (
     TOKENIZER_KEYS,
     TRANSFORMER_FILES,
@@ -74,7 +77,9 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
     values = read_json(whole / "config.json")
     settings = read_settings(path, spec)
     transformer = settings.transformer
-    if inside == whole:
+    if (inside / QUANTIZED).is_file():
+        state = read_quantized(inside, spec)
+    elif inside == whole:
         state = read_state(inside, spec, family_of(values), allow_pickle)
     else:
         tensors = merged_tensors(inside, whole, family_of(values))
@@ -102,6 +107,7 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         head_state,
         settings.truncate_dim,
         read_pooling_state(_modules_folder(path), pooling, spec.width, allow_pickle),
+        read_relation(path),
     )
 
 

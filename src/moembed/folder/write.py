@@ -12,6 +12,7 @@ from moembed.families.registry import family_to_write
 from moembed.files import replacing, write_json
 from moembed.folder.modules import write_modules
 from moembed.folder.parts import Parts
+from moembed.folder.relation import write_relation
 from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
 from moembed.folder.tensors import layout_tensors
 from moembed.folder.tokenizer import pad_token
@@ -46,6 +47,8 @@ def write_small_files(folder: Path, parts: Parts) -> None:
     write_json(folder / "config.json", _config_values(parts, dtype))
     write_modules(folder, parts)
     write_json(folder / SENTENCE_TRANSFORMERS, settings)
+    if parts.relation:
+        write_relation(folder, parts.relation)
     write_json(
         folder / TRANSFORMER_FILES[0],
         {"do_lower_case": False} | kept | {"max_seq_length": tokenizer.max_length},

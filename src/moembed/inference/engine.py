@@ -22,6 +22,7 @@ from moembed.inference.layers import Packed, PackedMoE, PackedRouter
 from moembed.inference.packed import FloatMatrix, Int8Matrix, Int8Table, Tiled, TiledExperts
 from moembed.model.adapters import plain
 from moembed.model.encoder import Encoder
+from moembed.moe.experts import Experts
 from moembed.moe.ffn import Activation, FeedForward
 from moembed.moe.layer import MoE
 from moembed.moe.router import Router
@@ -130,18 +131,18 @@ def _twin(module: nn.Module, make: type[Matrix] | None) -> nn.Module:
     twin.__dict__["training"] = False
     if make is not None and isinstance(twin, MoE):
         twin.__class__ = PackedMoE
-        twin.__dict__["packed"] = _experts(twin, make)
+        twin.__dict__["packed"] = _experts(twin.experts, make)
     elif make is not None and isinstance(twin, Router) and twin.weight_ED is not None:
         twin.__class__ = PackedRouter
         twin.__dict__["matrix"] = Tiled(FloatMatrix(twin.rows_ED(), None, None), None, None)
     return twin
 
 
-def _experts(moe: MoE, make: type[Matrix]) -> TiledExperts:
+def _experts(experts: Experts, make: type[Matrix]) -> TiledExperts:
     stacks = (
-        (moe.up_EFD, moe.up_bias_EF),
-        (moe.gate_EFD, moe.gate_bias_EF),
-        (moe.down_EDF, moe.down_bias_ED),
+        (experts.up_EFD, experts.up_bias_EF),
+        (experts.gate_EFD, experts.gate_bias_EF),
+        (experts.down_EDF, experts.down_bias_ED),
     )
 
     def part(weight: Tensor | None, bias: Tensor | None, expert: int) -> Part | None:
@@ -151,8 +152,8 @@ def _experts(moe: MoE, make: type[Matrix]) -> TiledExperts:
 
     return TiledExperts(
         [
-            _tiled(make, moe.activation_name, [part(*stack, expert) for stack in stacks])
-            for expert in range(len(moe.up_EFD))
+            _tiled(make, experts.activation, [part(*stack, expert) for stack in stacks])
+            for expert in range(len(experts.up_EFD))
         ]
     )
 

@@ -11,17 +11,26 @@ from torch import Tensor
 Loss = Callable[..., Tensor]
 
 
-def matryoshka(loss: Loss, dims: Sequence[int], weights: Sequence[float] | None = None) -> Loss:
+def matryoshka(
+    loss: Loss,
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+    own: Sequence[dict[str, Any]] | None = None,
+) -> Loss:
     """``sum_d w_d * loss(first d coordinates, made unit vectors again)``; every weight is 1 by default.
+
+    Args:
+        own: options of the loss that each dim has for itself, in the place of those of the call.
 
     Source: Kusupati et al., arXiv 2205.13147, eq. 1.
     """
     weights = weights or [1.0] * len(dims)
+    own = own or [{}] * len(dims)
 
     def nested(query_QM: Tensor, document_NM: Tensor, *arguments: Any, **options: Any) -> Tensor:
         terms = [
-            weight * loss(shorten(query_QM, dim), shorten(document_NM, dim), *arguments, **options)
-            for dim, weight in zip(dims, weights, strict=True)
+            weight * loss(shorten(query_QM, dim), shorten(document_NM, dim), *arguments, **(options | more))
+            for dim, weight, more in zip(dims, weights, own, strict=True)
         ]
         return sum(terms[1:], terms[0])
 

@@ -173,13 +173,16 @@ def tensor_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:
 
 
 def initialise(encoder: Encoder, std: float = 0.02, seed: int = 0) -> None:
-    """Fresh weights: normal(0, std) for every matrix, zero for every bias, norms that multiply by one."""
+    """Fresh weights: normal(0, std) for every matrix, zero for every bias, norms that multiply by one.
+
+    What LoRA experts add to their shared block is zero.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if "norm" in name and name.endswith("weight"):
                 parameter.fill_(1)
-            elif parameter.ndim == 1 or "bias" in name:
+            elif parameter.ndim == 1 or "bias" in name or "_B_E" in name:  # B of LoRA experts
                 parameter.zero_()
             else:
                 parameter.normal_(0, std, generator=generator)

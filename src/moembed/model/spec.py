@@ -117,10 +117,13 @@ class EncoderSpec(Strict):
         return self.replace(embeddings=self.embeddings.model_copy(update={"vocabulary": rows}))
 
     def without_noise(self) -> EncoderSpec:
-        """Without dropout and jitter, which only training uses: formats for serving know neither."""
+        """Without dropout, jitter and a capacity that only training uses: formats for serving know none."""
 
         def still(moe: MoESpec) -> MoESpec:
-            return moe.model_copy(update={"router": moe.router.model_copy(update={"jitter": 0.0})})
+            quiet: dict[str, Any] = {"jitter": 0.0}
+            if not moe.router.capacity_at_inference:
+                quiet["capacity_factor"] = None
+            return moe.model_copy(update={"router": moe.router.model_copy(update=quiet)})
 
         return self.with_experts(still).replace(dropout=0.0)
 

@@ -30,7 +30,7 @@ class Sorted:
     @classmethod
     def of(cls, routing: Routing, dtype: torch.dtype) -> Sorted:
         order_P = routing.expert_P.argsort(stable=True)
-        count_E = routing.stats.count_E
+        count_E = routing.count_E
         expert_E = torch.arange(len(count_E), device=order_P.device)
         chosen_PE = routing.expert_P[order_P, None] == expert_E
         end_E = count_E.cumsum(0, dtype=torch.int32)

@@ -20,6 +20,7 @@ from moembed.machine import AUTO
 from moembed.moe.backends import choose
 from moembed.moe.experts import Experts
 from moembed.moe.ffn import FeedForward, FeedForwardSpec
+from moembed.moe.lora import LoraSpec, parts, shapes, whole
 from moembed.moe.router import Router, RouterConfig, Routing
 from moembed.types import NO_KEYS, RouterStats, TokenKeys
 
@@ -33,6 +34,9 @@ class MoESpec(Strict):
     ``num_shared_experts`` always see every token; together they are one block of that many times the hidden
     width. ``shared_weight`` says how their output meets that of the k routed ones: their ``sum``, or as in
     MegaBlocks the ``mean`` of k routed parts and one shared, ``(k * routed + shared) / (k + 1)``.
+
+    ``lora`` makes every routed expert a low-rank change of one block that they share, whose biases are then
+    those of all (`moembed.moe.lora`).
     """
 
     num_experts: int = Field(default=8, ge=1)
@@ -40,6 +44,7 @@ class MoESpec(Strict):
     shared_weight: Literal["sum", "mean"] = "sum"
     bias: Literal["each", "shared", "none"] = "each"
     router: RouterConfig = RouterConfig()
+    lora: LoraSpec | None = None
 
     @model_validator(mode="after")
     def _chosen_experts_exist(self) -> MoESpec:
@@ -60,25 +65,37 @@ class MoE(nn.Module):
 
     def __init__(self, width: int, ffn: FeedForwardSpec, spec: MoESpec, layer: int) -> None:
         super().__init__()
-        self.activation_name = ffn.activation
+        self.activation_name, self.num_experts = ffn.activation, spec.num_experts
+        self.router = Router(width, spec.num_experts, spec.router, layer)
+        self.lora, self.lora_parts = spec.lora, parts(width, ffn)
+        if spec.lora is None:
+            self._make_experts(width, ffn, spec)
+        else:
+            for part in self.lora_parts:
+                made = shapes(part, spec.num_experts, spec.lora, spec.bias == "each")
+                for name, shape in made.items():
+                    self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        self.bias_D = nn.Parameter(torch.empty(width)) if spec.bias == "shared" else None
+        self.shared, self.shared_weight = None, spec.shared_weight
+        if spec.num_shared_experts:
+            biased, wide = spec.bias != "none", ffn.width * spec.num_shared_experts
+            block = ffn.model_copy(update={"width": wide, "bias": biased, "out_bias": biased})
+            self.shared = FeedForward(width, block)
+
+    def _make_experts(self, width: int, ffn: FeedForwardSpec, spec: MoESpec) -> None:
         experts, hidden, each = spec.num_experts, ffn.width, spec.bias == "each"
-        self.router = Router(width, experts, spec.router, layer)
         self.up_EFD = nn.Parameter(torch.empty(experts, hidden, width))
         self.gate_EFD = nn.Parameter(torch.empty(experts, hidden, width)) if ffn.gated else None
         self.down_EDF = nn.Parameter(torch.empty(experts, width, hidden))
         self.up_bias_EF = nn.Parameter(torch.empty(experts, hidden)) if each else None
         self.gate_bias_EF = nn.Parameter(torch.empty(experts, hidden)) if each and ffn.gated else None
         self.down_bias_ED = nn.Parameter(torch.empty(experts, width)) if each else None
-        self.bias_D = nn.Parameter(torch.empty(width)) if spec.bias == "shared" else None
-        self.shared, self.shared_weight = None, spec.shared_weight
-        if spec.num_shared_experts:
-            biased, wide = spec.bias != "none", hidden * spec.num_shared_experts
-            block = ffn.model_copy(update={"width": wide, "bias": biased, "out_bias": biased})
-            self.shared = FeedForward(width, block)
 
     @property
     def experts(self) -> Experts:
-        """The routed ones; the tensors are the parameters themselves."""
+        """The routed ones; the tensors are the parameters themselves, of LoRA experts made of them."""
+        if self.lora is not None:
+            return self._lora_experts(self.lora)
         return Experts(
             self.activation_name,
             self.up_EFD,
@@ -87,6 +104,23 @@ class MoE(nn.Module):
             self.up_bias_EF,
             self.gate_bias_EF,
             self.down_bias_ED,
+        )
+
+    def _lora_experts(self, lora: LoraSpec) -> Experts:
+        matrix = {part.name: whole(part, lora, self.get_parameter) for part in self.lora_parts}
+        bias = {
+            part.name: self._parameters[part.bias].repeat(self.num_experts, 1)  # type: ignore[union-attr]
+            for part in self.lora_parts
+            if part.bias in self._parameters
+        }
+        return Experts(
+            self.activation_name,
+            matrix["up"],
+            matrix["down"],
+            matrix.get("gate"),
+            bias.get("up"),
+            bias.get("gate"),
+            bias.get("down"),
         )
 
     def forward(
@@ -126,10 +160,16 @@ class MoE(nn.Module):
         return choose(self.router, experts, hidden_TD, backend).run(experts, hidden_TD, routing)
 
     def routed_parameters(self) -> int:
-        """Parameters of all routed experts; the router, the shared bias and shared experts are none."""
+        """Parameters of all routed experts; the router, the shared bias and shared experts are none.
+
+        Of LoRA experts what each adds to the block that all share.
+        """
+        if self.lora is not None:
+            names = [name for part in self.lora_parts for name in (part.first, part.second)]
+            return sum(self.get_parameter(name).numel() for name in names)
         return sum(tensor.numel() for tensor in self.experts.tensors())
 
     def idle_parameters(self) -> int:
         """Parameters of the routed experts that one token does not visit."""
-        experts, top_k = len(self.up_EFD), self.router.config.top_k
+        experts, top_k = self.num_experts, self.router.config.top_k
         return self.routed_parameters() * (experts - top_k) // experts

@@ -4,7 +4,8 @@ Routers that learn score tokens with a bias-free linear layer and an fp32 softma
 look the experts of a token up and weigh them alike. All describe their decision as a flat list of P pairs, so
 the MoE block needs to know none of them; `moembed.moe.router_kinds` lists them.
 
-Nothing is ever dropped for capacity, and a packed batch holds no padding that could be routed.
+Nothing is dropped unless a capacity is asked for (`moembed.moe.capacity`), and a packed batch holds no
+padding that could be routed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from moembed.moe.capacity import capacities, within_capacity
 from moembed.moe.router_config import RouterConfig
 from moembed.moe.router_kinds import ROUTERS, Learned, as_pairs
 from moembed.types import NO_KEYS, RouterStats, TokenKeys
@@ -32,12 +34,16 @@ class Scores(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """P routed pairs in the order of their tokens, and the probability of each."""
+    """P routed pairs in the order of their tokens, and the probability of each.
+
+    ``dropped_N`` are the experts of the pairs beyond capacity; None: there is no capacity.
+    """
 
     token_P: Tensor
     expert_P: Tensor
     weight_P: Tensor
     prob_P: Tensor
+    dropped_N: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -50,6 +56,7 @@ class Routing:
     stats: RouterStats
     prob_P: Tensor  # probability of each pair, without gradient
     entropy_T: Tensor  # nats, without gradient
+    count_E: Tensor  # pairs of each expert; those of the statistics include what was dropped
 
 
 class Router(nn.Module):
@@ -79,8 +86,9 @@ class Router(nn.Module):
             pairs, scores = self.route(hidden_TD, length_B, keys)
             prob_P = pairs.prob_P.detach()
             with torch.no_grad():
-                expert_E = torch.arange(self.num_experts, device=hidden_TD.device)
-                count_E = (pairs.expert_P == expert_E[:, None]).sum(1)  # bincount would wait for the GPU
+                count_E = chosen_E = self._counts(pairs.expert_P)
+                if pairs.dropped_N is not None:
+                    chosen_E = count_E + self._counts(pairs.dropped_N)
             if scores is None:
                 prob_E, z = count_E / self.config.top_k, prob_P.new_zeros(())
                 entropy_T = prob_P.new_full((len(hidden_TD),), math.log(self.config.top_k))
@@ -91,14 +99,19 @@ class Router(nn.Module):
             stats = RouterStats(
                 layer=self.layer,
                 tokens=len(hidden_TD),
-                count_E=count_E,
+                count_E=chosen_E,
                 prob_E=prob_E,
                 z=z,
                 entropy=entropy_T.sum(),
                 top_mass=prob_P.sum(),
                 learned=self.learned,
+                dropped=None if pairs.dropped_N is None else chosen_E.sum() - count_E.sum(),
             )
-        return Routing(pairs.token_P, pairs.expert_P, pairs.weight_P, stats, prob_P, entropy_T)
+        return Routing(pairs.token_P, pairs.expert_P, pairs.weight_P, stats, prob_P, entropy_T, count_E)
+
+    def _counts(self, expert_P: Tensor) -> Tensor:
+        expert_E = torch.arange(self.num_experts, device=expert_P.device)
+        return (expert_P == expert_E[:, None]).sum(1)  # bincount would wait for the GPU
 
     def route(
         self, hidden_TD: Tensor, length_B: Sequence[int], keys: TokenKeys = NO_KEYS
@@ -118,7 +131,19 @@ class Router(nn.Module):
         token_P, expert_P = kind.choose(score_TE, top_k, length_B)
         prob_P = prob_TE[token_P, expert_P]
         weight_P = self._weights(prob_P, token_P, len(prob_TE))
-        return Pairs(token_P, expert_P, weight_P, prob_P), Scores(logit_TE, prob_TE)
+        pairs = self._limited(Pairs(token_P, expert_P, weight_P, prob_P), length_B)
+        return pairs, Scores(logit_TE, prob_TE)
+
+    def _limited(self, pairs: Pairs, length_B: Sequence[int]) -> Pairs:
+        """The pairs within capacity, where there is one and it holds now."""
+        config = self.config
+        if config.capacity_factor is None or not (self.training or config.capacity_at_inference):
+            return pairs
+        capacity_B = capacities(length_B, config.capacity_factor, config.top_k, self.num_experts)
+        token_P, expert_P, weight_P, prob_P, _ = pairs
+        kept_P = within_capacity(prob_P.detach(), token_P, expert_P, length_B, self.num_experts, capacity_B)
+        token_P, weight_P, prob_P = token_P[kept_P], weight_P[kept_P], prob_P[kept_P]
+        return Pairs(token_P, expert_P[kept_P], weight_P, prob_P, dropped_N=expert_P[~kept_P])
 
     def _weights(self, prob_P: Tensor, token_P: Tensor, tokens: int) -> Tensor:
         if (power := self.config.normalize) is None:

@@ -18,6 +18,9 @@ class RouterConfig(Strict):
     each expert a bias that takes part in the choice and in nothing else; training moves it to balance the
     load (Wang et al., arXiv 2408.15664).
 
+    ``capacity_factor`` limits, while training, how many tokens of a text an expert takes, where tokens choose
+    (`moembed.moe.capacity`); None drops no token. ``capacity_at_inference`` keeps the limit in inference.
+
     Of ``tag``: ``tags`` names the ``top_k`` experts of every tag. A list stands for groups that follow one
     another: ``[[de, nl], fr]`` gives the first ``top_k`` experts to de and nl, the next ones to fr. Here
     ``top_k`` is as many as ``tags`` says, for a list 1, unless it is given.
@@ -38,6 +41,8 @@ class RouterConfig(Strict):
     temperature: float = Field(default=1.0, gt=0)
     trainable: bool = True
     seed: int = Field(default=0, ge=0, lt=2**32)
+    capacity_factor: float | None = Field(default=None, gt=0)
+    capacity_at_inference: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -73,6 +78,12 @@ class RouterConfig(Strict):
     def _fits_its_kind(self) -> RouterConfig:
         if self.selection_bias and self.kind != "token_choice":
             raise ValueError("selection_bias is for token_choice: no other router is balanced by a bias")
+        if self.capacity_factor is not None and self.kind not in ("token_choice", "centroid"):
+            raise ValueError(
+                f"capacity_factor is for routers whose tokens choose by probability, not for {self.kind}"
+            )
+        if self.capacity_at_inference and self.capacity_factor is None:
+            raise ValueError("capacity_at_inference needs a capacity_factor: give one, or leave it out")
         if (self.kind == "tag") != bool(self.tags):
             raise ValueError("tags say which experts each tag has; a router of kind tag needs them")
         for kind, keys in _OF_KIND.items():

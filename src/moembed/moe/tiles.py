@@ -45,7 +45,7 @@ class Rows:
     @classmethod
     def of(cls, routing: Routing) -> Rows:
         order_P = routing.expert_P.argsort(stable=True)
-        counts = routing.stats.count_E.tolist()
+        counts = routing.count_E.tolist()
         padded = [-(-count // SIZES[-1]) * SIZES[-1] for count in counts]
         starts = [0, *accumulate(padded)]
         # by how much padding moves the pairs of each expert

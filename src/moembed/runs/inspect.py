@@ -14,6 +14,7 @@ from moembed.embedder import Embedder
 from moembed.files import read_json
 from moembed.folder.adapter import base_of
 from moembed.folder.modules import encoder_folder, is_static
+from moembed.folder.quantized import FILE as QUANTIZED
 from moembed.folder.read import config_folder, read_config, read_settings
 from moembed.folder.static import ANY_LENGTH
 from moembed.folder.tensors import stored_dtypes, weight_files
@@ -45,6 +46,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
     head = settings.modules.head
     layer, moe = spec.layers[0], spec.moe
     base = base_of(encoder_folder(folder))
+    few = [file for file in [encoder_folder(folder) / QUANTIZED] if file.is_file()]
     return {
         **({"adapter_of": str(base)} if base else {}),
         "family": read_json(inside / "config.json")["model_type"],
@@ -60,6 +62,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "moe_layers": list(spec.moe_layers),
         "router": moe.router.model_dump() if moe else {},
         "expert_bias": moe.bias if moe else None,
+        **({"lora_experts": f"rank {moe.lora.rank}, alpha {moe.lora.alpha:g}"} if moe and moe.lora else {}),
         "shared_experts": moe.num_shared_experts if moe else 0,
         "pooling": settings.modules.pooling.summary,
         "prompts": settings.prompts,
@@ -75,8 +78,8 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
             else {}
         ),
         **_count(spec, *(settings.modules.num_parameters(spec.width, active) for active in (False, True))),
-        "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or None,
-        "bytes_on_disk": sum(file.stat().st_size for file in weight_files(inside, allow_pickle)),
+        "dtype_on_disk": ", ".join(stored_dtypes(inside, allow_pickle)) or ("8 and 4 bits" if few else None),
+        "bytes_on_disk": sum(file.stat().st_size for file in few or weight_files(inside, allow_pickle)),
     }
 
 

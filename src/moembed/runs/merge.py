@@ -18,6 +18,7 @@ from moembed.model.spec import differences
 from moembed.report.card import write_card
 from moembed.types import UserError
 from moembed.weights.ancestry import kinship
+from moembed.weights.lora_experts import full_experts
 from moembed.weights.merge import State, arithmetic, average, normalised, slerp, ties
 
 Method = Literal["average", "arithmetic", "ties", "slerp"]
@@ -67,7 +68,7 @@ def merge(
     weights = _checked(models, plan)
     require_replaceable(Path(out), overwrite)
     names = [*models, *([plan.base] if plan.base else [])]
-    parts = [read_base(name) for name in names]
+    parts = [_with_full_experts(name, read_base(name)) for name in names]
     first = parts[0]
     for name, other in zip(names[1:], parts[1:], strict=True):
         _require_same_form(names[0], first, name, other)
@@ -105,6 +106,15 @@ _METHODS: dict[str, Callable[[Sequence[State], Sequence[float], State, MergePlan
     "ties": lambda states, weights, base, plan: ties(states, weights, base, plan.scale, plan.density),
     "slerp": lambda states, weights, base, plan: slerp(states[0], states[1], normalised(weights)[1]),
 }
+
+
+def _with_full_experts(name: str, parts: Parts) -> Parts:
+    """Merged factors would give other products than merged matrices."""
+    if not any(layer.moe and layer.moe.lora for layer in parts.spec.layers):
+        return parts
+    say(f"note: the LoRA experts of {name} are merged as full experts")
+    spec, state = full_experts(parts.spec, parts.state)
+    return replace(parts, spec=spec, state=state)
 
 
 def _checked(models: Sequence[str], plan: MergePlan) -> list[float]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import Field, field_validator
 
 from moembed.config import config_hash, load, resolve
@@ -22,7 +21,7 @@ from moembed.folder.reranker import fresh_reranker
 from moembed.report.training.page import write_report
 from moembed.reranker import Reranker
 from moembed.runs.train import ENDS, TrainResult, each_source, open_source
-from moembed.runs.training_run import make_run_folder, model_facts, tell_sources
+from moembed.runs.training_run import make_run_folder, model_facts, says_task, tell_sources
 from moembed.training.parallel import World, joined
 from moembed.training.reranking.settings import RerankingConfig
 from moembed.training.reranking.train import train_reranking
@@ -69,14 +68,8 @@ class RerankerConfig(RerankingConfig):
 
 
 def is_reranking(recipe: Path, overrides: Sequence[str]) -> bool:
-    """Whether a recipe, or an override, says ``task: reranking``. What is wrong with it, its reader says."""
-    if any(override.partition("=")[0] == "task" for override in overrides):
-        return "task=reranking" in overrides
-    try:
-        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        return False
-    return isinstance(values, dict) and values.get("task") == "reranking"
+    """Whether a recipe, or an override, says ``task: reranking``."""
+    return says_task(recipe, overrides, "reranking")
 
 
 def load_reranking(path: Path, overrides: Sequence[str]) -> RerankerConfig:

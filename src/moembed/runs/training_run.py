@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
+
+import yaml
 
 from moembed.config import Strict, config_hash, dump
 from moembed.data.sources import Source
@@ -20,6 +22,17 @@ class Trainable(Protocol):
     def device(self) -> str: ...
 
     def num_parameters(self, active: bool = False) -> int: ...
+
+
+def says_task(recipe: Path, overrides: Sequence[str], task: str) -> bool:
+    """Whether a recipe, or an override, names this task. What is wrong with it, its reader says."""
+    if any(override.partition("=")[0] == "task" for override in overrides):
+        return f"task={task}" in overrides
+    try:
+        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("task") == task
 
 
 def tell_sources(sources: Iterable[Source], tell: Callable[[str], object]) -> None:

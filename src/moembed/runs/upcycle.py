@@ -38,14 +38,18 @@ def upcycled(
     return Embedder(replace(parts, spec=spec, state=state))
 
 
-def _sample(parts: Parts, source: Path, column: str, count: int) -> Batch:
+def document_rows(parts: Parts, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts with the model's prompt of documents, cut where it cuts them."""
     tokenizer = parts.tokenizer
     prompt = tokenizer.prompt(role_prompt("document", tokenizer.prompts, tokenizer.default_prompt))
-    rows, _ = tokenizer.rows(list(islice(_texts(source, column), count)), prompt=prompt)
-    return pack(rows)
+    return tokenizer.rows(texts, prompt=prompt)[0]
 
 
-def _texts(source: Path, column: str) -> Iterator[str]:
+def _sample(parts: Parts, source: Path, column: str, count: int) -> Batch:
+    return pack(document_rows(parts, list(islice(texts_of(source, column), count))))
+
+
+def texts_of(source: Path, column: str) -> Iterator[str]:
     done = 0
     for rows in iter_rows(source, _BLOCK):
         yield from column_texts(rows, column, source, done)

@@ -16,7 +16,7 @@ from moembed.encoding import TextEncoder, View
 from moembed.search.exact import pair_scores, search_parts
 from moembed.search.hybrid import best_terms, by_ranks, by_weight, require_weight, window
 from moembed.search.index_manifest import open_version, parts_of
-from moembed.search.index_model import load_model
+from moembed.search.index_model import load_model, searched_space
 from moembed.search.index_reader import PartReader
 from moembed.search.where import Where, read_where
 from moembed.search.where_mask import mask, require_columns
@@ -172,14 +172,14 @@ class Index:
         """Vectors of questions in the space of the index.
 
         Raises:
-            UserError: the model is not there, or makes vectors of another space.
+            UserError: the model is not there, or makes vectors of another space without a declared relation.
         """
         if model is None:
             if not self._models:
                 self._models.append(load_model(self.path, self.manifest))
             model = self._models[0]
         view = View(dim=self.dim)
-        self.require_space(model.space(role=self.manifest.get("role"), view=view))
+        self.require_space(searched_space(model, self.manifest.get("role"), view, self.space_id))
         return model.vectors(texts, role="query", view=view).array
 
     def _find(

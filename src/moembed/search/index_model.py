@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moembed.encoding import SpaceRelation, TextEncoder, View
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +41,15 @@ def load_model(path: Path, manifest: Mapping[str, Any]) -> Embedder | StaticEmbe
     Raises:
         UserError: as ``model_name``; the model cannot be read.
     """
+    return open_encoder(model_name(path, manifest))
+
+
+def open_encoder(name: str) -> Embedder | StaticEmbedder | Client:
+    """A model folder, a hub id, static word vectors or the address of a server: whatever makes vectors.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
     from moembed.client.connection import is_url
     from moembed.client.model import Client
     from moembed.embedder import Embedder
@@ -47,10 +57,36 @@ def load_model(path: Path, manifest: Mapping[str, Any]) -> Embedder | StaticEmbe
     from moembed.folder.modules import is_static
     from moembed.inference.static import StaticEmbedder
 
-    name = model_name(path, manifest)
     if is_url(name):
         return Client(name)
     folder = locate_base(name)
     if is_static(folder):
         return StaticEmbedder.from_pretrained(name)
     return Embedder.from_pretrained(folder, dtype="float32")
+
+
+def searched_space(model: TextEncoder, role: str | None, view: View, wanted: str) -> str:
+    """The space that queries of a model may search: ``wanted``, where its folder declares that they may;
+    else the one that its own documents live in.
+
+    Args:
+        role: that the texts of the index were embedded for.
+        view: of the vectors in the index.
+    """
+    own = model.space(role=role, view=view)
+    if own == wanted:
+        return own
+    relation: SpaceRelation | None = getattr(model, "relation", None)
+    allowed = relation is not None and view.dim and relation.allows(model, wanted, view.dim)
+    return wanted if allowed else own
+
+
+def relation_used(model: TextEncoder, role: str | None, view: View, wanted: str) -> str | None:
+    """A sentence, where a search is one of two models: the relation that allows it."""
+    if wanted == model.space(role=role, view=view) or wanted != searched_space(model, role, view, wanted):
+        return None
+    relation: SpaceRelation = model.relation  # type: ignore[attr-defined]
+    return (
+        f"the documents were embedded by {relation.model} and the query by this model, "
+        "which was trained to give its vectors"
+    )

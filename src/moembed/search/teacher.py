@@ -196,6 +196,10 @@ class SentenceTransformerEncoder:
             digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
         return digest
 
+    def role_prefix(self, role: str | None) -> str:
+        """The text that is put in front of texts of a role."""
+        return self._prefix(role, None)
+
     def _prefix(self, role: str | None, prompt: str | None) -> str:
         """The text put in front; None would mean the default prompt there."""
         if prompt is not None:

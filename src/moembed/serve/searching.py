@@ -20,6 +20,7 @@ from moembed.encoding import Tag, View, truncate
 from moembed.search.exact import search_parts
 from moembed.search.index import Hit, Index
 from moembed.search.index_manifest import index_folder
+from moembed.search.index_model import searched_space
 from moembed.serve.errors import RequestError
 from moembed.serve.logs import where
 from moembed.types import UserError
@@ -152,7 +153,7 @@ def open_index(path: Path, embedder: Embedder) -> Index:
 def _space(opened: Index, embedder: Embedder) -> str:
     """The space of the documents: that of their role, or with any tag that the model knows."""
     role, view = opened.manifest.get("role"), View(dim=opened.dim)
-    own = embedder.space(role=role, view=view)
+    own = searched_space(embedder, role, view, opened.space_id)
     if opened.space_id == own or embedder.tags is None:
         return own
     names = embedder.tags.names

@@ -74,7 +74,7 @@ class Adapters:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.encoder.named_parameters() if ".lora_" in name}
+        return {name: p for name, p in self.encoder.named_parameters() if ".layer.lora_" in name}
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -130,7 +130,7 @@ def matrices(encoder: Encoder) -> dict[str, list[Matrix]]:
             found["ffn"] += [(part, "weight") for part in (module.up, module.gate, module.down) if part]
         elif isinstance(module, MoE):
             names = ("up_EFD", "gate_EFD", "down_EDF")
-            found["experts"] += [(module, name) for name in names if getattr(module, name) is not None]
+            found["experts"] += [(module, name) for name in names if getattr(module, name, None) is not None]
         elif isinstance(module, Router) and module.weight_ED is not None:
             found["router"].append((module, "weight_ED"))
     return found

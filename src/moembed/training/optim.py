@@ -125,4 +125,4 @@ def _part(name: str) -> str:
     """
     if "router" in name:
         return "router"
-    return "expert" if re.search(r"_E(FD|DF|F|D)(\.|$)", name) else ""
+    return "expert" if re.search(r"_E([FDR]{2}|F|D)(\.|$)", name) else ""

@@ -53,7 +53,7 @@ class World:
         if self.size == 1 or not stats:
             return list(stats)
         rows = [
-            torch.cat([part.count_E, part.prob_E, torch.stack([part.z, part.entropy, part.top_mass])])
+            torch.cat([part.count_E, part.prob_E, torch.stack(_numbers(part))])
             for part in (part.detach() for part in stats)
         ]
         tokens = torch.tensor([[part.tokens] for part in stats], device=rows[0].device)
@@ -149,6 +149,11 @@ def joined() -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def _numbers(part: RouterStats) -> list[Tensor]:
+    dropped = part.z.new_zeros(()) if part.dropped is None else part.dropped.to(part.z.dtype)
+    return [part.z, part.entropy, part.top_mass, dropped]
+
+
 def _unpacked(part: RouterStats, row_S: Tensor) -> RouterStats:
     experts = len(part.count_E)
     return replace(
@@ -156,7 +161,8 @@ def _unpacked(part: RouterStats, row_S: Tensor) -> RouterStats:
         tokens=int(row_S[-1]),
         count_E=row_S[:experts].to(part.count_E.dtype),
         prob_E=row_S[experts : 2 * experts].to(part.prob_E.dtype),
-        z=row_S[-4].to(part.z.dtype),
-        entropy=row_S[-3].to(part.entropy.dtype),
-        top_mass=row_S[-2].to(part.top_mass.dtype),
+        z=row_S[-5].to(part.z.dtype),
+        entropy=row_S[-4].to(part.entropy.dtype),
+        top_mass=row_S[-3].to(part.top_mass.dtype),
+        dropped=None if part.dropped is None else row_S[-2].to(part.dropped.dtype),
     )

@@ -13,6 +13,8 @@ from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoESpec
 from moembed.moe.router_kinds import ROUTERS, Learned
 from moembed.types import Batch, UserError
+from moembed.weights.fine_grained import split_experts, split_layer
+from moembed.weights.lora_experts import lora_start
 from moembed.weights.size import require_memory
 from moembed.weights.upcycle_clusters import collect_states
 from moembed.weights.upcycle_config import UpcycleConfig
@@ -26,7 +28,9 @@ def upcycle(
 ) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """Replace the dense blocks of every ``options.every``-th layer by experts that start as copies of them.
 
-    Shared experts, if asked for, start with a zero output so that they too keep the function.
+    Shared experts, if asked for, start with a zero output so that they too keep the function. With a
+    ``granularity`` above 1 the experts are made whole and then cut into so many parts. ``lora`` experts share
+    the dense block, and each starts with a change of zero.
 
     Args:
         sample: texts whose states are clustered, for ``init`` ``cluster``.
@@ -34,7 +38,7 @@ def upcycle(
     Raises:
         UserError: the model has experts already, shares layers, has too few of them, fewer experts than
             ``top_k``, or more than fit into the memory of this machine; clusters without a sample, or of one
-            with too few different states.
+            with too few different states; a granularity that does not divide the hidden width.
     """
     if spec.moe_layers:
         raise UserError("this model has experts already; upcycling starts from a dense one")
@@ -48,20 +52,24 @@ def upcycle(
         moe = _experts(layer, options) if number in layers else None
         return layer.model_copy(update={"moe": moe})
 
-    sparse = spec.with_layers(with_experts)
+    whole = spec.with_layers(with_experts)
+    sparse = whole.with_layers(lambda _, layer: split_layer(layer, options.granularity))
     require_memory(sparse, f"{options.num_experts:,} experts in {len(layers)} layers")
     generator, own = (torch.Generator().manual_seed(options.seed) for _ in range(2))
     states = _states(spec, state, options, layers, sample)
     result = dict(state)
     for number in layers:
-        prefix, layer = f"layers.{number}.ffn", sparse.layers[number]
+        prefix, layer = f"layers.{number}.ffn", whole.layers[number]
         dense = {name: result.pop(name) for name in list(result) if name.startswith(prefix + ".")}
         blocks = {name.removeprefix(prefix + "."): tensor for name, tensor in dense.items()}
         made = _copies(blocks, layer)
+        if layer.moe is not None and layer.moe.lora is not None:
+            made |= lora_start(blocks, spec.width, layer.ffn, layer.moe, own)
         if isinstance(ROUTERS[options.router.kind], Learned):
             router_ED = torch.empty(options.num_experts, spec.width)
             made["router.weight_ED"] = router_ED.normal_(0, options.router_std, generator=generator)
         INITS[options.init](Start(options, layer.ffn, made, own, states[number]))
+        made = split_experts(made, options.granularity, options.router.normalize)
         result |= {f"{prefix}.{name}": tensor for name, tensor in made.items()}
     return sparse, result
 
@@ -88,6 +96,7 @@ def _experts(layer: LayerSpec, options: UpcycleConfig) -> MoESpec:
         "num_shared_experts": options.num_shared_experts,
         "bias": "none" if without else options.bias,
         "router": options.router,
+        "lora": options.lora,
     }
     return validate(MoESpec, values, where="upcycle")
 
@@ -102,8 +111,9 @@ def _copies(dense: dict[str, Tensor], layer: LayerSpec) -> dict[str, Tensor]:
         weight, bias = (dense.get(f"{part}.{x}") for x in ("weight", "bias"))
         if weight is None:
             continue
-        made[f"{part}_{shape}"] = weight.repeat(moe.num_experts, 1, 1)
-        if each:  # a part of the block that has none gets zeros
+        if moe.lora is None:
+            made[f"{part}_{shape}"] = weight.repeat(moe.num_experts, 1, 1)
+        if each and moe.lora is None:  # a part of the block that has none gets zeros
             own = torch.zeros(len(weight)) if bias is None else bias
             made[f"{part}_bias_{shape[:2]}"] = own.repeat(moe.num_experts, 1)
         if copies := moe.num_shared_experts:

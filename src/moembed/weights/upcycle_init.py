@@ -81,8 +81,11 @@ class _Units:
 
 
 def _chosen_units(start: Start) -> Iterator[_Units]:
-    """For every expert a share of its hidden units, at least one, in each of its tensors that has any."""
-    count = max(1, round(start.options.share * start.ffn.width))
+    """For every expert a share of its hidden units, at least one unless 0, in its tensors that have any."""
+    share = start.options.share
+    count = max(1 if share else 0, round(share * start.ffn.width))
+    if not count:
+        return
     axes = {"up_EFD": 0, "gate_EFD": 0, "up_bias_EF": 0, "gate_bias_EF": 0, "down_EDF": 1}
     for expert in range(start.options.num_experts):
         units = torch.randperm(start.ffn.width, generator=start.generator)[:count]

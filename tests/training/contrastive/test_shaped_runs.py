@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from conftest import MakeModel, NewModel
 from moembed.data.sources import Source
+from moembed.losses.contrastive import info_nce
 from moembed.training.contrastive.settings import ContrastiveConfig
 from moembed.training.contrastive.task import ContrastiveTask, Mixture
 from moembed.training.contrastive.train import train_contrastive
@@ -113,3 +116,31 @@ def test_a_run_with_mixed_negatives_resumes_bit_for_bit(
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
     assert_same_weights(tmp_path / "whole" / "model", tmp_path / "cut" / "model")
     assert metrics(tmp_path / "whole")[0]["effective_negatives"] == 8  # one more than there are documents
+
+
+def test_each_dim_learns_its_own_temperature(make_model: MakeModel, tmp_path: Path) -> None:
+    """The gradient of each is that of its own prefix's loss; all start where one for all would."""
+    loss = {"learn_temperature": "per_dim", "matryoshka": {"dims": [16, 8, 4], "weights": [1, 0.5, 2]}}
+    config = settings(loss=loss | {"temperature": 0.1})
+    task = ContrastiveTask(config, make_model(), Mixture([Source.from_pairs("hard", HARD)]), ALONE)
+    batch = task.batch(0)
+    generator = torch.Generator().manual_seed(0)
+    rows = F.normalize(torch.randn(batch.chunks.rows, 16, generator=generator), dim=-1)
+    scale = task.objective.log_scale
+    assert scale is not None
+    (found_D,) = torch.autograd.grad(task.objective({4: rows}, batch), scale)
+    for place, (dim, weight) in enumerate([(16, 1), (8, 0.5), (4, 2)]):
+        log_scale = torch.tensor(-math.log(0.1), requires_grad=True)
+        cut = F.normalize(rows[:, :dim], dim=-1)
+        own = info_nce(cut[:8], cut[8:], torch.arange(8), batch.known, temperature=(-log_scale).exp())
+        (expected,) = torch.autograd.grad(weight * own, log_scale)
+        torch.testing.assert_close(found_D[place], expected)
+    run(config.model_copy(update={"steps": 3}), make_model(), tmp_path)
+    temperatures = metrics(tmp_path)[-1]["temperatures"]
+    assert list(temperatures) == ["16", "8", "4"]
+    assert len(set(temperatures.values())) == 3
+
+
+def test_a_temperature_per_dim_needs_dims() -> None:
+    with pytest.raises(ValueError, match="per_dim needs the dims"):
+        settings(loss={"learn_temperature": "per_dim"})

@@ -34,8 +34,12 @@ LABELLED = [
 ]
 
 
-def a_task(model: Embedder, pairs: list[Pair], options: SourceOptions, chunk_tokens: int) -> ContrastiveTask:
-    config = settings(batch_size=8, chunk_tokens=chunk_tokens, loss={"temperature": 0.1, "balance": 0.0})
+def a_task(
+    model: Embedder, pairs: list[Pair], options: SourceOptions, chunk_tokens: int, **loss: Any
+) -> ContrastiveTask:
+    config = settings(
+        batch_size=8, chunk_tokens=chunk_tokens, loss={"temperature": 0.1, "balance": 0.0} | loss
+    )
     return ContrastiveTask(
         config, model.train(), Mixture([Source.from_pairs("some", pairs)], options=[options]), ALONE
     )
@@ -249,3 +253,9 @@ def test_its_recipe_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_recipe(recipe, [])
     assert [source.task_type for source in config.data] == ["retrieval", "sts"]
     assert config.data[1].score == "score"
+
+
+def test_a_queue_knows_no_labels(make_model: MakeModel) -> None:
+    options = SourceOptions(task_type="clustering")
+    with pytest.raises(UserError, match=r"loss.queue keeps candidates .* task_type clustering"):
+        a_task(make_model(num_layers=1), LABELLED, options, 1000, queue=8)

@@ -28,6 +28,7 @@ from moembed.folder.write import write_small_files
 from moembed.model.spec import EncoderSpec
 from moembed.packing import pack
 from moembed.types import UserError
+from moembed.weights.lora_experts import full_experts
 from moembed.weights.selection_bias import remove_selection_bias
 
 ONE_FILE = 2**31 - 2**24  # bytes of weights; a protobuf message ends at 2 GiB, and the graph needs a little
@@ -58,7 +59,8 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
     except ImportError:
         raise UserError("ONNX export needs onnx and onnxruntime: pip install 'moembed[onnx]'") from None
 
-    spec, state = remove_selection_bias(parts.spec.without_noise(), parts.state, "ONNX")
+    spec, state = full_experts(parts.spec.without_noise(), parts.state)
+    spec, state = remove_selection_bias(spec, state, "ONNX")
     state = {name: tensor.cpu().float() for name, tensor in state.items()}
     head_state = {name: tensor.cpu().float() for name, tensor in parts.head_state.items()}
     parts = replace(parts, spec=spec, state=state, head_state=head_state)

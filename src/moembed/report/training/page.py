@@ -39,6 +39,7 @@ CURVES = {
     "pairs_per_second": "Throughput, pairs per second",
     "grad_norm": "Gradient norm",
     "temperature": "Temperature",
+    "effective_negatives": "Negatives per query that count",
 }
 
 

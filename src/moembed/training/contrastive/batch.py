@@ -76,6 +76,8 @@ class PairBatch:
     chunks: Chunks
     known: Duplicates | Guided | SameLabel
     owner_N: Tensor  # the pair of every candidate
+    query_key_Q: Tensor  # equal texts, equal numbers
+    key_N: Tensor
     weight_Q: Tensor | None  # 1 for the queries whose loss this process computes; None: all of them
     tokens: int
     truncated: int
@@ -126,8 +128,8 @@ def prepare(
     prompts = [tokenizer.prompt_tokens(tokenizer.prompt(name)) for name in names]
     prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
     tag_B = None if tags is None else [tags[row >= len(queries)][owner_B[row]] for row in row_B]
-    own_Q, number_N = torch.arange(len(pairs)), _numbers(documents)
-    answers = Duplicates.of(_numbers(queries), number_N, own_Q)
+    own_Q, number_Q, number_N = torch.arange(len(pairs)), _numbers(queries), _numbers(documents)
+    answers = Duplicates.of(number_Q, number_N, own_Q)
     known = SameLabel(answers, *_classes(pairs, limit)) if form.labelled else answers
     return PairBatch(
         pairs=pairs,
@@ -141,6 +143,8 @@ def prepare(
         ),
         known=known,
         owner_N=torch.tensor(owner_B[len(pairs) :]),
+        query_key_Q=number_Q,
+        key_N=number_N,
         weight_Q=None if world.size == 1 else (own_Q % world.size == world.rank).float(),
         tokens=sum(map(len, rows)),
         truncated=truncated,

@@ -16,7 +16,9 @@ from moembed.losses.pairs import by_scores
 from moembed.losses.shaped import Tally
 from moembed.losses.triplet import Choice
 from moembed.training.contrastive.batch import PairBatch
+from moembed.training.contrastive.queue import VectorQueue
 from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig, TripletConfig
+from moembed.training.contrastive.shaping import ShapingConfig
 from moembed.types import UserError
 
 
@@ -40,39 +42,51 @@ class Objective(nn.Module):
             model.dims = tuple(sorted(self.nested.dims, reverse=True))
         self.config, self.fixed = config, config.temperature
         start = torch.tensor(-math.log(config.temperature), device=model.device)
+        self.per_dim = self.nested.dims if self.nested and config.learn_temperature == "per_dim" else ()
+        if self.per_dim:
+            start = start.repeat(len(self.per_dim))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
+        self.queue = VectorQueue(config.queue) if config.queue else None
 
     @property
     def temperature(self) -> float | Tensor:
+        """One for all, or one for each of the dims."""
         return self.fixed if self.log_scale is None else (-self.log_scale).exp()
 
     def forward(
-        self, vectors: dict[int, Tensor], batch: PairBatch, tally: Tally | None = None, plain: bool = False
-    ) -> Tensor:
+        self, vectors: dict[int, Tensor], batch: PairBatch, shape: ShapingConfig | None = None,
+        tally: Tally | None = None, plain: bool = False,
+    ) -> Tensor:  # fmt: skip
         """This process's share of the batch's loss; ``vectors[l]``, ``(B, M)``, are those after l layers.
 
         Args:
+            shape: masks, weights and terms, where they are others than those of the config.
             tally: counts negatives and weights, those of all prefixes and depths.
-            plain: without masks, weights and terms of the recipe's own, so that runs compare.
+            plain: without masks, weights, terms and queue of the recipe's own, so that runs compare.
         """
-        loss = LOSSES[batch.loss] if batch.score_Q is None else by_scores(batch.score_Q, batch.temperature)
+        loss, temperature = LOSSES[batch.loss], self.temperature
+        if batch.score_Q is not None:
+            loss = by_scores(batch.score_Q, batch.temperature)
         if self.nested:
-            loss = matryoshka(loss, self.nested.dims, self.nested.weights)
+            own = [{"temperature": t} for t in torch.as_tensor(temperature)] if self.per_dim else None
+            loss = matryoshka(loss, self.nested.dims, self.nested.weights, own)
         device = next(iter(vectors.values())).device
-        queries, known, weight_Q = len(batch.pairs), batch.known.to(device), batch.weight_Q
+        queries, weight_Q = len(batch.pairs), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
-        parts = {depth: torch.split(v, [queries, len(v) - queries]) for depth, v in vectors.items()}
-        owner_N = batch.owner_N.to(device)
+        query = {depth: vector_BM[:queries] for depth, vector_BM in vectors.items()}
+        document = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}
+        known, owner_N = batch.known, batch.owner_N
+        if self.queue is not None and not plain:
+            document, known, owner_N = self.queue.join(document, batch)
+        known, owner_N = known.to(device), owner_N.to(device)
         if batch.loss == "triplet":
             options: dict[str, Any] = {"choice": self._choice(owner_N, plain)}
         else:
-            shaping = None if plain else self.config.shaping(owner_N, batch.seed)
-            options = {"temperature": self.temperature, "shaping": shaping}
+            shaping = None if plain else (shape or self.config).shaping(owner_N, batch.seed)
+            options = {"temperature": temperature, "shaping": shaping}
         total = by_depth(loss, self.depths)(
-            {depth: query_QM for depth, (query_QM, _) in parts.items()},
-            {depth: document_NM for depth, (_, document_NM) in parts.items()},
-            known.positive_Q, known, mine_Q, tally=tally, **options,
-        )  # fmt: skip
+            query, document, known.positive_Q, known, mine_Q, tally=tally, **options
+        )
         return total if mine_Q is None else total * (mine_Q.sum() / queries)
 
     def _choice(self, owner_N: Tensor, plain: bool) -> Choice:
@@ -80,13 +94,24 @@ class Objective(nn.Module):
         return Choice(own.margin, own.negatives, mask.margin if mask else None, owner_N)
 
     @torch.no_grad()
-    def clamp(self) -> None:
-        """After the optimiser's step: a learned temperature stays in its bounds."""
+    def after_step(self) -> None:
+        """After the optimiser's step: a learned temperature stays in its bounds, the queue moves on."""
         if self.log_scale is not None:
             self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
+        if self.queue is not None:
+            self.queue.push()
+
+    def learned(self) -> dict[str, Any]:
+        """For the log: the temperature, or that of each of the dims; nothing where it is fixed."""
+        if self.log_scale is None:
+            return {}
+        found = torch.as_tensor(self.temperature)
+        if self.per_dim:
+            return {"temperatures": dict(zip(map(str, self.per_dim), found.tolist(), strict=True))}
+        return {"temperature": found.item()}
 
 
-def require_suited(config: LossConfig, kinds: Set[str]) -> None:
+def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) -> None:
     """Refuse settings of a loss that no source, or not every source, can follow.
 
     Raises:
@@ -103,5 +128,11 @@ def require_suited(config: LossConfig, kinds: Set[str]) -> None:
         if asked and "triplet" in kinds:
             told = only.format("a softmax loss (info_nce, symmetric_info_nce)")
             raise UserError(f"loss.{name} is of no use to the loss triplet: {told}")
+    if config.queue and task_types != {"retrieval"}:
+        other = min(task_types - {"retrieval"})
+        raise UserError(
+            "loss.queue keeps candidates without their labels or scores, and a source has the task_type "
+            f"{other}: take one of the two out"
+        )
     if config.triplet and "triplet" not in kinds:
         raise UserError("loss.triplet holds settings of the loss triplet, which no source has: set loss.kind")

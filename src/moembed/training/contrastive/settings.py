@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, model_validator
 
 from moembed.config import Strict
+from moembed.training.contrastive.schedules import Points, require_in_range
 from moembed.training.contrastive.shaping import ShapingConfig
 from moembed.training.settings import EvaluateConfig, LoopConfig
 from moembed.types import UserError
@@ -40,8 +41,10 @@ class TripletConfig(Strict):
 class LossConfig(ShapingConfig):
     """The loss of a step: ``kind``, over ``matryoshka`` prefixes and ``depths``, and the router's terms.
 
-    ``learn_temperature`` starts at ``temperature`` and never goes below 0.01. ``depths`` maps numbers of
-    layers to weights; the last layer must be among them. ``balance_window`` is the number of steps over which
+    ``learn_temperature`` starts at ``temperature`` and never goes below 0.01; ``per_dim``: one temperature
+    for each of the ``matryoshka`` dims. ``queue`` is a number of past document vectors that are negatives
+    too: see `moembed.training.contrastive.queue`. ``depths`` maps numbers of layers to weights; the last
+    layer must be among them. ``balance_window`` is the number of steps over which
     the expert counts of the balance loss run: with batches from one source each, an expert may be right to
     rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss. ``weight``,
     ``mask``, ``directions`` and ``mixing`` say which scores there are and how much each counts: see
@@ -51,9 +54,10 @@ class LossConfig(ShapingConfig):
     kind: Kind = "info_nce"
     triplet: TripletConfig | None = None
     temperature: float = Field(default=0.02, gt=0)
-    learn_temperature: bool = False
+    learn_temperature: bool | Literal["per_dim"] = False
     matryoshka: MatryoshkaConfig | None = None
     depths: dict[int, float] | None = Field(default=None, min_length=1)
+    queue: int = Field(default=0, ge=0, le=10_000_000)  # vectors; 0: none
     balance: float = Field(default=0.01, ge=0)  # coefficient of the load-balancing loss
     balance_window: int = Field(default=1, ge=1)
     bias_rate: float = Field(default=0.0, ge=0)  # the paper of this method uses 0.001
@@ -63,6 +67,8 @@ class LossConfig(ShapingConfig):
     def _starts_within_the_clamp(self) -> LossConfig:
         if self.learn_temperature and self.temperature < 1 / LARGEST_SCALE:
             raise ValueError(f"a learned temperature stays at {1 / LARGEST_SCALE} or above; start there")
+        if self.learn_temperature == "per_dim" and self.matryoshka is None:
+            raise ValueError("learn_temperature per_dim needs the dims of loss.matryoshka; else say true")
         return self
 
 
@@ -136,6 +142,7 @@ class ContrastiveConfig(LoopConfig):
     document_length: int = Field(default=256, ge=3)
     negatives: int | None = Field(default=None, ge=0)  # hard negatives used per pair; None: all of them
     loss: LossConfig = LossConfig()
+    schedules: dict[str, Points] = Field(default={})  # see `moembed.training.contrastive.schedules`
     guide: GuideConfig | None = None
     workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
@@ -147,6 +154,7 @@ class ContrastiveConfig(LoopConfig):
     def _one_end(self) -> ContrastiveConfig:
         if sum(end is not None for end in (self.steps, self.epochs, self.minutes)) != 1:
             raise ValueError("give exactly one of steps, epochs and minutes")
+        require_in_range(self)
         return self
 
 

@@ -24,6 +24,7 @@ from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide
 from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.objective import Objective, require_suited
+from moembed.training.contrastive.schedules import at, values
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
 from moembed.training.contrastive.task_types import task_notes
@@ -66,10 +67,9 @@ class ContrastiveTask:
 
     def __init__(self, config: ContrastiveConfig, model: Embedder, mixture: Mixture, world: World) -> None:
         """Raises UserError: fewer pairs than a batch, an unknown prompt, a loss that does not suit it."""
-        if config.batch_size < world.size:
-            raise UserError(
-                f"batch_size {config.batch_size} is less than one pair for each of {world.size} processes"
-            )
+        smallest = min([config.batch_size, *map(int, config.schedules.get("batch_size", {}).values())])
+        if smallest < world.size:
+            raise UserError(f"batch_size {smallest} is less than one pair for each of {world.size} processes")
         self.config, self.model, self.mixture, self.world = config, model, mixture, world
         sources = mixture.sources
         options = mixture.options or [SourceOptions()] * len(sources)
@@ -84,7 +84,9 @@ class ContrastiveTask:
         self.sampler = sampler_of(config, mixture)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
 
-        require_suited(config.loss, {form.loss for form in self.forms})
+        require_suited(
+            config.loss, {form.loss for form in self.forms}, {form.task_type for form in self.forms}
+        )
         self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
         self.notes += [adapters.sentence for adapters in self.adapters.values()]
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
@@ -103,27 +105,34 @@ class ContrastiveTask:
             return max(1, round(self.config.epochs * self.sampler.total_steps))
         return self.config.steps
 
+    def at(self, step: int) -> ContrastiveConfig:
+        """The config as its schedules have it at this step."""
+        return at(self.config, step / self.steps) if self.steps else self.config
+
     def batch(self, step: int) -> PairBatch:
+        config = self.at(step)
         with self.drawing:
             source, rows = self.sampler.batch(step)
+            rows = rows[: config.batch_size]
             drawn, some, own = self.mixture.sources[source], rows.tolist(), self.tags[source]
             pairs = drawn.pairs(some)
             languages = [language or "" for language in drawn.languages(some)]
             tags = None if own is None else own.numbers(drawn, some)
         form, tokenizer = self.forms[source], self.model.tokenizer
-        batch = prepare(pairs, form, tokenizer, self.config, self.world, source, languages, tags)
-        seed = (self.config.seed * 1_000_003 + step) % 2**63  # the same on every process
+        batch = prepare(pairs, form, tokenizer, config, self.world, source, languages, tags)
+        seed = (config.seed * 1_000_003 + step) % 2**63  # of chance in the loss, on every process
         batch = replace(batch, seed=seed)
         if self.guide is None or form.task_type != "retrieval":  # scores and labels say it themselves
             return batch
-        return with_guide(batch, self.guide, self.config.negatives)
+        return with_guide(batch, self.guide, config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
         observe = self.probe.watch(step, batch.groups, batch.chunks.batches, batch.group_CB)
         tally = Tally()
+        loss = partial(self.objective, batch=batch, shape=self.at(step).loss, tally=tally)
         costs = gradcache.backward(
-            self.embed, batch.chunks, partial(self.objective, batch=batch, tally=tally), self.balance.loss,
-            self.world, observe, partial(unsummed, self.parallel),
+            self.embed, batch.chunks, loss, self.balance.loss, self.world, observe,
+            partial(unsummed, self.parallel),
         )  # fmt: skip
         for parameter in self.objective.parameters():  # a number: the share of each process of its gradient
             if parameter.grad is not None:
@@ -136,20 +145,23 @@ class ContrastiveTask:
         }  # fmt: skip
         log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
         log |= self._counted(tally) if batch.score_Q is None else {}
+        if self.config.schedules and self.steps:
+            log["schedules"] = values(self.config.schedules, step / self.steps)
         return Terms(costs.contrastive + costs.router, len(batch.pairs), cut, costs.stats, log)
 
     def _counted(self, tally: Tally) -> dict[str, float]:
         """Means over the queries of all processes: negatives that count, and the weights of queries."""
         sums = torch.tensor([tally.queries, tally.effective, tally.weight], dtype=torch.float64)
         queries, effective, weight = self.world.sum(sums).tolist()
+        if not queries:  # pairs with scores have no negatives
+            return {}
         weights = {"mean_weight": round(weight / queries, 5)} if self.config.loss.weight else {}
         return {"effective_negatives": round(effective / queries, 2), **weights}
 
     def update(self, terms: Terms) -> Mapping[str, Any]:
-        self.objective.clamp()
+        self.objective.after_step()
         self.balance.update(terms.router)
-        learned = self.config.loss.learn_temperature
-        return {"temperature": torch.as_tensor(self.objective.temperature).item()} if learned else {}
+        return self.objective.learned()
 
     def examples(self, batch: PairBatch) -> list[dict[str, Any]]:
         return [pair.row() for pair in batch.pairs]
@@ -158,7 +170,8 @@ class ContrastiveTask:
         return self.mixture.contents()
 
     def states(self) -> dict[str, Stateful]:
-        return {"objective": self.objective, "balance": self.balance, **self.adapters}
+        states: dict[str, Stateful] = {"objective": self.objective, "balance": self.balance, **self.adapters}
+        return states | ({"queue": self.objective.queue} if self.objective.queue is not None else {})
 
     def write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""Training a student to give the vectors of a teacher."""
