@@ -26,6 +26,7 @@ from moembed.inference.options import DTYPES, check_device, check_dtype, check_l
 from moembed.inference.residency import release_pages
 from moembed.inference.tagging import TaggedSentences
 from moembed.inference.windows import windows
+from moembed.model.adapters import plain
 from moembed.model.encoder import num_parameters, skeleton
 from moembed.model.head import Head
 from moembed.model.pooling import Pooling
@@ -129,7 +130,8 @@ class Embedder(TaggedSentences, nn.Module):
 
     def parts(self) -> Parts:
         """Config, weights and tokenizer as plain data: what weight operations take and give."""
-        tensors = chain(self.encoder.named_parameters(), self.encoder.named_buffers())
+        encoder = plain(self.encoder)
+        tensors = chain(encoder.named_parameters(), encoder.named_buffers())
         state = {name: tensor.detach() for name, tensor in tensors}
         return Parts(
             self.encoder.spec,

@@ -22,6 +22,7 @@ from moembed.inference.engine import Engine
 from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits, is_count
 from moembed.inference.pairs import PairRows, pair_rows
 from moembed.inference.residency import release_pages
+from moembed.model.adapters import plain
 from moembed.model.encoder import Encoder, num_parameters, skeleton
 from moembed.model.score_head import ScoreHead
 from moembed.packing import pack, token_budget
@@ -125,7 +126,8 @@ class Reranker(nn.Module):
 
     def parts(self) -> RerankerParts:
         """Config, weights and tokenizer as plain data."""
-        tensors = chain(self.encoder.named_parameters(), self.encoder.named_buffers())
+        encoder = plain(self.encoder)
+        tensors = chain(encoder.named_parameters(), encoder.named_buffers())
         return RerankerParts(
             self.encoder.spec,
             {name: tensor.detach() for name, tensor in tensors},

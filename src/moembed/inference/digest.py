@@ -10,6 +10,7 @@ import torch
 
 from moembed.inference.fingerprint import Fingerprint
 from moembed.inference.member import belongs
+from moembed.model.adapters import plain
 from moembed.model.encoder import Encoder
 
 
@@ -32,7 +33,8 @@ class Digest:
             known = self._known = (Fingerprint(encoder), {})
         if layers not in known[1]:
             digest = hashlib.sha256()
-            for name, tensor in chain(encoder.named_parameters(), encoder.named_buffers()):
+            whole = plain(encoder)
+            for name, tensor in chain(whole.named_parameters(), whole.named_buffers()):
                 if belongs(name, layers):
                     value = tensor.detach().to("cpu", torch.bfloat16).contiguous()
                     digest.update(name.encode())

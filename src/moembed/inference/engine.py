@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from moembed.inference.fingerprint import Fingerprint
 from moembed.inference.layers import Packed, PackedMoE, PackedRouter
 from moembed.inference.packed import FloatMatrix, Int8Matrix, Int8Table, Tiled, TiledExperts
+from moembed.model.adapters import plain
 from moembed.model.encoder import Encoder
 from moembed.moe.experts import Experts
 from moembed.moe.ffn import Activation, FeedForward
@@ -93,6 +94,7 @@ def freeze(encoder: Encoder, int8: bool = False, pack: bool = True) -> Encoder:
     all of its tensors.
     """
     make: type[Matrix] | None = None
+    encoder = plain(encoder)  # adapters are merged
     if pack and _can_pack(encoder):
         make = Int8Matrix if int8 else FloatMatrix
     twin = _twin(encoder, make)

@@ -94,6 +94,8 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     rates = {"router": config.router_learning_rate, "expert": config.expert_learning_rate}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {("", True): [], ("", False): []}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         part = _part(name)
         key = (part if rates.get(part) else "", parameter.ndim >= 2 and "bias" not in name)
         groups.setdefault(key, []).append(parameter)
@@ -123,4 +125,4 @@ def _part(name: str) -> str:
     """
     if "router" in name:
         return "router"
-    return "expert" if re.search(r"_E([FDR]{2}|F|D)$", name) else ""
+    return "expert" if re.search(r"_E([FDR]{2}|F|D)(\.|$)", name) else ""

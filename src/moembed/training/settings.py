@@ -11,13 +11,28 @@ from moembed.config import Strict
 from moembed.evaluation.metrics import parse_metric
 from moembed.training.optim import OptimConfig
 
+LoraTarget = Literal["attention", "ffn", "experts", "router"]
+LORA_TARGETS: tuple[LoraTarget, ...] = ("attention", "ffn", "experts", "router")
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters that learn in place of the encoder's own weights: see `moembed.training.lora`.
+
+    ``alpha`` null is twice the rank. ``targets`` null are all groups that the model has, but the routers.
+    """
+
+    rank: int = Field(default=8, ge=1, le=4096)
+    alpha: float | None = Field(default=None, gt=0)
+    targets: tuple[LoraTarget, ...] | None = Field(default=None, min_length=1)
+
 
 class LoopConfig(Strict):
-    """Optimiser, precision, checkpoints and the seed."""
+    """Optimiser, precision, adapters, checkpoints and the seed."""
 
     optim: OptimConfig = OptimConfig()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     activation_checkpointing: bool = False  # less memory per token for a third more computing
+    lora: LoraConfig | None = None
     save_every: int = Field(default=500, ge=1)  # steps between two checkpoints
     keep_checkpoints: int = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)

@@ -18,6 +18,7 @@ from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.losses.shaped import Tally
 from moembed.machine import choose_precision
+from moembed.model.adapters import load_plain
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide, with_teachers
@@ -28,6 +29,7 @@ from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptio
 from moembed.training.contrastive.tags import SourceTags
 from moembed.training.contrastive.task_types import task_notes
 from moembed.training.contrastive.teachers import Teachers
+from moembed.training.lora import Adapters
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
@@ -86,6 +88,8 @@ class ContrastiveTask:
         require_suited(
             config.loss, {form.loss for form in self.forms}, {form.task_type for form in self.forms}
         )
+        self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
+        self.notes += [adapters.sentence for adapters in self.adapters.values()]
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
         self.module: nn.Module = nn.ModuleDict({"model": model, "objective": self.objective})
         self.parallel = summed(model, world)
@@ -171,7 +175,7 @@ class ContrastiveTask:
         return self.mixture.contents()
 
     def states(self) -> dict[str, Stateful]:
-        states: dict[str, Stateful] = {"objective": self.objective, "balance": self.balance}
+        states: dict[str, Stateful] = {"objective": self.objective, "balance": self.balance, **self.adapters}
         return states | ({"queue": self.objective.queue} if self.objective.queue is not None else {})
 
     def write(self, folder: Path) -> None:
@@ -186,7 +190,7 @@ class ContrastiveTask:
                 f"{folder} cut texts at {before} tokens where this run would read {now}, as an older version "
                 "did without a word: train into another folder"
             )
-        self.model.encoder.load_state_dict(parts.state)
+        load_plain(self.model.encoder, parts.state)
         self.model.pooling.load(parts.pooling_state)
         self.model.head.load(parts.head_state)
 

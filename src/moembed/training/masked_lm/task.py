@@ -17,6 +17,8 @@ from moembed.data.sampler import Sampler, mix
 from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.machine import choose_precision
+from moembed.model.adapters import load_plain
+from moembed.training.lora import Adapters
 from moembed.training.masked_lm.corpus import Language
 from moembed.training.masked_lm.heads import Heads
 from moembed.training.masked_lm.masking import Vocabulary
@@ -88,6 +90,7 @@ class MaskedLMTask:
         self.vocabulary = Vocabulary.of(model.tokenizer.backend)
         self.plan = OBJECTIVES[config.objective].plan(config.mask, config.decoder_mask)
         self.precision = choose_precision(config.precision, model.device)
+        self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
         self.module: nn.Module = Guesses(model, heads)
         self.parallel = summed(self.module, world)
         model.encoder.activation_checkpointing = config.activation_checkpointing
@@ -121,13 +124,13 @@ class MaskedLMTask:
         return {part.language.name: part.language.fingerprint() for part in self.parts}
 
     def states(self) -> dict[str, Stateful]:
-        return {"heads": self.heads}
+        return {"heads": self.heads, **self.adapters}
 
     def write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
 
     def read(self, folder: Path) -> None:
         parts = read_folder(folder)
-        self.model.encoder.load_state_dict(parts.state)
+        load_plain(self.model.encoder, parts.state)
         self.model.pooling.load(parts.pooling_state)
         self.model.head.load(parts.head_state)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moembed.config import Strict
+from moembed.console import say
 from moembed.embedder import Embedder
 from moembed.training.loop import Trained, run_loop
 from moembed.training.masked_lm.corpus import Language
@@ -33,6 +34,8 @@ def train_masked_lm(
     """
     world = current()
     task = MaskedLMTask(config, model, heads, corpus, world)
+    for adapters in task.adapters.values():
+        say(adapters.sentence)
     monitors: list[Monitor] = [HeldOutGuesses(task), DeadExpertAlarm("raise router.balance")]
     trained = run_loop(task, monitors, config, Length(config.steps), run, resume, record)
     if world.first:

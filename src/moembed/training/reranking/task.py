@@ -16,9 +16,11 @@ from moembed.data.sources import Source
 from moembed.folder.reranker import read_reranker
 from moembed.losses.reranking import RERANKING_LOSSES
 from moembed.machine import choose_precision
+from moembed.model.adapters import load_plain
 from moembed.reranker import Reranker
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
+from moembed.training.lora import Adapters
 from moembed.training.monitors.routing import unobserved
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.reranking.batch import ListBatch, prepare
@@ -50,6 +52,7 @@ class RerankingTask:
                 _require_negatives(source, size)
         self.sampler = Sampler(self.sizes, weights, config.batch_size, config.seed, self.names)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
+        self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
         self.balance = Balance(config.loss, model)
         self.module: nn.Module = model
         self.parallel = summed(model, world)
@@ -117,14 +120,14 @@ class RerankingTask:
         return found
 
     def states(self) -> dict[str, Stateful]:
-        return {"balance": self.balance}
+        return {"balance": self.balance, **self.adapters}
 
     def write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
 
     def read(self, folder: Path) -> None:
         parts = read_reranker(folder)
-        self.model.encoder.load_state_dict(parts.state)
+        load_plain(self.model.encoder, parts.state)
         self.model.head.load_state_dict(parts.head_state)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moembed.config import Strict
+from moembed.console import say
 from moembed.data.sources import Source
 from moembed.reranker import Reranker
 from moembed.training.loop import Trained, run_loop
@@ -32,6 +33,8 @@ def train_reranking(
         UserError: fewer pairs than a batch, a source without negatives, and what `run_loop` refuses.
     """
     task = RerankingTask(config, model, sources, weights, current())
+    for adapters in task.adapters.values():
+        say(adapters.sentence)
     alarm = DeadExpertAlarm("raise loss.balance or set loss.bias_rate")
     monitors: list[Monitor] = [HeldOutLists(task), alarm]
     return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
