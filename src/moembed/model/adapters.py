@@ -21,7 +21,7 @@ def adapted(encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and merged value of every tensor that carries an adapter."""
     for name, module in encoder.named_modules():
         if is_parametrized(module):
-            for tensor in module.parametrizations:  # type: ignore[union-attr]
+            for tensor in module.parametrizations:
                 yield f"{name}.{tensor}", getattr(module, tensor).detach()
 
 
