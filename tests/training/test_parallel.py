@@ -43,7 +43,24 @@ STEPS: dict[str, dict[str, Any]] = {
     "depths": {"loss": LOSS | {"depths": {2: 0.5, 4: 1}}, "chunk_tokens": 25},
     "symmetric": {"loss": LOSS | {"kind": "symmetric_info_nce"}, "chunk_tokens": 25},
     "learned temperature": {"loss": LOSS | {"learn_temperature": True}, "chunk_tokens": 40},
-}
+    "masks, weights, mixing": {
+        "loss": LOSS | {
+            "mask": {"margin": 0.1}, "mixing": {"kind": "pair", "parents": 3, "columns": 2},
+            "weight": [{"kind": "focal", "gamma": 0.5}, {"kind": "hardness", "alpha": 5}],
+        },
+        "chunk_tokens": 25,
+    },
+    "further terms": {
+        "loss": LOSS | {
+            "directions": ["query_to_query", "document_to_document"],
+            "weight": {"kind": "margin", "alpha": 1, "width": 0.1},
+            "matryoshka": {"dims": [16, 8]}, "learn_temperature": "per_dim",
+        },
+        "chunk_tokens": 25,
+    },
+    "triplet": {"loss": {"balance": 0.7, "z": 0.1, "kind": "triplet"}, "chunk_tokens": 25},
+    "low rank": {"loss": LOSS, "lora": {"rank": 2}, "chunk_tokens": 25},
+}  # fmt: skip
 RUN = {
     "batch_size": 7,
     "loss": LOSS | {"balance_window": 3, "bias_rate": 0.01},
