@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -55,6 +55,7 @@ def gradients(moe: MoE, hidden_TD: Tensor, output_TD: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad((output_TD * weight_TD).sum(), [hidden_TD, *moe.parameters()]))
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), lengths, st.booleans())
 def test_a_text_meets_the_average_of_the_experts(seed: int, length_B: list[int], gated: bool) -> None:
     """Outputs and gradients, the router's included, though the averages are made again for backward."""
