@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -36,6 +37,7 @@ FORMAT = "moembed-index"
 IN_ORDER, UPDATED = 1, 2  # format versions: blocks of one source; rows that are updated by id
 _OURS = re.compile(r"part-\d{5,}\.(parquet|npy|terms\.npz)|\.manifest-\d+\.json|\..*\.tmp")
 _STAMP = re.compile(r"\d+-[0-9a-f]{8}")
+_ANN = re.compile(r"ann-\d{5,}")  # folders of approximate engines, see ``ann``
 _OLD_MANIFEST = re.compile(r"\.manifest-\d+\.json")
 
 
@@ -271,8 +273,12 @@ def _remove_unread(path: Path) -> None:
                 used |= {file.name, *_names(_parsed(file, opened.read()))}
                 opened.close()
         for file in sorted(path.iterdir()):
-            if file.name not in used and _OURS.fullmatch(file.name):
+            if file.name in used:
+                continue
+            if _OURS.fullmatch(file.name):
                 file.unlink(missing_ok=True)
+            elif _ANN.fullmatch(file.name):
+                shutil.rmtree(file)
     finally:
         for held in unread:
             held.close()
@@ -280,7 +286,8 @@ def _remove_unread(path: Path) -> None:
 
 def _names(manifest: dict[str, Any]) -> set[str]:
     parts = parts_of(manifest) + parts_of(manifest, "pending")
-    return {file.name for part in parts for file in part_paths(Path(), part.number)}
+    files = {file.name for part in parts for file in part_paths(Path(), part.number)}
+    return files | {manifest["ann"]["folder"]} if "ann" in manifest else files
 
 
 def _sync(folder: Path) -> None:
