@@ -33,6 +33,7 @@ from moembed.cli import (
     serve,
     stores,
     stress,
+    synth,
     train,
 )
 from moembed.console import Interrupted, results_alone, say
@@ -51,6 +52,7 @@ for command in (
     train.demo,
     pretrain.tokenizer,
     pretrain.pretrain,
+    synth.synth,
     mine.filter,
     mine.mine,
     train.train,
