@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
+from moembed.losses.late_interaction import by_maxsim
 from moembed.losses.nested import Loss, by_depth, matryoshka
 from moembed.losses.pairs import by_scores
 from moembed.losses.score_distillation import score_kl
 from moembed.losses.shaped import Tally
 from moembed.losses.triplet import Choice
+from moembed.model.pooling import PoolingConfig
 from moembed.training.contrastive.batch import PairBatch
 from moembed.training.contrastive.queue import VectorQueue
 from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig, TripletConfig
@@ -72,14 +74,16 @@ class Objective(nn.Module):
         loss, temperature = LOSSES[batch.loss], self.temperature
         if batch.score_Q is not None:
             loss = by_scores(batch.score_Q, batch.temperature)
+        loss = self._late(loss, batch)
         if self.nested:
             own = [{"temperature": t} for t in torch.as_tensor(temperature)] if self.per_dim else None
             loss = matryoshka(loss, self.nested.dims, self.nested.weights, own)
         device = next(iter(vectors.values())).device
         queries, weight_Q = len(batch.pairs), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
-        query = {depth: vector_BM[:queries] for depth, vector_BM in vectors.items()}
-        document = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}
+        first = batch.query_rows
+        query = {depth: vector_BM[:first] for depth, vector_BM in vectors.items()}
+        document = {depth: vector_BM[first:] for depth, vector_BM in vectors.items()}
         known, owner_N = batch.known, batch.owner_N
         if self.queue is not None and not plain:
             document, known, owner_N = self.queue.join(document, batch)
@@ -93,16 +97,26 @@ class Objective(nn.Module):
             query, document, known.positive_Q, known, mine_Q, tally=tally, **options
         )
         if batch.distilled and not plain:
-            ranking = self._ranking(batch.distilled, device)
-            own_NM = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}  # without a queue
+            ranking = self._ranking(batch.distilled, batch, device)
+            own_NM = {depth: vector_BM[first:] for depth, vector_BM in vectors.items()}  # without a queue
             kl = by_depth(ranking, self.depths)(query, own_NM, known.positive_Q, None, mine_Q)
             self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
             total = total + batch.distilled.weight * kl
         return total if mine_Q is None else total * (mine_Q.sum() / queries)
 
-    def _ranking(self, given: Distilled, device: torch.device) -> Loss:
+    def _late(self, loss: Loss, batch: PairBatch) -> Loss:
+        """The loss itself, or, with a model that makes a vector of every token, of their scores."""
+        if batch.vectors_B is None:
+            return loss
+        queries = len(batch.pairs)
+        return by_maxsim(
+            loss, batch.vectors_B[:queries], batch.vectors_B[queries:], self.config.maxsim or "mean"
+        )
+
+    def _ranking(self, given: Distilled, batch: PairBatch, device: torch.device) -> Loss:
         """The distance of the student's ranking to the teachers', over the same prefixes as the loss."""
-        loss = partial(score_kl, target_QN=given.target_QN.to(device), among_QN=given.among_QN.to(device))
+        kl = partial(score_kl, target_QN=given.target_QN.to(device), among_QN=given.among_QN.to(device))
+        loss = self._late(kl, batch)
         if given.temperature is not None:
             found = [given.temperature]
         else:
@@ -132,6 +146,37 @@ class Objective(nn.Module):
         if self.per_dim:
             return {"temperatures": dict(zip(map(str, self.per_dim), found.tolist(), strict=True))}
         return {"temperature": found.item()}
+
+
+def require_late_interaction(
+    config: LossConfig, pooling: PoolingConfig, processes: int, evaluates: bool
+) -> None:
+    """Refuse what a loss of token vectors lacks, and its setting where there are none.
+
+    Raises:
+        UserError: ``loss.maxsim`` for a model of one vector; for one of token vectors, terms that look at
+            vectors of texts, a retrieval task, several processes.
+    """
+    if not pooling.per_token:
+        if config.maxsim:
+            raise UserError(
+                f"loss.maxsim is of token vectors, and the model has pooling {pooling.name!r}: set pooling "
+                "to tokens, or leave loss.maxsim out"
+            )
+        return
+    without = {
+        "loss.directions": bool(config.directions),
+        "loss.mixing": config.mixing is not None,
+        "loss.queue": config.queue > 0,
+        "evaluate": evaluates,
+    }
+    if asked := [name for name, there in without.items() if there]:
+        raise UserError(
+            f"{asked[0]} needs one vector of a text, and pooling 'tokens' makes one of every token: take one "
+            "of the two out"
+        )
+    if processes > 1:
+        raise UserError("a model with pooling 'tokens' is trained in one process: start it without torchrun")
 
 
 def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) -> None:

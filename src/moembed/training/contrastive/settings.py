@@ -48,11 +48,13 @@ class LossConfig(ShapingConfig):
     the expert counts of the balance loss run: with batches from one source each, an expert may be right to
     rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss. ``weight``,
     ``mask``, ``directions``, ``mixing`` and ``in_batch`` say which scores there are and how much each counts:
-    see `moembed.training.contrastive.shaping`.
+    see `moembed.training.contrastive.shaping`. ``maxsim`` is for models with ``pooling: tokens``: a score is
+    the ``mean`` (null) or the ``sum`` over the query's tokens of each one's nearest token of the document.
     """
 
     kind: Kind = "info_nce"
     triplet: TripletConfig | None = None
+    maxsim: Literal["mean", "sum"] | None = None
     temperature: float = Field(default=0.02, gt=0)
     learn_temperature: bool | Literal["per_dim"] = False
     matryoshka: MatryoshkaConfig | None = None
