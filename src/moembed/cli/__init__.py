@@ -15,6 +15,7 @@ import typer
 
 from moembed import __version__
 from moembed.cli import (
+    align,
     bench,
     compare,
     data,
@@ -57,6 +58,8 @@ for command in (
     train.upcycle,
     merge.merge,
     quantize.quantize,
+    align.align,
+    align.fuse,
     evaluate.evaluate,
     compare.compare,
     experiment.experiment,
