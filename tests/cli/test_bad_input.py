@@ -66,6 +66,11 @@ READERS = {
     "distill teacher": "distill --teacher INPUT --student MODEL --texts TEXTS --out OUT",
     "distill student": "distill --teacher MODEL --student INPUT --texts TEXTS --out OUT",
     "merge probe": "merge MODEL MODEL --method self_positioning --probe INPUT --out OUT",
+    "align": "align MODEL --texts INPUT --by group --out OUT",
+    "align model": "align INPUT --texts GROUPS --by group --out OUT",
+    "align tasks": "align MODEL --texts GROUPS --by group --tasks INPUT --out OUT",
+    "fuse": "fuse MODEL MODEL --texts INPUT --dim 2 --out OUT",
+    "fuse model": "fuse MODEL INPUT --out OUT",
     "push model": "push INPUT me/moles --dry-run",
     "filter model": "filter PAIRS --model INPUT --out OUT.jsonl",
     "mine teacher": "mine PAIRS --teacher INPUT --out OUT.jsonl",
@@ -149,6 +154,23 @@ OPTIONS = [
     "quantize MODEL --avg-bits 3 --out OUT",
     "quantize MODEL --score size --out OUT",
     "quantize MODEL --texts missing.jsonl --out OUT",
+    "align MODEL --texts GROUPS --out OUT",
+    "align MODEL --texts GROUPS --by group --method shift --out OUT",
+    "align MODEL --texts GROUPS --by group --method turn --out OUT",
+    "align MODEL --texts GROUPS --by group --strengths 2 --out OUT",
+    "align MODEL --texts GROUPS --by group --strengths nan --out OUT",
+    "align MODEL --texts GROUPS --by group --strengths half --out OUT",
+    "align MODEL --texts GROUPS --by group --strengths 0,1 --out OUT",
+    "align MODEL --texts GROUPS --by group --sample 1 --out OUT",
+    "align MODEL --texts GROUPS --by group --out PAIRS",
+    "fuse MODEL --out OUT",
+    "fuse MODEL MODEL --dim 4 --out OUT",
+    "fuse MODEL MODEL --texts TEXTS --out OUT",
+    "fuse MODEL MODEL --texts TEXTS --dim 3 --out OUT",
+    "fuse MODEL MODEL --texts TEXTS --dim 0 --out OUT",
+    "fuse MODEL MODEL --weights 1 --out OUT",
+    "fuse MODEL MODEL --weights 1,-1 --out OUT",
+    "fuse MODEL MODEL --weights nan,1 --out OUT",
     "rerank MODEL --query moles TEXTS",
     "distill --teacher MODEL --texts TEXTS --out OUT batch_size=0",
     "distill --teacher MODEL --student MODEL --texts TEXTS --out OUT --role reader",
@@ -188,6 +210,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_model: MakeModel) -> Pa
     pairs = [{"query": f"where is mole {i}?", "document": f"mole {i} is in tunnel {i}"} for i in range(12)]
     (place / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (place / "texts.jsonl").write_text('{"text": "moles dig"}\n{"text": "owls hunt"}\n')
+    groups = [{"text": f"mole {i} digs", "group": "ab"[i % 2]} for i in range(6)]
+    (place / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in groups))
     recipe = {"base": str(place / "model"), "out": "OUT", "steps": 1, "batch_size": 4}
     (place / "recipe.yaml").write_text(json.dumps(recipe))
     (place / "task" / "qrels").mkdir(parents=True)
@@ -212,6 +236,7 @@ def command(line: str, place: Path, out: Path, bad: str = "") -> list[str]:
         "PAIRS": str(place / "pairs.jsonl"),
         "TEXTS": str(place / "texts.jsonl"),
         "RECIPE": str(place / "recipe.yaml"),
+        "GROUPS": str(place / "groups.jsonl"),
         "TASK": str(place / "task"),
         "INDEX": str(place / "index"),
         "OUT": str(out / "made"),

@@ -15,6 +15,7 @@ import typer
 
 from moembed import __version__
 from moembed.cli import (
+    align,
     bench,
     compare,
     data,
@@ -61,6 +62,8 @@ for command in (
     merge.merge,
     prune.prune,
     quantize.quantize,
+    align.align,
+    align.fuse,
     evaluate.evaluate,
     compare.compare,
     experiment.experiment,
