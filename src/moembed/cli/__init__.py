@@ -17,6 +17,7 @@ from moembed import __version__
 from moembed.cli import (
     bench,
     compare,
+    compress_vocabulary,
     data,
     distill,
     evaluate,
@@ -57,6 +58,7 @@ for command in (
     train.upcycle,
     merge.merge,
     quantize.quantize,
+    compress_vocabulary.compress_vocabulary,
     evaluate.evaluate,
     compare.compare,
     experiment.experiment,
