@@ -25,6 +25,7 @@ from moembed.runs.train_reranker import RerankerConfig, is_reranking
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "prune",
+    "compress-vocabulary",
     "quantize",
     "rerank",
     "merge",
