@@ -114,7 +114,7 @@ class ComposedEncoder:
         """What becomes of vectors that stand side by side: ``(N, dim)`` of length 1."""
         array_NM = self.moved(together_NM, texts) if self.moved else together_NM
         array_ND = self.linear(array_NM) if self.linear else array_NM
-        array_ND = np.where(together_NM.any(axis=1)[:, None], array_ND, 0)
+        array_ND = np.where(together_NM.any(axis=1, keepdims=True), array_ND, 0)
         return truncate(array_ND, array_ND.shape[1])
 
     def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
