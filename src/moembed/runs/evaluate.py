@@ -31,7 +31,7 @@ from moembed.folder.bases import locate_base
 from moembed.folder.modules import is_composed, is_static
 from moembed.machine import made
 from moembed.runs.system import EvaluationOptions, Outcome, System, evaluate_system
-from moembed.search.codecs import CODECS
+from moembed.search.codecs import codec_kind
 from moembed.types import UserError
 
 BASELINES = ("bm25", "static", "base")
@@ -131,8 +131,7 @@ def load_tasks(tasks: Sequence[str | Path | Task], options: EvaluationOptions) -
     for task in loaded:
         metrics_of(task.kind, options.metrics)
     for codec in options.codecs:
-        if codec not in CODECS:
-            raise UserError(f"unknown codec {codec!r}; known are {', '.join(CODECS)}")
+        codec_kind(codec)
     return loaded
 
 
