@@ -13,7 +13,7 @@ from moembed.model.words.table import FLOAT, WordTable, budget, floats, need_rat
 from moembed.types import UserError
 
 CENTROIDS = 256  # of every part: as many as a byte can name
-_ROUNDS = 25  # of k-means
+_ROUNDS, _SAMPLE = 10, 64  # of k-means, and how many points it sees of each centroid
 
 
 class ProductConfig(Strict):
@@ -152,7 +152,10 @@ def _codebook(config: ProductConfig | LearnedProductConfig, width: int) -> tuple
 def _k_means(point_VC: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Centroids, and the number of the nearest for every point."""
     faiss = _faiss()
-    found = faiss.Kmeans(point_VC.shape[1], count, niter=_ROUNDS, seed=seed, min_points_per_centroid=1)
+    found = faiss.Kmeans(
+        point_VC.shape[1], count, niter=_ROUNDS, seed=seed,
+        min_points_per_centroid=1, max_points_per_centroid=_SAMPLE,
+    )  # fmt: skip
     found.train(point_VC.numpy())
     _, code_V1 = found.index.search(point_VC.numpy(), 1)
     return torch.from_numpy(found.centroids), torch.from_numpy(code_V1[:, 0])
