@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moembed.embedder import Embedder
+from moembed.losses.binary import correlation, imbalance, signs, with_signs
 from moembed.losses.contrastive import LOSSES
 from moembed.losses.nested import Loss, by_depth, matryoshka
 from moembed.losses.pairs import by_scores
@@ -43,6 +44,9 @@ class Objective(nn.Module):
             )
         if self.nested:
             model.dims = tuple(sorted(self.nested.dims, reverse=True))
+        self.binary, self.bits = config.binary, (config.binary and config.binary.bits) or model.dim
+        if self.bits > model.dim:
+            raise UserError(f"loss.binary.bits {self.bits} go beyond the model's {model.dim} coordinates")
         self.config, self.fixed = config, config.temperature
         start = torch.tensor(-math.log(config.temperature), device=model.device)
         self.per_dim = self.nested.dims if self.nested and config.learn_temperature == "per_dim" else ()
@@ -71,9 +75,12 @@ class Objective(nn.Module):
         loss, temperature = LOSSES[batch.loss], self.temperature
         if batch.score_Q is not None:
             loss = by_scores(batch.score_Q, batch.temperature)
+        of_signs = loss
         if self.nested:
             own = [{"temperature": t} for t in torch.as_tensor(temperature)] if self.per_dim else None
             loss = matryoshka(loss, self.nested.dims, self.nested.weights, own)
+        if self.binary and not plain:
+            loss = with_signs(loss, of_signs, self.bits, self.binary.weight)
         device = next(iter(vectors.values())).device
         queries, weight_Q = len(batch.pairs), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
@@ -97,6 +104,10 @@ class Objective(nn.Module):
             kl = by_depth(ranking, self.depths)(query, own_NM, known.positive_Q, None, mine_Q)
             self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
             total = total + batch.distilled.weight * kl
+        if self.binary and not plain:
+            signs_BP = signs(vectors[max(self.depths)], self.bits)
+            total = total + self.binary.balance * imbalance(signs_BP)
+            total = total + self.binary.decorrelation * correlation(signs_BP)
         return total if mine_Q is None else total * (mine_Q.sum() / queries)
 
     def _ranking(self, given: Distilled, device: torch.device) -> Loss:
