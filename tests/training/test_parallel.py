@@ -61,6 +61,7 @@ STEPS: dict[str, dict[str, Any]] = {
         },
         "chunk_tokens": 25,
     },
+    "signs": {"loss": LOSS | {"binary": {"bits": 12, "balance": 0.5}}, "chunk_tokens": 25},
     "triplet": {"loss": {"balance": 0.7, "z": 0.1, "kind": "triplet"}, "chunk_tokens": 25},
     "low rank": {"loss": LOSS, "lora": {"rank": 2}, "chunk_tokens": 25},
 }  # fmt: skip

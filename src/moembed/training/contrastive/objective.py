@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
+from moembed.losses.binary import correlation, imbalance, signs, with_signs
 from moembed.losses.contrastive import LOSSES
 from moembed.losses.late_interaction import by_maxsim
 from moembed.losses.nested import Loss, by_depth, matryoshka
@@ -46,6 +47,9 @@ class Objective(nn.Module):
             )
         if self.nested:
             model.dims = tuple(sorted(self.nested.dims, reverse=True))
+        self.binary, self.bits = config.binary, (config.binary and config.binary.bits) or model.dim
+        if self.bits > model.dim:
+            raise UserError(f"loss.binary.bits {self.bits} go beyond the model's {model.dim} coordinates")
         self.config, self.fixed = config, config.temperature
         start = torch.tensor(-math.log(config.temperature), device=model.device)
         self.per_dim = self.nested.dims if self.nested and config.learn_temperature == "per_dim" else ()
@@ -74,10 +78,13 @@ class Objective(nn.Module):
         loss, temperature = LOSSES[batch.loss], self.temperature
         if batch.score_Q is not None:
             loss = by_scores(batch.score_Q, batch.temperature)
+        of_signs = loss
         loss = self._late(loss, batch)
         if self.nested:
             own = [{"temperature": t} for t in torch.as_tensor(temperature)] if self.per_dim else None
             loss = matryoshka(loss, self.nested.dims, self.nested.weights, own)
+        if self.binary and not plain:
+            loss = with_signs(loss, of_signs, self.bits, self.binary.weight)
         device = next(iter(vectors.values())).device
         queries, weight_Q = len(batch.pairs), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
@@ -102,6 +109,10 @@ class Objective(nn.Module):
             kl = by_depth(ranking, self.depths)(query, own_NM, known.positive_Q, None, mine_Q)
             self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
             total = total + batch.distilled.weight * kl
+        if self.binary and not plain:
+            signs_BP = signs(vectors[max(self.depths)], self.bits)
+            total = total + self.binary.balance * imbalance(signs_BP)
+            total = total + self.binary.decorrelation * correlation(signs_BP)
         return total if mine_Q is None else total * (mine_Q.sum() / queries)
 
     def _late(self, loss: Loss, batch: PairBatch) -> Loss:
@@ -168,6 +179,7 @@ def require_late_interaction(
         "loss.directions": bool(config.directions),
         "loss.mixing": config.mixing is not None,
         "loss.queue": config.queue > 0,
+        "loss.binary": config.binary is not None,
         "evaluate": evaluates,
     }
     if asked := [name for name, there in without.items() if there]:

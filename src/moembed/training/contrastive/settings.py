@@ -38,6 +38,17 @@ class TripletConfig(Strict):
     negatives: Literal["own", "hardest"] = "own"
 
 
+class BinaryConfig(Strict):
+    """Signs of the first ``bits`` coordinates (null: all) that are trained beside the floats: see
+    `moembed.losses.binary`. ``weight`` is that of their loss, at the temperature of the floats; ``balance``
+    and ``decorrelation`` are those of the terms that keep bits apart."""
+
+    bits: int | None = Field(default=None, ge=1)
+    weight: float = Field(default=1.0, ge=0)
+    balance: float = Field(default=0.1, ge=0)
+    decorrelation: float = Field(default=0.1, ge=0)
+
+
 class LossConfig(ShapingConfig):
     """The loss of a step: ``kind``, over ``matryoshka`` prefixes and ``depths``, and the router's terms.
 
@@ -59,6 +70,7 @@ class LossConfig(ShapingConfig):
     learn_temperature: bool | Literal["per_dim"] = False
     matryoshka: MatryoshkaConfig | None = None
     depths: dict[int, float] | None = Field(default=None, min_length=1)
+    binary: BinaryConfig | None = None
     queue: int = Field(default=0, ge=0, le=10_000_000)  # vectors; 0: none
     balance: float = Field(default=0.01, ge=0)  # coefficient of the load-balancing loss
     balance_window: int = Field(default=1, ge=1)
@@ -73,6 +85,8 @@ class LossConfig(ShapingConfig):
             raise ValueError("learn_temperature per_dim needs the dims of loss.matryoshka; else say true")
         if self.queue and not self.in_batch:
             raise ValueError("queue adds negatives of other queries, and in_batch is false: take one out")
+        if self.learn_temperature == "per_dim" and self.binary is not None:
+            raise ValueError("loss.binary has no temperature of its own: learn_temperature is true or false")
         return self
 
 
