@@ -138,6 +138,7 @@ OPTIONS = [
     "index TEXTS --model MODEL --out PAIRS",
     "index TEXTS --out OUT",
     "index TEXTS --model MODEL --out OUT --id page",
+    "index TEXTS --model MODEL --out OUT --engine faiss",
     "index delete INDEX nothing",
     "index delete INDEX",
     "index info OUT",

@@ -20,7 +20,7 @@ from moembed.types import Pair, UserError
 
 CPU = Options(repeats=1, quick=True, device="cpu", threads=1)
 bench.suites()  # puts the folder of the suites on the path
-from benchmarks import gpu, layers, models, peers, runtimes, shared, start, train  # noqa: E402
+from benchmarks import filter, gpu, layers, models, peers, runtimes, shared, start, train  # noqa: E402
 
 
 @pytest.fixture
@@ -194,3 +194,43 @@ def test_against_is_refused_where_nothing_reads_it(run: Run) -> None:
     code, _, error = run("bench", "moe", "--against", str(ROOT))
     assert code == 2
     assert error == "error: --against is read by the suite demo alone: name it among the suites\n"
+
+
+# ---- filter ------------------------------------------------------------------------------------------------
+
+
+def test_contenders_of_filtered_search_are_asked_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("qdrant_edge")
+    monkeypatch.setattr(filter, "ASKED", 6)
+    monkeypatch.setattr(filter, "TIMED", 2)
+    generator = np.random.default_rng(0)
+    drawn = generator.standard_normal((306, 8)).astype(np.float32)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    filter.keep(tmp_path, drawn)
+    stored = filter.Stored.of(tmp_path, 300)
+    assert stored.built.keys() == {"rows", "graph"}
+    index = filter.Index.open(stored.index)
+    near_N = stored.columns["near"].to_numpy()
+    assert (np.diff((drawn[:300] @ drawn[0])[np.argsort(near_N)]) <= 0).all()
+    for column, bound in (("spread", 40), ("near", 300)):
+        row_K = np.flatnonzero(stored.columns[column].to_numpy() < bound)
+        assert len(row_K) == bound
+        wanted = row_K[np.argsort(-(drawn[row_K] @ drawn[300]))[:10]]
+        found = [
+            filter.scan(stored, column, bound, drawn[300]),
+            index.search(drawn[300:301], 10, where=f"{column} < {bound}").index[0],
+            filter.engine_alone(index, column, bound, drawn[300]),
+        ]
+        assert [sorted(some.tolist()) for some in found] == [sorted(wanted.tolist())] * 3
+    rows = list(filter.asked(stored, index, "spread", 0.1, 1))
+    assert [row.contender for row in rows] == [
+        filter.SCAN,
+        filter.EXACT,
+        filter.ENGINE,
+        filter.OURS,
+        filter.OURS,
+    ]
+    assert (rows[-1].value, rows[-1].met) == (1.0, True)
+    assert rows[-2].target == ">= 5"

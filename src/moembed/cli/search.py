@@ -84,6 +84,13 @@ def build(
     delete_missing: Annotated[
         bool, typer.Option("--delete-missing", help="Delete rows that the file does not hold.")
     ] = False,
+    engine: Annotated[
+        Literal["exact", "qdrant-edge"] | None,
+        typer.Option(
+            help="What searches it: every row compared, or a graph of neighbours built now. "
+            "Default: as before; of a new index exact."
+        ),
+    ] = None,
     dim: Dim = None,
     codec: Annotated[str | None, typer.Option(help=f"Then store the vectors as {CODEC}")] = None,
     bits_per_dim: BitsPerDim = None,
@@ -106,6 +113,10 @@ def build(
     if bits_per_dim is not None and codec is None:
         raise UserError("--bits-per-dim is of a codec: name it with --codec, as in --codec bebr")
     coded = None if codec is None else codec_name(codec, bits_per_dim)
+    if coded and engine not in (None, "exact"):
+        raise UserError(
+            f"--codec makes codes, which are searched exactly, and --engine is {engine}: take one"
+        )
     out = index_folder(out)
     made = None
     if model is None:
@@ -130,8 +141,9 @@ def build(
             done = rows
 
         found = index_file(
-            embedder, source, out, config, id_column=id_, delete_missing=delete_missing, progress=show
-        )
+            embedder, source, out, config, id_column=id_, delete_missing=delete_missing, engine=engine,
+            progress=show,
+        )  # fmt: skip
     note = "" if coded is None else f"; {compress_index(out, coded)}"
     if json_:
         print_json({**asdict(found), "path": str(found.path), "message": f"{found}{note}"})
@@ -206,11 +218,14 @@ def search(
     ] = None,
     rerank: Annotated[str | None, typer.Option(help=f"Order what was found by this. {RERANKER}")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare all rows, where the index has an approximate engine too.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Also say how the filter was met.")] = False,
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
-    """Exact cosine search with the model that made the index, among the rows that meet a condition.
+    """Cosine search with the model that made the index, among the rows that meet a condition.
 
     With --json a hit is its cosine (with --hybrid its joint score, with --rerank that of the reranker),
     `score`, and the columns of its row.
@@ -234,7 +249,9 @@ def search(
     elif model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
         say(f"note: {note}")
     number = max(k, candidates) if rerank else k
-    found = opened.search([query], number, where=where, hybrid=hybrid, weight=weight, model=embedder)
+    found = opened.search(
+        [query], number, where=where, hybrid=hybrid, weight=weight, model=embedder, exact=exact
+    )
     hits = found[0]
     if rerank:
         hits = rerank_hits(rerank, query, hits, opened.manifest.get("column"), allow_pickle)[:k]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from moembed.search.bm25 import Bm25, Postings
 from moembed.search.codecs import Codec
-from moembed.search.columns import Columns, Meets
+from moembed.search.columns import Columns
 from moembed.search.exact import norms_of
 from moembed.search.index_ids import made_keys
 from moembed.search.index_manifest import Part
@@ -29,7 +30,8 @@ from moembed.search.index_parts import (
     require_same,
     require_size,
 )
-from moembed.search.part_sample import AT
+from moembed.search.selectivity import Samples
+from moembed.search.where import Where
 from moembed.search.where_mask import OTHER, column_kinds
 from moembed.types import UserError
 
@@ -37,17 +39,12 @@ _GATHERED = 8192  # rows that are copied at a time
 
 
 @dataclass(frozen=True, slots=True)
-class _Samples:
-    """Rows of all parts that were kept in their footers.
+class _Map:
+    """A file of vectors that is mapped."""
 
-    Attributes:
-        weight_S: the share of all rows that a row of the sample stands for.
-        names: the columns that the sample has.
-    """
-
-    columns: Columns
-    weight_S: np.ndarray
-    names: set[str]
+    file: str
+    size: int
+    vector_NM: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ class PartReader:
     Attributes:
         column: the column of the texts, if it is known.
         codec: what the vectors are stored in; they are read as it decodes them. None: float32.
+        shares: what was estimated of conditions already.
     """
 
     path: Path
@@ -66,7 +64,9 @@ class PartReader:
     codec: Codec | None = None
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
     _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    _maps: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    _maps: dict[int, _Map] = field(default_factory=dict, repr=False, compare=False)
+
+    shares: dict[Where, float | None] = field(default_factory=dict, repr=False, compare=False)
 
     def require_sizes(self) -> None:
         """
@@ -198,43 +198,11 @@ class PartReader:
 
         return Columns([part.live for part in self.parts], read)
 
-    def share(self, names: Sequence[str], test: Meets) -> float | None:
-        """The share of the rows that meet a test, estimated from the samples; None: not known."""
-        samples = self._samples
-        if samples is None or any(name not in samples.names for name in names):
-            return None
-        return float(samples.weight_S @ samples.columns.meets(names, test))
-
     @cached_property
-    def _samples(self) -> _Samples | None:
-        found = [read_sample(self._checked(part, 0)) for part in self.parts]
-        tables = [table for table in found if table is not None]
-        if not tables or len(tables) < len(found):
-            return None
-        kept, weights = [], []
-        for part, table in zip(self.parts, tables, strict=True):
-            at_S = table[AT].to_numpy()
-            left = np.arange(len(at_S)) if part.deleted_N is None else np.flatnonzero(~part.deleted_N[at_S])
-            if not len(left) and part.live:
-                return None  # all sampled rows of a part are deleted: it says nothing about the others
-            kept.append(table.take(pa.array(left)))
-            weights.append(np.full(len(left), part.live / max(1, len(left)) / max(1, len(self))))
-
-        def read(place: int, name: str) -> pa.Array | None:
-            there = name in kept[place].column_names
-            return kept[place][name].combine_chunks() if there else None
-
-        # a column that a part holds and its sample does not is one of long texts or of mixed values
-        known = [set(table.column_names) for table in kept]
-        names = {
-            field.name
-            for part_names, schema in zip(known, self._schemas, strict=True)
-            for field in schema
-            if field.name in part_names
-        }
-        for part_names, schema in zip(known, self._schemas, strict=True):
-            names -= {field.name for field in schema if field.name not in part_names}
-        return _Samples(Columns([len(table) for table in kept], read), np.concatenate(weights), names)
+    def samples(self) -> Samples | None:
+        """What the rows of a condition are estimated from; None: a part says nothing."""
+        tables = [read_sample(self._checked(part, 0)) for part in self.parts]
+        return Samples.of(self.parts, tables, self._schemas)
 
     @cached_property
     def bm25(self) -> Bm25:
@@ -253,14 +221,15 @@ class PartReader:
             yield part, order_K[some], self.live[part][sorted_K[some] - start]
 
     def _mapped(self, part: Part) -> np.ndarray:
-        file, (_, width), dtype = part.files(self.path)[1][0], self._none.shape, self._none.dtype
-        size, known = self._maps.get(part.number, (0, None))
+        known = self._maps.get(part.number)
         # a file that was cut since it was mapped would end the process when it is read there
-        if known is None or not file.exists() or file.stat().st_size != size:
-            known = map_vectors(file, part.rows, width, dtype).view(np.ndarray)
+        if known is None or _size(known.file) != known.size:
+            file = part.files(self.path)[1][0]
+            (_, width), dtype = self._none.shape, self._none.dtype
+            vector_NM = map_vectors(file, part.rows, width, dtype).view(np.ndarray)
             self._checked(part, 1)
-            self._maps[part.number] = file.stat().st_size, known
-        return known
+            known = self._maps[part.number] = _Map(str(file), file.stat().st_size, vector_NM)
+        return known.vector_NM
 
     @cached_property
     def _none(self) -> np.ndarray:
@@ -313,3 +282,10 @@ class PartReader:
             require_same(file, stamp)
             self._sound.add(file)
         return file
+
+
+def _size(file: str) -> int | None:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return None
