@@ -12,14 +12,21 @@ from torch import Tensor, nn
 
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
+from moembed.losses.item_pairs import item_pair_loss
 from moembed.losses.nested import Loss, by_depth, matryoshka
 from moembed.losses.pairs import by_scores
 from moembed.losses.score_distillation import score_kl
 from moembed.losses.shaped import Tally
 from moembed.losses.triplet import Choice
 from moembed.training.contrastive.batch import PairBatch
+from moembed.training.contrastive.item_pairs import Items
 from moembed.training.contrastive.queue import VectorQueue
-from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig, TripletConfig
+from moembed.training.contrastive.settings import (
+    LARGEST_SCALE,
+    ItemPairsConfig,
+    LossConfig,
+    TripletConfig,
+)
 from moembed.training.contrastive.shaping import ShapingConfig
 from moembed.training.contrastive.teachers import Distilled
 from moembed.types import UserError
@@ -28,7 +35,7 @@ from moembed.types import UserError
 class Objective(nn.Module):
     """The contrastive loss over Matryoshka prefixes and depths, at a fixed or a learned temperature."""
 
-    def __init__(self, config: LossConfig, model: Embedder) -> None:
+    def __init__(self, config: LossConfig, model: Embedder, items: ItemPairsConfig | None = None) -> None:
         super().__init__()
         last = model.encoder.spec.num_layers
         self.depths = config.depths or {last: 1.0}
@@ -49,6 +56,8 @@ class Objective(nn.Module):
         if self.per_dim:
             start = start.repeat(len(self.per_dim))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
+        self.projection_MP = None if items is None else _projection(items, model)
+        self.item_pairs = 0.0  # likewise of the term of item pairs
         self.score_kl = 0.0  # this process's share of the ranking term of the last step, before its weight
         self.queue = VectorQueue(config.queue) if config.queue else None
 
@@ -97,7 +106,24 @@ class Objective(nn.Module):
             kl = by_depth(ranking, self.depths)(query, own_NM, known.positive_Q, None, mine_Q)
             self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
             total = total + batch.distilled.weight * kl
-        return total if mine_Q is None else total * (mine_Q.sum() / queries)
+        total = total if mine_Q is None else total * (mine_Q.sum() / queries)
+        if batch.items and not plain:
+            last_NM = vectors[max(self.depths)][queries:]
+            share = self._item_pairs(last_NM, batch.items, batch.owner_N, weight_Q)
+            self.item_pairs = float(share.detach())
+            total = total + batch.items.weight * share
+        return total
+
+    def _item_pairs(
+        self, vector_NM: Tensor, items: Items, owner_N: Tensor, weight_Q: Tensor | None
+    ) -> Tensor:
+        """This process's share of the distance to the scores of another space: the pairs of its own items."""
+        assert self.projection_MP is not None
+        device = vector_NM.device
+        other_IK = items.vector_IK.to(device)
+        own_I = None if weight_Q is None else weight_Q[owner_N[items.place_I]].bool().to(device)
+        chosen_IM = vector_NM[items.place_I.to(device)]
+        return item_pair_loss(chosen_IM, other_IK @ other_IK.T, self.projection_MP, own_I)
 
     def _ranking(self, given: Distilled, device: torch.device) -> Loss:
         """The distance of the student's ranking to the teachers', over the same prefixes as the loss."""
@@ -131,6 +157,14 @@ class Objective(nn.Module):
         if self.per_dim:
             return {"temperatures": dict(zip(map(str, self.per_dim), found.tolist(), strict=True))}
         return {"temperature": found.item()}
+
+
+def _projection(items: ItemPairsConfig, model: Embedder) -> nn.Parameter:
+    """It begins as the first coordinates, so that nothing is left to chance."""
+    dim = items.dim or model.dim
+    if dim > model.dim:
+        raise UserError(f"item_pairs.dim {dim} goes beyond the {model.dim} coordinates of the model")
+    return nn.Parameter(torch.eye(model.dim, dim, device=model.device))
 
 
 def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) -> None:
