@@ -81,7 +81,7 @@ class Writer:
 
     # ---- asking ------------------------------------------------------------------------------------------
 
-    def ask_all(self, documents: Documents, advance: Callable[[int], None]) -> None:
+    def ask_all(self, documents: Documents, advance: Callable[[int], object]) -> None:
         """Have an answer in the log for every question.
 
         On an error and on Ctrl-C no new question is asked, and those on their way are waited for and kept.
@@ -216,7 +216,7 @@ def _labelled(row: Row, document: Document, source: Row) -> Row:
     return row | language | {"source": group, "provenance": source | {"document_id": document.id}}
 
 
-def _finish(pending: set[Future[None]], advance: Callable[[int], None]) -> set[Future[None]]:
+def _finish(pending: set[Future[None]], advance: Callable[[int], object]) -> set[Future[None]]:
     """Wait for one document at least; an error of any is raised."""
     done, rest = wait(pending, return_when=FIRST_COMPLETED)
     for future in done:
