@@ -15,10 +15,13 @@ import typer
 
 from moembed import __version__
 from moembed.cli import (
+    align,
     bench,
     compare,
+    compress_vocabulary,
     data,
     distill,
+    drift,
     evaluate,
     experiment,
     export,
@@ -61,8 +64,12 @@ for command in (
     merge.merge,
     prune.prune,
     quantize.quantize,
+    align.align,
+    align.fuse,
+    compress_vocabulary.compress_vocabulary,
     evaluate.evaluate,
     compare.compare,
+    drift.drift,
     experiment.experiment,
     stress.stress,
     search.embed,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
+    from moembed.search.composed import ComposedEncoder
     from moembed.search.embed import EmbedConfig
 
 Dim = Annotated[int | None, typer.Option(min=1, help="Keep the first dim coordinates.")]
@@ -282,7 +283,9 @@ def _embed(
     return {**asdict(summary), "path": str(summary.path), "message": str(summary)}
 
 
-def _prompted(config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client, model: str) -> EmbedConfig:
+def _prompted(
+    config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client | ComposedEncoder, model: str
+) -> EmbedConfig:
     """With the prompt of its role, and where the model lies."""
     return replace(
         config,
