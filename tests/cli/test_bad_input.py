@@ -126,6 +126,7 @@ OPTIONS = [
     "evaluate MODEL --tasks TASK --processes 0",
     "evaluate MODEL --tasks TASK --dims 0",
     "evaluate MODEL --tasks TASK --dtype float64",
+    "compare PAIRS PAIRS --choose 0",
     "stress bm25 --only limit --people 2",
     "stress bm25 --only limit --queries 0",
     "stress MODEL --only long --lengths 0",

@@ -128,6 +128,36 @@ class ScoreDistillConfig(Strict):
         return [value] if isinstance(value, str) else value
 
 
+class ItemPairsConfig(Strict):
+    """Another space whose scores of pairs of items are learned: ``loss + weight * mean (cos - score)^2``.
+
+    Items are the documents and hard negatives of a batch. Their score in the other space is the cosine of
+    their vectors there: those of the model ``teacher``, or rows of the .npy file ``vectors``, row i of which
+    is the vector of the text in ``column`` of row i of ``items``; texts that are not there take no part. The
+    student's cosines are those of its full vectors behind a projection to ``dim`` coordinates (null: as many
+    as it has), which is learned, begins as the first ``dim`` coordinates and is no part of the model.
+    ``cache``: a folder that keeps the vectors of ``teacher``.
+    """
+
+    teacher: str | None = None
+    vectors: str | None = None
+    items: str | None = None
+    column: str = "text"
+    weight: float = Field(default=1.0, gt=0)
+    dim: int | None = Field(default=None, ge=1)
+    cache: str | None = None
+
+    @model_validator(mode="after")
+    def _one_space(self) -> ItemPairsConfig:
+        if bool(self.teacher) == bool(self.vectors):
+            raise ValueError("give a teacher, or vectors with items, not both and not none")
+        if bool(self.vectors) != bool(self.items):
+            raise ValueError("vectors and items go together: row i of one is row i of the other")
+        if self.cache and not self.teacher:
+            raise ValueError("cache keeps the vectors of a teacher; vectors are there already: leave it out")
+        return self
+
+
 class SourceOptions(Strict):
     """What one source may do in its own way.
 
@@ -188,6 +218,7 @@ class ContrastiveConfig(LoopConfig):
     schedules: dict[str, Points] = Field(default={})  # see `moembed.training.contrastive.schedules`
     guide: GuideConfig | None = None
     distill: ScoreDistillConfig | None = None
+    item_pairs: ItemPairsConfig | None = None
     workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
     evaluate_every: int = Field(default=500, ge=1)  # steps between two looks at the held-out loss
