@@ -24,6 +24,7 @@ from moembed.runs.train_reranker import RerankerConfig, is_reranking
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
+    "drift",
     "align",
     "fuse",
     "prune",

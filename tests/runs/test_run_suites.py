@@ -12,6 +12,7 @@ from conftest import MakeModel, Run
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatConfig, FlatMoE
 from moembed.machine import ROOT
+from moembed.model.words.compressors import COMPRESSORS
 from moembed.moe.router import RouterConfig
 from moembed.runs import bench
 from moembed.runs.bench import AloneError, Options, Row, Timing
@@ -20,7 +21,7 @@ from moembed.types import Pair, UserError
 
 CPU = Options(repeats=1, quick=True, device="cpu", threads=1)
 bench.suites()  # puts the folder of the suites on the path
-from benchmarks import filter, gpu, layers, models, peers, runtimes, shared, start, train  # noqa: E402
+from benchmarks import filter, gpu, layers, models, peers, runtimes, shared, start, train, words  # noqa: E402
 
 
 @pytest.fixture
@@ -234,3 +235,18 @@ def test_contenders_of_filtered_search_are_asked_the_same(
     ]
     assert (rows[-1].value, rows[-1].met) == (1.0, True)
     assert rows[-2].target == ">= 5"
+
+
+# ---- words -------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_a_table_is_looked_up_within_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "SHAPES", {"tiny": (4000, 12)})
+    monkeypatch.setattr(words, "TOKENS", 20)
+    monkeypatch.setattr(words, "RATIO", 0.45)
+    found = list(words.rows(CPU))
+    assert {row.contender for row in found} == {words.FLOATS, *COMPRESSORS} - {"dpq"}
+    for row in found:
+        megabytes = float(row.note.removesuffix(" MB"))
+        most = {words.FLOATS: 1, "int8": 16 / 48, "int4": 36 / 48}.get(row.contender, 0.45)
+        assert megabytes <= round(most * 4000 * 12 * 4 / 1e6, 1)

@@ -22,6 +22,7 @@ from moembed.search import plan as planning
 from moembed.search.ann import AnnPart
 from moembed.search.embed import EmbedConfig
 from moembed.search.index import Index
+from moembed.search.index_compress import compress_index
 from moembed.search.index_file import delete_rows, index_file
 from moembed.search.index_manifest import commit
 from moembed.search.where import And, Compare, Not, Or, Where
@@ -347,3 +348,14 @@ def test_the_command_line_builds_and_says_its_recall(run: Run, tmp_path: Path, m
     assert (told["filter"], told["engine"]) == ("none", "qdrant-edge")
     told = json.loads(run("search", tmp_path / "index", "text", "--json", "--explain", "--exact")[1])["plan"]
     assert told["engine"] == "exact"
+
+
+def test_codes_and_an_approximate_engine_exclude_each_other(tmp_path: Path) -> None:
+    make(tmp_path / "graph", range(60), engine="qdrant-edge")
+    with pytest.raises(UserError, match="searched by qdrant-edge, which takes floats, not codes"):
+        compress_index(tmp_path / "graph", "int8")
+    make(tmp_path / "graph", range(60), engine="exact")
+    compress_index(tmp_path / "graph", "int8")
+    with pytest.raises(UserError, match="holds codes, which are searched exactly"):
+        make(tmp_path / "graph", range(60), engine="qdrant-edge")
+    assert len(Index.open(tmp_path / "graph")) == 60

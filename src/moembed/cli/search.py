@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from moembed.cli.codecs import CODEC, BitsPerDim, codec_name
 from moembed.cli.options import ENCODER, AllowPickle, Dtype, Json, load_encoder, when_interrupted
 from moembed.cli.rerank import RERANKER, rerank_hits
 from moembed.console import print_json, progress_bar, say
@@ -91,6 +92,8 @@ def build(
         ),
     ] = None,
     dim: Dim = None,
+    codec: Annotated[str | None, typer.Option(help=f"Then store the vectors as {CODEC}")] = None,
+    bits_per_dim: BitsPerDim = None,
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     json_: Json = False,
@@ -102,10 +105,18 @@ def build(
     Example: `moembed index build corpus.jsonl --model runs/demo --out corpus.index`
     """
     from moembed.search.embed import EmbedConfig
+    from moembed.search.index_compress import compress_index
     from moembed.search.index_file import index_file
     from moembed.search.index_manifest import index_folder, read_manifest
     from moembed.search.index_model import model_name
 
+    if bits_per_dim is not None and codec is None:
+        raise UserError("--bits-per-dim is of a codec: name it with --codec, as in --codec bebr")
+    coded = None if codec is None else codec_name(codec, bits_per_dim)
+    if coded and engine not in (None, "exact"):
+        raise UserError(
+            f"--codec makes codes, which are searched exactly, and --engine is {engine}: take one"
+        )
     out = index_folder(out)
     made = None
     if model is None:
@@ -135,10 +146,11 @@ def build(
             embedder, source, out, config, id_column=id_, delete_missing=delete_missing, engine=engine,
             progress=show,
         )  # fmt: skip
+    note = "" if coded is None else f"; {compress_index(out, coded)}"
     if json_:
-        print_json({**asdict(found), "path": str(found.path), "message": str(found)})
+        print_json({**asdict(found), "path": str(found.path), "message": f"{found}{note}"})
         return
-    print(found)
+    print(f"{found}{note}")
     print(f'search it:  moembed search {out} "your question"')
 
 
@@ -226,6 +238,7 @@ def search(
     """
     from moembed.encoding import View
     from moembed.search.index import Index
+    from moembed.search.index_bridge import bridge_of
     from moembed.search.index_manifest import index_folder
     from moembed.search.index_model import model_name, relation_used
 
@@ -233,7 +246,9 @@ def search(
     opened.require_condition(where)  # a mistake in it is told before a model is loaded
     embedder = load_encoder(model or model_name(opened.path, opened.manifest), None, allow_pickle)
     view = View(dim=opened.dim)
-    if model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
+    if model and bridge_of(opened.path, opened.manifest, embedder):
+        say("note: the documents are codes of another model, which this one searches over a bridge")
+    elif model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
         say(f"note: {note}")
     number = max(k, candidates) if rerank else k
     found = opened.search(

@@ -42,8 +42,17 @@ def require_engine(engine: str | None) -> None:
 
 
 def require_engine_of(path: Path, engine: str | None) -> None:
-    """``require_engine``, or the same of the engine that an index has."""
+    """``require_engine``, or the same of the engine that an index has.
+
+    Raises:
+        UserError: see `require_engine`; an approximate engine for codes.
+    """
     manifest = read_manifest(path) or {}
+    if "codec" in manifest and engine not in (None, "exact"):
+        raise UserError(
+            f"{path} holds codes, which are searched exactly: {engine} takes floats, an index that was made "
+            "without --codec"
+        )
     there = AnnPart.of(manifest)
     require_engine(engine or (there.engine if there else None))
 

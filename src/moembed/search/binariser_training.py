@@ -14,12 +14,14 @@ the one vector itself (InfoNCE), ours the floats' whole ranking, of which that v
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moembed.losses.binary import SignThrough
 
 STEPS = 200
 BATCH = 128
@@ -28,20 +30,7 @@ NEAREST = 128  # of them and of the batch that count, by query
 TEMPERATURE = 0.05
 NOISE = 0.7  # length of the noise beside that of the direction, 1
 LEARNING_RATE = 3e-4
-
-
-class SignThrough(torch.autograd.Function):
-    """sign(z), zero being -1; the gradient passes where ``|z| ≤ 1``."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return torch.where(z > 0, 1.0, -1.0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (z,) = ctx.saved_tensors
-        return grads[0] * (z.abs() <= 1)
+RIDGE = 0.01  # of the mean square of a coordinate
 
 
 class Recurrence(nn.Module):
@@ -83,7 +72,7 @@ def train_binariser(
         query_BM = noisy(document_BM, generator)
         code_BM, value_BM = recurrence(torch.cat([query_BM, document_BM])).chunk(2)
         document_DM, value_DM = torch.cat([document_BM, queue[0]]), torch.cat([value_BM, queue[1]])
-        loss = ranking_loss(query_BM, code_BM, document_DM, value_DM)
+        loss = ranking_loss(query_BM, (query_BM, code_BM), document_DM, value_DM)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -97,14 +86,58 @@ def noisy(direction_BM: Tensor, generator: torch.Generator) -> Tensor:
     return F.normalize(direction_BM + NOISE * F.normalize(noise_BM, dim=1), dim=1)
 
 
-def ranking_loss(query_BM: Tensor, code_BM: Tensor, document_DM: Tensor, value_DM: Tensor) -> Tensor:
-    """The loss of queries and their codes among the codes of documents, see above."""
+def ranking_loss(query_BM: Tensor, sides: Sequence[Tensor], document_DM: Tensor, value_DM: Tensor) -> Tensor:
+    """The loss of each side of queries, see above, among the codes of documents.
+
+    Args:
+        query_BM: with ``document_DM`` the ranking that is the target.
+        sides: what is compared with the codes ``value_DM``: floats, their codes, or those of another model.
+    """
     cosine_BD = query_BM @ document_DM.T
     near = cosine_BD.topk(min(NEAREST, cosine_BD.shape[1]), dim=1).indices
     target = (cosine_BD.gather(1, near) / TEMPERATURE).softmax(dim=1)
     value_MD = F.normalize(value_DM, dim=1).T
     loss = torch.zeros(())
-    for side_BM in (query_BM, F.normalize(code_BM, dim=1)):
-        score = (side_BM @ value_MD).gather(1, near) / TEMPERATURE
-        loss = loss - (target * score.log_softmax(dim=1)).sum(dim=1).mean() / 2
+    for side_BM in sides:
+        score = (F.normalize(side_BM, dim=1) @ value_MD).gather(1, near) / TEMPERATURE
+        loss = loss - (target * score.log_softmax(dim=1)).sum(dim=1).mean() / len(sides)
     return loss
+
+
+def train_compatible(
+    new_NK: np.ndarray,
+    value_NM: np.ndarray,
+    matrices: tuple[np.ndarray, np.ndarray],
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A ``(M, K)`` and c ``(M)``: ``unit(A x + c)`` is the direction of a new vector among the old.
+
+    It starts as the ridge regression to the directions of the old codes, and learns by the loss above that
+    new directions and their new codes rank the old codes as these rank one another. W and R stay as they are.
+
+    Args:
+        new_NK: vectors of length 1 of the new model.
+        value_NM: old code values of the same texts; the old floats are not needed.
+        matrices: W and R of the old codes.
+    """
+    old = F.normalize(torch.tensor(value_NM), dim=1)
+    value, new = torch.tensor(value_NM), F.pad(torch.tensor(new_NK), (0, 1), value=1.0)
+    gram = new.T @ new
+    gram += RIDGE * gram.trace() / len(gram) * torch.eye(len(gram))
+    into_KM = nn.Parameter(torch.linalg.solve(gram, new.T @ old))
+    recurrence = Recurrence(*matrices).requires_grad_(False)
+    optimizer = torch.optim.Adam([into_KM], lr=LEARNING_RATE)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(STEPS if steps is None else steps):
+        row_B = torch.randint(len(new), (BATCH,), generator=generator)
+        row_D = torch.cat([row_B, torch.randint(len(new), (QUEUE,), generator=generator)])
+        direction_BM = F.normalize(new[row_B] @ into_KM, dim=1)
+        sides = direction_BM, recurrence(direction_BM)
+        loss = ranking_loss(old[row_B], sides, old[row_D], value[row_D])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    into = into_KM.detach().numpy()
+    return into[:-1].T.copy(), into[-1].copy()

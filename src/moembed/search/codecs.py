@@ -73,11 +73,11 @@ class _Width(_FloatQueries):
     dim: int
 
     def state(self) -> dict[str, np.ndarray]:
-        return {"dim": np.array(self.dim)}
+        return {"dim": np.array([self.dim])}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
-        return cls(int(state["dim"]))  # type: ignore[call-arg]
+        return cls(int(state["dim"][0]))  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ engine, see ``ann``. ``index_update`` makes and changes such folders.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +16,8 @@ import numpy as np
 from moembed.encoding import TextEncoder, View
 from moembed.search.ann import AnnPart, AnnSearcher
 from moembed.search.hybrid import require_weight
+from moembed.search.index_bridge import bridge_of
+from moembed.search.index_codec import read_codec
 from moembed.search.index_manifest import open_version, parts_of
 from moembed.search.index_model import load_model, searched_space
 from moembed.search.index_reader import PartReader
@@ -90,7 +92,8 @@ class Index:
             raise UserError(
                 f"the index {path} is unfinished: run the command that started it again to finish it"
             )
-        reader = PartReader(path, tuple(parts_of(manifest)), manifest["dim"], manifest.get("column"))
+        parts, codec = tuple(parts_of(manifest)), read_codec(path, manifest)
+        reader = PartReader(path, parts, manifest["dim"], manifest.get("column"), codec)
         reader.require_sizes()
         index = cls(path, manifest, reader, lock)
         if space_id is not None:
@@ -112,6 +115,11 @@ class Index:
     @property
     def dim(self) -> int:
         return self.manifest["dim"]
+
+    @property
+    def codec(self) -> str:
+        """What its vectors are stored in: float32, or codes, see `moembed.search.codecs`."""
+        return self.manifest["codec"]["name"] if "codec" in self.manifest else "float32"
 
     @property
     def version(self) -> int:
@@ -182,12 +190,15 @@ class Index:
         """Vectors of questions in the space of the index.
 
         Raises:
-            UserError: the model is not there, or makes vectors of another space without a declared relation.
+            UserError: the model is not there, or makes vectors of another space, to which neither a declared
+                relation nor a bridge leads.
         """
         if model is None:
             if not self._models:
                 self._models.append(load_model(self.path, self.manifest))
             model = self._models[0]
+        if bridge := bridge_of(self.path, self.manifest, model):
+            return bridge.vectors(model.vectors(texts, role="query").array)
         view = View(dim=self.dim)
         self.require_space(searched_space(model, self.manifest.get("role"), view, self.space_id))
         return model.vectors(texts, role="query", view=view).array
@@ -198,6 +209,7 @@ class Index:
             raise UserError(f"k must be at least 1, got {search.k}")
         if search.weight is not None and search.texts is None:
             raise UserError("weight is of hybrid search alone: ask for hybrid too")
+        search = replace(search, query_QM=self._reader.queries(search.query_QM))
         hits, plan = find(self._reader, search, None if exact else self._engine())
         return IndexHits(hits.index, hits.score, self, plan)
 
@@ -209,7 +221,7 @@ class Index:
         return self._ann[0]
 
     def vectors(self) -> Iterator[np.ndarray]:
-        """The ``(rows, dim)`` vectors of each part in turn, without those of deleted rows."""
+        """The ``(rows, dim)`` vectors of each part in turn, without deleted ones; codes are decoded."""
         return self._reader.vectors()
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
@@ -247,6 +259,7 @@ class Index:
             "rows": len(self),
             "version": self.version,
             "dim": self.dim,
+            "codec": self.codec,
             "space_id": self.space_id,
             "model": manifest.get("model_path"),
             "text_column": manifest.get("column"),

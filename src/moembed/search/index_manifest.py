@@ -34,8 +34,11 @@ from moembed.search.index_parts import part_paths
 from moembed.types import UserError
 
 FORMAT = "moembed-index"
-IN_ORDER, UPDATED = 1, 2  # format versions: blocks of one source; rows that are updated by id
-_OURS = re.compile(r"part-\d{5,}\.(parquet|npy|terms\.npz)|\.manifest-\d+\.json|\..*\.tmp")
+# format versions: blocks of one source; rows that are updated by id; their vectors are codes
+IN_ORDER, UPDATED, CODED = 1, 2, 3
+_OURS = re.compile(
+    r"part-\d{5,}\.(parquet|npy|terms\.npz)|(codec|bridge)-\d{5,}\.safetensors|\.manifest-\d+\.json|\..*\.tmp"
+)
 _STAMP = re.compile(r"\d+-[0-9a-f]{8}")
 _ANN = re.compile(r"ann-\d{5,}")  # folders of approximate engines, see ``ann``
 _OLD_MANIFEST = re.compile(r"\.manifest-\d+\.json")
@@ -115,7 +118,7 @@ def _unpacked(text: str, rows: int) -> np.ndarray:
 
 def parts_of(manifest: dict[str, Any], field: str = "parts") -> list[Part]:
     """The parts of a manifest of either format version; ``pending`` are those of an update under way."""
-    if manifest["format_version"] == UPDATED:
+    if manifest["format_version"] >= UPDATED:
         return [Part.from_json(part) for part in manifest[field]]
     if field != "parts":
         return []
@@ -154,12 +157,12 @@ def _parsed(file: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{file.parent} is not an index: its manifest.json is of another kind")
     found = manifest.get("format_version")
-    if found not in (IN_ORDER, UPDATED):
+    if found not in (IN_ORDER, UPDATED, CODED):
         raise UserError(
-            f"the index {file.parent} has format version {found}, this moembed reads up to {UPDATED}: "
+            f"the index {file.parent} has format version {found}, this moembed reads up to {CODED}: "
             "read it with the moembed that made it, or make it again"
         )
-    if found == UPDATED:
+    if found >= UPDATED:
         sound, check = manifest.pop("checksum", None) == _checksum(manifest), "its own checksum"
     else:
         sound, check = _fits(manifest), "itself"
@@ -286,8 +289,10 @@ def _remove_unread(path: Path) -> None:
 
 def _names(manifest: dict[str, Any]) -> set[str]:
     parts = parts_of(manifest) + parts_of(manifest, "pending")
-    files = {file.name for part in parts for file in part_paths(Path(), part.number)}
-    return files | {manifest["ann"]["folder"]} if "ann" in manifest else files
+    names = {file.name for part in parts for file in part_paths(Path(), part.number)}
+    codec = [manifest["codec"]] if "codec" in manifest else []
+    names |= {entry["file"] for entry in codec + manifest.get("bridges", [])}
+    return names | {manifest["ann"]["folder"]} if "ann" in manifest else names
 
 
 def _sync(folder: Path) -> None:

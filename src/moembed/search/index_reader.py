@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from moembed.search.bm25 import Bm25, Postings
+from moembed.search.codecs import Codec
 from moembed.search.columns import Columns
 from moembed.search.exact import norms_of
 from moembed.search.index_ids import made_keys
@@ -52,6 +53,7 @@ class PartReader:
 
     Attributes:
         column: the column of the texts, if it is known.
+        codec: what the vectors are stored in; they are read as it decodes them. None: float32.
         shares: what was estimated of conditions already.
     """
 
@@ -59,6 +61,7 @@ class PartReader:
     parts: tuple[Part, ...]
     dim: int
     column: str | None
+    codec: Codec | None = None
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
     _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     _maps: dict[int, _Map] = field(default_factory=dict, repr=False, compare=False)
@@ -129,17 +132,26 @@ class PartReader:
 
     def vectors_at(self, index_K: np.ndarray) -> np.ndarray:
         """Vectors of these rows, ``(K, dim)``."""
-        vector_KM = np.empty((len(index_K), self.dim), np.float32)
+        width = self._decoded(self._none).shape[1]
+        vector_KM = np.empty((len(index_K), width), np.float32)
         for part, where_K, row_K in self._places(index_K):
-            vector_KM[where_K] = self._mapped(self.parts[part])[row_K]
+            vector_KM[where_K] = self._decoded(self._mapped(self.parts[part])[row_K])
         return vector_KM
+
+    def queries(self, query_QM: np.ndarray) -> np.ndarray:
+        """Vectors of queries as they are compared with what ``vectors`` yields."""
+        if self.codec is None:
+            return query_QM
+        if query_QM.ndim != 2 or query_QM.shape[1] != self.dim:
+            raise UserError(f"queries of shape {query_QM.shape} do not fit codes of {self.dim} dimensions")
+        return self.codec.query(query_QM)
 
     def vectors(self) -> Iterator[np.ndarray]:
         """The vectors of the rows of each part in turn; those of a whole part are mapped, not copied."""
         for part, row_K in zip(self.parts, self.live, strict=True):
             if len(row_K):
                 vector_NM = self._mapped(part)
-                yield vector_NM if len(row_K) == part.rows else vector_NM[row_K]
+                yield self._decoded(vector_NM if len(row_K) == part.rows else vector_NM[row_K])
 
     def norms(self) -> Iterator[np.ndarray]:
         """The lengths of the vectors that ``vectors`` yields, kept in memory once they were computed."""
@@ -170,7 +182,7 @@ class PartReader:
 
     def _norms_of(self, part: Part) -> np.ndarray:
         if part.number not in self._norms:
-            self._norms[part.number] = norms_of(self._mapped(part))
+            self._norms[part.number] = norms_of(self._decoded(self._mapped(part)))
         return self._norms[part.number]
 
     @cached_property
@@ -213,10 +225,20 @@ class PartReader:
         # a file that was cut since it was mapped would end the process when it is read there
         if known is None or _size(known.file) != known.size:
             file = part.files(self.path)[1][0]
-            vector_NM = map_vectors(file, part.rows, self.dim).view(np.ndarray)
+            (_, width), dtype = self._none.shape, self._none.dtype
+            vector_NM = map_vectors(file, part.rows, width, dtype).view(np.ndarray)
             self._checked(part, 1)
             known = self._maps[part.number] = _Map(str(file), file.stat().st_size, vector_NM)
         return known.vector_NM
+
+    @cached_property
+    def _none(self) -> np.ndarray:
+        """No vectors, as they are stored."""
+        nothing_0M = np.zeros((0, self.dim), np.float32)
+        return nothing_0M if self.codec is None else self.codec.encode(nothing_0M)
+
+    def _decoded(self, stored_NB: np.ndarray) -> np.ndarray:
+        return stored_NB if self.codec is None else self.codec.decode(np.asarray(stored_NB))
 
     def _column(self, part: Part, name: str) -> pa.Array | None:
         """The values of a column of a part, those of deleted rows too; None: there is none."""

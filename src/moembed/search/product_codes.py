@@ -84,18 +84,19 @@ class ProductCodes:
         Raises:
             UserError: FAISS is missing.
         """
-        faiss = _faiss()
         pieces, _, width = self.centroid_PCD.shape
-        quantiser = faiss.ProductQuantizer(pieces * width, pieces, 8)
-        faiss.copy_array_to_vector(self.centroid_PCD.ravel(), quantiser.centroids)
         if not len(vector_NM):
             return np.zeros((0, pieces), np.uint8)
+        faiss = _faiss()
+        quantiser = faiss.ProductQuantizer(pieces * width, pieces, 8)
+        faiss.copy_array_to_vector(self.centroid_PCD.ravel(), quantiser.centroids)
         code_NB: np.ndarray = quantiser.compute_codes(np.ascontiguousarray(self.query(vector_NM), np.float32))
         return code_NB
 
     def decode(self, code_NB: np.ndarray) -> np.ndarray:
         """Documents as ``query`` has queries: rotated, if the codec rotates."""
-        return self.centroid_PCD[np.arange(len(self.centroid_PCD)), code_NB].reshape(len(code_NB), -1)
+        pieces, _, width = self.centroid_PCD.shape
+        return self.centroid_PCD[np.arange(pieces), code_NB].reshape(len(code_NB), pieces * width)
 
     def query(self, query_QM: np.ndarray) -> np.ndarray:
         return query_QM @ self.rotation_MM.T if self.rotation_MM.size else query_QM

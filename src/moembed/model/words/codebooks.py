@@ -13,6 +13,7 @@ from moembed.model.words.table import FLOAT, WordTable, budget, floats, need_rat
 from moembed.types import UserError
 
 CENTROIDS = 256  # of every part: as many as a byte can name
+_BLOCK = 512  # rows whose distances are there at a time
 _ROUNDS, _SAMPLE = 10, 64  # of k-means, and how many points it sees of each centroid
 
 
@@ -115,6 +116,10 @@ class LearnedProduct(WordTable):
 
     @torch.no_grad()
     def _code(self, row_ND: Tensor) -> Tensor:
+        """Numbers ``(N, S)`` of the nearest centroids; some rows at a time, for all distances take memory."""
+        return torch.cat([self._nearest(block_ND) for block_ND in torch.split(row_ND, _BLOCK)])
+
+    def _nearest(self, row_ND: Tensor) -> Tensor:
         parts, _, size = self.centroid_SKC.shape
         row_SNC = row_ND.detach().view(-1, parts, size).transpose(0, 1).float()
         centroid_SKC = self.centroid_SKC.float()
@@ -127,9 +132,7 @@ class LearnedProduct(WordTable):
         """The same table as codes."""
         made = Product(self.config, self.rows, self.width)
         made.centroid_SKC.data.copy_(self.centroid_SKC.data)
-        made.code_VS.copy_(
-            torch.cat([self._code(block_ND) for block_ND in torch.split(self.row_VD.detach(), 8192)])
-        )
+        made.code_VS.copy_(self._code(self.row_VD))
         return made
 
 

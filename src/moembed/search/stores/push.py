@@ -90,9 +90,14 @@ def push_index(
         prune: remove rows of the database that the index does not have.
 
     Raises:
-        UserError: the database cannot be reached, refuses, or holds vectors of another space; it finds other
-            rows than the index does.
+        UserError: an index of codes; the database cannot be reached, refuses, or holds vectors of another
+            space; it finds other rows than the index does.
     """
+    if index.codec != "float32":
+        raise UserError(
+            f"{index.path} holds codes of {index.codec}, and a database needs vectors: push an index of "
+            "its documents that was not compressed"
+        )
     store.prepare(index.dim, index.space_id)
     seen: set[str] = set()
     written = 0
