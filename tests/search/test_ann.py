@@ -143,7 +143,7 @@ conditions = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(conditions)
 def test_the_engine_understands_a_condition_as_we_do(folder: Path, where: Where) -> None:
     """Every row that meets it, and no other: the engine is asked for all of them."""
