@@ -39,7 +39,7 @@ from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
-PLAIN = sorted(mode for mode in POOLING if not PoolingConfig(mode).learns)
+PLAIN = sorted(m for m in POOLING if not (PoolingConfig(m).learns or PoolingConfig(m).per_token))
 
 Rows = Sequence[Sequence[int]]
 

@@ -47,7 +47,8 @@ def evaluate(
     ] = None,
     dims: Annotated[str, typer.Option(help="Also with so many coordinates, for instance 64,128,256.")] = "",
     codecs: Annotated[
-        str, typer.Option(help="Also stored as float16, int8, binary or binary-symmetric; comma-separated.")
+        str,
+        typer.Option(help="Also stored as float16, int8, binary, bebr:2 (bits per dimension), pq:2, …."),
     ] = "",
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="bm25, static word vectors, the model's base.")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
+    from moembed.search.composed import ComposedEncoder
     from moembed.search.embed import EmbedConfig
 
 Dim = Annotated[int | None, typer.Option(min=1, help="Keep the first dim coordinates.")]
@@ -197,6 +198,7 @@ def search(
     ] = None,
     rerank: Annotated[str | None, typer.Option(help=f"Order what was found by this. {RERANKER}")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
+    explain: Annotated[bool, typer.Option("--explain", help="Also say how the filter was met.")] = False,
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
@@ -205,6 +207,7 @@ def search(
     With --json a hit is its cosine (with --hybrid its joint score, with --rerank that of the reranker),
     `score`, and the columns of its row.
     Where a column is called score too, it stands in `row`: {"score": 0.71, "text": …, "row": {"score": 99}}.
+    With --explain and --json the list is `hits`, beside `plan`: {"plan": {"filter": "pre", …}, "hits": […]}.
 
     Example: `moembed search runs/demo "read a parquet file lazily"`
     """
@@ -220,13 +223,17 @@ def search(
     if model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
         say(f"note: {note}")
     number = max(k, candidates) if rerank else k
-    (hits,) = opened.search([query], number, where=where, hybrid=hybrid, weight=weight, model=embedder)
+    found = opened.search([query], number, where=where, hybrid=hybrid, weight=weight, model=embedder)
+    hits = found[0]
     if rerank:
         hits = rerank_hits(rerank, query, hits, opened.manifest.get("column"), allow_pickle)[:k]
     scores = [round(hit.score, 6 if hybrid or rerank else 4) for hit in hits]
     if json_:
-        print_json([_as_json(score, hit.row) for score, hit in zip(scores, hits, strict=True)])
+        listed = [_as_json(score, hit.row) for score, hit in zip(scores, hits, strict=True)]
+        print_json({"plan": found.plan.as_dict(), "hits": listed} if explain else listed)
         return
+    if explain:
+        say(str(found.plan))
     if not hits:
         say("no row of the index meets the condition" if where else "the index holds no rows")
     for score, hit in zip(scores, hits, strict=True):
@@ -276,7 +283,9 @@ def _embed(
     return {**asdict(summary), "path": str(summary.path), "message": str(summary)}
 
 
-def _prompted(config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client, model: str) -> EmbedConfig:
+def _prompted(
+    config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client | ComposedEncoder, model: str
+) -> EmbedConfig:
     """With the prompt of its role, and where the model lies."""
     return replace(
         config,

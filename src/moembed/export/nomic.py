@@ -28,6 +28,8 @@ def to_nomic(parts: Parts) -> Parts:
     """
     if any(isinstance(step, ExpertHead) for step in parts.head.steps):
         raise UserError("the Nomic layout cannot hold this model: it has experts behind pooling")
+    if parts.pooling.per_token:
+        raise UserError("the Nomic layout cannot hold this model: it makes a vector of every token")
     parts = with_whole_vocabulary(parts, "the Nomic layout")
     spec, state = full_experts(parts.spec.without_noise(), parts.state)
     spec, state = remove_selection_bias(spec, state, "the Nomic layout")

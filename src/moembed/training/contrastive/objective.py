@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
+from moembed.losses.late_interaction import by_maxsim
 from moembed.losses.nested import Loss, by_depth, matryoshka
 from moembed.losses.pairs import by_scores
 from moembed.losses.score_distillation import score_kl
 from moembed.losses.shaped import Tally
 from moembed.losses.triplet import Choice
+from moembed.model.pooling import PoolingConfig
 from moembed.training.contrastive.batch import PairBatch
 from moembed.training.contrastive.queue import VectorQueue
 from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig, TripletConfig
@@ -71,14 +74,16 @@ class Objective(nn.Module):
         loss, temperature = LOSSES[batch.loss], self.temperature
         if batch.score_Q is not None:
             loss = by_scores(batch.score_Q, batch.temperature)
+        loss = self._late(loss, batch)
         if self.nested:
             own = [{"temperature": t} for t in torch.as_tensor(temperature)] if self.per_dim else None
             loss = matryoshka(loss, self.nested.dims, self.nested.weights, own)
         device = next(iter(vectors.values())).device
         queries, weight_Q = len(batch.pairs), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
-        query = {depth: vector_BM[:queries] for depth, vector_BM in vectors.items()}
-        document = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}
+        first = batch.query_rows
+        query = {depth: vector_BM[:first] for depth, vector_BM in vectors.items()}
+        document = {depth: vector_BM[first:] for depth, vector_BM in vectors.items()}
         known, owner_N = batch.known, batch.owner_N
         if self.queue is not None and not plain:
             document, known, owner_N = self.queue.join(document, batch)
@@ -92,16 +97,26 @@ class Objective(nn.Module):
             query, document, known.positive_Q, known, mine_Q, tally=tally, **options
         )
         if batch.distilled and not plain:
-            ranking = self._ranking(batch.distilled, device)
-            own_NM = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}  # without a queue
+            ranking = self._ranking(batch.distilled, batch, device)
+            own_NM = {depth: vector_BM[first:] for depth, vector_BM in vectors.items()}  # without a queue
             kl = by_depth(ranking, self.depths)(query, own_NM, known.positive_Q, None, mine_Q)
             self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
             total = total + batch.distilled.weight * kl
         return total if mine_Q is None else total * (mine_Q.sum() / queries)
 
-    def _ranking(self, given: Distilled, device: torch.device) -> Loss:
+    def _late(self, loss: Loss, batch: PairBatch) -> Loss:
+        """The loss itself, or, with a model that makes a vector of every token, of their scores."""
+        if batch.vectors_B is None:
+            return loss
+        queries = len(batch.pairs)
+        return by_maxsim(
+            loss, batch.vectors_B[:queries], batch.vectors_B[queries:], self.config.maxsim or "mean"
+        )
+
+    def _ranking(self, given: Distilled, batch: PairBatch, device: torch.device) -> Loss:
         """The distance of the student's ranking to the teachers', over the same prefixes as the loss."""
-        loss = partial(score_kl, target_QN=given.target_QN.to(device), among_QN=given.among_QN.to(device))
+        kl = partial(score_kl, target_QN=given.target_QN.to(device), among_QN=given.among_QN.to(device))
+        loss = self._late(kl, batch)
         if given.temperature is not None:
             found = [given.temperature]
         else:
@@ -133,6 +148,37 @@ class Objective(nn.Module):
         return {"temperature": found.item()}
 
 
+def require_late_interaction(
+    config: LossConfig, pooling: PoolingConfig, processes: int, evaluates: bool
+) -> None:
+    """Refuse what a loss of token vectors lacks, and its setting where there are none.
+
+    Raises:
+        UserError: ``loss.maxsim`` for a model of one vector; for one of token vectors, terms that look at
+            vectors of texts, a retrieval task, several processes.
+    """
+    if not pooling.per_token:
+        if config.maxsim:
+            raise UserError(
+                f"loss.maxsim is of token vectors, and the model has pooling {pooling.name!r}: set pooling "
+                "to tokens, or leave loss.maxsim out"
+            )
+        return
+    without = {
+        "loss.directions": bool(config.directions),
+        "loss.mixing": config.mixing is not None,
+        "loss.queue": config.queue > 0,
+        "evaluate": evaluates,
+    }
+    if asked := [name for name, there in without.items() if there]:
+        raise UserError(
+            f"{asked[0]} needs one vector of a text, and pooling 'tokens' makes one of every token: take one "
+            "of the two out"
+        )
+    if processes > 1:
+        raise UserError("a model with pooling 'tokens' is trained in one process: start it without torchrun")
+
+
 def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) -> None:
     """Refuse settings of a loss that no source, or not every source, can follow.
 
@@ -144,6 +190,12 @@ def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) ->
         other = min(kinds - {"info_nce"})
         raise UserError(
             f"loss.directions are further terms of info_nce, and {other} has none: {only.format('info_nce')}"
+        )
+    if not config.in_batch and kinds != {"info_nce"}:
+        other = min(kinds - {"info_nce"})
+        raise UserError(
+            "loss.in_batch false leaves a query its own hard negatives alone, which is for info_nce; "
+            f"{other} looks at other pairs of the batch: {only.format('info_nce')}"
         )
     softmax = {name: getattr(config, name) for name in ("weight", "mixing", "learn_temperature")}
     for name, asked in softmax.items():
@@ -158,3 +210,26 @@ def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) ->
         )
     if config.triplet and "triplet" not in kinds:
         raise UserError("loss.triplet holds settings of the loss triplet, which no source has: set loss.kind")
+
+
+def own_negatives(config: LossConfig, source: Source) -> list[str]:
+    """What is to be said of a source whose queries have no negatives but their own.
+
+    Raises:
+        UserError: it has none.
+    """
+    if config.in_batch:
+        return []
+    having, _ = source.count_negatives()
+    if not having:
+        raise UserError(
+            f"loss.in_batch is false and {source.name} has no hard negatives, so it could teach nothing: "
+            "mine some with moembed mine, or leave in_batch out"
+        )
+    lacking = len(source) - having
+    if not lacking:
+        return []
+    return [
+        f"{source.name}: {lacking:,} of {len(source):,} pairs have no hard negative and teach nothing, for "
+        "loss.in_batch is false"
+    ]
