@@ -83,6 +83,12 @@ def build(
         bool, typer.Option("--delete-missing", help="Delete rows that the file does not hold.")
     ] = False,
     dim: Dim = None,
+    multivector: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model with pooling tokens, how they are encoded: repetitions=20,k_sim=5,d_proj=16."
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     json_: Json = False,
@@ -94,6 +100,7 @@ def build(
     Example: `moembed index build corpus.jsonl --model runs/demo --out corpus.index`
     """
     from moembed.search.embed import EmbedConfig
+    from moembed.search.fde import FdeConfig
     from moembed.search.index_file import index_file
     from moembed.search.index_manifest import index_folder, read_manifest
     from moembed.search.index_model import model_name
@@ -104,9 +111,11 @@ def build(
         made = read_manifest(out)
         if made is None:
             raise UserError(f"{out} is not an index yet: name the model that is to make it with --model")
-        model, dim = model_name(out, made), made["dim"] if dim is None else dim
+        dim = made["dim"] if dim is None and "multivector" not in made else dim
+        model = model_name(out, made)
     embedder = load_encoder(model, dtype, allow_pickle)
-    config = _prompted(EmbedConfig(column=column, dim=dim), embedder, model)
+    late = None if multivector is None else FdeConfig.parse(multivector, embedder.dim)
+    config = _prompted(EmbedConfig(column=column, dim=dim, multivector=late), embedder, model)
     if made is not None:  # the path stays as it was written: one from the index to its model survives a move
         config = replace(config, model_path=made.get("model_path"))
     done = 0
@@ -202,6 +211,8 @@ def search(
 ) -> None:
     """Exact cosine search with the model that made the index, among the rows that meet a condition.
 
+    In an index of token vectors scores are exact MaxSim, of the candidates that their encodings find.
+
     With --json a hit is its cosine (with --hybrid its joint score, with --rerank that of the reranker),
     `score`, and the columns of its row.
     Where a column is called score too, it stands in `row`: {"score": 0.71, "text": …, "row": {"score": 99}}.
@@ -216,7 +227,7 @@ def search(
     opened = Index.open(index_folder(index))
     opened.require_condition(where)  # a mistake in it is told before a model is loaded
     embedder = load_encoder(model or model_name(opened.path, opened.manifest), None, allow_pickle)
-    view = View(dim=opened.dim)
+    view = View(dim=None if opened.fde else opened.dim)
     if model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
         say(f"note: {note}")
     number = max(k, candidates) if rerank else k

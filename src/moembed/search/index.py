@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from moembed.encoding import TextEncoder, View
+from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, View
 from moembed.search.exact import pair_scores, search_parts
+from moembed.search.fde import Fde, FdeConfig
 from moembed.search.hybrid import best_terms, by_ranks, by_weight, require_weight, window
 from moembed.search.index_manifest import open_version, parts_of
 from moembed.search.index_model import load_model, searched_space
 from moembed.search.index_reader import PartReader
+from moembed.search.late_search import best_products, late_search, num_candidates
 from moembed.search.where import Where, read_where
 from moembed.search.where_mask import mask, require_columns
 from moembed.types import Hits, UserError
@@ -84,7 +87,10 @@ class Index:
             raise UserError(
                 f"the index {path} is unfinished: run the command that started it again to finish it"
             )
-        reader = PartReader(path, tuple(parts_of(manifest)), manifest["dim"], manifest.get("column"))
+        late = manifest.get("multivector") or {}
+        reader = PartReader(
+            path, tuple(parts_of(manifest)), manifest["dim"], manifest.get("column"), late.get("token_dim")
+        )
         reader.require_sizes()
         index = cls(path, manifest, reader, lock)
         if space_id is not None:
@@ -107,6 +113,12 @@ class Index:
     def dim(self) -> int:
         return self.manifest["dim"]
 
+    @cached_property
+    def fde(self) -> Fde | None:
+        """Of a multi-vector index, how the vectors of tokens are encoded."""
+        config = self.manifest.get("multivector")
+        return Fde(FdeConfig.from_json(config)) if config else None
+
     @property
     def version(self) -> int:
         """How many times the index was changed; 0 for a folder that `moembed embed` made."""
@@ -122,7 +134,7 @@ class Index:
 
     def search(
         self,
-        queries: str | Sequence[str] | np.ndarray,
+        queries: str | Sequence[str] | np.ndarray | TokenVectors,
         k: int = 10,
         *,
         where: Condition | None = None,
@@ -132,10 +144,12 @@ class Index:
     ) -> IndexHits:
         """The best ``min(k, N)`` of the N rows that meet ``where``, for every query; ties by lower row.
 
-        ``IndexHits.index`` counts the rows of the index that are not deleted.
+        ``IndexHits.index`` counts the rows of the index that are not deleted. In a multi-vector index scores
+        are those of MaxSim, of the candidates that `moembed.search.late_search` takes.
 
         Args:
-            queries: texts, embedded by ``model``; or their vectors ``(Q, dim)``, which needs no model.
+            queries: texts, embedded by ``model``; or their vectors ``(Q, dim)``, in a multi-vector index
+                their token vectors, which needs no model.
             where: a condition on columns, see `moembed.search.where`.
             hybrid: rank by vectors and BM25 together, see `moembed.search.hybrid`; needs texts.
             weight: of hybrid search, how much the vectors count, 0 to 1; None: ranks are added.
@@ -145,13 +159,12 @@ class Index:
             UserError: ``k`` below 1, vectors that do not fit, a condition that the columns cannot answer, a
                 model of another space, a damaged part.
         """
-        if isinstance(queries, np.ndarray):
+        if isinstance(queries, (np.ndarray, TokenVectors)):
             if hybrid:
                 raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
             return self._find(queries, None, k, where, weight)
         texts = [queries] if isinstance(queries, str) else list(queries)
-        query_QM = self.embed_queries(texts, model)
-        return self._find(query_QM, texts if hybrid else None, k, where, weight)
+        return self._find(self.embed_queries(texts, model), texts if hybrid else None, k, where, weight)
 
     def find(
         self,
@@ -168,8 +181,10 @@ class Index:
             raise UserError("hybrid search needs the text of every query")
         return list(self._find(query_QM, texts if hybrid else None, k, where, weight))
 
-    def embed_queries(self, texts: Sequence[str], model: TextEncoder | None = None) -> np.ndarray:
-        """Vectors of questions in the space of the index.
+    def embed_queries(
+        self, texts: Sequence[str], model: TextEncoder | None = None
+    ) -> np.ndarray | TokenVectors:
+        """Vectors of questions in the space of the index, in a multi-vector index those of their tokens.
 
         Raises:
             UserError: the model is not there, or makes vectors of another space without a declared relation.
@@ -178,13 +193,16 @@ class Index:
             if not self._models:
                 self._models.append(load_model(self.path, self.manifest))
             model = self._models[0]
-        view = View(dim=self.dim)
+        view = View(dim=self.dim) if self.fde is None else FULL
         self.require_space(searched_space(model, self.manifest.get("role"), view, self.space_id))
-        return model.vectors(texts, role="query", view=view).array
+        if self.fde is None:
+            return model.vectors(texts, role="query", view=view).array
+        assert isinstance(model, TokenEncoder)  # it is in the space of this index
+        return model.encode_tokens(texts, role="query")
 
     def _find(
         self,
-        query_QM: np.ndarray,
+        queries: np.ndarray | TokenVectors,
         texts: Sequence[str] | None,
         k: int,
         where: Condition | None,
@@ -198,21 +216,35 @@ class Index:
         chosen = self._chosen(where)
         row_N = self._reader.numbers(chosen)
         depth = k if texts is None else window(k)
-        vectors, norms = self._reader.vectors(chosen), self._reader.norms(chosen)
-        hits = search_parts(query_QM, vectors, len(row_N), depth, norms)
+        if isinstance(queries, TokenVectors) != (self.fde is not None):
+            kind = "token vectors" if self.fde is not None else "one vector of each query"
+            raise UserError(f"the index {self.path} is searched with texts or {kind}")
+        if weight is not None and self.fde is not None:
+            raise UserError("a multi-vector index has no cosines to weigh: leave weight out, ranks are added")
+        vectors = self._reader.vectors(chosen)
+        if isinstance(queries, TokenVectors):
+            hits = self._late(queries, vectors, row_N, depth)
+        else:
+            hits = search_parts(queries, vectors, len(row_N), depth, self._reader.norms(chosen))
         if texts is None:
             return IndexHits(row_N[hits.index], hits.score, self)
         found = [
-            self._fused(query_QM[q : q + 1], text, row_N, hits.index[q], k, weight)
+            self._fused(None if self.fde else queries[q : q + 1], text, row_N, hits.index[q], k, weight)
             for q, text in enumerate(texts)
         ]
         shape = len(texts), min(k, len(row_N))
         index_QK = np.array([row_K for row_K, _ in found], np.int64).reshape(shape)
         return IndexHits(index_QK, np.array([score for _, score in found], np.float32).reshape(shape), self)
 
+    def _late(self, queries: TokenVectors, vectors: Iterator[np.ndarray], row_N: np.ndarray, k: int) -> Hits:
+        """The best ``k`` of ``row_N`` by MaxSim: places in ``row_N`` and scores."""
+        assert self.fde is not None
+        candidate_QC = best_products(self.fde.queries(queries), vectors, num_candidates(k))
+        return late_search(queries, candidate_QC, lambda place_C: self._reader.tokens_at(row_N[place_C]), k)
+
     def _fused(
         self,
-        query_1M: np.ndarray,
+        query_1M: np.ndarray | None,
         text: str,
         row_N: np.ndarray,
         nearest: np.ndarray,
@@ -222,7 +254,7 @@ class Index:
         """Row numbers of the index and scores of the best ``k`` rows among ``row_N``."""
         term_N = self._reader.bm25.scores(text)[row_N]
         ranked = best_terms(term_N, window(k))
-        if weight is None:
+        if weight is None or query_1M is None:
             place_K, score_K = by_ranks([nearest, ranked], k)
         else:
             place_C = np.union1d(nearest, ranked)
@@ -275,6 +307,7 @@ class Index:
             "dim": self.dim,
             "space_id": self.space_id,
             "model": manifest.get("model_path"),
+            **({"multivector": self.fde.config.as_json()} if self.fde is not None else {}),
             "text_column": manifest.get("column"),
             "id_column": manifest.get("id_column"),
             "columns": self.columns,

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from moembed.data.sources import iter_rows
-from moembed.encoding import TextEncoder, View
+from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, Vectors, View
 from moembed.files import locked
 from moembed.search.embed import EmbedConfig, column_texts, require_dim
+from moembed.search.fde import FdeConfig
 from moembed.search.index_ids import BY_TEXT, RowIds, choose_id_column
+from moembed.search.index_manifest import read_manifest
 from moembed.search.index_update import IndexUpdate
 from moembed.types import UserError
 
@@ -30,6 +32,7 @@ class IndexSummary:
         deleted: rows that the source does not hold and that were deleted.
         others: rows of the index that the source does not hold and that stay.
         truncated: texts of this update that were longer than the model reads.
+        multivector: of an index of token vectors, how they are encoded.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class IndexSummary:
     unchanged: int
     deleted: int
     others: int
+    multivector: FdeConfig | None = None
 
     def __str__(self) -> str:
         if not (self.added or self.changed or self.deleted or self.new_rows):
@@ -52,7 +56,14 @@ class IndexSummary:
         return (
             f"{self.rows} rows in {self.path}: {', '.join(did)} ({self.new_rows} embedded now), "
             f"{self.truncated} texts longer than the model reads were cut{self._about_others()}"
+            f"{self._encoding()}"
         )
+
+    def _encoding(self) -> str:
+        if self.multivector is None:
+            return ""
+        values = ", ".join(f"{name} {value}" for name, value in self.multivector.as_json().items())
+        return f"; every row has the vectors of its tokens, encoded with {values}"
 
     def _about_others(self) -> str:
         if not self.others:
@@ -88,10 +99,11 @@ def index_file(
             disk, another process that writes to ``out``. The index is as it was.
     """
     source, out, config = Path(source), Path(out), config or EmbedConfig()
-    dim = require_dim(model, config)
+    late = _encoding(model, out, config)
+    dim = require_dim(model, config) if late is None else late.dim
     if not source.exists():
         raise UserError(f"cannot read {source}: there is no such file or folder")
-    view = View(dim=dim)
+    view = View(dim=dim) if late is None else FULL
     fields: dict[str, Any] = {
         "space_id": model.space(prompt=config.prompt, view=view),
         "dim": dim,
@@ -100,11 +112,17 @@ def index_file(
         "column": config.column,
         "block_rows": config.block_rows,
         "model_path": config.model_path,
+        **({} if late is None else {"multivector": late.as_json()}),
     }
+
+    def embed(texts: list[str]) -> Vectors | TokenVectors:
+        if late is None:
+            return model.vectors(texts, prompt=config.prompt, view=view)
+        assert isinstance(model, TokenEncoder)
+        return model.encode_tokens(texts, prompt=config.prompt)
+
     with locked(out):
-        update = IndexUpdate(
-            out, fields, source.name, lambda texts: model.vectors(texts, prompt=config.prompt, view=view)
-        )
+        update = IndexUpdate(out, fields, source.name, embed)
         ids: RowIds | None = None
         done = 0
         for rows in iter_rows(source, config.block_rows):
@@ -124,7 +142,27 @@ def index_file(
     counts = update.counts
     others = 0 if delete_missing else len(missing)
     counts["new_rows"] = counts.pop("embedded")
-    return IndexSummary(out, fields["space_id"], dim, total, others=others, **counts)
+    return IndexSummary(out, fields["space_id"], dim, total, others=others, multivector=late, **counts)
+
+
+def _encoding(model: TextEncoder, out: Path, config: EmbedConfig) -> FdeConfig | None:
+    """How token vectors are encoded: as asked for, else as in the index that is there, else by default.
+
+    None: the model makes one vector of a text.
+    """
+    if not getattr(model, "per_token", False):
+        if config.multivector is not None:
+            raise UserError(
+                "a multi-vector index needs a model that makes a vector of every token: train one with "
+                "`pooling: tokens`"
+            )
+        return None
+    if config.dim is not None:
+        raise UserError("dim cuts vectors of texts: leave it out for a model that makes one of every token")
+    there = (read_manifest(out) or {}).get("multivector")
+    if config.multivector is not None:
+        return config.multivector
+    return FdeConfig.from_json(there) if there else FdeConfig.parse("", model.dim)
 
 
 def delete_rows(out: str | Path, ids: list[str]) -> tuple[int, int]:

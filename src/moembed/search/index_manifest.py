@@ -33,8 +33,9 @@ from moembed.search.index_parts import part_paths
 from moembed.types import UserError
 
 FORMAT = "moembed-index"
-IN_ORDER, UPDATED = 1, 2  # format versions: blocks of one source; rows that are updated by id
-_OURS = re.compile(r"part-\d{5,}\.(parquet|npy|terms\.npz)|\.manifest-\d+\.json|\..*\.tmp")
+# format versions: blocks of one source; rows that are updated by id; the same of token vectors
+IN_ORDER, UPDATED, MULTI_VECTOR = 1, 2, 3
+_OURS = re.compile(r"part-\d{5,}\.(parquet|npy|terms\.npz|tokens\.npy)|\.manifest-\d+\.json|\..*\.tmp")
 _STAMP = re.compile(r"\d+-[0-9a-f]{8}")
 _OLD_MANIFEST = re.compile(r"\.manifest-\d+\.json")
 
@@ -46,7 +47,8 @@ class Part:
     Attributes:
         number: of its files.
         rows: rows that are stored, the deleted ones too.
-        stamps: size and CRC-32 of its files: rows, vectors and, where there are any, terms; None: not known.
+        stamps: size and CRC-32 of its files: rows, vectors and, where there are any, terms and token vectors;
+            None: not known.
         deleted_N: which rows are deleted, ``(rows,)`` of bool; None: none of them.
         truncated: texts that were cut when they were embedded for this part.
         source: the name of the file that the rows came from.
@@ -75,7 +77,7 @@ class Part:
         return replace(self, deleted_N=deleted_N)
 
     def files(self, folder: Path) -> list[tuple[Path, str | None]]:
-        """Its files, each with its stamp: rows, vectors and, where there are any, terms."""
+        """Its files, each with its stamp: rows, vectors and, where there are any, terms and token vectors."""
         return list(zip(part_paths(folder, self.number), self.stamps, strict=False))
 
     def as_json(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def _unpacked(text: str, rows: int) -> np.ndarray:
 
 def parts_of(manifest: dict[str, Any], field: str = "parts") -> list[Part]:
     """The parts of a manifest of either format version; ``pending`` are those of an update under way."""
-    if manifest["format_version"] == UPDATED:
+    if manifest["format_version"] >= UPDATED:
         return [Part.from_json(part) for part in manifest[field]]
     if field != "parts":
         return []
@@ -152,12 +154,12 @@ def _parsed(file: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{file.parent} is not an index: its manifest.json is of another kind")
     found = manifest.get("format_version")
-    if found not in (IN_ORDER, UPDATED):
+    if found not in (IN_ORDER, UPDATED, MULTI_VECTOR):
         raise UserError(
-            f"the index {file.parent} has format version {found}, this moembed reads up to {UPDATED}: "
+            f"the index {file.parent} has format version {found}, this moembed reads up to {MULTI_VECTOR}: "
             "read it with the moembed that made it, or make it again"
         )
-    if found == UPDATED:
+    if found >= UPDATED:
         sound, check = manifest.pop("checksum", None) == _checksum(manifest), "its own checksum"
     else:
         sound, check = _fits(manifest), "itself"

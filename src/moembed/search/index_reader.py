@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from moembed.encoding import TokenVectors
 from moembed.search.bm25 import Bm25, Postings
 from moembed.search.exact import norms_of
 from moembed.search.index_ids import made_keys
@@ -26,6 +27,7 @@ from moembed.search.index_parts import (
     require_same,
     require_size,
 )
+from moembed.search.token_parts import joined, read_tokens, take
 from moembed.search.where_mask import OTHER, column_kinds
 from moembed.types import UserError
 
@@ -39,15 +41,18 @@ class PartReader:
 
     Attributes:
         column: the column of the texts, if it is known.
+        token_dim: of a multi-vector index, coordinates of the vector of a token.
     """
 
     path: Path
     parts: tuple[Part, ...]
     dim: int
     column: str | None
+    token_dim: int | None = None
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
     _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     _columns: dict[tuple[int, str], pa.Array | None] = field(default_factory=dict, repr=False, compare=False)
+    _tokens: dict[int, TokenVectors] = field(default_factory=dict, repr=False, compare=False)
 
     def require_sizes(self) -> None:
         """
@@ -117,6 +122,18 @@ class PartReader:
         for part, where_K, row_K in self._places(index_K):
             vector_KM[where_K] = self._mapped(self.parts[part])[row_K]
         return vector_KM
+
+    def tokens_at(self, index_K: np.ndarray) -> TokenVectors:
+        """Token vectors of these rows, whose numbers ascend."""
+        assert self.token_dim is not None
+        found = [TokenVectors(np.zeros((0, self.token_dim), np.float32), np.zeros(0, np.int64))]
+        for number, _, row_K in self._places(index_K):
+            part = self.parts[number]
+            if part.number not in self._tokens:
+                rows, tokens = self._checked(part, 0), self._checked(part, 3)
+                self._tokens[part.number] = read_tokens(rows, tokens, self.token_dim)
+            found.append(take(self._tokens[part.number], row_K))
+        return joined(found)
 
     def vectors(self, chosen: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """The vectors of chosen rows of each part in turn; those of a whole part are mapped, not copied."""

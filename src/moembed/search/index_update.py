@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from moembed.encoding import TokenVectors
+from moembed.search.fde import Fde, FdeConfig
 from moembed.search.index_ids import Keys, made_keys, row_keys, stored_keys
 from moembed.search.index_manifest import (
     FORMAT,
     IN_ORDER,
+    MULTI_VECTOR,
     UPDATED,
     Part,
     commit,
@@ -29,11 +32,12 @@ from moembed.search.index_parts import require_same
 from moembed.search.index_repair import Embed, damage, repaired
 from moembed.search.index_writer import require_free_folder
 from moembed.search.part_writer import ADVICE, PartWriter
+from moembed.search.token_parts import as_tokens
 from moembed.search.vectors import text_keys
 from moembed.types import UserError
 
 # What an update must have in common with the index; other fields, such as where the model lies, may change.
-_SAME = ("space_id", "dim", "role", "prompt_name", "column")
+_SAME = ("space_id", "dim", "role", "prompt_name", "column", "multivector")
 _OF_ONE_SOURCE = ("stamps", "rows", "source", "source_bytes", "source_mtime_ns", "truncated")
 _KEPT = (
     "the index is as it was, and the blocks embedded so far are kept: correct this and run the command again"
@@ -96,6 +100,7 @@ class IndexUpdate:
             self._manifest["dim"],
             self._manifest.get("column"),
             self._manifest.get("next_number", next_number),
+            _fde(self._manifest),
         )
         if embed is not None:
             self._repair(embed)
@@ -108,7 +113,7 @@ class IndexUpdate:
         self._gone: dict[str, _Place] = {}  # rows of the index that the commit deletes
         self._used: dict[int, list[int]] = {}  # rows of pending parts that the commit publishes
         self._buffer: list[_New] = []
-        self._mapped: dict[int, np.ndarray] = {}  # vectors of parts that hold some we need
+        self._mapped: dict[int, np.ndarray | TokenVectors] = {}  # vectors of parts that hold some we need
 
     def __len__(self) -> int:
         """Rows of the index before the commit."""
@@ -192,18 +197,17 @@ class IndexUpdate:
         size = self._manifest["block_rows"]
         block = self._buffer[:size]
         missing = [new.text for new in block if new.old is None]
-        truncated, vector_NM = 0, np.empty((len(block), self._writer.dim), np.float32)
+        truncated, fresh = 0, iter(np.zeros(0))
         if missing:
             assert self._embed is not None
             found = self._embed(missing)
-            vector_NM[[place for place, new in enumerate(block) if new.old is None]] = found.array
+            fresh = iter(found if isinstance(found, TokenVectors) else found.array)
             truncated = found.truncated
-        for place, new in enumerate(block):
-            if new.old is not None:
-                vector_NM[place] = self._vector(new.old)
+        stored = [next(fresh) if new.old is None else self._vector(new.old) for new in block]
+        vectors = np.stack(stored) if self._writer.fde is None else as_tokens(stored)
         rows = [new.row for new in block]
         keys = Keys([new.id for new in block], text_keys([new.text for new in block]), row_keys(rows))
-        part = self._writer.write(rows, keys, vector_NM, truncated, self._source)
+        part = self._writer.write(rows, keys, vectors, truncated, self._source)
         self._pending.append(part)
         self._used[part.number] = list(range(part.rows))
         self.counts["embedded"] += len(missing)
@@ -212,9 +216,10 @@ class IndexUpdate:
         del self._buffer[:size]
 
     def _vector(self, place: _Place) -> np.ndarray:
+        """The vector of a row, or its token vectors."""
         number = place.part.number
         if number not in self._mapped:
-            self._mapped[number] = self._writer.vectors(place.part)
+            self._mapped[number] = self._writer.stored(place.part)
         return self._mapped[number][place.row]
 
     def _save(self, parts: Sequence[Part], pending: Sequence[Part], advice: str) -> None:
@@ -265,6 +270,12 @@ class IndexUpdate:
         return places
 
 
+def _fde(manifest: dict[str, Any]) -> Fde | None:
+    """The encoding of a multi-vector index."""
+    config = manifest.get("multivector")
+    return Fde(FdeConfig.from_json(config)) if config else None
+
+
 def _started(path: Path, fields: dict[str, Any] | None) -> dict[str, Any]:
     """The manifest that is there, with new ``fields``, or that of a new index."""
     found = read_manifest(path)
@@ -272,7 +283,8 @@ def _started(path: Path, fields: dict[str, Any] | None) -> dict[str, Any]:
         if fields is None:
             raise UserError(f"{path} is not an index: it has no manifest.json")
         require_free_folder(path)
-        identity = {"format": FORMAT, "format_version": UPDATED, "version": 0, "complete": False}
+        number = MULTI_VECTOR if fields.get("multivector") else UPDATED
+        identity = {"format": FORMAT, "format_version": number, "version": 0, "complete": False}
         return {**identity, "id_column": None, **fields, "next_number": 0, "parts": [], "pending": []}
     if found["format_version"] == IN_ORDER and not found["complete"]:
         raise UserError(
