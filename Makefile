@@ -45,9 +45,9 @@ gpu: setup  ## the GPU's tests and its benchmark, up to 8 minutes on one GPU, in
 	@timeout 240 $(BIN)/python -m pytest -m gpu $(ARGS); tests=$$?; \
 	timeout 230 $(RUN) bench gpu --out records/performance-gpu.md && exit $$tests
 
-gpu-ablation: setup  ## do experts help? dense against top-2 and top-1, three seeds, up to 8 minutes on one GPU
+gpu-ablation: setup  ## do experts help? experts behind centroids beside dense twins, three seeds, up to 9 minutes on one GPU
 	@$(HAS_GPU)
-	$(RUN) bench ablation --repeats 1 --out records/ablation-gpu.md
+	$(RUN) experiment recipes/experiments/gpu.yaml --seeds 3 --minutes 8.5 --nice 0 --record records/experiment-gpu.md $(ARGS)
 
 test: setup  ## the tests, minutes on 2 cores; ARGS="-k router" and so on
 	@$(COUNTING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(ARGS)

@@ -2,5 +2,5 @@
 
 SUITES = (
     "start", "shared", "encode", "peers", "train", "demo", "memory", "roofline", "moe", "scaling",
-    "precision", "export", "mine", "late", "metrics", "evaluate", "serve", "gpu", "ablation",
+    "precision", "export", "mine", "late", "metrics", "evaluate", "serve", "gpu",
 )  # fmt: skip

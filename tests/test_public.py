@@ -24,6 +24,7 @@ from moembed.runs.train_reranker import RerankerConfig, is_reranking
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
+    "prune",
     "quantize",
     "rerank",
     "merge",
@@ -35,6 +36,7 @@ COMMANDS = {
     "compare",
     "experiment",
     "stress",
+    "synth",
     "embed",
     "index",
     "search",
@@ -110,7 +112,7 @@ def test_every_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return
     usual = RerankerConfig if is_reranking(path, []) else TrainConfig
     usual = DistillConfig if is_distillation(path, []) else usual
-    load(PretrainConfig if path.name == "pretrain.yaml" else usual, path)
+    load(PretrainConfig if "moembed pretrain" in path.read_text().partition("base:")[0] else usual, path)
 
 
 @pytest.mark.parametrize(

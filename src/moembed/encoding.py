@@ -133,9 +133,14 @@ class TokenEncoder(Protocol):
     """Texts -> a vector of every token."""
 
     def encode_tokens(
-        self, texts: Iterable[str], *, role: str | None = None, prompt: str | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        progress: Progress | None = None,
     ) -> TokenVectors:
-        """``role`` and ``prompt`` as of ``TextEncoder.vectors``."""
+        """The arguments are those of ``TextEncoder.vectors``."""
 
 
 def role_prompt(role: str, prompts: Mapping[str, str], default: str | None) -> str | None:

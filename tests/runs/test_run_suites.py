@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +20,7 @@ from moembed.types import Pair, UserError
 
 CPU = Options(repeats=1, quick=True, device="cpu", threads=1)
 bench.suites()  # puts the folder of the suites on the path
-from benchmarks import ablation, gpu, layers, models, peers, runtimes, shared, start, train  # noqa: E402
-from benchmarks.texts import paired  # noqa: E402
+from benchmarks import gpu, layers, models, peers, runtimes, shared, start, train  # noqa: E402
 
 
 @pytest.fixture
@@ -171,35 +168,6 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu_with_tiny_sizes(monkeypatch: pytes
 
 def test_the_full_sizes_are_those_of_the_targets() -> None:
     assert (gpu.FULL.tokens, gpu.FULL.spec) == (65_536, models.PUBLISHED)
-
-
-def test_the_ablation_runs_on_a_cpu(make_model: MakeModel, tmp_path: Path) -> None:
-    """The cells differ in nothing but the experts; what is told of the dense twin and of them is complete."""
-    make_model(family="bert", num_layers=2).save_pretrained(tmp_path / "base")
-    pairs = [{"query": f"mole {n} digs", "document": f"tunnel {n} of mole {n}"} for n in range(20)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    task = paired(
-        "moles", [f"where is mole {n}?" for n in range(6)], [f"mole {n} is at home" for n in range(6)]
-    )
-    plan = replace(ablation.REHEARSAL, steps=1, batch_size=4, base=str(tmp_path / "base"), length=16)
-    sources = [str(tmp_path / "pairs.jsonl")]
-    recipes = [ablation.recipe(cell, 1, plan, sources) for cell in ablation.CELLS]
-    assert len({recipe.model_copy(update={"upcycle": None}).model_dump_json() for recipe in recipes}) == 1
-    assert [recipe.upcycle and recipe.upcycle.router.top_k for recipe in recipes] == [None, 2, 1]
-    rows = list(ablation.ablation(plan, sources, [task], "cpu"))
-    assert [row.contender for row in rows] == list(ablation.CELLS)
-    assert all(row.value is not None and 0 <= row.value <= 1 for row in rows)
-    assert "against the dense twin" not in rows[0].note
-    assert all("seeds ±" in row.note and "against the dense twin, p = " in row.note for row in rows[1:])
-
-
-def test_seeds_without_time_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores: Callable[..., np.ndarray] = lambda *arguments: np.linspace(0, 1, 10)  # noqa: E731
-    monkeypatch.setattr(ablation, "trained_and_evaluated", scores)
-    monkeypatch.setattr(ablation, "reduced", lambda task, size: task)
-    first, *rest = ablation.ablation(replace(ablation.REHEARSAL, seconds=-1.0), ["docstrings"], [], "cpu")
-    assert (first.contender, first.note) == ("seeds 1 to 1", "not run: no time was left")
-    assert all(row.note.startswith("one seed") for row in rest)
 
 
 # ---- another version ---------------------------------------------------------------------------------------

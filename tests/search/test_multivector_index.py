@@ -36,7 +36,12 @@ class ToyTokens(ToyModel):
     per_token = True
 
     def encode_tokens(
-        self, texts: Iterable[str], *, role: str | None = None, prompt: str | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        progress: Any = None,
     ) -> TokenVectors:
         listed = list(texts)
         self.calls.append(listed)

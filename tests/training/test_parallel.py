@@ -50,6 +50,9 @@ STEPS: dict[str, dict[str, Any]] = {
         },
         "chunk_tokens": 25,
     },
+    "own negatives alone": {
+        "loss": LOSS | {"in_batch": False, "mixing": {"kind": "list", "parents": 3}}, "chunk_tokens": 25,
+    },
     "further terms": {
         "loss": LOSS | {
             "directions": ["query_to_query", "document_to_document"],

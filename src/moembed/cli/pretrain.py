@@ -10,6 +10,7 @@ import typer
 
 from moembed.cli.options import Json, Overrides, Overwrite, Resume
 from moembed.console import print_json, print_table, say
+from moembed.types import UserError
 
 
 def tokenizer(
@@ -24,6 +25,13 @@ def tokenizer(
     extend: Annotated[
         int | None, typer.Option(min=0, help="Keep the base's tokenizer and add as many pieces to it.")
     ] = None,
+    trim: Annotated[
+        bool,
+        typer.Option("--trim", help="Keep only the pieces of the base's tokenizer that the texts use."),
+    ] = False,
+    min_count: Annotated[
+        int, typer.Option(min=1, help="With --trim: how often the texts use a piece that is kept.")
+    ] = 1,
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     overwrite: Overwrite = False,
     json_: Json = False,
@@ -34,10 +42,14 @@ def tokenizer(
     pieces.
 
     Example: `moembed tokenizer texts.parquet --base minilm --extend 10000 --out models/minilm-more-words`
+
+    Example: `moembed tokenizer texts.parquet --base me5-small --trim --out models/me5-mine`
     """
     from moembed.runs.tokenizer import TokenizerPlan, make_tokenizer
 
-    plan = TokenizerPlan(kind, vocab_size, lowercase, base, extend)
+    if min_count > 1 and not trim:
+        raise UserError("--min-count says which pieces --trim keeps: give --trim too")
+    plan = TokenizerPlan(kind, vocab_size, lowercase, base, extend, min_count if trim else None)
     facts = make_tokenizer(texts, out, plan, column, overwrite)
     if json_:
         print_json(facts)

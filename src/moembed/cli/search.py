@@ -206,6 +206,7 @@ def search(
     ] = None,
     rerank: Annotated[str | None, typer.Option(help=f"Order what was found by this. {RERANKER}")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
+    explain: Annotated[bool, typer.Option("--explain", help="Also say how the filter was met.")] = False,
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
@@ -216,6 +217,7 @@ def search(
     With --json a hit is its cosine (with --hybrid its joint score, with --rerank that of the reranker),
     `score`, and the columns of its row.
     Where a column is called score too, it stands in `row`: {"score": 0.71, "text": …, "row": {"score": 99}}.
+    With --explain and --json the list is `hits`, beside `plan`: {"plan": {"filter": "pre", …}, "hits": […]}.
 
     Example: `moembed search runs/demo "read a parquet file lazily"`
     """
@@ -231,13 +233,17 @@ def search(
     if model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
         say(f"note: {note}")
     number = max(k, candidates) if rerank else k
-    (hits,) = opened.search([query], number, where=where, hybrid=hybrid, weight=weight, model=embedder)
+    found = opened.search([query], number, where=where, hybrid=hybrid, weight=weight, model=embedder)
+    hits = found[0]
     if rerank:
         hits = rerank_hits(rerank, query, hits, opened.manifest.get("column"), allow_pickle)[:k]
     scores = [round(hit.score, 6 if hybrid or rerank else 4) for hit in hits]
     if json_:
-        print_json([_as_json(score, hit.row) for score, hit in zip(scores, hits, strict=True)])
+        listed = [_as_json(score, hit.row) for score, hit in zip(scores, hits, strict=True)]
+        print_json({"plan": found.plan.as_dict(), "hits": listed} if explain else listed)
         return
+    if explain:
+        say(str(found.plan))
     if not hits:
         say("no row of the index meets the condition" if where else "the index holds no rows")
     for score, hit in zip(scores, hits, strict=True):

@@ -61,6 +61,7 @@ class Encoder(nn.Module):
         depths: Sequence[int] | None = None,
         type_T: Tensor | None = None,
         tag_B: Sequence[int] | None = None,
+        causal: bool = False,
     ) -> tuple[dict[int, Tensor], list[RouterStats]]:
         """Run packed texts through the first ``max(depths)`` layers.
 
@@ -71,6 +72,7 @@ class Encoder(nn.Module):
                 0 is the embedding. Default: after the last.
             type_T: int64, the row of the table of token types for every token; None: the first for all.
             tag_B: the number of each text's tag, see `moembed.model.tags`; None: they have none.
+            causal: in this pass a token sees only itself and those before it, whatever the spec says.
 
         Returns:
             ``{depth: hidden_TD}`` and the router statistics of every MoE layer that ran.
@@ -113,7 +115,7 @@ class Encoder(nn.Module):
                 tables[rope, head_size] = cos_sin(position_T, head_size, rope)
             angles = tables[rope, head_size] if rope else None
             backends = (self.attention_backend, self.moe_backend)
-            arguments = (states_TD, length_B, angles, dropout, backends, bias_HN, keys)
+            arguments = (states_TD, length_B, angles, dropout, backends, bias_HN, keys, causal)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 states_TD, added_TD, stats = checkpoint(block, *arguments, use_reentrant=False)
             else:

@@ -27,7 +27,7 @@ from moembed.machine import ROOT, version
 from moembed.types import UserError
 
 HEAD = ("question", "contender", "measured", "ratio", "target", "note")
-GPU_SUITES = ("gpu", "ablation")  # that need one
+GPU_SUITES = ("gpu",)  # that need one
 _COMPARE = {"<=": operator.le, ">=": operator.ge}
 
 

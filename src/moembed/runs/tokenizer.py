@@ -16,6 +16,7 @@ from moembed.folder.write import write_folder
 from moembed.report.card import write_card
 from moembed.types import UserError
 from moembed.weights.pieces import extend, learn, tokenizer_files
+from moembed.weights.trim import trim
 from moembed.weights.vocabulary import with_tokenizer
 
 LONGEST = 512  # tokens per text that a tokenizer without a model is said to be for
@@ -23,13 +24,17 @@ LONGEST = 512  # tokens per text that a tokenizer without a model is said to be 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerPlan:
-    """What to learn: a vocabulary of ``kind`` and ``vocab_size``, or ``extend_by`` more for ``base``."""
+    """What to learn: a vocabulary of ``kind`` and ``vocab_size``, or ``extend_by`` more pieces for ``base``.
+
+    ``trim_below`` learns nothing: ``base`` keeps the pieces that the texts use so often, or more.
+    """
 
     kind: str = "unigram"
     vocab_size: int = 32000
     lowercase: bool = False
     base: str | None = None
     extend_by: int | None = None
+    trim_below: int | None = None
 
 
 def make_tokenizer(
@@ -40,9 +45,15 @@ def make_tokenizer(
     Returns the number of pieces, and with a base where their rows came from.
 
     Raises:
-        UserError: anything wrong with the texts or the base, ``extend_by`` without ``base``, a folder in the
-            way.
+        UserError: anything wrong with the texts or the base, ``extend_by`` or ``trim_below`` without
+            ``base``, both of them, a folder in the way.
     """
+    if plan.trim_below is not None and (plan.base is None or plan.extend_by is not None):
+        raise UserError(
+            "--trim takes pieces from the tokenizer of a model: name the model with --base"
+            if plan.base is None
+            else "--trim takes pieces away and --extend adds some: run one, then the other on its folder"
+        )
     if plan.extend_by is not None and plan.base is None:
         raise UserError("--extend adds pieces to the tokenizer of a model: name the model with --base")
     with locked(out):
@@ -61,7 +72,10 @@ def _alone(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str) ->
 def _for_base(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str) -> dict[str, Any]:
     assert plan.base is not None
     parts = read_folder(locate_base(plan.base))
-    if plan.extend_by is None:
+    if plan.trim_below is not None:
+        backend = trim(parts.tokenizer.backend, lambda: _texts(paths, column), plan.trim_below)
+        files = tokenizer_files(backend, parts.tokenizer.max_length, parts.files)
+    elif plan.extend_by is None:
         backend = learn(plan.kind, lambda: _texts(paths, column), plan.vocab_size, plan.lowercase)
         side = parts.tokenizer.truncation_side
         files = tokenizer_files(backend, parts.tokenizer.max_length, truncation_side=side)

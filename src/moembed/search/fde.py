@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from moembed.encoding import TokenVectors
+from moembed.search.late_search import require_tokens
 from moembed.types import UserError
 
 _TOKENS = 16384  # tokens encoded at a time
@@ -144,12 +145,7 @@ class Fde:
         Raises:
             UserError: a document without a token; tokens of another width.
         """
-        if len(tokens) and not tokens.length_N.all():
-            place = int(np.argmin(tokens.length_N))
-            raise UserError(
-                f"document {place} (counted from 0) has no token, so nothing could be compared with it: "
-                "leave it out"
-            )
+        require_tokens(tokens)
         return self._encoded(tokens, is_document=True)
 
     def _encoded(self, tokens: TokenVectors, is_document: bool) -> np.ndarray:

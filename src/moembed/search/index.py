@@ -14,15 +14,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, View
-from moembed.search.exact import pair_scores, search_parts
 from moembed.search.fde import Fde, FdeConfig
-from moembed.search.hybrid import best_terms, by_ranks, by_weight, require_weight, window
+from moembed.search.hybrid import require_weight
 from moembed.search.index_manifest import open_version, parts_of
 from moembed.search.index_model import load_model, searched_space
 from moembed.search.index_reader import PartReader
-from moembed.search.late_search import best_products, late_search, num_candidates
+from moembed.search.index_search import Search, find
+from moembed.search.plan import Plan
 from moembed.search.where import Where, read_where
-from moembed.search.where_mask import mask, require_columns
+from moembed.search.where_mask import require_columns
 from moembed.types import Hits, UserError
 
 Condition = str | Mapping[str, Any] | Where
@@ -42,9 +42,11 @@ class IndexHits(Hits):
     """The best rows of every query, as numbers and, one query after the other, as lists of ``Hit``.
 
     ``hits[0]`` and iteration read the rows; ``hits.index`` and ``hits.score`` are there at once.
+    ``plan`` says when the condition was looked at, see `moembed.search.plan`.
     """
 
     source: Index
+    plan: Plan
 
     def __len__(self) -> int:
         return len(self.index)
@@ -213,61 +215,33 @@ class Index:
             raise UserError(f"k must be at least 1, got {k}")
         if weight is not None and texts is None:
             raise UserError("weight is of hybrid search alone: ask for hybrid too")
-        chosen = self._chosen(where)
-        row_N = self._reader.numbers(chosen)
-        depth = k if texts is None else window(k)
         if isinstance(queries, TokenVectors) != (self.fde is not None):
             kind = "token vectors" if self.fde is not None else "one vector of each query"
             raise UserError(f"the index {self.path} is searched with texts or {kind}")
         if weight is not None and self.fde is not None:
             raise UserError("a multi-vector index has no cosines to weigh: leave weight out, ranks are added")
-        vectors = self._reader.vectors(chosen)
-        if isinstance(queries, TokenVectors):
-            hits = self._late(queries, vectors, row_N, depth)
-        else:
-            hits = search_parts(queries, vectors, len(row_N), depth, self._reader.norms(chosen))
-        if texts is None:
-            return IndexHits(row_N[hits.index], hits.score, self)
-        found = [
-            self._fused(None if self.fde else queries[q : q + 1], text, row_N, hits.index[q], k, weight)
-            for q, text in enumerate(texts)
-        ]
-        shape = len(texts), min(k, len(row_N))
-        index_QK = np.array([row_K for row_K, _ in found], np.int64).reshape(shape)
-        return IndexHits(index_QK, np.array([score for _, score in found], np.float32).reshape(shape), self)
+        condition = None if where is None else self._read(where)
+        hits, plan = find(self._reader, self._asked(queries, k, condition, texts, weight))
+        return IndexHits(hits.index, hits.score, self, plan)
 
-    def _late(self, queries: TokenVectors, vectors: Iterator[np.ndarray], row_N: np.ndarray, k: int) -> Hits:
-        """The best ``k`` of ``row_N`` by MaxSim: places in ``row_N`` and scores."""
-        assert self.fde is not None
-        candidate_QC = best_products(self.fde.queries(queries), vectors, num_candidates(k))
-        return late_search(queries, candidate_QC, lambda place_C: self._reader.tokens_at(row_N[place_C]), k)
-
-    def _fused(
+    def _asked(
         self,
-        query_1M: np.ndarray | None,
-        text: str,
-        row_N: np.ndarray,
-        nearest: np.ndarray,
+        queries: np.ndarray | TokenVectors,
         k: int,
+        where: Where | None,
+        texts: Sequence[str] | None,
         weight: float | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers of the index and scores of the best ``k`` rows among ``row_N``."""
-        term_N = self._reader.bm25.scores(text)[row_N]
-        ranked = best_terms(term_N, window(k))
-        if weight is None or query_1M is None:
-            place_K, score_K = by_ranks([nearest, ranked], k)
-        else:
-            place_C = np.union1d(nearest, ranked)
-            cosine_C = pair_scores(
-                np.repeat(query_1M, len(place_C), axis=0), self._reader.vectors_at(row_N[place_C])
-            )
-            share_C = term_N[place_C] / max(term_N.max(initial=0), np.finfo(float).tiny)
-            place_K, score_K = by_weight(place_C, cosine_C, share_C, weight, k)
-        return row_N[place_K], score_K
+    ) -> Search:
+        if isinstance(queries, TokenVectors):
+            assert self.fde is not None
+            # candidates are chosen among the rows that meet the condition, or too few of them would be left
+            encoded_QF = self.fde.queries(queries)
+            return Search(encoded_QF, k, where, texts, None, plan="pre", tokens=queries)
+        return Search(queries, k, where, texts, weight)
 
     def vectors(self) -> Iterator[np.ndarray]:
         """The ``(rows, dim)`` vectors of each part in turn, without those of deleted rows."""
-        return self._reader.vectors(self._reader.live)
+        return self._reader.vectors()
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """The stored rows at ``indices``, in that order; a key that a row lacked reads None.
@@ -316,13 +290,6 @@ class Index:
             "rows_of_an_unfinished_update": sum(part.rows for part in parts_of(manifest, "pending")),
             "bytes": sum(file.stat().st_size for file in self._reader.files()),
         }
-
-    def _chosen(self, where: Condition | None) -> list[np.ndarray]:
-        """The rows of each part that are not deleted and meet the condition."""
-        if where is None:
-            return self._reader.live
-        condition = self._read(where)
-        return self._reader.choose(lambda column, rows: mask(condition, column, rows))
 
     def _read(self, where: Condition) -> Where:
         condition = read_where(where)

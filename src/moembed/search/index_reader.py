@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from moembed.encoding import TokenVectors
 from moembed.search.bm25 import Bm25, Postings
+from moembed.search.columns import Columns, Meets
 from moembed.search.exact import norms_of
 from moembed.search.index_ids import made_keys
 from moembed.search.index_manifest import Part
@@ -22,17 +23,32 @@ from moembed.search.index_parts import (
     map_vectors,
     plain_column,
     read_rows,
+    read_sample,
     read_schema,
     read_table,
     require_same,
     require_size,
 )
+from moembed.search.part_sample import AT
 from moembed.search.token_parts import joined, read_tokens, take
 from moembed.search.where_mask import OTHER, column_kinds
 from moembed.types import UserError
 
-# the columns of a part by name, and its rows -> which of them are meant
-Meets = Callable[[Callable[[str], "pa.Array | None"], int], np.ndarray]
+_GATHERED = 8192  # rows that are copied at a time
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """Rows of all parts that were kept in their footers.
+
+    Attributes:
+        weight_S: the share of all rows that a row of the sample stands for.
+        names: the columns that the sample has.
+    """
+
+    columns: Columns
+    weight_S: np.ndarray
+    names: set[str]
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ class PartReader:
     token_dim: int | None = None
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
     _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    _columns: dict[tuple[int, str], pa.Array | None] = field(default_factory=dict, repr=False, compare=False)
+    _maps: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
     _tokens: dict[int, TokenVectors] = field(default_factory=dict, repr=False, compare=False)
 
     def require_sizes(self) -> None:
@@ -135,37 +151,95 @@ class PartReader:
             found.append(take(self._tokens[part.number], row_K))
         return joined(found)
 
-    def vectors(self, chosen: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """The vectors of chosen rows of each part in turn; those of a whole part are mapped, not copied."""
-        for part, row_K in zip(self.parts, chosen, strict=True):
+    def vectors(self) -> Iterator[np.ndarray]:
+        """The vectors of the rows of each part in turn; those of a whole part are mapped, not copied."""
+        for part, row_K in zip(self.parts, self.live, strict=True):
             if len(row_K):
                 vector_NM = self._mapped(part)
                 yield vector_NM if len(row_K) == part.rows else vector_NM[row_K]
 
-    def norms(self, chosen: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    def norms(self) -> Iterator[np.ndarray]:
         """The lengths of the vectors that ``vectors`` yields, kept in memory once they were computed."""
-        for part, row_K in zip(self.parts, chosen, strict=True):
+        for part, row_K in zip(self.parts, self.live, strict=True):
             if len(row_K):
-                if part.number not in self._norms:
-                    self._norms[part.number] = norms_of(self._mapped(part))
-                norm_N = self._norms[part.number]
+                norm_N = self._norms_of(part)
                 yield norm_N if len(row_K) == part.rows else norm_N[row_K]
 
-    def choose(self, meets: Meets) -> list[np.ndarray]:
-        """The live rows of each part for which ``meets``, given its columns and rows, is true."""
-        chosen = []
-        for part, live_K in zip(self.parts, self.live, strict=True):
-            meets_N = meets(lambda name, part=part: self._column(part, name), part.rows)  # type: ignore[misc]
-            chosen.append(live_K[meets_N[live_K]])
-        return chosen
+    def gathered(self, row_K: np.ndarray) -> Iterator[np.ndarray]:
+        """The vectors of some rows, given by ascending numbers, copied from all parts a block at a time."""
+        for start in range(0, len(row_K), _GATHERED):
+            yield self.vectors_at(row_K[start : start + _GATHERED])
 
-    def numbers(self, chosen: Sequence[np.ndarray]) -> np.ndarray:
-        """The numbers of chosen rows among all live rows."""
-        numbers = [np.zeros(0, np.int64)]
-        for part, live_K, row_K, end in zip(self.parts, self.live, chosen, self._end_P, strict=True):
-            place_K = np.arange(part.live) if row_K is live_K else np.searchsorted(live_K, row_K)
-            numbers.append(place_K + end - part.live)
-        return np.concatenate(numbers)
+    def gathered_norms(self, row_K: np.ndarray) -> Iterator[np.ndarray]:
+        """The lengths of the vectors that ``gathered`` yields."""
+        for start in range(0, len(row_K), _GATHERED):
+            some_K = row_K[start : start + _GATHERED]
+            norm_K = np.empty(len(some_K))
+            for part, where_K, stored_K in self._places(some_K):
+                norm_K[where_K] = self._norms_of(self.parts[part])[stored_K]
+            yield norm_K
+
+    def split(self, flag_N: np.ndarray) -> Iterator[np.ndarray]:
+        """What holds for each row, part by part as ``vectors`` yields them."""
+        for part, end in zip(self.parts, self._end_P, strict=True):
+            if part.live:
+                yield flag_N[end - part.live : end]
+
+    def _norms_of(self, part: Part) -> np.ndarray:
+        if part.number not in self._norms:
+            self._norms[part.number] = norms_of(self._mapped(part))
+        return self._norms[part.number]
+
+    @cached_property
+    def rows_of_columns(self) -> Columns:
+        """The columns of all rows."""
+
+        def read(place: int, name: str) -> pa.Array | None:
+            part = self.parts[place]
+            found = self._column(part, name)
+            return (
+                found if found is None or part.live == part.rows else found.take(pa.array(self.live[place]))
+            )
+
+        return Columns([part.live for part in self.parts], read)
+
+    def share(self, names: Sequence[str], test: Meets) -> float | None:
+        """The share of the rows that meet a test, estimated from the samples; None: not known."""
+        samples = self._samples
+        if samples is None or any(name not in samples.names for name in names):
+            return None
+        return float(samples.weight_S @ samples.columns.meets(names, test))
+
+    @cached_property
+    def _samples(self) -> _Samples | None:
+        found = [read_sample(self._checked(part, 0)) for part in self.parts]
+        tables = [table for table in found if table is not None]
+        if not tables or len(tables) < len(found):
+            return None
+        kept, weights = [], []
+        for part, table in zip(self.parts, tables, strict=True):
+            at_S = table[AT].to_numpy()
+            left = np.arange(len(at_S)) if part.deleted_N is None else np.flatnonzero(~part.deleted_N[at_S])
+            if not len(left) and part.live:
+                return None  # all sampled rows of a part are deleted: it says nothing about the others
+            kept.append(table.take(pa.array(left)))
+            weights.append(np.full(len(left), part.live / max(1, len(left)) / max(1, len(self))))
+
+        def read(place: int, name: str) -> pa.Array | None:
+            there = name in kept[place].column_names
+            return kept[place][name].combine_chunks() if there else None
+
+        # a column that a part holds and its sample does not is one of long texts or of mixed values
+        known = [set(table.column_names) for table in kept]
+        names = {
+            field.name
+            for part_names, schema in zip(known, self._schemas, strict=True)
+            for field in schema
+            if field.name in part_names
+        }
+        for part_names, schema in zip(known, self._schemas, strict=True):
+            names -= {field.name for field in schema if field.name not in part_names}
+        return _Samples(Columns([len(table) for table in kept], read), np.concatenate(weights), names)
 
     @cached_property
     def bm25(self) -> Bm25:
@@ -175,29 +249,31 @@ class PartReader:
         """For each part that is needed: its place, which of ``index_K`` it holds, and their rows there."""
         if index_K.size and not (index_K.min() >= 0 and index_K.max() < len(self)):
             raise IndexError(f"row numbers must lie in 0..{len(self) - 1}")
-        part_K = np.searchsorted(self._end_P, index_K, side="right")
-        for part in np.unique(part_K).tolist():
-            where_K = np.flatnonzero(part_K == part)
+        order_K = np.argsort(index_K, kind="stable")
+        sorted_K = index_K[order_K]
+        cut_P = np.append(0, np.searchsorted(sorted_K, self._end_P))
+        for part in np.flatnonzero(np.diff(cut_P)).tolist():
+            some = slice(cut_P[part], cut_P[part + 1])
             start = self._end_P[part] - self.parts[part].live
-            yield part, where_K, self.live[part][index_K[where_K] - start]
+            yield part, order_K[some], self.live[part][sorted_K[some] - start]
 
     def _mapped(self, part: Part) -> np.ndarray:
-        vector_NM = map_vectors(part.files(self.path)[1][0], part.rows, self.dim)
-        self._checked(part, 1)
-        return vector_NM
+        file = part.files(self.path)[1][0]
+        size, known = self._maps.get(part.number, (0, None))
+        # a file that was cut since it was mapped would end the process when it is read there
+        if known is None or not file.exists() or file.stat().st_size != size:
+            known = map_vectors(file, part.rows, self.dim).view(np.ndarray)
+            self._checked(part, 1)
+            self._maps[part.number] = file.stat().st_size, known
+        return known
 
     def _column(self, part: Part, name: str) -> pa.Array | None:
-        """The values of a column of a part, kept in memory once they were read; None: there is none."""
-        key = part.number, name
-        if key not in self._columns:
-            table = read_table(self._checked(part, 0), [name])
-            if name in self._remade:
-                found = self._left(part, name, table)
-            else:
-                there = name in table.column_names and not is_json(table.schema.field(name))
-                found = table[name].combine_chunks() if there else None
-            self._columns[key] = found
-        return self._columns[key]
+        """The values of a column of a part, those of deleted rows too; None: there is none."""
+        table = read_table(self._checked(part, 0), [name])
+        if name in self._remade:
+            return self._left(part, name, table)
+        there = name in table.column_names and not is_json(table.schema.field(name))
+        return table[name].combine_chunks() if there else None
 
     def _left(self, part: Part, name: str, table: pa.Table) -> pa.Array | None:
         """A column without the values of deleted rows; None: of several kinds also then."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from moembed.encoding import TokenVectors
-from moembed.types import Hits
+from moembed.types import Hits, UserError
 
 CANDIDATES = 400  # documents of every query that get an exact score, at least
 _SHARE = 4  # and at least so many times as many as are asked for
@@ -44,14 +44,31 @@ def best_products(query_QF: np.ndarray, parts: Iterable[np.ndarray], count: int)
 def maxsim_scores(query_TM: np.ndarray, documents: TokenVectors) -> np.ndarray:
     """``mean_i max_j <q_i, d_j>`` of one query with every document: float32 ``(N,)``, as the training has it.
 
-    Every document has a token; a query without one scores 0.
+    A query without a token scores 0.
+
+    Raises:
+        UserError: a document without a token.
     """
     if not len(query_TM) or not len(documents):
         return np.zeros(len(documents), np.float32)
+    require_tokens(documents)
     start_N = np.cumsum(documents.length_N) - documents.length_N
     near_TT = query_TM @ documents.vector_TM.T
     score_N: np.ndarray = np.maximum.reduceat(near_TT, start_N, axis=1).mean(axis=0)
     return score_N.astype(np.float32)
+
+
+def require_tokens(documents: TokenVectors) -> None:
+    """
+    Raises:
+        UserError: a document without a token, which no query could be compared with.
+    """
+    if not documents.length_N.all():
+        place = int(np.argmin(documents.length_N))
+        raise UserError(
+            f"document {place} (counted from 0) has no token, so nothing could be compared with it: leave "
+            "it out"
+        )
 
 
 def late_search(queries: TokenVectors, candidate_QC: np.ndarray, tokens: Tokens, k: int) -> Hits:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import LOSSES
 from moembed.losses.late_interaction import by_maxsim
@@ -190,6 +191,12 @@ def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) ->
         raise UserError(
             f"loss.directions are further terms of info_nce, and {other} has none: {only.format('info_nce')}"
         )
+    if not config.in_batch and kinds != {"info_nce"}:
+        other = min(kinds - {"info_nce"})
+        raise UserError(
+            "loss.in_batch false leaves a query its own hard negatives alone, which is for info_nce; "
+            f"{other} looks at other pairs of the batch: {only.format('info_nce')}"
+        )
     softmax = {name: getattr(config, name) for name in ("weight", "mixing", "learn_temperature")}
     for name, asked in softmax.items():
         if asked and "triplet" in kinds:
@@ -203,3 +210,26 @@ def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) ->
         )
     if config.triplet and "triplet" not in kinds:
         raise UserError("loss.triplet holds settings of the loss triplet, which no source has: set loss.kind")
+
+
+def own_negatives(config: LossConfig, source: Source) -> list[str]:
+    """What is to be said of a source whose queries have no negatives but their own.
+
+    Raises:
+        UserError: it has none.
+    """
+    if config.in_batch:
+        return []
+    having, _ = source.count_negatives()
+    if not having:
+        raise UserError(
+            f"loss.in_batch is false and {source.name} has no hard negatives, so it could teach nothing: "
+            "mine some with moembed mine, or leave in_batch out"
+        )
+    lacking = len(source) - having
+    if not lacking:
+        return []
+    return [
+        f"{source.name}: {lacking:,} of {len(source):,} pairs have no hard negative and teach nothing, for "
+        "loss.in_batch is false"
+    ]

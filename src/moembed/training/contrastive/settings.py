@@ -47,9 +47,9 @@ class LossConfig(ShapingConfig):
     layer must be among them. ``balance_window`` is the number of steps over which
     the expert counts of the balance loss run: with batches from one source each, an expert may be right to
     rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss. ``weight``,
-    ``mask``, ``directions`` and ``mixing`` say which scores there are and how much each counts: see
-    `moembed.training.contrastive.shaping`. ``maxsim`` is for models with ``pooling: tokens``: a score is the
-    ``mean`` (null) or the ``sum`` over the tokens of the query of each one's nearest token of the document.
+    ``mask``, ``directions``, ``mixing`` and ``in_batch`` say which scores there are and how much each counts:
+    see `moembed.training.contrastive.shaping`. ``maxsim`` is for models with ``pooling: tokens``: a score is
+    the ``mean`` (null) or the ``sum`` over the query's tokens of each one's nearest token of the document.
     """
 
     kind: Kind = "info_nce"
@@ -71,6 +71,8 @@ class LossConfig(ShapingConfig):
             raise ValueError(f"a learned temperature stays at {1 / LARGEST_SCALE} or above; start there")
         if self.learn_temperature == "per_dim" and self.matryoshka is None:
             raise ValueError("learn_temperature per_dim needs the dims of loss.matryoshka; else say true")
+        if self.queue and not self.in_batch:
+            raise ValueError("queue adds negatives of other queries, and in_batch is false: take one out")
         return self
 
 
@@ -184,6 +186,8 @@ class ContrastiveConfig(LoopConfig):
             raise ValueError("give exactly one of steps, epochs and minutes")
         if self.distill and self.distill.candidates == "own" and self.negatives == 0:
             raise ValueError("distill.candidates own ranks a query's hard negatives, and negatives is 0")
+        if not self.loss.in_batch and self.negatives == 0:
+            raise ValueError("loss.in_batch is false and negatives is 0: there would be no negative at all")
         require_in_range(self)
         return self
 

@@ -23,7 +23,12 @@ from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
 from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide, with_teachers
 from moembed.training.contrastive.guide import Guide
-from moembed.training.contrastive.objective import Objective, require_late_interaction, require_suited
+from moembed.training.contrastive.objective import (
+    Objective,
+    own_negatives,
+    require_late_interaction,
+    require_suited,
+)
 from moembed.training.contrastive.schedules import at, values
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
@@ -89,6 +94,10 @@ class ContrastiveTask:
         require_suited(
             config.loss, {form.loss for form in self.forms}, {form.task_type for form in self.forms}
         )
+        retrieving = zip(sources, self.forms, strict=True)
+        self.notes += [
+            n for source, form in retrieving if not form.scored for n in own_negatives(config.loss, source)
+        ]
         self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
         self.notes += [adapters.sentence for adapters in self.adapters.values()]
         self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)

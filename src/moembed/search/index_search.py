@@ -1,0 +1,147 @@
+"""How an index finds rows: a condition by its plan, vectors exactly, and words where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moembed.encoding import TokenVectors
+from moembed.search import plan as planning
+from moembed.search.exact import pair_scores, search_parts
+from moembed.search.hybrid import best_terms, by_ranks, by_weight, window
+from moembed.search.late_search import best_products, late_search, num_candidates
+from moembed.search.plan import Plan
+from moembed.search.where import Where, comparisons
+from moembed.search.where_mask import mask
+from moembed.types import Hits
+
+if TYPE_CHECKING:
+    from moembed.search.columns import Meets
+    from moembed.search.index_reader import PartReader
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is looked for.
+
+    Attributes:
+        texts: of the queries, for a search by words too; None: by vectors alone.
+        weight: see `moembed.search.hybrid`.
+        plan: the kind of plan to use; None: the cheapest.
+        tokens: of the queries, in a multi-vector index, where ``query_QM`` are their encodings; None: rows
+            have one vector each.
+    """
+
+    query_QM: np.ndarray
+    k: int
+    where: Where | None = None
+    texts: Sequence[str] | None = None
+    weight: float | None = None
+    plan: planning.Kind | None = None
+    tokens: TokenVectors | None = None
+
+
+def find(reader: PartReader, search: Search) -> tuple[Hits, Plan]:
+    """The best rows of every query, as numbers among those that are not deleted, and how they were found."""
+    if search.where is None:
+        hits = _among(reader, search, None)
+        return (hits if search.texts is None else _fused(reader, search, hits, None)), Plan("none")
+    names, test = _test(search.where)
+    plan = _plan(reader, search, names, test)
+    if plan.kind == "post":
+        hits, enough = _post(reader, search, plan, names, test)
+        if enough:
+            return hits, plan
+        plan = replace(plan, fell_back=True)
+    meets_N = reader.rows_of_columns.meets(names, test)
+    counted = plan.counted(int(meets_N.sum()), len(reader))
+    if search.plan in ("pre", "in"):
+        counted = replace(counted, kind=search.plan)
+    hits = _among(reader, search, meets_N, gather=counted.kind == "pre")
+    return (hits if search.texts is None else _fused(reader, search, hits, meets_N)), counted
+
+
+def _test(where: Where) -> tuple[list[str], Meets]:
+    return sorted({one.column for one in comparisons(where)}), lambda column, rows: mask(where, column, rows)
+
+
+def _plan(reader: PartReader, search: Search, names: list[str], test: Meets) -> Plan:
+    share = None if len(reader) <= planning.SMALL else reader.share(names, test)
+    if search.plan is not None:
+        return Plan(search.plan, share)
+    return planning.choose(len(reader), search.k, share, search.texts is not None)
+
+
+def _depth(search: Search) -> int:
+    return search.k if search.texts is None else window(search.k)
+
+
+def _among(reader: PartReader, search: Search, meets_N: np.ndarray | None, gather: bool = False) -> Hits:
+    """The nearest rows among those that meet the condition."""
+    depth = _depth(search)
+    if search.tokens is not None:
+        return _late(reader, search, search.tokens, meets_N)
+    if meets_N is not None and gather:
+        row_K = np.flatnonzero(meets_N)
+        hits = search_parts(
+            search.query_QM, reader.gathered(row_K), len(row_K), depth, reader.gathered_norms(row_K)
+        )
+        return Hits(row_K[hits.index], hits.score)
+    keep = None if meets_N is None else reader.split(meets_N)
+    matched = len(reader) if meets_N is None else int(meets_N.sum())
+    depth = min(depth, matched)
+    if not depth:
+        nothing = np.zeros((len(search.query_QM), 0))
+        return Hits(nothing.astype(np.int64), nothing.astype(np.float32))
+    return search_parts(search.query_QM, reader.vectors(), len(reader), depth, reader.norms(), keep)
+
+
+def _late(reader: PartReader, search: Search, tokens: TokenVectors, meets_N: np.ndarray | None) -> Hits:
+    """The best rows by MaxSim among those that meet the condition."""
+    row_N = np.arange(len(reader)) if meets_N is None else np.flatnonzero(meets_N)
+    vectors = reader.vectors() if meets_N is None else reader.gathered(row_N)
+    depth = _depth(search)
+    candidate_QC = best_products(search.query_QM, vectors, num_candidates(depth))
+    hits = late_search(tokens, candidate_QC, lambda place_C: reader.tokens_at(row_N[place_C]), depth)
+    return Hits(row_N[hits.index], hits.score)
+
+
+def _post(reader: PartReader, search: Search, plan: Plan, names: list[str], test: Meets) -> tuple[Hits, bool]:
+    """The nearest rows that meet the condition, and whether ``k`` were found for every query."""
+    wanted = planning.candidates(search.k, plan.estimate or 1.0)
+    found = _among(reader, replace(search, k=wanted), None)
+    row_U, place = np.unique(found.index, return_inverse=True)
+    good_QC = reader.rows_of_columns.meets_at(names, test, row_U)[place].reshape(found.index.shape)
+    if (good_QC.sum(axis=1) < search.k).any():
+        return found, False
+    order_QK = np.argsort(~good_QC, axis=1, kind="stable")[:, : search.k]  # good ones first
+    index_QK = np.take_along_axis(found.index, order_QK, axis=1)
+    return Hits(index_QK, np.take_along_axis(found.score, order_QK, axis=1)), True
+
+
+def _fused(reader: PartReader, search: Search, hits: Hits, meets_N: np.ndarray | None) -> Hits:
+    """The best rows by vectors and BM25 together."""
+    assert search.texts is not None
+    row_N = np.arange(len(reader)) if meets_N is None else np.flatnonzero(meets_N)
+    shape = len(search.texts), min(search.k, len(row_N))
+    found = [_fused_one(reader, search, q, row_N, hits.index[q]) for q in range(len(search.texts))]
+    index_QK = np.array([row_K for row_K, _ in found], np.int64).reshape(shape)
+    return Hits(index_QK, np.array([score_K for _, score_K in found], np.float32).reshape(shape))
+
+
+def _fused_one(
+    reader: PartReader, search: Search, q: int, row_N: np.ndarray, nearest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    assert search.texts is not None
+    term_N = reader.bm25.scores(search.texts[q])[row_N]
+    ranked = row_N[best_terms(term_N, window(search.k))]
+    if search.weight is None:
+        return by_ranks([nearest, ranked], search.k)
+    row_C = np.union1d(nearest, ranked)
+    query_CM = np.repeat(search.query_QM[q : q + 1], len(row_C), axis=0)
+    cosine_C = pair_scores(query_CM, reader.vectors_at(row_C))
+    share_C = term_N[np.searchsorted(row_N, row_C)] / max(term_N.max(initial=0), np.finfo(float).tiny)
+    return by_weight(row_C, cosine_C, share_C, search.weight, search.k)

@@ -1,0 +1,103 @@
+"""A trimmed vocabulary cuts the texts it was trimmed to as before, and their vectors are the same."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, models, processors
+from tokenizers import Tokenizer as Backend
+
+from conftest import MakeModel
+from moembed.embedder import Embedder
+from moembed.types import UserError
+from moembed.weights.pieces import KINDS, learn
+from moembed.weights.trim import trim
+from moembed.weights.vocabulary import Origins, with_tokenizer
+
+TEXTS = [
+    "Der Maulwurf gräbt Gänge unter der Wiese.",
+    "Die Eule jagt nachts Mäuse; die Mäuse graben Gänge.",
+    "крот роет ходы под лугом, сова охотится ночью",
+    "the mole digs tunnels under the meadow, an owl hunts at night",
+] * 4
+LEARNT = {kind: learn(kind, lambda: TEXTS, 420) for kind in KINDS}
+
+
+def pieces(backend: Backend, text: str) -> list[str]:
+    return list(backend.encode(text).tokens)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_texts_are_cut_as_before_by_fewer_pieces(kind: str) -> None:
+    whole = LEARNT[kind]
+    small = trim(whole, lambda: TEXTS[:2])
+    assert small.get_vocab_size() < 0.85 * whole.get_vocab_size()
+    assert sorted(small.get_vocab().values()) == list(range(small.get_vocab_size()))
+    for text in TEXTS[:2]:
+        assert pieces(small, text) == pieces(whole, text)
+    special = KINDS[kind].special.values()
+    assert [small.token_to_id(name) for name in special] == [whole.token_to_id(name) for name in special]
+    assert trim(small, lambda: TEXTS[:2]).to_str() == small.to_str()
+
+
+@given(st.lists(st.text(alphabet="Malwurf gräbt,Eu", min_size=1, max_size=30), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_whatever_the_texts_are(texts: list[str]) -> None:
+    for whole in LEARNT.values():
+        if not any(encoding.ids for encoding in whole.encode_batch(texts, add_special_tokens=False)):
+            continue
+        small = trim(whole, lambda: texts)
+        assert [pieces(small, text) for text in texts] == [pieces(whole, text) for text in texts]
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_words_of_the_same_letters_are_never_unknown(kind: str) -> None:
+    """Rare pieces fall apart into letters, which stay."""
+    small = trim(LEARNT[kind], lambda: TEXTS, min_count=1000)
+    unknown = KINDS[kind].special["unk"]
+    for text in ("Maulwurf", "нора", "Gänge"):
+        assert unknown not in pieces(small, text)
+    assert small.get_vocab_size() < trim(LEARNT[kind], lambda: TEXTS).get_vocab_size()
+
+
+def test_added_tokens_stay_and_keep_what_they_are() -> None:
+    whole = Backend.from_str(LEARNT["unigram"].to_str())
+    whole.add_special_tokens([AddedToken("<extra>", special=True)])
+    small = trim(whole, lambda: TEXTS[:1])
+    assert small.token_to_id("<extra>") == small.get_vocab_size() - 1
+    assert pieces(small, "Maulwurf <extra> gräbt") == pieces(whole, "Maulwurf <extra> gräbt")
+
+
+@pytest.mark.parametrize("processor", [processors.BertProcessing, processors.RobertaProcessing])
+def test_ids_in_other_processors_move(processor: type) -> None:
+    """Special tokens behind the words, as some BERTs have them."""
+    words = {"owl": 0, "mole": 1, "owls": 2, "[UNK]": 3, "[CLS]": 4, "[SEP]": 5, "[PAD]": 6}
+    whole = Backend(models.WordPiece(words, unk_token="[UNK]"))
+    whole.add_special_tokens(["[CLS]", "[SEP]", "[PAD]"])
+    whole.post_processor = processor(("[SEP]", 5), ("[CLS]", 4))
+    whole.enable_padding(pad_id=6, pad_token="[PAD]")
+    small = trim(whole, lambda: ["mole"])
+    assert small.get_vocab() == {"mole": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[PAD]": 4}
+    assert small.encode("mole").ids == [2, 0, 3]
+    assert json.loads(small.to_str())["padding"]["pad_id"] == 4
+
+
+def test_nothing_to_trim_to_is_refused() -> None:
+    with pytest.raises(UserError, match="there is no text"):
+        trim(LEARNT["unigram"], list)
+    with pytest.raises(UserError, match="of kind WordLevel cannot be trimmed"):
+        trim(Backend(models.WordLevel({"mole": 0, "?": 1}, unk_token="?")), lambda: ["mole"])
+
+
+def test_vectors_of_the_texts_stay(make_model: MakeModel, texts: list[str]) -> None:
+    parts = make_model().parts()
+    backend = trim(parts.tokenizer.backend, lambda: texts[:3])
+    made, origins = with_tokenizer(parts, backend, {})
+    small, whole = Embedder(made).eval(), Embedder(parts).eval()
+    assert origins == Origins(backend.get_vocab_size(), 0, 0)
+    assert len(small.encoder.word.weight) < len(whole.encoder.word.weight)
+    np.testing.assert_array_equal(small.encode(texts[:3]), whole.encode(texts[:3]))
