@@ -112,12 +112,12 @@ def measured(config: FdeConfig, documents: TokenVectors, queries: TokenVectors, 
     recall: dict[int, dict[int, float]] = {}
     shares: dict[int, float] = {}
     seconds: dict[int, float] = {}
-    for count in sorted({max(K, round(share * len(documents))) for share in SHARES}):
+    for count in (round(share * len(documents)) for share in SHARES):
         started = time.perf_counter()
         candidate_QC = best_products(query_QF, [document_NF], count)
         late_search(queries, candidate_QC, lambda row_K: take(documents, row_K), K)
         seconds[count] = queries_seconds + time.perf_counter() - started
-        recall[count] = {k: _recall(candidate_QC, exact.best_QK[:, :k]) for k in KS}
+        recall[count] = {k: _recall(candidate_QC, exact.best_QK[:, :k]) for k in KS if k <= count}
         scored = documents.length_N[candidate_QC].sum(axis=1) @ queries.length_N * width
         shares[count] = float((cheap + scored) / exact.multiplications)
     return Found(recall, shares, seconds, encoding_seconds)
