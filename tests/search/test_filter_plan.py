@@ -142,7 +142,7 @@ def test_a_sample_is_an_estimate_of_every_condition(folder):
     off = []
     for bound in range(20, ROWS, 20):
         test = lambda read, rows, bound=bound: np.asarray(read("page").to_numpy() < bound)  # noqa: E731
-        off.append(reader.share(["page"], test) - (column < bound).mean())
+        off.append(reader.samples.share(["page"], test) - (column < bound).mean())
     assert abs(np.mean(off)) < 0.01
     assert max(map(abs, off)) < 0.08
 
@@ -181,6 +181,7 @@ def test_explain_says_how_the_filter_was_met(run: Run, tmp_path, make_model):
         "estimated_share": None,
         "rows_that_match": 5,
         "fell_back": False,
+        "engine": "exact",
     }
     assert json.loads(run(*command, "--json")[1]) == told["hits"]
     code, _, err = run(*command, "--explain")

@@ -18,6 +18,7 @@ from moembed.encoding import FULL, TokenVectors, View
 from moembed.search.embed import EmbedConfig, embed_file
 from moembed.search.fde import FdeConfig
 from moembed.search.index import Index
+from moembed.search.index_compress import compress_index
 from moembed.search.index_file import IndexSummary, delete_rows, index_file
 from moembed.search.index_manifest import MULTI_VECTOR, read_manifest
 from moembed.search.late_search import maxsim_scores
@@ -141,6 +142,8 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         "no cosines to weigh": lambda: index.search("w1", hybrid=True, weight=0.5, model=model),
         "a push takes one vector": lambda: push_index(index, None),  # type: ignore[arg-type]
         "needs a model that makes a vector of every token": lambda: put(tmp_path, [row(1)], model=ToyModel()),
+        "takes one vector of a row": lambda: put(tmp_path, [row(1)], engine="qdrant-edge"),
+        "codecs are for one vector": lambda: compress_index(tmp_path / "i", "int8"),
         "dim cuts vectors of texts": lambda: put(tmp_path, [row(1)], config=EmbedConfig(dim=4)),
         "'d7' has no token": lambda: put(tmp_path, [row(1), {"id": "d7", "text": " "}]),
     }

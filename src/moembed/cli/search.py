@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from moembed.cli.codecs import CODEC, BitsPerDim, codec_name
 from moembed.cli.options import ENCODER, AllowPickle, Dtype, Json, load_encoder, when_interrupted
 from moembed.cli.rerank import RERANKER, rerank_hits
 from moembed.console import print_json, progress_bar, say
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
+    from moembed.search.composed import ComposedEncoder
     from moembed.search.embed import EmbedConfig
 
 Dim = Annotated[int | None, typer.Option(min=1, help="Keep the first dim coordinates.")]
@@ -82,13 +84,19 @@ def build(
     delete_missing: Annotated[
         bool, typer.Option("--delete-missing", help="Delete rows that the file does not hold.")
     ] = False,
-    dim: Dim = None,
-    multivector: Annotated[
-        str | None,
+    engine: Annotated[
+        Literal["exact", "qdrant-edge"] | None,
         typer.Option(
-            help="Of a model with pooling tokens, how they are encoded: repetitions=20,k_sim=5,d_proj=16."
+            help="What searches it: every row compared, or a graph of neighbours built now. "
+            "Default: as before; of a new index exact."
         ),
     ] = None,
+    dim: Dim = None,
+    multivector: Annotated[
+        str | None, typer.Option(help="How vectors of tokens are encoded: repetitions=20,k_sim=5,d_proj=16.")
+    ] = None,
+    codec: Annotated[str | None, typer.Option(help=f"Then store the vectors as {CODEC}")] = None,
+    bits_per_dim: BitsPerDim = None,
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     json_: Json = False,
@@ -101,19 +109,28 @@ def build(
     """
     from moembed.search.embed import EmbedConfig
     from moembed.search.fde import FdeConfig
+    from moembed.search.index_compress import compress_index
     from moembed.search.index_file import index_file
     from moembed.search.index_manifest import index_folder, read_manifest
     from moembed.search.index_model import model_name
 
+    if bits_per_dim is not None and codec is None:
+        raise UserError("--bits-per-dim is of a codec: name it with --codec, as in --codec bebr")
+    coded = None if codec is None else codec_name(codec, bits_per_dim)
+    if coded and engine not in (None, "exact"):
+        raise UserError(
+            f"--codec makes codes, which are searched exactly, and --engine is {engine}: take one"
+        )
     out = index_folder(out)
-    made = None
+    made = read_manifest(out) if model is None else None
     if model is None:
-        made = read_manifest(out)
         if made is None:
             raise UserError(f"{out} is not an index yet: name the model that is to make it with --model")
         dim = made["dim"] if dim is None and "multivector" not in made else dim
         model = model_name(out, made)
     embedder = load_encoder(model, dtype, allow_pickle)
+    if coded and getattr(embedder, "per_token", False):
+        raise UserError(f"--codec is for one vector of a row, and {model} makes one of every token")
     late = None if multivector is None else FdeConfig.parse(multivector, embedder.dim)
     config = _prompted(EmbedConfig(column=column, dim=dim, multivector=late), embedder, model)
     if made is not None:  # the path stays as it was written: one from the index to its model survives a move
@@ -131,12 +148,14 @@ def build(
             done = rows
 
         found = index_file(
-            embedder, source, out, config, id_column=id_, delete_missing=delete_missing, progress=show
-        )
+            embedder, source, out, config, id_column=id_, delete_missing=delete_missing, engine=engine,
+            progress=show,
+        )  # fmt: skip
+    note = "" if coded is None else f"; {compress_index(out, coded)}"
     if json_:
-        print_json({**asdict(found), "path": str(found.path), "message": str(found)})
+        print_json({**asdict(found), "path": str(found.path), "message": f"{found}{note}"})
         return
-    print(found)
+    print(f"{found}{note}")
     print(f'search it:  moembed search {out} "your question"')
 
 
@@ -206,13 +225,14 @@ def search(
     ] = None,
     rerank: Annotated[str | None, typer.Option(help=f"Order what was found by this. {RERANKER}")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare all rows, where the index has an approximate engine too.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Also say how the filter was met.")] = False,
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
-    """Exact cosine search with the model that made the index, among the rows that meet a condition.
-
-    In an index of token vectors scores are exact MaxSim, of the candidates that their encodings find.
+    """Search by cosines, or of token vectors by MaxSim, among the rows that meet a condition.
 
     With --json a hit is its cosine (with --hybrid its joint score, with --rerank that of the reranker),
     `score`, and the columns of its row.
@@ -223,6 +243,7 @@ def search(
     """
     from moembed.encoding import View
     from moembed.search.index import Index
+    from moembed.search.index_bridge import bridge_of
     from moembed.search.index_manifest import index_folder
     from moembed.search.index_model import model_name, relation_used
 
@@ -230,10 +251,14 @@ def search(
     opened.require_condition(where)  # a mistake in it is told before a model is loaded
     embedder = load_encoder(model or model_name(opened.path, opened.manifest), None, allow_pickle)
     view = View(dim=None if opened.fde else opened.dim)
-    if model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
+    if model and bridge_of(opened.path, opened.manifest, embedder):
+        say("note: the documents are codes of another model, which this one searches over a bridge")
+    elif model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
         say(f"note: {note}")
     number = max(k, candidates) if rerank else k
-    found = opened.search([query], number, where=where, hybrid=hybrid, weight=weight, model=embedder)
+    found = opened.search(
+        [query], number, where=where, hybrid=hybrid, weight=weight, model=embedder, exact=exact
+    )
     hits = found[0]
     if rerank:
         hits = rerank_hits(rerank, query, hits, opened.manifest.get("column"), allow_pickle)[:k]
@@ -293,7 +318,9 @@ def _embed(
     return {**asdict(summary), "path": str(summary.path), "message": str(summary)}
 
 
-def _prompted(config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client, model: str) -> EmbedConfig:
+def _prompted(
+    config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client | ComposedEncoder, model: str
+) -> EmbedConfig:
     """With the prompt of its role, and where the model lies."""
     return replace(
         config,

@@ -246,6 +246,10 @@ def _terms(task: ContrastiveTask) -> list[str]:
         lines.append(
             f"masked: what {guide.model} holds nearer than the positive less {guide.margin:g} {share}"
         )
+    if task.items:
+        about = task.items.config
+        space = about.teacher or about.vectors
+        lines.append(f"{about.weight:g} x squared distance to the cosines of item pairs in {space}")
     shaped = config.model_dump(mode="json", include={"weight", "mask", "directions", "mixing", "triplet"})
     lines += [f"{key}: {_plain(value)}" for key, value in shaped.items() if value]
     if nested := objective.nested:

@@ -1,12 +1,13 @@
-"""An index folder opened for reading: exact search, filters, and both together with BM25.
+"""An index folder opened for reading: search by vectors, filters, and both together with BM25.
 
-Cosines are exact: every row that a filter leaves is scored. ``index_update`` makes and changes such folders.
+Cosines are exact. All rows that a filter leaves are scored, unless the index was made with an approximate
+engine, see ``ann``. ``index_update`` makes and changes such folders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,8 +15,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, View
+from moembed.search.ann import AnnPart, AnnSearcher
 from moembed.search.fde import Fde, FdeConfig
 from moembed.search.hybrid import require_weight
+from moembed.search.index_bridge import bridge_of
+from moembed.search.index_codec import read_codec
 from moembed.search.index_manifest import open_version, parts_of
 from moembed.search.index_model import load_model, searched_space
 from moembed.search.index_reader import PartReader
@@ -70,6 +74,7 @@ class Index:
     manifest: dict[str, Any]
     _reader: PartReader = field(repr=False, compare=False)
     _lock: BinaryIO = field(repr=False, compare=False)  # while it is open, no writer removes our files
+    _ann: list[AnnSearcher | None] = field(default_factory=list, repr=False, compare=False)
     _models: list[TextEncoder] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
@@ -89,10 +94,9 @@ class Index:
             raise UserError(
                 f"the index {path} is unfinished: run the command that started it again to finish it"
             )
-        late = manifest.get("multivector") or {}
-        reader = PartReader(
-            path, tuple(parts_of(manifest)), manifest["dim"], manifest.get("column"), late.get("token_dim")
-        )
+        parts, codec = tuple(parts_of(manifest)), read_codec(path, manifest)
+        token_dim = manifest.get("multivector", {}).get("token_dim")
+        reader = PartReader(path, parts, manifest["dim"], manifest.get("column"), codec, token_dim)
         reader.require_sizes()
         index = cls(path, manifest, reader, lock)
         if space_id is not None:
@@ -122,6 +126,11 @@ class Index:
         return Fde(FdeConfig.from_json(config)) if config else None
 
     @property
+    def codec(self) -> str:
+        """What its vectors are stored in: float32, or codes, see `moembed.search.codecs`."""
+        return self.manifest["codec"]["name"] if "codec" in self.manifest else "float32"
+
+    @property
     def version(self) -> int:
         """How many times the index was changed; 0 for a folder that `moembed embed` made."""
         return self.manifest.get("version", 0)
@@ -143,6 +152,7 @@ class Index:
         hybrid: bool = False,
         weight: float | None = None,
         model: TextEncoder | None = None,
+        exact: bool = False,
     ) -> IndexHits:
         """The best ``min(k, N)`` of the N rows that meet ``where``, for every query; ties by lower row.
 
@@ -156,6 +166,7 @@ class Index:
             hybrid: rank by vectors and BM25 together, see `moembed.search.hybrid`; needs texts.
             weight: of hybrid search, how much the vectors count, 0 to 1; None: ranks are added.
             model: default: the model that made the index, loaded once.
+            exact: compare all rows, where the index has an approximate engine too.
 
         Raises:
             UserError: ``k`` below 1, vectors that do not fit, a condition that the columns cannot answer, a
@@ -164,9 +175,10 @@ class Index:
         if isinstance(queries, (np.ndarray, TokenVectors)):
             if hybrid:
                 raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
-            return self._find(queries, None, k, where, weight)
+            return self._find(_asked(queries, k, self._condition(where), None, weight), exact)
         texts = [queries] if isinstance(queries, str) else list(queries)
-        return self._find(self.embed_queries(texts, model), texts if hybrid else None, k, where, weight)
+        found, listed = self.embed_queries(texts, model), texts if hybrid else None
+        return self._find(_asked(found, k, self._condition(where), listed, weight), exact)
 
     def find(
         self,
@@ -181,7 +193,8 @@ class Index:
         """``search`` for vectors that are there already; hybrid search needs the texts too."""
         if hybrid and (texts is None or len(texts) != len(query_QM)):
             raise UserError("hybrid search needs the text of every query")
-        return list(self._find(query_QM, texts if hybrid else None, k, where, weight))
+        listed = texts if hybrid else None
+        return list(self._find(Search(query_QM, k, self._condition(where), listed, weight), exact=False))
 
     def embed_queries(
         self, texts: Sequence[str], model: TextEncoder | None = None
@@ -189,12 +202,15 @@ class Index:
         """Vectors of questions in the space of the index, in a multi-vector index those of their tokens.
 
         Raises:
-            UserError: the model is not there, or makes vectors of another space without a declared relation.
+            UserError: the model is not there, or makes vectors of another space, to which neither a declared
+                relation nor a bridge leads.
         """
         if model is None:
             if not self._models:
                 self._models.append(load_model(self.path, self.manifest))
             model = self._models[0]
+        if bridge := bridge_of(self.path, self.manifest, model):
+            return bridge.vectors(model.vectors(texts, role="query").array)
         view = View(dim=self.dim) if self.fde is None else FULL
         self.require_space(searched_space(model, self.manifest.get("role"), view, self.space_id))
         if self.fde is None:
@@ -202,45 +218,38 @@ class Index:
         assert isinstance(model, TokenEncoder)  # it is in the space of this index
         return model.encode_tokens(texts, role="query")
 
-    def _find(
-        self,
-        queries: np.ndarray | TokenVectors,
-        texts: Sequence[str] | None,
-        k: int,
-        where: Condition | None,
-        weight: float | None,
-    ) -> IndexHits:
-        require_weight(weight)
-        if k < 1:
-            raise UserError(f"k must be at least 1, got {k}")
-        if weight is not None and texts is None:
+    def _find(self, search: Search, exact: bool) -> IndexHits:
+        require_weight(search.weight)
+        if search.k < 1:
+            raise UserError(f"k must be at least 1, got {search.k}")
+        if search.weight is not None and search.texts is None:
             raise UserError("weight is of hybrid search alone: ask for hybrid too")
-        if isinstance(queries, TokenVectors) != (self.fde is not None):
-            kind = "token vectors" if self.fde is not None else "one vector of each query"
-            raise UserError(f"the index {self.path} is searched with texts or {kind}")
-        if weight is not None and self.fde is not None:
-            raise UserError("a multi-vector index has no cosines to weigh: leave weight out, ranks are added")
-        condition = None if where is None else self._read(where)
-        hits, plan = find(self._reader, self._asked(queries, k, condition, texts, weight))
+        search = self._encoded(search)
+        hits, plan = find(self._reader, search, None if exact else self._engine())
         return IndexHits(hits.index, hits.score, self, plan)
 
-    def _asked(
-        self,
-        queries: np.ndarray | TokenVectors,
-        k: int,
-        where: Where | None,
-        texts: Sequence[str] | None,
-        weight: float | None,
-    ) -> Search:
-        if isinstance(queries, TokenVectors):
-            assert self.fde is not None
-            # candidates are chosen among the rows that meet the condition, or too few of them would be left
-            encoded_QF = self.fde.queries(queries)
-            return Search(encoded_QF, k, where, texts, None, plan="pre", tokens=queries)
-        return Search(queries, k, where, texts, weight)
+    def _encoded(self, search: Search) -> Search:
+        """With the vectors of queries as rows are compared with them."""
+        tokens = search.tokens
+        if (tokens is None) != (self.fde is None):
+            kind = "token vectors" if self.fde is not None else "one vector of each query"
+            raise UserError(f"the index {self.path} is searched with texts or {kind}")
+        if tokens is None or self.fde is None:
+            return replace(search, query_QM=self._reader.queries(search.query_QM))
+        if search.weight is not None:
+            raise UserError("a multi-vector index has no cosines to weigh: leave weight out, ranks are added")
+        # candidates are chosen among the rows that meet the condition, or too few of them would be left
+        return replace(search, query_QM=self.fde.queries(tokens), plan="pre")
+
+    def _engine(self) -> AnnSearcher | None:
+        """The approximate engine, opened once."""
+        if not self._ann:
+            record = AnnPart.of(self.manifest)
+            self._ann.append(AnnSearcher.open(self._reader, record, self.path) if record else None)
+        return self._ann[0]
 
     def vectors(self) -> Iterator[np.ndarray]:
-        """The ``(rows, dim)`` vectors of each part in turn, without those of deleted rows."""
+        """The ``(rows, dim)`` vectors of each part in turn, without deleted ones; codes are decoded."""
         return self._reader.vectors()
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
@@ -268,17 +277,17 @@ class Index:
         Raises:
             UserError: no condition, or one that the columns cannot answer.
         """
-        if where is not None:
-            self._read(where)
+        self._condition(where)
 
     def info(self) -> dict[str, Any]:
         """What the index holds, for people and programs."""
-        manifest = self.manifest
+        manifest, ann = self.manifest, AnnPart.of(self.manifest)
         return {
             "path": str(self.path),
             "rows": len(self),
             "version": self.version,
             "dim": self.dim,
+            "codec": self.codec,
             "space_id": self.space_id,
             "model": manifest.get("model_path"),
             **({"multivector": self.fde.config.as_json()} if self.fde is not None else {}),
@@ -288,11 +297,31 @@ class Index:
             "parts": len(self._reader.parts),
             "deleted_rows": sum(part.rows - part.live for part in self._reader.parts),
             "rows_of_an_unfinished_update": sum(part.rows for part in parts_of(manifest, "pending")),
+            "engine": ann.engine if ann else "exact",
+            "engine_recall": ann.recall if ann else None,
+            "engine_bytes": ann.bytes(self.path) if ann else 0,
             "bytes": sum(file.stat().st_size for file in self._reader.files()),
         }
+
+    def _condition(self, where: Condition | None) -> Where | None:
+        return None if where is None else self._read(where)
 
     def _read(self, where: Condition) -> Where:
         condition = read_where(where)
         if len(self):  # columns are those of rows: an index without any has none, and nothing to find
             require_columns(condition, self.columns)
         return condition
+
+
+def _asked(
+    queries: np.ndarray | TokenVectors,
+    k: int,
+    where: Where | None,
+    texts: Sequence[str] | None,
+    weight: float | None,
+) -> Search:
+    """What is looked for, before queries are as rows are compared with them."""
+    if isinstance(queries, TokenVectors):
+        nothing_Q0 = np.zeros((len(queries), 0), np.float32)
+        return Search(nothing_Q0, k, where, texts, weight, tokens=queries)
+    return Search(queries, k, where, texts, weight)

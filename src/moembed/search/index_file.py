@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from moembed.data.sources import iter_rows
 from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, Vectors, View
 from moembed.files import locked
+from moembed.search.ann_build import refresh, require_engine_of
 from moembed.search.embed import EmbedConfig, column_texts, require_dim
 from moembed.search.fde import FdeConfig
 from moembed.search.index_ids import BY_TEXT, RowIds, choose_id_column
 from moembed.search.index_manifest import read_manifest
+from moembed.search.index_repair import Embed
 from moembed.search.index_update import IndexUpdate
 from moembed.types import UserError
 
@@ -32,6 +34,9 @@ class IndexSummary:
         deleted: rows that the source does not hold and that were deleted.
         others: rows of the index that the source does not hold and that stay.
         truncated: texts of this update that were longer than the model reads.
+        engine: what searches the index: ``exact``, or the approximate engine.
+        recall: of the approximate engine, see `moembed.search.ann.AnnPart`; None: the search is exact.
+        about_engine: the same in a sentence.
         multivector: of an index of token vectors, how they are encoded.
     """
 
@@ -46,7 +51,10 @@ class IndexSummary:
     unchanged: int
     deleted: int
     others: int
-    multivector: FdeConfig | None = None
+    engine: str = field(default="exact", kw_only=True)
+    recall: float | None = field(default=None, kw_only=True)
+    about_engine: str = field(default="", kw_only=True)
+    multivector: FdeConfig | None = field(default=None, kw_only=True)
 
     def __str__(self) -> str:
         if not (self.added or self.changed or self.deleted or self.new_rows):
@@ -66,9 +74,9 @@ class IndexSummary:
         return f"; every row has the vectors of its tokens, encoded with {values}"
 
     def _about_others(self) -> str:
-        if not self.others:
-            return ""
-        return f"; {self.others} rows that the source does not hold stay (--delete-missing deletes them)"
+        stay = f"; {self.others} rows that the source does not hold stay (--delete-missing deletes them)"
+        engine = f"; {self.about_engine}" if self.about_engine else ""
+        return (stay if self.others else "") + engine
 
 
 def index_file(
@@ -79,6 +87,7 @@ def index_file(
     *,
     id_column: str | None = None,
     delete_missing: bool = False,
+    engine: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> IndexSummary:
     """Make the index ``out`` of a JSONL, Parquet or CSV source, or bring it up to date with it.
@@ -92,6 +101,8 @@ def index_file(
         id_column: the column of the ids, or ``none``: they are made of the texts. Default: that of the index,
             of a new one ``_id`` or ``id`` if the first row has it, else ``none``.
         delete_missing: delete the rows of the index that the source does not hold.
+        engine: ``exact``, or an approximate engine that is built beside the rows and searched from then on,
+            see `moembed.search.ann`. Default: that of the index, of a new one ``exact``.
 
     Raises:
         UserError: missing source, no rows, a row without a string in the column or without an id, an id that
@@ -99,7 +110,7 @@ def index_file(
             disk, another process that writes to ``out``. The index is as it was.
     """
     source, out, config = Path(source), Path(out), config or EmbedConfig()
-    late = _encoding(model, out, config)
+    late = _encoding(model, out, config, engine)
     dim = require_dim(model, config) if late is None else late.dim
     if not source.exists():
         raise UserError(f"cannot read {source}: there is no such file or folder")
@@ -114,15 +125,9 @@ def index_file(
         "model_path": config.model_path,
         **({} if late is None else {"multivector": late.as_json()}),
     }
-
-    def embed(texts: list[str]) -> Vectors | TokenVectors:
-        if late is None:
-            return model.vectors(texts, prompt=config.prompt, view=view)
-        assert isinstance(model, TokenEncoder)
-        return model.encode_tokens(texts, prompt=config.prompt)
-
     with locked(out):
-        update = IndexUpdate(out, fields, source.name, embed)
+        require_engine_of(out, engine)
+        update = IndexUpdate(out, fields, source.name, _embedding(model, config, view, late))
         ids: RowIds | None = None
         done = 0
         for rows in iter_rows(source, config.block_rows):
@@ -139,13 +144,29 @@ def index_file(
         if delete_missing:
             update.delete(missing)
         total = update.commit()
-    counts = update.counts
+        ann = refresh(out, engine)
+    counts: dict[str, Any] = dict(update.counts)
     others = 0 if delete_missing else len(missing)
     counts["new_rows"] = counts.pop("embedded")
-    return IndexSummary(out, fields["space_id"], dim, total, others=others, multivector=late, **counts)
+    summary = IndexSummary(out, fields["space_id"], dim, total, others=others, multivector=late, **counts)
+    if ann is None:
+        return summary
+    return replace(summary, engine=ann.engine, recall=ann.recall, about_engine=str(ann))
 
 
-def _encoding(model: TextEncoder, out: Path, config: EmbedConfig) -> FdeConfig | None:
+def _embedding(model: TextEncoder, config: EmbedConfig, view: View, late: FdeConfig | None) -> Embed:
+    """Texts to vectors, or to the vectors of their tokens."""
+
+    def embed(texts: list[str]) -> Vectors | TokenVectors:
+        if late is None:
+            return model.vectors(texts, prompt=config.prompt, view=view)
+        assert isinstance(model, TokenEncoder)
+        return model.encode_tokens(texts, prompt=config.prompt)
+
+    return embed
+
+
+def _encoding(model: TextEncoder, out: Path, config: EmbedConfig, engine: str | None) -> FdeConfig | None:
     """How token vectors are encoded: as asked for, else as in the index that is there, else by default.
 
     None: the model makes one vector of a text.
@@ -159,6 +180,11 @@ def _encoding(model: TextEncoder, out: Path, config: EmbedConfig) -> FdeConfig |
         return None
     if config.dim is not None:
         raise UserError("dim cuts vectors of texts: leave it out for a model that makes one of every token")
+    if engine not in (None, "exact"):
+        raise UserError(
+            f"the engine {engine} takes one vector of a row, and this model makes one of every token: "
+            "leave it out"
+        )
     there = (read_manifest(out) or {}).get("multivector")
     if config.multivector is not None:
         return config.multivector
@@ -173,9 +199,12 @@ def delete_rows(out: str | Path, ids: list[str]) -> tuple[int, int]:
             that writes there.
     """
     with locked(Path(out)):
+        require_engine_of(Path(out), None)
         update = IndexUpdate(Path(out))
         update.delete(ids)
-        return update.counts["deleted"], update.commit()
+        left = update.commit()
+        refresh(Path(out), None)
+        return update.counts["deleted"], left
 
 
 def _id_column(update: IndexUpdate, first: dict[str, object], wanted: str | None) -> str | None:

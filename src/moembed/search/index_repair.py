@@ -41,7 +41,7 @@ def repaired(writer: PartWriter, parts: Sequence[Part], source: str | None, embe
 
 def damage(writer: PartWriter, part: Part) -> tuple[int, DamagedPartError | None]:
     """The first file of a part that is not what was written: 0 rows, 1 vectors, 2 terms, 3 token vectors."""
-    checks = (writer.rows, writer.vectors, writer.terms, writer.stored)
+    checks = (writer.rows, writer.vectors, writer.terms, writer.payload)
     for which, check in enumerate(checks[: len(part.stamps)]):
         try:
             check(part)
@@ -68,10 +68,10 @@ def _written_again(writer: PartWriter, part: Part, which: int, error: DamagedPar
         warnings.warn(f"{error.what}: its texts are embedded again", stacklevel=5)
         column = writer.column or ""
         found = embed([str(row.get(column)) for row in rows])
-        stored = found.array if isinstance(found, Vectors) else found
+        stored = writer.stored(found.array) if isinstance(found, Vectors) else found
         truncated = found.truncated
     else:
         warnings.warn(f"{error.what}: its terms are counted again", stacklevel=5)
-        stored, truncated = writer.stored(part), part.truncated
+        stored, truncated = writer.payload(part), part.truncated
     keys = keys or made_keys(writer.path, [part], writer.column)[1][0]
     return replace(writer.write(rows, keys, stored, truncated, part.source), deleted_N=part.deleted_N)

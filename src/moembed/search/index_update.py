@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from moembed.encoding import TokenVectors
+from moembed.encoding import TokenVectors, Vectors
 from moembed.search.fde import Fde, FdeConfig
+from moembed.search.index_codec import read_codec
 from moembed.search.index_ids import Keys, made_keys, row_keys, stored_keys
 from moembed.search.index_manifest import (
     FORMAT,
@@ -100,6 +101,7 @@ class IndexUpdate:
             self._manifest["dim"],
             self._manifest.get("column"),
             self._manifest.get("next_number", next_number),
+            read_codec(path, self._manifest),
             _fde(self._manifest),
         )
         if embed is not None:
@@ -113,7 +115,7 @@ class IndexUpdate:
         self._gone: dict[str, _Place] = {}  # rows of the index that the commit deletes
         self._used: dict[int, list[int]] = {}  # rows of pending parts that the commit publishes
         self._buffer: list[_New] = []
-        self._mapped: dict[int, np.ndarray | TokenVectors] = {}  # vectors of parts that hold some we need
+        self._mapped: dict[int, np.ndarray | TokenVectors] = {}  # of parts that hold some we need
 
     def __len__(self) -> int:
         """Rows of the index before the commit."""
@@ -197,17 +199,16 @@ class IndexUpdate:
         size = self._manifest["block_rows"]
         block = self._buffer[:size]
         missing = [new.text for new in block if new.old is None]
-        truncated, fresh = 0, iter(np.zeros(0))
+        truncated = 0
+        found: Vectors | TokenVectors | None = None
         if missing:
             assert self._embed is not None
             found = self._embed(missing)
-            fresh = iter(found if isinstance(found, TokenVectors) else found.array)
             truncated = found.truncated
-        stored = [next(fresh) if new.old is None else self._vector(new.old) for new in block]
-        vectors = np.stack(stored) if self._writer.fde is None else as_tokens(stored)
+        stored = self._stored(block, found)
         rows = [new.row for new in block]
         keys = Keys([new.id for new in block], text_keys([new.text for new in block]), row_keys(rows))
-        part = self._writer.write(rows, keys, vectors, truncated, self._source)
+        part = self._writer.write(rows, keys, stored, truncated, self._source)
         self._pending.append(part)
         self._used[part.number] = list(range(part.rows))
         self.counts["embedded"] += len(missing)
@@ -215,11 +216,27 @@ class IndexUpdate:
             self._save(self._before, self._pending, _KEPT)
         del self._buffer[:size]
 
+    def _stored(
+        self, block: Sequence[_New], found: Vectors | TokenVectors | None
+    ) -> np.ndarray | TokenVectors:
+        """What is stored of the rows of a block: the vectors found now, and those that are there already."""
+        if self._writer.fde is not None:
+            fresh = iter(found if isinstance(found, TokenVectors) else ())
+            return as_tokens([next(fresh) if new.old is None else self._vector(new.old) for new in block])
+        stored_NB = self._writer.empty(len(block))
+        if isinstance(found, Vectors):
+            places = [place for place, new in enumerate(block) if new.old is None]
+            stored_NB[places] = self._writer.stored(found.array)
+        for place, new in enumerate(block):
+            if new.old is not None:
+                stored_NB[place] = self._vector(new.old)
+        return stored_NB
+
     def _vector(self, place: _Place) -> np.ndarray:
         """The vector of a row, or its token vectors."""
         number = place.part.number
         if number not in self._mapped:
-            self._mapped[number] = self._writer.stored(place.part)
+            self._mapped[number] = self._writer.payload(place.part)
         return self._mapped[number][place.row]
 
     def _save(self, parts: Sequence[Part], pending: Sequence[Part], advice: str) -> None:
