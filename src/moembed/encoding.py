@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -126,6 +126,21 @@ class TextEncoder(Protocol):
         Raises:
             UserError: what is given is no collection of texts; a ``view`` beyond the model.
         """
+
+
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """Texts -> a vector of every token."""
+
+    def encode_tokens(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> TokenVectors:
+        """The arguments are those of ``TextEncoder.vectors``."""
 
 
 def role_prompt(role: str, prompts: Mapping[str, str], default: str | None) -> str | None:

@@ -92,6 +92,9 @@ def build(
         ),
     ] = None,
     dim: Dim = None,
+    multivector: Annotated[
+        str | None, typer.Option(help="How vectors of tokens are encoded: repetitions=20,k_sim=5,d_proj=16.")
+    ] = None,
     codec: Annotated[str | None, typer.Option(help=f"Then store the vectors as {CODEC}")] = None,
     bits_per_dim: BitsPerDim = None,
     dtype: Dtype = "auto",
@@ -105,6 +108,7 @@ def build(
     Example: `moembed index build corpus.jsonl --model runs/demo --out corpus.index`
     """
     from moembed.search.embed import EmbedConfig
+    from moembed.search.fde import FdeConfig
     from moembed.search.index_compress import compress_index
     from moembed.search.index_file import index_file
     from moembed.search.index_manifest import index_folder, read_manifest
@@ -118,14 +122,17 @@ def build(
             f"--codec makes codes, which are searched exactly, and --engine is {engine}: take one"
         )
     out = index_folder(out)
-    made = None
+    made = read_manifest(out) if model is None else None
     if model is None:
-        made = read_manifest(out)
         if made is None:
             raise UserError(f"{out} is not an index yet: name the model that is to make it with --model")
-        model, dim = model_name(out, made), made["dim"] if dim is None else dim
+        dim = made["dim"] if dim is None and "multivector" not in made else dim
+        model = model_name(out, made)
     embedder = load_encoder(model, dtype, allow_pickle)
-    config = _prompted(EmbedConfig(column=column, dim=dim), embedder, model)
+    if coded and getattr(embedder, "per_token", False):
+        raise UserError(f"--codec is for one vector of a row, and {model} makes one of every token")
+    late = None if multivector is None else FdeConfig.parse(multivector, embedder.dim)
+    config = _prompted(EmbedConfig(column=column, dim=dim, multivector=late), embedder, model)
     if made is not None:  # the path stays as it was written: one from the index to its model survives a move
         config = replace(config, model_path=made.get("model_path"))
     if engine == "qdrant-edge":
@@ -227,7 +234,7 @@ def search(
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
-    """Cosine search with the model that made the index, among the rows that meet a condition.
+    """Search by cosines, or of token vectors by MaxSim, among the rows that meet a condition.
 
     With --json a hit is its cosine (with --hybrid its joint score, with --rerank that of the reranker),
     `score`, and the columns of its row.
@@ -245,7 +252,7 @@ def search(
     opened = Index.open(index_folder(index))
     opened.require_condition(where)  # a mistake in it is told before a model is loaded
     embedder = load_encoder(model or model_name(opened.path, opened.manifest), None, allow_pickle)
-    view = View(dim=opened.dim)
+    view = View(dim=None if opened.fde else opened.dim)
     if model and bridge_of(opened.path, opened.manifest, embedder):
         say("note: the documents are codes of another model, which this one searches over a bridge")
     elif model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):

@@ -7,11 +7,21 @@ import time
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from moembed.encoding import FULL, Progress, TextEncoder, Vectors, View, as_texts, truncate
+from moembed.encoding import (
+    FULL,
+    Progress,
+    TextEncoder,
+    TokenEncoder,
+    TokenVectors,
+    Vectors,
+    View,
+    as_texts,
+    truncate,
+)
 from moembed.search.codecs import Codec, fit_codec
 from moembed.search.vectors import VectorCache
 from moembed.types import UserError
@@ -19,6 +29,9 @@ from moembed.types import UserError
 if TYPE_CHECKING:
     from moembed.client.model import Client
     from moembed.embedder import Embedder
+
+
+Found = TypeVar("Found", Vectors, TokenVectors)
 
 
 class WrappedEncoder:
@@ -35,8 +48,25 @@ class WrappedEncoder:
     def max_length(self) -> int | None:
         return self.encoder.max_length
 
+    @property
+    def per_token(self) -> bool:
+        """Whether the model makes a vector of every token: see ``encode_tokens``."""
+        return bool(getattr(self.encoder, "per_token", False))
+
     def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
         return self.encoder.space(role=role, prompt=prompt, view=view)
+
+    def encode_tokens(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> TokenVectors:
+        """The vectors of all tokens, where the model is one of ``per_token``."""
+        assert isinstance(self.encoder, TokenEncoder)
+        return self.encoder.encode_tokens(texts, role=role, prompt=prompt, progress=progress)
 
     def vectors(
         self,
@@ -73,8 +103,23 @@ class MeasuredEncoder(WrappedEncoder):
     ) -> Vectors:
         listed, start = as_texts(texts), time.perf_counter()
         found = self.encoder.vectors(listed, role=role, prompt=prompt, view=view, progress=progress)
+        return self._counted(found, len(listed), start)
+
+    def encode_tokens(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> TokenVectors:
+        listed, start = as_texts(texts), time.perf_counter()
+        found = super().encode_tokens(listed, role=role, prompt=prompt, progress=progress)
+        return self._counted(found, len(listed), start)
+
+    def _counted(self, found: Found, texts: int, start: float) -> Found:
         self.seconds += time.perf_counter() - start
-        self.texts += len(listed)
+        self.texts += texts
         self.truncated += found.truncated
         return found
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from moembed.compare.scores import MAIN, Scores
-from moembed.encoding import Progress, TextEncoder
+from moembed.encoding import Progress, TextEncoder, TokenEncoder
 from moembed.evaluation import probes
 from moembed.evaluation.beir import RetrievalTask, without_own
 from moembed.evaluation.bm25 import bm25_scores, bm25_search
@@ -19,6 +19,7 @@ from moembed.evaluation.files import LabelTask, PairTask, Task
 from moembed.evaluation.metrics import METRICS, Qrels, evaluate_ranking, parse_metric
 from moembed.evaluation.rows import EqualTexts, numbered
 from moembed.search import exact
+from moembed.search.late_search import maxsim_scores
 from moembed.types import UserError
 
 DEFAULT_METRICS = {
@@ -75,7 +76,8 @@ def evaluate(
 ) -> Scores:
     """Embed the texts of a task and score what the vectors say.
 
-    - retrieval, reranking: the candidates of a query in the order of their cosines.
+    - retrieval, reranking: the candidates of a query in the order of their cosines; of a model that makes a
+      vector of every token, in the order of MaxSim, of which all are computed.
     - sts: the cosine of each pair, against its gold score.
     - pair_classification: the cosine of each pair, against its label, 1 or 0. ``ap`` is the average
       precision of the pairs in the order of their cosines.
@@ -102,6 +104,8 @@ def evaluate(
         return encoder.vectors(texts, role=role, progress=progress).array
 
     if isinstance(task, RetrievalTask):
+        if isinstance(encoder, TokenEncoder) and getattr(encoder, "per_token", False):
+            return _ranking(task, names, _ranked_late(task, encoder, _depth(names, top_k), progress))
         return _ranking(task, names, _ranked(task, encode, _depth(names, top_k)))
     if isinstance(task, PairTask):
         return (_bitext if task.kind == "bitext" else _gold)(task, names, encode)
@@ -140,6 +144,22 @@ def _ranked(task: RetrievalTask, encode: _Encode, k: int) -> np.ndarray:
     blocks = [slice(start, start + _PAIRS) for start in range(0, len(query_R), _PAIRS)]
     score = [exact.pair_scores(query_QM[query_R[some]], document_NM[document_R[some]]) for some in blocks]
     return _reranked(np.concatenate(score), task.qrels)
+
+
+def _ranked_late(task: RetrievalTask, encoder: TokenEncoder, k: int, progress: Progress | None) -> np.ndarray:
+    queries = encoder.encode_tokens(task.queries, role="query", progress=progress)
+    documents = encoder.encode_tokens(task.documents, role="document", progress=progress)
+    scored = (maxsim_scores(query_TM, documents) for query_TM in queries)
+    qrels = task.qrels
+    if task.kind == "retrieval":
+        own_Q = task.own_Q
+        wanted = k + (own_Q is not None)
+        ranked = [np.argsort(-score_N, kind="stable")[:wanted] for score_N in scored]
+        return without_own(np.stack(ranked), own_Q, k)
+    judged = [
+        score_N[qrels.document[qrels.offset[q] : qrels.offset[q + 1]]] for q, score_N in enumerate(scored)
+    ]
+    return _reranked(np.concatenate(judged), qrels)
 
 
 def _reranked(score_R: np.ndarray, qrels: Qrels) -> np.ndarray:

@@ -42,6 +42,11 @@ class TokenSentences(TaggedSentences):
     head: Head
     engine: Engine
 
+    @property
+    def per_token(self) -> bool:
+        """Whether a text has a vector of each of its tokens, and not one of its own."""
+        return self.pooling.config.per_token
+
     @abstractmethod
     def space(
         self,

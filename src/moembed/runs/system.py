@@ -111,6 +111,8 @@ def evaluate_system(
         return _composed(model, name, tasks, replace(options, dtype=dtype), bar)
     if isinstance(model, Path):
         model = Embedder.from_pretrained(model, dtype=dtype, allow_pickle=options.allow_pickle)
+    if name != "static" and model.per_token:
+        _require_plain(options)
     if name == "static":
         return evaluate_encoder(StaticEncoder(model), name, tasks, replace(options, dims=(), codecs=()), bar)
     with _computing(model, source, dtype, options) as encoder:
@@ -128,6 +130,17 @@ def evaluate_system(
         outcome.about["wrong_tags"] = options.wrong_tags
     outcome.routers = routing(model, tasks)
     return outcome
+
+
+def _require_plain(options: EvaluationOptions) -> None:
+    """Of a model that makes a vector of every token: refuse what needs one vector of a text."""
+    names = ("cache", "dims", "codecs")
+    asked = [name for name in names if getattr(options, name)] + ["processes"] * (options.processes > 1)
+    if asked:
+        raise UserError(
+            f"{asked[0]} is for models of one vector, and this one makes a vector of every token (pooling "
+            f"'tokens'): leave {asked[0]} out"
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from moembed.data.readers import string_problem
 from moembed.data.sources import iter_rows
 from moembed.encoding import TextEncoder, View
 from moembed.files import locked
+from moembed.search.fde import FdeConfig
 from moembed.search.index_writer import IndexWriter
 from moembed.types import UserError
 
@@ -27,6 +28,7 @@ class EmbedConfig:
         dim: coordinates that are kept; None keeps all.
         block_rows: rows of a part: what a killed run loses at most.
         model_path: where the model lies, for the manifest.
+        multivector: for an index of a model that makes a vector of every token: how they are encoded.
     """
 
     column: str = "text"
@@ -36,6 +38,7 @@ class EmbedConfig:
     dim: int | None = None
     block_rows: int = 4096
     model_path: str | None = None
+    multivector: FdeConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)

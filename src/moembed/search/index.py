@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from moembed.encoding import TextEncoder, View
+from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, View
 from moembed.search.ann import AnnPart, AnnSearcher
+from moembed.search.fde import Fde, FdeConfig
 from moembed.search.hybrid import require_weight
 from moembed.search.index_bridge import bridge_of
 from moembed.search.index_codec import read_codec
@@ -93,7 +95,8 @@ class Index:
                 f"the index {path} is unfinished: run the command that started it again to finish it"
             )
         parts, codec = tuple(parts_of(manifest)), read_codec(path, manifest)
-        reader = PartReader(path, parts, manifest["dim"], manifest.get("column"), codec)
+        token_dim = manifest.get("multivector", {}).get("token_dim")
+        reader = PartReader(path, parts, manifest["dim"], manifest.get("column"), codec, token_dim)
         reader.require_sizes()
         index = cls(path, manifest, reader, lock)
         if space_id is not None:
@@ -116,6 +119,12 @@ class Index:
     def dim(self) -> int:
         return self.manifest["dim"]
 
+    @cached_property
+    def fde(self) -> Fde | None:
+        """Of a multi-vector index, how the vectors of tokens are encoded."""
+        config = self.manifest.get("multivector")
+        return Fde(FdeConfig.from_json(config)) if config else None
+
     @property
     def codec(self) -> str:
         """What its vectors are stored in: float32, or codes, see `moembed.search.codecs`."""
@@ -136,7 +145,7 @@ class Index:
 
     def search(
         self,
-        queries: str | Sequence[str] | np.ndarray,
+        queries: str | Sequence[str] | np.ndarray | TokenVectors,
         k: int = 10,
         *,
         where: Condition | None = None,
@@ -147,10 +156,12 @@ class Index:
     ) -> IndexHits:
         """The best ``min(k, N)`` of the N rows that meet ``where``, for every query; ties by lower row.
 
-        ``IndexHits.index`` counts the rows of the index that are not deleted.
+        ``IndexHits.index`` counts the rows of the index that are not deleted. In a multi-vector index scores
+        are those of MaxSim, of the candidates that `moembed.search.late_search` takes.
 
         Args:
-            queries: texts, embedded by ``model``; or their vectors ``(Q, dim)``, which needs no model.
+            queries: texts, embedded by ``model``; or their vectors ``(Q, dim)``, in a multi-vector index
+                their token vectors, which needs no model.
             where: a condition on columns, see `moembed.search.where`.
             hybrid: rank by vectors and BM25 together, see `moembed.search.hybrid`; needs texts.
             weight: of hybrid search, how much the vectors count, 0 to 1; None: ranks are added.
@@ -161,14 +172,13 @@ class Index:
             UserError: ``k`` below 1, vectors that do not fit, a condition that the columns cannot answer, a
                 model of another space, a damaged part.
         """
-        if isinstance(queries, np.ndarray):
+        if isinstance(queries, (np.ndarray, TokenVectors)):
             if hybrid:
                 raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
-            return self._find(Search(queries, k, self._condition(where), None, weight), exact)
+            return self._find(_asked(queries, k, self._condition(where), None, weight), exact)
         texts = [queries] if isinstance(queries, str) else list(queries)
-        query_QM = self.embed_queries(texts, model)
-        listed = texts if hybrid else None
-        return self._find(Search(query_QM, k, self._condition(where), listed, weight), exact)
+        found, listed = self.embed_queries(texts, model), texts if hybrid else None
+        return self._find(_asked(found, k, self._condition(where), listed, weight), exact)
 
     def find(
         self,
@@ -186,8 +196,10 @@ class Index:
         listed = texts if hybrid else None
         return list(self._find(Search(query_QM, k, self._condition(where), listed, weight), exact=False))
 
-    def embed_queries(self, texts: Sequence[str], model: TextEncoder | None = None) -> np.ndarray:
-        """Vectors of questions in the space of the index.
+    def embed_queries(
+        self, texts: Sequence[str], model: TextEncoder | None = None
+    ) -> np.ndarray | TokenVectors:
+        """Vectors of questions in the space of the index, in a multi-vector index those of their tokens.
 
         Raises:
             UserError: the model is not there, or makes vectors of another space, to which neither a declared
@@ -199,9 +211,12 @@ class Index:
             model = self._models[0]
         if bridge := bridge_of(self.path, self.manifest, model):
             return bridge.vectors(model.vectors(texts, role="query").array)
-        view = View(dim=self.dim)
+        view = View(dim=self.dim) if self.fde is None else FULL
         self.require_space(searched_space(model, self.manifest.get("role"), view, self.space_id))
-        return model.vectors(texts, role="query", view=view).array
+        if self.fde is None:
+            return model.vectors(texts, role="query", view=view).array
+        assert isinstance(model, TokenEncoder)  # it is in the space of this index
+        return model.encode_tokens(texts, role="query")
 
     def _find(self, search: Search, exact: bool) -> IndexHits:
         require_weight(search.weight)
@@ -209,9 +224,22 @@ class Index:
             raise UserError(f"k must be at least 1, got {search.k}")
         if search.weight is not None and search.texts is None:
             raise UserError("weight is of hybrid search alone: ask for hybrid too")
-        search = replace(search, query_QM=self._reader.queries(search.query_QM))
+        search = self._encoded(search)
         hits, plan = find(self._reader, search, None if exact else self._engine())
         return IndexHits(hits.index, hits.score, self, plan)
+
+    def _encoded(self, search: Search) -> Search:
+        """With the vectors of queries as rows are compared with them."""
+        tokens = search.tokens
+        if (tokens is None) != (self.fde is None):
+            kind = "token vectors" if self.fde is not None else "one vector of each query"
+            raise UserError(f"the index {self.path} is searched with texts or {kind}")
+        if tokens is None or self.fde is None:
+            return replace(search, query_QM=self._reader.queries(search.query_QM))
+        if search.weight is not None:
+            raise UserError("a multi-vector index has no cosines to weigh: leave weight out, ranks are added")
+        # candidates are chosen among the rows that meet the condition, or too few of them would be left
+        return replace(search, query_QM=self.fde.queries(tokens), plan="pre")
 
     def _engine(self) -> AnnSearcher | None:
         """The approximate engine, opened once."""
@@ -262,6 +290,7 @@ class Index:
             "codec": self.codec,
             "space_id": self.space_id,
             "model": manifest.get("model_path"),
+            **({"multivector": self.fde.config.as_json()} if self.fde is not None else {}),
             "text_column": manifest.get("column"),
             "id_column": manifest.get("id_column"),
             "columns": self.columns,
@@ -282,3 +311,17 @@ class Index:
         if len(self):  # columns are those of rows: an index without any has none, and nothing to find
             require_columns(condition, self.columns)
         return condition
+
+
+def _asked(
+    queries: np.ndarray | TokenVectors,
+    k: int,
+    where: Where | None,
+    texts: Sequence[str] | None,
+    weight: float | None,
+) -> Search:
+    """What is looked for, before queries are as rows are compared with them."""
+    if isinstance(queries, TokenVectors):
+        nothing_Q0 = np.zeros((len(queries), 0), np.float32)
+        return Search(nothing_Q0, k, where, texts, weight, tokens=queries)
+    return Search(queries, k, where, texts, weight)

@@ -116,6 +116,8 @@ def _ready(path: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"an update of {path} is under way: finish it with the command that started it, then compress"
         )
+    if "multivector" in manifest:
+        raise UserError(f"{path} has the vectors of all tokens, and codecs are for one vector of a row")
     if "ann" in manifest:
         raise UserError(
             f"{path} is searched by {manifest['ann']['engine']}, which takes floats, not codes: run moembed "

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from moembed.data.sources import iter_rows
-from moembed.encoding import TextEncoder, View
+from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, Vectors, View
 from moembed.files import locked
 from moembed.search.ann_build import refresh, require_engine_of
 from moembed.search.embed import EmbedConfig, column_texts, require_dim
+from moembed.search.fde import FdeConfig
 from moembed.search.index_ids import BY_TEXT, RowIds, choose_id_column
+from moembed.search.index_manifest import read_manifest
+from moembed.search.index_repair import Embed
 from moembed.search.index_update import IndexUpdate
 from moembed.types import UserError
 
@@ -34,6 +37,7 @@ class IndexSummary:
         engine: what searches the index: ``exact``, or the approximate engine.
         recall: of the approximate engine, see `moembed.search.ann.AnnPart`; None: the search is exact.
         about_engine: the same in a sentence.
+        multivector: of an index of token vectors, how they are encoded.
     """
 
     path: Path
@@ -50,6 +54,7 @@ class IndexSummary:
     engine: str = field(default="exact", kw_only=True)
     recall: float | None = field(default=None, kw_only=True)
     about_engine: str = field(default="", kw_only=True)
+    multivector: FdeConfig | None = field(default=None, kw_only=True)
 
     def __str__(self) -> str:
         if not (self.added or self.changed or self.deleted or self.new_rows):
@@ -59,7 +64,14 @@ class IndexSummary:
         return (
             f"{self.rows} rows in {self.path}: {', '.join(did)} ({self.new_rows} embedded now), "
             f"{self.truncated} texts longer than the model reads were cut{self._about_others()}"
+            f"{self._encoding()}"
         )
+
+    def _encoding(self) -> str:
+        if self.multivector is None:
+            return ""
+        values = ", ".join(f"{name} {value}" for name, value in self.multivector.as_json().items())
+        return f"; every row has the vectors of its tokens, encoded with {values}"
 
     def _about_others(self) -> str:
         stay = f"; {self.others} rows that the source does not hold stay (--delete-missing deletes them)"
@@ -98,10 +110,11 @@ def index_file(
             disk, another process that writes to ``out``. The index is as it was.
     """
     source, out, config = Path(source), Path(out), config or EmbedConfig()
-    dim = require_dim(model, config)
+    late = _encoding(model, out, config, engine)
+    dim = require_dim(model, config) if late is None else late.dim
     if not source.exists():
         raise UserError(f"cannot read {source}: there is no such file or folder")
-    view = View(dim=dim)
+    view = View(dim=dim) if late is None else FULL
     fields: dict[str, Any] = {
         "space_id": model.space(prompt=config.prompt, view=view),
         "dim": dim,
@@ -110,12 +123,11 @@ def index_file(
         "column": config.column,
         "block_rows": config.block_rows,
         "model_path": config.model_path,
+        **({} if late is None else {"multivector": late.as_json()}),
     }
     with locked(out):
         require_engine_of(out, engine)
-        update = IndexUpdate(
-            out, fields, source.name, lambda texts: model.vectors(texts, prompt=config.prompt, view=view)
-        )
+        update = IndexUpdate(out, fields, source.name, _embedding(model, config, view, late))
         ids: RowIds | None = None
         done = 0
         for rows in iter_rows(source, config.block_rows):
@@ -136,10 +148,47 @@ def index_file(
     counts: dict[str, Any] = dict(update.counts)
     others = 0 if delete_missing else len(missing)
     counts["new_rows"] = counts.pop("embedded")
-    summary = IndexSummary(out, fields["space_id"], dim, total, others=others, **counts)
+    summary = IndexSummary(out, fields["space_id"], dim, total, others=others, multivector=late, **counts)
     if ann is None:
         return summary
     return replace(summary, engine=ann.engine, recall=ann.recall, about_engine=str(ann))
+
+
+def _embedding(model: TextEncoder, config: EmbedConfig, view: View, late: FdeConfig | None) -> Embed:
+    """Texts to vectors, or to the vectors of their tokens."""
+
+    def embed(texts: list[str]) -> Vectors | TokenVectors:
+        if late is None:
+            return model.vectors(texts, prompt=config.prompt, view=view)
+        assert isinstance(model, TokenEncoder)
+        return model.encode_tokens(texts, prompt=config.prompt)
+
+    return embed
+
+
+def _encoding(model: TextEncoder, out: Path, config: EmbedConfig, engine: str | None) -> FdeConfig | None:
+    """How token vectors are encoded: as asked for, else as in the index that is there, else by default.
+
+    None: the model makes one vector of a text.
+    """
+    if not getattr(model, "per_token", False):
+        if config.multivector is not None:
+            raise UserError(
+                "a multi-vector index needs a model that makes a vector of every token: train one with "
+                "`pooling: tokens`"
+            )
+        return None
+    if config.dim is not None:
+        raise UserError("dim cuts vectors of texts: leave it out for a model that makes one of every token")
+    if engine not in (None, "exact"):
+        raise UserError(
+            f"the engine {engine} takes one vector of a row, and this model makes one of every token: "
+            "leave it out"
+        )
+    there = (read_manifest(out) or {}).get("multivector")
+    if config.multivector is not None:
+        return config.multivector
+    return FdeConfig.from_json(there) if there else FdeConfig.parse("", model.dim)
 
 
 def delete_rows(out: str | Path, ids: list[str]) -> tuple[int, int]:

@@ -34,10 +34,10 @@ from moembed.search.index_parts import part_paths
 from moembed.types import UserError
 
 FORMAT = "moembed-index"
-# format versions: blocks of one source; rows that are updated by id; their vectors are codes
-IN_ORDER, UPDATED, CODED = 1, 2, 3
+# format versions: blocks of one source; rows that are updated by id; their vectors are codes; rows have many
+IN_ORDER, UPDATED, CODED, MULTI_VECTOR = 1, 2, 3, 4
 _OURS = re.compile(
-    r"part-\d{5,}\.(parquet|npy|terms\.npz)|(codec|bridge)-\d{5,}\.safetensors|\.manifest-\d+\.json|\..*\.tmp"
+    r"part-\d{5,}\.(parquet|npy|terms\.npz|tokens\.npy)|(codec|bridge)-\d{5,}\.safetensors|\.manifest-\d+\.json|\..*\.tmp"
 )
 _STAMP = re.compile(r"\d+-[0-9a-f]{8}")
 _ANN = re.compile(r"ann-\d{5,}")  # folders of approximate engines, see ``ann``
@@ -51,7 +51,8 @@ class Part:
     Attributes:
         number: of its files.
         rows: rows that are stored, the deleted ones too.
-        stamps: size and CRC-32 of its files: rows, vectors and, where there are any, terms; None: not known.
+        stamps: size and CRC-32 of its files: rows, vectors and, where there are any, terms and token vectors;
+            None: not known.
         deleted_N: which rows are deleted, ``(rows,)`` of bool; None: none of them.
         truncated: texts that were cut when they were embedded for this part.
         source: the name of the file that the rows came from.
@@ -80,7 +81,7 @@ class Part:
         return replace(self, deleted_N=deleted_N)
 
     def files(self, folder: Path) -> list[tuple[Path, str | None]]:
-        """Its files, each with its stamp: rows, vectors and, where there are any, terms."""
+        """Its files, each with its stamp: rows, vectors and, where there are any, terms and token vectors."""
         return list(zip(part_paths(folder, self.number), self.stamps, strict=False))
 
     def as_json(self) -> dict[str, Any]:
@@ -157,9 +158,9 @@ def _parsed(file: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{file.parent} is not an index: its manifest.json is of another kind")
     found = manifest.get("format_version")
-    if found not in (IN_ORDER, UPDATED, CODED):
+    if found not in (IN_ORDER, UPDATED, CODED, MULTI_VECTOR):
         raise UserError(
-            f"the index {file.parent} has format version {found}, this moembed reads up to {CODED}: "
+            f"the index {file.parent} has format version {found}, this moembed reads up to {MULTI_VECTOR}: "
             "read it with the moembed that made it, or make it again"
         )
     if found >= UPDATED:

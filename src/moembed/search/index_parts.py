@@ -6,7 +6,8 @@ file is and what its CRC-32 is, so that a cut file is found when the folder is o
 it is read. Folders of early versions do not say it and are read without.
 
 A part of an index that is updated by id keeps three columns beside those of the input: the id of a row, and
-hashes of its text and of the whole row, which tell what changed. Folders of format version 1 have neither
+hashes of its text and of the whole row, which tell what changed; a multi-vector index one more, see
+`moembed.search.token_parts`. Folders of format version 1 have neither
 these nor terms; ``index_ids`` and ``bm25`` make them from the rows.
 """
 
@@ -30,8 +31,8 @@ TRUNCATED, SAMPLE = b"moembed.truncated", b"moembed.sample"
 _BLOCK = 2**20
 _GROUP_ROWS = 256  # rows that are read to show one
 
-# Columns that are ours: the id of a row, and hashes of its text and of all of it.
-ID, TEXT_KEY, ROW_KEY = OURS = ("moembed:id", "moembed:text", "moembed:row")
+# Columns that are ours: the id of a row, hashes of its text and of all of it, its number of token vectors.
+ID, TEXT_KEY, ROW_KEY, TOKENS = OURS = ("moembed:id", "moembed:text", "moembed:row", "moembed:tokens")
 
 
 class DamagedPartError(UserError):
@@ -42,10 +43,11 @@ class DamagedPartError(UserError):
         super().__init__(f"{self.what}: run the command that made the index again, it makes this part anew")
 
 
-def part_paths(path: Path, part: int) -> tuple[Path, Path, Path]:
-    """Rows, vectors and terms."""
+def part_paths(path: Path, part: int) -> tuple[Path, Path, Path, Path]:
+    """Rows, vectors, terms and, of a multi-vector index, the vectors of tokens."""
     stem = f"part-{part:05d}"
-    return path / f"{stem}.parquet", path / f"{stem}.npy", path / f"{stem}.terms.npz"
+    names = (f"{stem}.parquet", f"{stem}.npy", f"{stem}.terms.npz", f"{stem}.tokens.npy")
+    return path / names[0], path / names[1], path / names[2], path / names[3]
 
 
 def file_stamp(file: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from moembed.encoding import TokenVectors
 from moembed.search.bm25 import Bm25, Postings
 from moembed.search.codecs import Codec
 from moembed.search.columns import Columns
@@ -31,6 +32,7 @@ from moembed.search.index_parts import (
     require_size,
 )
 from moembed.search.selectivity import Samples
+from moembed.search.token_parts import joined, read_tokens, take
 from moembed.search.where import Where
 from moembed.search.where_mask import OTHER, column_kinds
 from moembed.types import UserError
@@ -55,6 +57,7 @@ class PartReader:
         column: the column of the texts, if it is known.
         codec: what the vectors are stored in; they are read as it decodes them. None: float32.
         shares: what was estimated of conditions already.
+        token_dim: of a multi-vector index, coordinates of the vector of a token.
     """
 
     path: Path
@@ -62,9 +65,11 @@ class PartReader:
     dim: int
     column: str | None
     codec: Codec | None = None
+    token_dim: int | None = None
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
     _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     _maps: dict[int, _Map] = field(default_factory=dict, repr=False, compare=False)
+    _tokens: dict[int, TokenVectors] = field(default_factory=dict, repr=False, compare=False)
 
     shares: dict[Where, float | None] = field(default_factory=dict, repr=False, compare=False)
 
@@ -137,6 +142,18 @@ class PartReader:
         for part, where_K, row_K in self._places(index_K):
             vector_KM[where_K] = self._decoded(self._mapped(self.parts[part])[row_K])
         return vector_KM
+
+    def tokens_at(self, index_K: np.ndarray) -> TokenVectors:
+        """Token vectors of these rows, whose numbers ascend."""
+        assert self.token_dim is not None
+        found = [TokenVectors(np.zeros((0, self.token_dim), np.float32), np.zeros(0, np.int64))]
+        for number, _, row_K in self._places(index_K):
+            part = self.parts[number]
+            if part.number not in self._tokens:
+                rows, tokens = self._checked(part, 0), self._checked(part, 3)
+                self._tokens[part.number] = read_tokens(rows, tokens, self.token_dim)
+            found.append(take(self._tokens[part.number], row_K))
+        return joined(found)
 
     def queries(self, query_QM: np.ndarray) -> np.ndarray:
         """Vectors of queries as they are compared with what ``vectors`` yields."""

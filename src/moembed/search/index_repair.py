@@ -6,14 +6,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from moembed.encoding import Vectors
+import numpy as np
+
+from moembed.encoding import TokenVectors, Vectors
 from moembed.search.index_ids import made_keys
 from moembed.search.index_manifest import Part
 from moembed.search.index_parts import DamagedPartError
 from moembed.search.part_writer import PartWriter
 from moembed.types import UserError
 
-Embed = Callable[[list[str]], Vectors]
+Embed = Callable[[list[str]], Vectors | TokenVectors]
 
 
 def repaired(writer: PartWriter, parts: Sequence[Part], source: str | None, embed: Embed) -> list[Part]:
@@ -38,8 +40,9 @@ def repaired(writer: PartWriter, parts: Sequence[Part], source: str | None, embe
 
 
 def damage(writer: PartWriter, part: Part) -> tuple[int, DamagedPartError | None]:
-    """The first file of a part that is not what was written: 0 the rows, 1 the vectors, 2 the terms."""
-    for which, check in enumerate((writer.rows, writer.vectors, writer.terms)[: len(part.stamps)]):
+    """The first file of a part that is not what was written: 0 rows, 1 vectors, 2 terms, 3 token vectors."""
+    checks = (writer.rows, writer.vectors, writer.terms, writer.payload)
+    for which, check in enumerate(checks[: len(part.stamps)]):
         try:
             check(part)
         except DamagedPartError as error:
@@ -60,13 +63,15 @@ def _require_source(part: Part, error: DamagedPartError, source: str | None) -> 
 
 def _written_again(writer: PartWriter, part: Part, which: int, error: DamagedPartError, embed: Embed) -> Part:
     rows, keys = writer.rows(part)
-    if which == 1:
+    stored: np.ndarray | TokenVectors
+    if which in (1, 3):
         warnings.warn(f"{error.what}: its texts are embedded again", stacklevel=5)
         column = writer.column or ""
-        vectors = embed([str(row.get(column)) for row in rows])
-        array, truncated = writer.stored(vectors.array), vectors.truncated
+        found = embed([str(row.get(column)) for row in rows])
+        stored = writer.stored(found.array) if isinstance(found, Vectors) else found
+        truncated = found.truncated
     else:
         warnings.warn(f"{error.what}: its terms are counted again", stacklevel=5)
-        array, truncated = writer.vectors(part), part.truncated
+        stored, truncated = writer.payload(part), part.truncated
     keys = keys or made_keys(writer.path, [part], writer.column)[1][0]
-    return replace(writer.write(rows, keys, array, truncated, part.source), deleted_N=part.deleted_N)
+    return replace(writer.write(rows, keys, stored, truncated, part.source), deleted_N=part.deleted_N)

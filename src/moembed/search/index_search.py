@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moembed.encoding import TokenVectors
 from moembed.search import plan as planning
 from moembed.search.exact import pair_scores, search_parts
 from moembed.search.hybrid import best_terms, by_ranks, by_weight, window
+from moembed.search.late_search import best_products, late_search, num_candidates
 from moembed.search.plan import Plan
 from moembed.search.where import Where, comparisons
 from moembed.search.where_mask import mask
@@ -32,6 +34,8 @@ class Search:
         texts: of the queries, for a search by words too; None: by vectors alone.
         weight: see `moembed.search.hybrid`.
         plan: the kind of plan to use; None: the cheapest.
+        tokens: of the queries, in a multi-vector index, where ``query_QM`` are their encodings; None: rows
+            have one vector each.
     """
 
     query_QM: np.ndarray
@@ -40,6 +44,7 @@ class Search:
     texts: Sequence[str] | None = None
     weight: float | None = None
     plan: planning.Kind | None = None
+    tokens: TokenVectors | None = None
 
 
 def find(reader: PartReader, search: Search, ann: AnnSearcher | None = None) -> tuple[Hits, Plan]:
@@ -151,6 +156,8 @@ def _depth(search: Search) -> int:
 def _among(reader: PartReader, search: Search, meets_N: np.ndarray | None, gather: bool = False) -> Hits:
     """The nearest rows among those that meet the condition."""
     depth = _depth(search)
+    if search.tokens is not None:
+        return _late(reader, search, search.tokens, meets_N)
     if meets_N is not None and gather:
         row_K = np.flatnonzero(meets_N)
         hits = search_parts(
@@ -164,6 +171,16 @@ def _among(reader: PartReader, search: Search, meets_N: np.ndarray | None, gathe
         nothing = np.zeros((len(search.query_QM), 0))
         return Hits(nothing.astype(np.int64), nothing.astype(np.float32))
     return search_parts(search.query_QM, reader.vectors(), len(reader), depth, reader.norms(), keep)
+
+
+def _late(reader: PartReader, search: Search, tokens: TokenVectors, meets_N: np.ndarray | None) -> Hits:
+    """The best rows by MaxSim among those that meet the condition."""
+    row_N = np.arange(len(reader)) if meets_N is None else np.flatnonzero(meets_N)
+    vectors = reader.vectors() if meets_N is None else reader.gathered(row_N)
+    depth = _depth(search)
+    candidate_QC = best_products(search.query_QM, vectors, num_candidates(depth))
+    hits = late_search(tokens, candidate_QC, lambda place_C: reader.tokens_at(row_N[place_C]), depth)
+    return Hits(row_N[hits.index], hits.score)
 
 
 def _post(reader: PartReader, search: Search, plan: Plan, names: list[str], test: Meets) -> tuple[Hits, bool]:

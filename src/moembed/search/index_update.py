@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from moembed.encoding import TokenVectors, Vectors
+from moembed.search.fde import Fde, FdeConfig
 from moembed.search.index_codec import read_codec
 from moembed.search.index_ids import Keys, made_keys, row_keys, stored_keys
 from moembed.search.index_manifest import (
     FORMAT,
     IN_ORDER,
+    MULTI_VECTOR,
     UPDATED,
     Part,
     commit,
@@ -30,11 +33,12 @@ from moembed.search.index_parts import require_same
 from moembed.search.index_repair import Embed, damage, repaired
 from moembed.search.index_writer import require_free_folder
 from moembed.search.part_writer import ADVICE, PartWriter
+from moembed.search.token_parts import as_tokens
 from moembed.search.vectors import text_keys
 from moembed.types import UserError
 
 # What an update must have in common with the index; other fields, such as where the model lies, may change.
-_SAME = ("space_id", "dim", "role", "prompt_name", "column")
+_SAME = ("space_id", "dim", "role", "prompt_name", "column", "multivector")
 _OF_ONE_SOURCE = ("stamps", "rows", "source", "source_bytes", "source_mtime_ns", "truncated")
 _KEPT = (
     "the index is as it was, and the blocks embedded so far are kept: correct this and run the command again"
@@ -98,6 +102,7 @@ class IndexUpdate:
             self._manifest.get("column"),
             self._manifest.get("next_number", next_number),
             read_codec(path, self._manifest),
+            _fde(self._manifest),
         )
         if embed is not None:
             self._repair(embed)
@@ -110,7 +115,7 @@ class IndexUpdate:
         self._gone: dict[str, _Place] = {}  # rows of the index that the commit deletes
         self._used: dict[int, list[int]] = {}  # rows of pending parts that the commit publishes
         self._buffer: list[_New] = []
-        self._mapped: dict[int, np.ndarray] = {}  # stored vectors of parts that hold some we need
+        self._mapped: dict[int, np.ndarray | TokenVectors] = {}  # of parts that hold some we need
 
     def __len__(self) -> int:
         """Rows of the index before the commit."""
@@ -194,19 +199,16 @@ class IndexUpdate:
         size = self._manifest["block_rows"]
         block = self._buffer[:size]
         missing = [new.text for new in block if new.old is None]
-        truncated, stored_NB = 0, self._writer.empty(len(block))
+        truncated = 0
+        found: Vectors | TokenVectors | None = None
         if missing:
             assert self._embed is not None
             found = self._embed(missing)
-            places = [place for place, new in enumerate(block) if new.old is None]
-            stored_NB[places] = self._writer.stored(found.array)
             truncated = found.truncated
-        for place, new in enumerate(block):
-            if new.old is not None:
-                stored_NB[place] = self._vector(new.old)
+        stored = self._stored(block, found)
         rows = [new.row for new in block]
         keys = Keys([new.id for new in block], text_keys([new.text for new in block]), row_keys(rows))
-        part = self._writer.write(rows, keys, stored_NB, truncated, self._source)
+        part = self._writer.write(rows, keys, stored, truncated, self._source)
         self._pending.append(part)
         self._used[part.number] = list(range(part.rows))
         self.counts["embedded"] += len(missing)
@@ -214,10 +216,27 @@ class IndexUpdate:
             self._save(self._before, self._pending, _KEPT)
         del self._buffer[:size]
 
+    def _stored(
+        self, block: Sequence[_New], found: Vectors | TokenVectors | None
+    ) -> np.ndarray | TokenVectors:
+        """What is stored of the rows of a block: the vectors found now, and those that are there already."""
+        if self._writer.fde is not None:
+            fresh = iter(found if isinstance(found, TokenVectors) else ())
+            return as_tokens([next(fresh) if new.old is None else self._vector(new.old) for new in block])
+        stored_NB = self._writer.empty(len(block))
+        if isinstance(found, Vectors):
+            places = [place for place, new in enumerate(block) if new.old is None]
+            stored_NB[places] = self._writer.stored(found.array)
+        for place, new in enumerate(block):
+            if new.old is not None:
+                stored_NB[place] = self._vector(new.old)
+        return stored_NB
+
     def _vector(self, place: _Place) -> np.ndarray:
+        """The vector of a row, or its token vectors."""
         number = place.part.number
         if number not in self._mapped:
-            self._mapped[number] = self._writer.vectors(place.part)
+            self._mapped[number] = self._writer.payload(place.part)
         return self._mapped[number][place.row]
 
     def _save(self, parts: Sequence[Part], pending: Sequence[Part], advice: str) -> None:
@@ -268,6 +287,12 @@ class IndexUpdate:
         return places
 
 
+def _fde(manifest: dict[str, Any]) -> Fde | None:
+    """The encoding of a multi-vector index."""
+    config = manifest.get("multivector")
+    return Fde(FdeConfig.from_json(config)) if config else None
+
+
 def _started(path: Path, fields: dict[str, Any] | None) -> dict[str, Any]:
     """The manifest that is there, with new ``fields``, or that of a new index."""
     found = read_manifest(path)
@@ -275,7 +300,8 @@ def _started(path: Path, fields: dict[str, Any] | None) -> dict[str, Any]:
         if fields is None:
             raise UserError(f"{path} is not an index: it has no manifest.json")
         require_free_folder(path)
-        identity = {"format": FORMAT, "format_version": UPDATED, "version": 0, "complete": False}
+        number = MULTI_VECTOR if fields.get("multivector") else UPDATED
+        identity = {"format": FORMAT, "format_version": number, "version": 0, "complete": False}
         return {**identity, "id_column": None, **fields, "next_number": 0, "parts": [], "pending": []}
     if found["format_version"] == IN_ORDER and not found["complete"]:
         raise UserError(

@@ -147,7 +147,7 @@ class IndexWriter:
         unit_rows(vector_NM, "vector", self.rows)
         if not self._counts:
             self._write_manifest(complete=False)
-        rows_file, vectors_file, _ = part_paths(self.path, part)
+        rows_file, vectors_file, *_ = part_paths(self.path, part)
         write_rows(rows_file, table, truncated, _ADVICE)
         write_vectors(vectors_file, vector_NM.astype(np.float32), _ADVICE)
         self._counts[part] = len(rows), truncated
@@ -208,7 +208,7 @@ def write_index(
 
 
 def _stamps(path: Path, part: int) -> tuple[str, str]:
-    rows, vectors, _ = part_paths(path, part)
+    rows, vectors, *_ = part_paths(path, part)
     return file_stamp(rows), file_stamp(vectors)
 
 

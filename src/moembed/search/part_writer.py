@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from moembed.encoding import TokenVectors
 from moembed.search.bm25 import Postings
 from moembed.search.codecs import Codec
 from moembed.search.exact import unit_rows
+from moembed.search.fde import Fde
 from moembed.search.index_ids import Keys, stored_keys
 from moembed.search.index_manifest import Part
 from moembed.search.index_parts import (
@@ -19,6 +21,7 @@ from moembed.search.index_parts import (
     OURS,
     ROW_KEY,
     TEXT_KEY,
+    TOKENS,
     as_rows,
     as_table,
     file_stamp,
@@ -29,6 +32,7 @@ from moembed.search.index_parts import (
     write_rows,
     write_vectors,
 )
+from moembed.search.token_parts import joined, read_tokens, take
 from moembed.types import UserError
 
 ADVICE = "the index is as it was: correct this and run the same command again"
@@ -43,13 +47,15 @@ class PartWriter:
 
     Attributes:
         next_number: of the next part.
+        fde: of a multi-vector index, the encoding of token vectors; None: rows have one vector each.
     """
 
     def __init__(
-        self, path: Path, dim: int, column: str | None, next_number: int, codec: Codec | None = None
-    ) -> None:
+        self, path: Path, dim: int, column: str | None, next_number: int, codec: Codec | None = None,
+        fde: Fde | None = None,
+    ) -> None:  # fmt: skip
         self.path, self.dim, self.column, self.next_number = path, dim, column, next_number
-        self.codec = codec
+        self.codec, self.fde = codec, fde
         self._nothing = self.stored(np.zeros((0, dim), np.float32))
 
     def stored(self, vector_NM: np.ndarray) -> np.ndarray:
@@ -70,21 +76,28 @@ class PartWriter:
         self,
         rows: Sequence[dict[str, Any]],
         keys: Keys,
-        stored_NB: np.ndarray,
+        stored: np.ndarray | TokenVectors,
         truncated: int,
         source: str | None,
     ) -> Part:
-        """Write a part whole; its vectors are given as ``stored`` makes them.
+        """Write a part whole; its vectors are given as ``stored`` makes them, or as token vectors.
 
         Raises:
-            UserError: a column with a name of ours, a full or read-only disk.
+            UserError: a column with a name of ours, a text without a token, a full or read-only disk.
         """
         table = as_table(rows)
         if taken := set(OURS) & set(table.column_names):
             raise UserError(f"the column {min(taken)!r} has a name that moembed uses itself: rename it")
+        ours = {ID: pa.array(keys.ids, pa.string())}
+        if isinstance(stored, TokenVectors):
+            assert self.fde is not None
+            self._require_tokens(keys, stored)
+            stored_NB = self.fde.documents(stored)
+            ours[TOKENS] = pa.array(stored.length_N, pa.int32())
+        else:
+            stored_NB = stored
         assert stored_NB.shape == (len(rows), self._nothing.shape[1])
         assert stored_NB.dtype == self._nothing.dtype
-        ours = {ID: pa.array(keys.ids, pa.string())}
         for name, key_N in ((TEXT_KEY, keys.text_N), (ROW_KEY, keys.row_N)):
             ours[name] = pa.array(key_N.tolist(), pa.binary())
         for name, values in ours.items():
@@ -94,9 +107,41 @@ class PartWriter:
         write_vectors(files[1], stored_NB, ADVICE)
         if self.column is not None:
             Postings.of([str(row.get(self.column) or "") for row in rows]).save(files[2], ADVICE)
-        stamps = tuple(file_stamp(file) for file in (files if self.column is not None else files[:2]))
+        written = files[: 2 + (self.column is not None)]
+        if isinstance(stored, TokenVectors):
+            write_vectors(files[3], stored.vector_TM, ADVICE)
+            written = files
+        stamps = tuple(file_stamp(file) for file in written)
         self.next_number += 1
         return Part(self.next_number - 1, len(rows), stamps, None, truncated, source)
+
+    def _require_tokens(self, keys: Keys, tokens: TokenVectors) -> None:
+        if not tokens.length_N.all():
+            known = keys.ids[int(np.argmin(tokens.length_N))]
+            raise UserError(
+                f"the text of the row {known!r} has no token beside the prompt, so no query could be "
+                "compared with it: leave the row out"
+            )
+        unit_rows(tokens.vector_TM, "token vector")
+
+    def payload(self, part: Part) -> np.ndarray | TokenVectors:
+        """What was embedded: vectors, or in a multi-vector index token vectors; mapped, the deleted ones too.
+
+        Raises:
+            DamagedPartError: a file is not what was written.
+        """
+        return self.vectors(part) if self.fde is None else self.tokens(part)
+
+    def tokens(self, part: Part) -> TokenVectors:
+        """Token vectors of a part of a multi-vector index, mapped, the deleted ones too.
+
+        Raises:
+            DamagedPartError: a file is not what was written.
+        """
+        assert self.fde is not None
+        (rows_file, _), _, _, (file, stamp) = part.files(self.path)
+        require_same(file, stamp)
+        return read_tokens(rows_file, file, self.fde.config.token_dim)
 
     def rows(self, part: Part) -> tuple[list[dict[str, Any]], Keys | None]:
         """Rows and keys of a part, the deleted ones too.
@@ -149,7 +194,9 @@ class PartWriter:
     def _merge(self, parts: Sequence[Part]) -> Part:
         rows: list[dict[str, Any]] = []
         ids: list[str] = []
-        text_keys, row_keys, vectors = [], [], []
+        text_keys, row_keys = [], []
+        vectors: list[np.ndarray] = []
+        tokens: list[TokenVectors] = []
         for part in parts:
             some, keys = self.rows(part)
             assert keys is not None
@@ -158,8 +205,12 @@ class PartWriter:
             ids += [keys.ids[row] for row in live_K.tolist()]
             text_keys.append(keys.text_N[live_K])
             row_keys.append(keys.row_N[live_K])
-            vectors.append(self.vectors(part)[live_K])
+            if self.fde is None:
+                vectors.append(self.vectors(part)[live_K])
+            else:
+                tokens.append(take(self.tokens(part), live_K))
         keys = Keys(ids, np.concatenate(text_keys), np.concatenate(row_keys))
         sources = {part.source for part in parts}
         source = sources.pop() if len(sources) == 1 else None
-        return self.write(rows, keys, np.concatenate(vectors), 0, source)
+        stored = joined(tokens) if tokens else np.concatenate(vectors)
+        return self.write(rows, keys, stored, 0, source)

@@ -52,6 +52,18 @@ class PushSummary:
         return "; ".join(parts)
 
 
+def require_one_vector(index: Index) -> None:
+    """
+    Raises:
+        UserError: rows have many vectors each, which the tables and collections here do not hold.
+    """
+    if index.fde is not None:
+        raise UserError(
+            f"{index.path} is a multi-vector index, and a push takes one vector of each row: search it here, "
+            "or index the texts with a model of one vector"
+        )
+
+
 def open_store(url: str, name: str) -> VectorStore:
     """The collection or table ``name`` of a database.
 
@@ -93,6 +105,7 @@ def push_index(
         UserError: an index of codes; the database cannot be reached, refuses, or holds vectors of another
             space; it finds other rows than the index does.
     """
+    require_one_vector(index)
     if index.codec != "float32":
         raise UserError(
             f"{index.path} holds codes of {index.codec}, and a database needs vectors: push an index of "
