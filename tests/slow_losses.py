@@ -38,10 +38,14 @@ def slow_info_nce(batch: Batch, temperature: Any, settings: dict[str, Any]) -> t
             terms += [(query[q] @ query[j], bool(known[q, j]), False) for j in others]
         if "document_to_document" in settings.get("directions", ()):
             terms += [(document[q] @ document[j], bool(known[q, j]), False) for j in others]
+        if not settings.get("in_batch", True):
+            terms = [term for term in terms if term[2]]
         bound = positive.item() + settings["mask"]["margin"] if "mask" in settings else math.inf
         counted = [(score, own) for score, masked, own in terms if not masked and score.item() <= bound]
         if "mixing" in settings:
             usable = [n for n in range(len(document)) if n != q and not known[q, n]]
+            if not settings.get("in_batch", True):
+                usable = [n for n in usable if batch.owner[n] == q]
             usable = [n for n in usable if (query[q] @ document[n]).item() <= bound]
             mixed = [query[q] @ one for one in _mixed(q, batch, usable, settings["mixing"])]
             counted += [(score, True) for score in mixed if score.item() <= bound]
@@ -136,9 +140,19 @@ WEIGHTS = st.one_of(
         {"kind": st.just("margin"), "alpha": st.sampled_from([0.3, 1.0]), "width": st.sampled_from([0.1, 1])}
     ),
 )  # fmt: skip
+
+
+def _fit_together(settings: dict[str, Any]) -> bool:
+    """What a recipe may say at once: without in-batch negatives nothing may speak of other queries."""
+    weights = settings.get("weight", [])
+    others = "directions" in settings or any(weight.get("on") == "in_batch" for weight in weights)
+    return settings.get("in_batch", True) or not others
+
+
 SETTINGS = st.fixed_dictionaries(
     {},
     optional={
+        "in_batch": st.booleans(),
         "weight": st.lists(WEIGHTS, max_size=3),
         "mask": st.fixed_dictionaries({"margin": st.sampled_from([-0.1, 0.0, 0.1, 0.5])}),
         "directions": st.sampled_from([["query_to_query"], ["document_to_document", "query_to_query"]]),
@@ -147,4 +161,4 @@ SETTINGS = st.fixed_dictionaries(
              "columns": st.just(1), "stop_gradient": st.booleans()}
         ) | st.just({"kind": "pair", "parents": 4, "columns": 3, "stop_gradient": False}),
     },
-)  # fmt: skip
+).filter(_fit_together)  # fmt: skip

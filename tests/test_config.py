@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from moembed.config import Strict, config_hash, dump, load, validate
+from moembed.config import Strict, config_hash, dump, load, resolve, validate
 from moembed.types import UserError
 
 
@@ -188,3 +188,11 @@ def test_a_dump_reads_back_and_the_hash_names_the_content(a: dict[str, Any], b: 
     assert validate(Recipe, yaml.safe_load(dump(first))) == first
     assert (config_hash(first) == config_hash(second)) == (dump(first) == dump(second))
     assert len(config_hash(first)) == 12
+
+
+def test_a_dotted_override_does_not_reach_into_what_was_given() -> None:
+    """Neither into the values of an override before it: the next caller gives them again."""
+    base, common = {"steps": 2, "extra": {"rate": 1.0}}, {"optim": {"rate": 1.0}}
+    changed = resolve(Recipe, base, common | {"optim.rate": 2.0, "extra.rate": 3.0})
+    assert (changed.optim.rate, changed.extra) == (2.0, Optim(rate=3.0))
+    assert (base, common) == ({"steps": 2, "extra": {"rate": 1.0}}, {"optim": {"rate": 1.0}})

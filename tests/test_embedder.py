@@ -25,7 +25,7 @@ from moembed.moe.layer import MoE
 from moembed.tokenizer import Tokenizer
 from moembed.types import TruncationWarning, UserError
 
-PLAIN = sorted(mode for mode in POOLING if not PoolingConfig(mode).learns)
+PLAIN = sorted(m for m in POOLING if not (PoolingConfig(m).learns or PoolingConfig(m).per_token))
 
 EQUAL = 1e-6  # the same kernels on the same numbers, in another order at most
 

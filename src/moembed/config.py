@@ -71,7 +71,7 @@ def resolve(kind: type[Config], given: Any, overrides: Mapping[str, Any]) -> Con
             if isinstance(inner.get(part), BaseModel):
                 inner[part] = _given(inner[part])
             inner = inner[part] if isinstance(inner.get(part), dict) else {}
-        _set(values, keys, value, key)
+        _set(values, keys, copy.deepcopy(value), key)  # a later override may reach into it
     return validate(kind, _expanded(values))
 
 

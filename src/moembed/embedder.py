@@ -24,7 +24,7 @@ from moembed.inference.engine import Engine
 from moembed.inference.member import check_view, first_layers, member
 from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits
 from moembed.inference.residency import release_pages
-from moembed.inference.tagging import TaggedSentences
+from moembed.inference.token_vectors import TokenSentences, require_one_vector
 from moembed.inference.windows import windows
 from moembed.model.adapters import plain
 from moembed.model.encoder import num_parameters, skeleton
@@ -37,7 +37,7 @@ from moembed.tokenizer import check_prompt
 from moembed.types import Batch, Encoded
 
 
-class Embedder(TaggedSentences, nn.Module):
+class Embedder(TokenSentences, nn.Module):
     """Encoder + pooling + head, with the tokenizer and the prompts the model was made with.
 
     Made from ``Parts``, it takes their tensors over without copying: train it, and what shares them moves.
@@ -119,6 +119,8 @@ class Embedder(TaggedSentences, nn.Module):
         for name, parameter in model.named_parameters():
             kept = torch.float32 if ".router." in name else DTYPES.get(dtype, torch.float32)
             parameter.data = parameter.data.to(device, kept)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(device)
         if device == "cpu":
             model.engine.encoder(model.encoder)
             release_pages(model.parameters())  # what serves is packed, and nobody has changed these yet
@@ -161,14 +163,14 @@ class Embedder(TaggedSentences, nn.Module):
 
     @property
     def device(self) -> str:
-        return str(self.encoder.word.weight.device)
+        return str(self.encoder.device)
 
     @property
     def dtype(self) -> str:
         """What the values that serve are rounded to: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
         if self.engine.rounds(self.encoder):
             return "int8"
-        return str(self.encoder.word.weight.dtype).removeprefix("torch.")
+        return str(self.encoder.dtype).removeprefix("torch.")
 
     @property
     def _longest(self) -> int:
@@ -198,7 +200,8 @@ class Embedder(TaggedSentences, nn.Module):
     def forward(self, batch: Batch, depths: Sequence[int] | None = None) -> Encoded:
         """A packed batch -> unit vectors ``(B, M)`` fp32 in the caller's order, for every depth asked for.
 
-        A text without a single token has the vector of zeros.
+        A text without a single token has the vector of zeros. With pooling ``tokens`` the rows are those of
+        every token, see `moembed.model.vectors.unit_vectors`.
         """
         return unit_vectors(self.encoder, self.pooling, self.head, batch, depths)
 
@@ -251,6 +254,7 @@ class Embedder(TaggedSentences, nn.Module):
         ``prompt_tokens`` as the method of that name says, of all rows or of each; ``tags`` as
         ``tag_numbers``, of each.
         """
+        require_one_vector(self.pooling.config)
         check_limits(batch_tokens, batch_size)
         check_view(self.encoder.spec, view, self.dim)
         tags = self.fixed_tags(len(rows)) if tags is None else tags
@@ -279,6 +283,7 @@ class Embedder(TaggedSentences, nn.Module):
         tags: Sequence[int] | None = None,
         **limits: int | None,
     ) -> tuple[np.ndarray, int]:
+        require_one_vector(self.pooling.config)  # of no texts, too
         check_view(self.encoder.spec, view, self.dim)
         check_prompt(prefix)  # of no texts, too
         check_limits(limits.get("batch_tokens"), limits.get("batch_size"))

@@ -67,6 +67,32 @@ class Vectors:
     space: str
 
 
+@dataclass(frozen=True, slots=True)
+class TokenVectors:
+    """Vectors of the tokens of texts: ``tokens[i]`` are those of text i, ``(its tokens, M)``.
+
+    Attributes:
+        vector_TM: float32, rows of length 1, those of one text after the other.
+        length_N: how many each text has.
+        truncated, space: as of ``Vectors``.
+    """
+
+    vector_TM: np.ndarray
+    length_N: np.ndarray
+    truncated: int = 0
+    space: str = ""
+
+    def __len__(self) -> int:
+        return len(self.length_N)
+
+    def __getitem__(self, text: int) -> np.ndarray:
+        end = int(self.length_N[: text + 1].sum())
+        return self.vector_TM[end - int(self.length_N[text]) : end]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(np.split(self.vector_TM, np.cumsum(self.length_N)[:-1]) if len(self) else ())
+
+
 class TextEncoder(Protocol):
     """Texts -> vectors. Safe to call from several threads at once."""
 

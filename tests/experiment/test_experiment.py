@@ -260,6 +260,13 @@ def test_a_dry_run_trains_nothing_and_says_what_is_left(run: Run, grid: Path) ->
     assert "the time is that of the runs that are finished" in out
 
 
+def test_a_cell_is_the_same_whatever_stands_before_it(grid: Path) -> None:
+    optim = json.loads(grid.read_text())["recipe"] | {"optim": {"learning_rate": 1e-4}}
+    change(grid, recipe=optim, **cells(fast={"optim.learning_rate": 1e-2}, moe=MOE))
+    found = {job.cell: job.config.optim.learning_rate for job in read_plan(grid, [], 1).jobs}
+    assert found == {"dense": 1e-4, "fast": 1e-2, "moe": 1e-4}
+
+
 def test_each_seed_has_a_router_of_its_own(grid: Path) -> None:
     change(grid, cells={"dense": None, "moe": MOE, "fixed": {"upcycle": {"seed": 5}}})
     seeds = [

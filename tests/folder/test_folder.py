@@ -28,7 +28,7 @@ from moembed.folder.write import write_folder
 from moembed.model.pooling import POOLING, Pooling, PoolingConfig
 from moembed.types import TruncationWarning, UserError
 
-PLAIN = sorted(mode for mode in POOLING if not PoolingConfig(mode).learns)
+PLAIN = sorted(m for m in POOLING if not (PoolingConfig(m).learns or PoolingConfig(m).per_token))
 
 EQUAL = 1e-5  # fp32 on two orders of summation; vectors have length 1
 TRANSFORMER = TRANSFORMER_FILES[0]

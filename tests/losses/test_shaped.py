@@ -133,6 +133,25 @@ def test_equal_to_sentence_transformers(ours: dict[str, Any], theirs: dict[str, 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_own_negatives_alone_are_batches_of_one_query() -> None:
+    """Without in-batch negatives the loss is the mean over batches that hold one query each."""
+    losses = pytest.importorskip("sentence_transformers.losses")
+    reference = losses.MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20.0)
+    columns = [unit(5, seed).requires_grad_() for seed in (1, 2, 3, 4)]  # the library normalises
+    rows = [[column[q : q + 1] for column in columns] for q in range(5)]
+    expected = torch.stack(
+        [reference.compute_loss_from_embeddings(row, torch.empty(0)) for row in rows]
+    ).mean()
+    some = ShapingConfig(in_batch=False).shaping(torch.arange(5).repeat(3))
+    vectors = F.normalize(columns[0], dim=-1), F.normalize(torch.cat(columns[1:]), dim=-1)
+    found = info_nce(*vectors, torch.arange(5), shaping=some, temperature=0.05)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found, columns), torch.autograd.grad(expected, columns), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 # ---- masks ---------------------------------------------------------------------------------------
 
 
@@ -279,6 +298,8 @@ def test_kinds_and_functions_are_the_same_set() -> None:
         ({"weight": {"kind": "margin", "alpha": 2}}, "alpha of the weight margin is a share"),
         ({"mixing": {"kind": "list", "columns": 2}}, "a list makes one candidate per query"),
         ({"directions": ["query_to_query", "query_to_query"]}, "name each direction once"),
+        ({"directions": ["query_to_query"], "in_batch": False}, "directions are terms of other queries"),
+        ({"weight": {"kind": "hardness", "on": "in_batch"}, "in_batch": False}, "there is nothing to weigh"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], words: str) -> None:

@@ -12,7 +12,7 @@ from moembed.model.head import ACTIVATIONS, Dense, Head, HeadConfig, Normalize
 from moembed.model.pooling import POOLING, Pooling, PoolingConfig
 from moembed.types import UserError
 
-PLAIN = sorted(mode for mode in POOLING if not PoolingConfig(mode).learns)
+PLAIN = sorted(m for m in POOLING if not (PoolingConfig(m).learns or PoolingConfig(m).per_token))
 
 MODULES = {"identity": nn.Identity, "tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 MODULES |= {"sigmoid": nn.Sigmoid}

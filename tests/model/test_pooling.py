@@ -26,7 +26,7 @@ from moembed.training.contrastive.settings import ContrastiveConfig
 from moembed.types import Pair, UserError
 
 EQUAL = 1e-5
-PLAIN = sorted(mode for mode in POOLING if not PoolingConfig(mode).learns)
+PLAIN = sorted(m for m in POOLING if not (PoolingConfig(m).learns or PoolingConfig(m).per_token))
 
 
 def slowly(mode: str, hidden_SD: Tensor, prompt: int) -> Tensor:

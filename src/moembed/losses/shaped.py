@@ -33,6 +33,8 @@ class Shaping:
         directions: further terms of the denominator: the query with the other queries, its positive with the
             other positives.
         mixing: further candidates of a query, made of its negatives.
+        in_batch: documents and hard negatives of other queries are negatives; False: only the hard negatives
+            of the query itself are, and what is mixed of them.
         owner_N: of every hard negative the query it was mined for, of other candidates anything that is no
             query or whose positive it is; None: there are no hard negatives.
     """
@@ -42,6 +44,7 @@ class Shaping:
     query_weights: tuple[Weight, ...] = ()
     directions: tuple[str, ...] = ()
     mixing: Mixing | None = None
+    in_batch: bool = True
     owner_N: Tensor | None = None
 
     def mirrored(self) -> Shaping:
@@ -96,7 +99,9 @@ def shaped_info_nce(given: Given, weight_Q: Tensor, block: int, tally: Tally | N
     """``mean_q w_q * -log( e_q+ / (e_q+ + sum_n w_qn e_qn) )`` with ``e_qn = exp(s_qn / t)``, s the cosine.
 
     The sum over n runs over all candidates that are not masked, and the further terms of ``directions``; the
-    mean is weighted by ``weight_Q``, w_q is no part of its denominator.
+    mean is weighted by ``weight_Q``, w_q is no part of its denominator. Without ``in_batch`` the sum runs
+    over the hard negatives of the query itself, as in the second stage of NV-Embed (arXiv 2405.17428); a
+    query that has none costs nothing and still counts in the mean.
 
     Args:
         block: most scores held at a time.
@@ -134,6 +139,8 @@ def _row_losses(given: Given, row_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if shaping.margin is not None:
         left_out_RC = left_out_RC | held_nearer(cosine_RC.detach(), positive_R, shaping.margin)
     own_RC = _own(given, row_R, cosine_RC.shape[1])
+    if not shaping.in_batch:
+        left_out_RC = left_out_RC | (~own_RC).scatter(1, positive_R[:, None], False)
     if shaping.mixing is not None:
         cosine_RC, left_out_RC, own_RC = _with_mixed(given, row_R, cosine_RC, left_out_RC, own_RC)
 

@@ -115,8 +115,10 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         backend: str = AUTO,
         bias_HN: Tensor | None = None,
+        causal: bool = False,
     ) -> Tensor:
-        """``bias_HN``: added to the scores, by distance. Rows behind the last text are padding."""
+        """``bias_HN``: added to the scores, by distance. ``causal``: a token sees only those before it, even
+        if the spec shows it all. Rows behind the last text are padding."""
         # projections, and what is done to each head alone
         states_THC = self.qkv(hidden_TD).unflatten(-1, (sum(self.heads), self.spec.head_size))
         wide = states_THC.device.type == "cpu" and (self.training or not _has_bfloat16_tiles())
@@ -133,6 +135,7 @@ class Attention(nn.Module):
             key_THC, value_THC = (x.repeat_interleave(shared, dim=1) for x in (key_THC, value_THC))
         # attention proper
         mask = self.mask if bias_HN is None else replace(self.mask, bias_HN=bias_HN)
+        mask = replace(mask, causal=True) if causal else mask
         states, name = (query_THC, key_THC, value_THC), _choose(backend, query_THC, mask, dropout)
         if wide and name == "packed" and mask.is_plain and dropout == 0:
             mixed_THC = in_float(*states, length_B)

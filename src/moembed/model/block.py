@@ -71,16 +71,17 @@ class Block(nn.Module):
         backends: tuple[str, str],
         bias_HN: Tensor | None = None,
         keys: TokenKeys = NO_KEYS,
+        causal: bool = False,
     ) -> tuple[Tensor, Tensor, RouterStats | None]:
         """The next states, the output of the feed-forward part alone, and what the router did, if any.
 
         ``backends``: of attention and of the experts; ``bias_HN``: of the scores, by distance;
-        ``keys``: what routers look up.
+        ``keys``: what routers look up; ``causal``: tokens see only those before them, whatever the spec says.
         """
         # attention
         before = self.attention_norm if self.pre else None
         input_TD = before(states_TD) if before is not None else states_TD
-        mixed_TD = self.attention(input_TD, length_B, cos_sin, dropout, backends[0], bias_HN)
+        mixed_TD = self.attention(input_TD, length_B, cos_sin, dropout, backends[0], bias_HN, causal)
         if self.attention_out_norm is not None:
             mixed_TD = self.attention_out_norm(mixed_TD)
         states_TD = states_TD + F.dropout(mixed_TD, dropout, training=dropout > 0)

@@ -1,4 +1,4 @@
-"""Token states of each text -> one vector per text, on packed batches.
+"""Token states of each text -> one vector per text, or one per token, on packed batches.
 
 A way of pooling is an entry of ``POOLING``: a function, and the tensors that it owns, if it learns any. Its
 name and its tensors are written to and read from ``1_Pooling``; exporters know a list of names and refuse
@@ -56,13 +56,22 @@ def weighted_mean(tokens: Tokens, _: Tensors) -> Tensor:
     return weighted_BD / tokens.reduced(weight_T1, "sum")
 
 
+def every_token(tokens: Tokens, _: Tensors) -> Tensor:
+    """The state of every token, special tokens included: a vector for each of them, not one of the text.
+
+    Source: Khattab and Zaharia, arXiv 2004.12832, which puts a linear layer behind it, also drops
+    the punctuation of documents and fills queries with mask tokens; here tokens are those of the text alone.
+    """
+    return tokens.hidden_TD.float()
+
+
 def no_tensors(width: int, size: AttentionSize) -> dict[str, tuple[int, ...]]:
     return {}
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way of pooling: ``pool(tokens, tensors)`` gives ``(B, D)`` in fp32.
+    """One way of pooling: ``pool(tokens, tensors)`` gives ``(B, D)`` in fp32, or ``(T, D)`` if ``per_token``.
 
     ``shapes(width, size)`` names the tensors that it owns, for states ``width`` wide; they are trained, saved
     and loaded with the model. ``all_layers``: whether it reads the states after every layer, and not only
@@ -72,9 +81,10 @@ class Mode:
     pool: Callable[[Tokens, Tensors], Tensor]
     shapes: Callable[[int, AttentionSize], dict[str, tuple[int, ...]]] = no_tensors
     all_layers: bool = False
+    per_token: bool = False
 
 
-# The first six by the names of sentence-transformers; the others learn.
+# The first six by the names of sentence-transformers; two learn; the last is for late interaction.
 POOLING: dict[str, Mode] = {
     "mean": Mode(mean),
     "cls": Mode(cls),
@@ -84,6 +94,7 @@ POOLING: dict[str, Mode] = {
     "mean_sqrt_len_tokens": Mode(mean_by_root),
     "latent_attention": Mode(attention_pooling.latent_attention, attention_pooling.latent_shapes),
     "multi_layer": Mode(attention_pooling.multi_layer, attention_pooling.layer_shapes, all_layers=True),
+    "tokens": Mode(every_token, per_token=True),
 }
 
 
@@ -96,7 +107,7 @@ class PoolingConfig:
         size: of the ways that attend, ``latent_attention`` and ``multi_layer``; the others have none.
 
     Raises:
-        UserError: a name that ``POOLING`` lacks.
+        UserError: a name that ``POOLING`` lacks; ``tokens`` beside others.
     """
 
     name: str = "mean"
@@ -106,6 +117,17 @@ class PoolingConfig:
     def __post_init__(self) -> None:
         if unknown := [mode for mode in self.modes if mode not in POOLING]:
             raise UserError(f"pooling {unknown[0]!r} is not supported (known: {', '.join(POOLING)})")
+        if len(self.modes) > 1 and self.per_token:
+            raise UserError("pooling 'tokens' makes a vector of every token, so no other stands beside it")
+
+    @property
+    def per_token(self) -> bool:
+        """Whether a text has a vector of each of its tokens, and not one of its own."""
+        return any(POOLING[mode].per_token for mode in self.modes)
+
+    def vectors_of(self, length: int, prompt: int | None) -> int:
+        """How many vectors a text of so many tokens has, so many of them its prompt's, if ``per_token``."""
+        return length if self.include_prompt or prompt is None else length - min(prompt, length)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -189,6 +211,8 @@ class Pooling(NamedTensors):
     ) -> Tensor:
         """Vectors ``(B, M)`` fp32 of packed states; of a text with no token to pool: zeros.
 
+        If ``per_token``, they are ``(T, M)``, those of one text after the other, without the tokens left out.
+
         Args:
             length_B: tokens of each text, at least one.
             prompt_B: tokens of each text that belong to its prompt; None: there are no prompts.
@@ -205,11 +229,14 @@ class Pooling(NamedTensors):
         left_T = positions(length_B, hidden_TD.device) >= first_T
         left_B = [length - first for length, first in zip(length_B, first_B, strict=True)]
         some = [i for i, left in enumerate(left_B) if left]
-        vector_BM = hidden_TD.new_zeros(len(left_B), self.dim, dtype=torch.float32)
+        rows = sum(left_B) if self.config.per_token else len(left_B)
+        vector_BM = hidden_TD.new_zeros(rows, self.dim, dtype=torch.float32)
         if not some:
             return vector_BM
         kept = [states_TD[left_T] for states_TD in layers]
         tokens = Tokens(hidden_TD[left_T], [left_B[i] for i in some], [first_B[i] for i in some], kept)
+        if self.config.per_token:
+            return self._pooled(tokens)
         return vector_BM.index_copy(0, on_device(some, hidden_TD.device), self._pooled(tokens))
 
     def _pooled(self, tokens: Tokens) -> Tensor:

@@ -19,6 +19,7 @@ from moembed.encoding import TextEncoder, View
 from moembed.files import locked
 from moembed.folder.bases import base_name, read_base
 from moembed.inference.member import member
+from moembed.inference.token_vectors import require_one_vector
 from moembed.machine import RUN_FILE
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
@@ -141,6 +142,7 @@ def _run(config: DistillConfig, resume: bool, overwrite: bool, world: World) -> 
 def build(config: DistillConfig, teacher: TextEncoder) -> tuple[Embedder, list[str]]:
     """The student a run starts from, and what is to be said of it."""
     parts = member(read_base(config.base, config.revision, config.allow_pickle), View(layers=config.layers))
+    require_one_vector(parts.pooling, "a student of `moembed distill`")
     notes = []
     prompts = dict(config.prompts) if config.prompts is not None else _prompts_of(teacher)
     if config.prompts is None and prompts != parts.tokenizer.prompts:

@@ -232,7 +232,11 @@ def _terms(task: ContrastiveTask) -> list[str]:
     lines = [f"{kind} at temperature {temperature:.4g}{learned}" for kind in kinds if kind != "triplet"]
     lines += ["triplet"] if "triplet" in kinds else []
     lines += sorted({f"cosent at temperature {form.temperature:g}" for form in task.forms if form.scored})
-    lines.append(f"candidates: every document of the batch and {_hard(task.config.negatives)} of every pair")
+    hard = _hard(task.config.negatives)
+    if config.in_batch:
+        lines.append(f"candidates: every document of the batch and {hard} of every pair")
+    else:
+        lines.append(f"candidates of a query: its document and {hard} (in_batch is false)")
     lines.append("masked: texts that are known to answer the query")
     if any(form.labelled for form in task.forms):
         lines.append("masked: texts of the query's label, where the source has labels")
@@ -242,6 +246,10 @@ def _terms(task: ContrastiveTask) -> list[str]:
         lines.append(
             f"masked: what {guide.model} holds nearer than the positive less {guide.margin:g} {share}"
         )
+    if task.items:
+        about = task.items.config
+        space = about.teacher or about.vectors
+        lines.append(f"{about.weight:g} x squared distance to the cosines of item pairs in {space}")
     shaped = config.model_dump(mode="json", include={"weight", "mask", "directions", "mixing", "triplet"})
     lines += [f"{key}: {_plain(value)}" for key, value in shaped.items() if value]
     if nested := objective.nested:

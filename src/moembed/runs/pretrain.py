@@ -19,6 +19,7 @@ from moembed.files import locked
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
+from moembed.inference.token_vectors import require_one_vector
 from moembed.machine import RUN_FILE, choose_precision
 from moembed.report.card import write_card
 from moembed.runs.training_run import make_run_folder
@@ -27,7 +28,7 @@ from moembed.training.log import read_metrics
 from moembed.training.masked_lm.corpus import Language, open_corpus
 from moembed.training.masked_lm.heads import Heads, read_heads
 from moembed.training.masked_lm.masking import Vocabulary
-from moembed.training.masked_lm.objective import OBJECTIVES
+from moembed.training.masked_lm.objective import plans
 from moembed.training.masked_lm.settings import MaskedLMConfig
 from moembed.training.masked_lm.train import train_masked_lm
 from moembed.training.parallel import World, joined
@@ -129,7 +130,10 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
     folder = locate_base(config.base)
     parts = build(read_folder(folder), config)
     vocabulary = parts.tokenizer.backend.get_vocab_size()
-    heads = Heads(parts.spec, vocabulary, OBJECTIVES[config.objective].decoder, config.seed)
+    decoder = any(plan.decoder_rate is not None for plan in plans(config).values())
+    if decoder:
+        require_one_vector(parts.pooling, f"objective {config.objective}")
+    heads = Heads(parts.spec, vocabulary, decoder, config.seed)
     head = "the base's head" if read_heads(folder, heads) else "a fresh head"
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     model, heads = Embedder(parts).to(device), heads.to(device)

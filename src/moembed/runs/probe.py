@@ -12,6 +12,7 @@ from moembed.data.sampler import Sampler
 from moembed.data.sources import SourceConfig, load_source
 from moembed.embedder import Embedder
 from moembed.folder.parts import Parts
+from moembed.inference.token_vectors import require_one_vector
 from moembed.losses.contrastive import info_nce
 from moembed.training.contrastive.batch import SourceFormat, prepare
 from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
@@ -36,6 +37,7 @@ class PairProbe:
             raise UserError(f"{file} holds {len(source)} pairs, and a probe takes at least 8: add some")
         held = max(2, round(HELD_OUT * len(source)))
         train = len(source) - held
+        require_one_vector(parts.pooling, "a probe of merging")
         self._source, self._parts = source, parts
         self._sampler = Sampler([train], [1.0], min(BATCH, train), seed, [source.name])
         self._held_out = range(train, len(source))

@@ -121,6 +121,17 @@ def filter_pairs(
     )
 
 
+def pair_ranks(
+    source: Source, teacher: Teacher, config: FilterConfig, folder: Path, progress: Bar = no_bar
+) -> np.ndarray:
+    """``rank(d)`` of every pair, as ``filter_pairs`` has it: int64 ``(N,)``. ``folder`` keeps the vectors."""
+    rank_N = np.empty(len(source), dtype=np.int64)
+    for number, row_P in enumerate(blocks := _blocks(source, config)):
+        title = f"block {number + 1} of {len(blocks)}"
+        rank_N[row_P] = _rank_block(source, row_P, teacher, folder, title, progress)
+    return rank_N
+
+
 def _blocks(source: Source, config: FilterConfig) -> list[np.ndarray]:
     """Row numbers of every block: as few as can be, of nearly equal size."""
     if config.by and set(source.count(config.by)) == {None}:

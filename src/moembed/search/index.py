@@ -1,27 +1,30 @@
-"""An index folder opened for reading: exact search, filters, and both together with BM25.
+"""An index folder opened for reading: search by vectors, filters, and both together with BM25.
 
-Cosines are exact: every row that a filter leaves is scored. ``index_update`` makes and changes such folders.
+Cosines are exact. All rows that a filter leaves are scored, unless the index was made with an approximate
+engine, see ``ann``. ``index_update`` makes and changes such folders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from moembed.encoding import TextEncoder, View
-from moembed.search.exact import pair_scores, search_parts
-from moembed.search.hybrid import best_terms, by_ranks, by_weight, require_weight, window
+from moembed.search.ann import AnnPart, AnnSearcher
+from moembed.search.hybrid import require_weight
 from moembed.search.index_bridge import bridge_of
 from moembed.search.index_codec import read_codec
 from moembed.search.index_manifest import open_version, parts_of
 from moembed.search.index_model import load_model, searched_space
 from moembed.search.index_reader import PartReader
+from moembed.search.index_search import Search, find
+from moembed.search.plan import Plan
 from moembed.search.where import Where, read_where
-from moembed.search.where_mask import mask, require_columns
+from moembed.search.where_mask import require_columns
 from moembed.types import Hits, UserError
 
 Condition = str | Mapping[str, Any] | Where
@@ -41,9 +44,11 @@ class IndexHits(Hits):
     """The best rows of every query, as numbers and, one query after the other, as lists of ``Hit``.
 
     ``hits[0]`` and iteration read the rows; ``hits.index`` and ``hits.score`` are there at once.
+    ``plan`` says when the condition was looked at, see `moembed.search.plan`.
     """
 
     source: Index
+    plan: Plan
 
     def __len__(self) -> int:
         return len(self.index)
@@ -67,6 +72,7 @@ class Index:
     manifest: dict[str, Any]
     _reader: PartReader = field(repr=False, compare=False)
     _lock: BinaryIO = field(repr=False, compare=False)  # while it is open, no writer removes our files
+    _ann: list[AnnSearcher | None] = field(default_factory=list, repr=False, compare=False)
     _models: list[TextEncoder] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
@@ -137,6 +143,7 @@ class Index:
         hybrid: bool = False,
         weight: float | None = None,
         model: TextEncoder | None = None,
+        exact: bool = False,
     ) -> IndexHits:
         """The best ``min(k, N)`` of the N rows that meet ``where``, for every query; ties by lower row.
 
@@ -148,6 +155,7 @@ class Index:
             hybrid: rank by vectors and BM25 together, see `moembed.search.hybrid`; needs texts.
             weight: of hybrid search, how much the vectors count, 0 to 1; None: ranks are added.
             model: default: the model that made the index, loaded once.
+            exact: compare all rows, where the index has an approximate engine too.
 
         Raises:
             UserError: ``k`` below 1, vectors that do not fit, a condition that the columns cannot answer, a
@@ -156,10 +164,11 @@ class Index:
         if isinstance(queries, np.ndarray):
             if hybrid:
                 raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
-            return self._find(queries, None, k, where, weight)
+            return self._find(Search(queries, k, self._condition(where), None, weight), exact)
         texts = [queries] if isinstance(queries, str) else list(queries)
         query_QM = self.embed_queries(texts, model)
-        return self._find(query_QM, texts if hybrid else None, k, where, weight)
+        listed = texts if hybrid else None
+        return self._find(Search(query_QM, k, self._condition(where), listed, weight), exact)
 
     def find(
         self,
@@ -174,7 +183,8 @@ class Index:
         """``search`` for vectors that are there already; hybrid search needs the texts too."""
         if hybrid and (texts is None or len(texts) != len(query_QM)):
             raise UserError("hybrid search needs the text of every query")
-        return list(self._find(query_QM, texts if hybrid else None, k, where, weight))
+        listed = texts if hybrid else None
+        return list(self._find(Search(query_QM, k, self._condition(where), listed, weight), exact=False))
 
     def embed_queries(self, texts: Sequence[str], model: TextEncoder | None = None) -> np.ndarray:
         """Vectors of questions in the space of the index.
@@ -193,61 +203,26 @@ class Index:
         self.require_space(searched_space(model, self.manifest.get("role"), view, self.space_id))
         return model.vectors(texts, role="query", view=view).array
 
-    def _find(
-        self,
-        query_QM: np.ndarray,
-        texts: Sequence[str] | None,
-        k: int,
-        where: Condition | None,
-        weight: float | None,
-    ) -> IndexHits:
-        require_weight(weight)
-        if k < 1:
-            raise UserError(f"k must be at least 1, got {k}")
-        if weight is not None and texts is None:
+    def _find(self, search: Search, exact: bool) -> IndexHits:
+        require_weight(search.weight)
+        if search.k < 1:
+            raise UserError(f"k must be at least 1, got {search.k}")
+        if search.weight is not None and search.texts is None:
             raise UserError("weight is of hybrid search alone: ask for hybrid too")
-        query_QM = self._reader.queries(query_QM)
-        chosen = self._chosen(where)
-        row_N = self._reader.numbers(chosen)
-        depth = k if texts is None else window(k)
-        vectors, norms = self._reader.vectors(chosen), self._reader.norms(chosen)
-        hits = search_parts(query_QM, vectors, len(row_N), depth, norms)
-        if texts is None:
-            return IndexHits(row_N[hits.index], hits.score, self)
-        found = [
-            self._fused(query_QM[q : q + 1], text, row_N, hits.index[q], k, weight)
-            for q, text in enumerate(texts)
-        ]
-        shape = len(texts), min(k, len(row_N))
-        index_QK = np.array([row_K for row_K, _ in found], np.int64).reshape(shape)
-        return IndexHits(index_QK, np.array([score for _, score in found], np.float32).reshape(shape), self)
+        search = replace(search, query_QM=self._reader.queries(search.query_QM))
+        hits, plan = find(self._reader, search, None if exact else self._engine())
+        return IndexHits(hits.index, hits.score, self, plan)
 
-    def _fused(
-        self,
-        query_1M: np.ndarray,
-        text: str,
-        row_N: np.ndarray,
-        nearest: np.ndarray,
-        k: int,
-        weight: float | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers of the index and scores of the best ``k`` rows among ``row_N``."""
-        term_N = self._reader.bm25.scores(text)[row_N]
-        ranked = best_terms(term_N, window(k))
-        if weight is None:
-            place_K, score_K = by_ranks([nearest, ranked], k)
-        else:
-            place_C = np.union1d(nearest, ranked)
-            cosine_C = pair_scores(
-                np.repeat(query_1M, len(place_C), axis=0), self._reader.vectors_at(row_N[place_C])
-            )
-            share_C = term_N[place_C] / max(term_N.max(initial=0), np.finfo(float).tiny)
-            place_K, score_K = by_weight(place_C, cosine_C, share_C, weight, k)
-        return row_N[place_K], score_K
+    def _engine(self) -> AnnSearcher | None:
+        """The approximate engine, opened once."""
+        if not self._ann:
+            record = AnnPart.of(self.manifest)
+            self._ann.append(AnnSearcher.open(self._reader, record, self.path) if record else None)
+        return self._ann[0]
 
     def vectors(self) -> Iterator[np.ndarray]:
         """The ``(rows, dim)`` vectors of each part in turn, without deleted ones; codes are decoded."""
-        return self._reader.vectors(self._reader.live)
+        return self._reader.vectors()
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """The stored rows at ``indices``, in that order; a key that a row lacked reads None.
@@ -274,12 +249,11 @@ class Index:
         Raises:
             UserError: no condition, or one that the columns cannot answer.
         """
-        if where is not None:
-            self._read(where)
+        self._condition(where)
 
     def info(self) -> dict[str, Any]:
         """What the index holds, for people and programs."""
-        manifest = self.manifest
+        manifest, ann = self.manifest, AnnPart.of(self.manifest)
         return {
             "path": str(self.path),
             "rows": len(self),
@@ -294,15 +268,14 @@ class Index:
             "parts": len(self._reader.parts),
             "deleted_rows": sum(part.rows - part.live for part in self._reader.parts),
             "rows_of_an_unfinished_update": sum(part.rows for part in parts_of(manifest, "pending")),
+            "engine": ann.engine if ann else "exact",
+            "engine_recall": ann.recall if ann else None,
+            "engine_bytes": ann.bytes(self.path) if ann else 0,
             "bytes": sum(file.stat().st_size for file in self._reader.files()),
         }
 
-    def _chosen(self, where: Condition | None) -> list[np.ndarray]:
-        """The rows of each part that are not deleted and meet the condition."""
-        if where is None:
-            return self._reader.live
-        condition = self._read(where)
-        return self._reader.choose(lambda column, rows: mask(condition, column, rows))
+    def _condition(self, where: Condition | None) -> Where | None:
+        return None if where is None else self._read(where)
 
     def _read(self, where: Condition) -> Where:
         condition = read_where(where)

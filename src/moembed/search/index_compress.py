@@ -116,6 +116,11 @@ def _ready(path: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"an update of {path} is under way: finish it with the command that started it, then compress"
         )
+    if "ann" in manifest:
+        raise UserError(
+            f"{path} is searched by {manifest['ann']['engine']}, which takes floats, not codes: run moembed "
+            "index on it with --engine exact first"
+        )
     there = manifest.get("codec")
     if there is not None and there["name"] != name:
         raise UserError(

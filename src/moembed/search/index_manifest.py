@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -39,6 +40,7 @@ _OURS = re.compile(
     r"part-\d{5,}\.(parquet|npy|terms\.npz)|(codec|bridge)-\d{5,}\.safetensors|\.manifest-\d+\.json|\..*\.tmp"
 )
 _STAMP = re.compile(r"\d+-[0-9a-f]{8}")
+_ANN = re.compile(r"ann-\d{5,}")  # folders of approximate engines, see ``ann``
 _OLD_MANIFEST = re.compile(r"\.manifest-\d+\.json")
 
 
@@ -274,8 +276,12 @@ def _remove_unread(path: Path) -> None:
                 used |= {file.name, *_names(_parsed(file, opened.read()))}
                 opened.close()
         for file in sorted(path.iterdir()):
-            if file.name not in used and _OURS.fullmatch(file.name):
+            if file.name in used:
+                continue
+            if _OURS.fullmatch(file.name):
                 file.unlink(missing_ok=True)
+            elif _ANN.fullmatch(file.name):
+                shutil.rmtree(file)
     finally:
         for held in unread:
             held.close()
@@ -285,7 +291,8 @@ def _names(manifest: dict[str, Any]) -> set[str]:
     parts = parts_of(manifest) + parts_of(manifest, "pending")
     names = {file.name for part in parts for file in part_paths(Path(), part.number)}
     codec = [manifest["codec"]] if "codec" in manifest else []
-    return names | {entry["file"] for entry in codec + manifest.get("bridges", [])}
+    names |= {entry["file"] for entry in codec + manifest.get("bridges", [])}
+    return names | {manifest["ann"]["folder"]} if "ann" in manifest else names
 
 
 def _sync(folder: Path) -> None:

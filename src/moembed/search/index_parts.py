@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moembed.files import write_whole
+from moembed.search.part_sample import packed, unpacked
 from moembed.types import UserError
 
-TRUNCATED = b"moembed.truncated"
+TRUNCATED, SAMPLE = b"moembed.truncated", b"moembed.sample"
 _BLOCK = 2**20
 _GROUP_ROWS = 256  # rows that are read to show one
 
@@ -154,9 +155,19 @@ def read_schema(file: Path) -> list[pa.Field]:
         raise DamagedPartError(file, str(error)) from None
 
 
+def read_sample(file: Path) -> pa.Table | None:
+    """Some rows of a part, see ``part_sample``; None of one that was written without."""
+    try:
+        text = (pq.read_metadata(file).metadata or {}).get(SAMPLE)
+        return None if text is None else unpacked(text)
+    except (OSError, ValueError, pa.ArrowException, zlib.error) as error:
+        raise DamagedPartError(file, str(error)) from None
+
+
 def write_rows(file: Path, table: pa.Table, truncated: int, advice: str) -> None:
     """Write the rows of a part, in groups small enough to show one row quickly."""
-    table = table.replace_schema_metadata({TRUNCATED: str(truncated)})
+    plain = [field.name for field in table.schema if not is_json(field) and field.name not in OURS]
+    table = table.replace_schema_metadata({TRUNCATED: str(truncated), SAMPLE: packed(table, plain)})
     write_whole(file, lambda opened: pq.write_table(table, opened, row_group_size=_GROUP_ROWS), advice)
 
 

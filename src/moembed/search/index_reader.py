@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from moembed.search.bm25 import Bm25, Postings
 from moembed.search.codecs import Codec
+from moembed.search.columns import Columns
 from moembed.search.exact import norms_of
 from moembed.search.index_ids import made_keys
 from moembed.search.index_manifest import Part
@@ -22,16 +24,27 @@ from moembed.search.index_parts import (
     map_vectors,
     plain_column,
     read_rows,
+    read_sample,
     read_schema,
     read_table,
     require_same,
     require_size,
 )
+from moembed.search.selectivity import Samples
+from moembed.search.where import Where
 from moembed.search.where_mask import OTHER, column_kinds
 from moembed.types import UserError
 
-# the columns of a part by name, and its rows -> which of them are meant
-Meets = Callable[[Callable[[str], "pa.Array | None"], int], np.ndarray]
+_GATHERED = 8192  # rows that are copied at a time
+
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    """A file of vectors that is mapped."""
+
+    file: str
+    size: int
+    vector_NM: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class PartReader:
     Attributes:
         column: the column of the texts, if it is known.
         codec: what the vectors are stored in; they are read as it decodes them. None: float32.
+        shares: what was estimated of conditions already.
     """
 
     path: Path
@@ -50,7 +64,9 @@ class PartReader:
     codec: Codec | None = None
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
     _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    _columns: dict[tuple[int, str], pa.Array | None] = field(default_factory=dict, repr=False, compare=False)
+    _maps: dict[int, _Map] = field(default_factory=dict, repr=False, compare=False)
+
+    shares: dict[Where, float | None] = field(default_factory=dict, repr=False, compare=False)
 
     def require_sizes(self) -> None:
         """
@@ -130,37 +146,63 @@ class PartReader:
             raise UserError(f"queries of shape {query_QM.shape} do not fit codes of {self.dim} dimensions")
         return self.codec.query(query_QM)
 
-    def vectors(self, chosen: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """The vectors of chosen rows of each part in turn; those of a whole part are mapped, not copied."""
-        for part, row_K in zip(self.parts, chosen, strict=True):
+    def vectors(self) -> Iterator[np.ndarray]:
+        """The vectors of the rows of each part in turn; those of a whole part are mapped, not copied."""
+        for part, row_K in zip(self.parts, self.live, strict=True):
             if len(row_K):
                 vector_NM = self._mapped(part)
                 yield self._decoded(vector_NM if len(row_K) == part.rows else vector_NM[row_K])
 
-    def norms(self, chosen: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    def norms(self) -> Iterator[np.ndarray]:
         """The lengths of the vectors that ``vectors`` yields, kept in memory once they were computed."""
-        for part, row_K in zip(self.parts, chosen, strict=True):
+        for part, row_K in zip(self.parts, self.live, strict=True):
             if len(row_K):
-                if part.number not in self._norms:
-                    self._norms[part.number] = norms_of(self._decoded(self._mapped(part)))
-                norm_N = self._norms[part.number]
+                norm_N = self._norms_of(part)
                 yield norm_N if len(row_K) == part.rows else norm_N[row_K]
 
-    def choose(self, meets: Meets) -> list[np.ndarray]:
-        """The live rows of each part for which ``meets``, given its columns and rows, is true."""
-        chosen = []
-        for part, live_K in zip(self.parts, self.live, strict=True):
-            meets_N = meets(lambda name, part=part: self._column(part, name), part.rows)  # type: ignore[misc]
-            chosen.append(live_K[meets_N[live_K]])
-        return chosen
+    def gathered(self, row_K: np.ndarray) -> Iterator[np.ndarray]:
+        """The vectors of some rows, given by ascending numbers, copied from all parts a block at a time."""
+        for start in range(0, len(row_K), _GATHERED):
+            yield self.vectors_at(row_K[start : start + _GATHERED])
 
-    def numbers(self, chosen: Sequence[np.ndarray]) -> np.ndarray:
-        """The numbers of chosen rows among all live rows."""
-        numbers = [np.zeros(0, np.int64)]
-        for part, live_K, row_K, end in zip(self.parts, self.live, chosen, self._end_P, strict=True):
-            place_K = np.arange(part.live) if row_K is live_K else np.searchsorted(live_K, row_K)
-            numbers.append(place_K + end - part.live)
-        return np.concatenate(numbers)
+    def gathered_norms(self, row_K: np.ndarray) -> Iterator[np.ndarray]:
+        """The lengths of the vectors that ``gathered`` yields."""
+        for start in range(0, len(row_K), _GATHERED):
+            some_K = row_K[start : start + _GATHERED]
+            norm_K = np.empty(len(some_K))
+            for part, where_K, stored_K in self._places(some_K):
+                norm_K[where_K] = self._norms_of(self.parts[part])[stored_K]
+            yield norm_K
+
+    def split(self, flag_N: np.ndarray) -> Iterator[np.ndarray]:
+        """What holds for each row, part by part as ``vectors`` yields them."""
+        for part, end in zip(self.parts, self._end_P, strict=True):
+            if part.live:
+                yield flag_N[end - part.live : end]
+
+    def _norms_of(self, part: Part) -> np.ndarray:
+        if part.number not in self._norms:
+            self._norms[part.number] = norms_of(self._decoded(self._mapped(part)))
+        return self._norms[part.number]
+
+    @cached_property
+    def rows_of_columns(self) -> Columns:
+        """The columns of all rows."""
+
+        def read(place: int, name: str) -> pa.Array | None:
+            part = self.parts[place]
+            found = self._column(part, name)
+            return (
+                found if found is None or part.live == part.rows else found.take(pa.array(self.live[place]))
+            )
+
+        return Columns([part.live for part in self.parts], read)
+
+    @cached_property
+    def samples(self) -> Samples | None:
+        """What the rows of a condition are estimated from; None: a part says nothing."""
+        tables = [read_sample(self._checked(part, 0)) for part in self.parts]
+        return Samples.of(self.parts, tables, self._schemas)
 
     @cached_property
     def bm25(self) -> Bm25:
@@ -170,17 +212,24 @@ class PartReader:
         """For each part that is needed: its place, which of ``index_K`` it holds, and their rows there."""
         if index_K.size and not (index_K.min() >= 0 and index_K.max() < len(self)):
             raise IndexError(f"row numbers must lie in 0..{len(self) - 1}")
-        part_K = np.searchsorted(self._end_P, index_K, side="right")
-        for part in np.unique(part_K).tolist():
-            where_K = np.flatnonzero(part_K == part)
+        order_K = np.argsort(index_K, kind="stable")
+        sorted_K = index_K[order_K]
+        cut_P = np.append(0, np.searchsorted(sorted_K, self._end_P))
+        for part in np.flatnonzero(np.diff(cut_P)).tolist():
+            some = slice(cut_P[part], cut_P[part + 1])
             start = self._end_P[part] - self.parts[part].live
-            yield part, where_K, self.live[part][index_K[where_K] - start]
+            yield part, order_K[some], self.live[part][sorted_K[some] - start]
 
     def _mapped(self, part: Part) -> np.ndarray:
-        width, dtype = self._none.shape[1], self._none.dtype
-        vector_NM = map_vectors(part.files(self.path)[1][0], part.rows, width, dtype)
-        self._checked(part, 1)
-        return vector_NM
+        known = self._maps.get(part.number)
+        # a file that was cut since it was mapped would end the process when it is read there
+        if known is None or _size(known.file) != known.size:
+            file = part.files(self.path)[1][0]
+            (_, width), dtype = self._none.shape, self._none.dtype
+            vector_NM = map_vectors(file, part.rows, width, dtype).view(np.ndarray)
+            self._checked(part, 1)
+            known = self._maps[part.number] = _Map(str(file), file.stat().st_size, vector_NM)
+        return known.vector_NM
 
     @cached_property
     def _none(self) -> np.ndarray:
@@ -192,17 +241,12 @@ class PartReader:
         return stored_NB if self.codec is None else self.codec.decode(np.asarray(stored_NB))
 
     def _column(self, part: Part, name: str) -> pa.Array | None:
-        """The values of a column of a part, kept in memory once they were read; None: there is none."""
-        key = part.number, name
-        if key not in self._columns:
-            table = read_table(self._checked(part, 0), [name])
-            if name in self._remade:
-                found = self._left(part, name, table)
-            else:
-                there = name in table.column_names and not is_json(table.schema.field(name))
-                found = table[name].combine_chunks() if there else None
-            self._columns[key] = found
-        return self._columns[key]
+        """The values of a column of a part, those of deleted rows too; None: there is none."""
+        table = read_table(self._checked(part, 0), [name])
+        if name in self._remade:
+            return self._left(part, name, table)
+        there = name in table.column_names and not is_json(table.schema.field(name))
+        return table[name].combine_chunks() if there else None
 
     def _left(self, part: Part, name: str, table: pa.Table) -> pa.Array | None:
         """A column without the values of deleted rows; None: of several kinds also then."""
@@ -238,3 +282,10 @@ class PartReader:
             require_same(file, stamp)
             self._sound.add(file)
         return file
+
+
+def _size(file: str) -> int | None:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return None

@@ -18,6 +18,7 @@ from moembed.embedder import Embedder
 from moembed.encoding import FULL, Tag, View
 from moembed.encoding import truncate as shortened
 from moembed.inference.member import check_view
+from moembed.inference.token_vectors import require_one_vector
 from moembed.serve import tracing
 from moembed.serve.batching.batcher import Batcher, NotFiniteError, Request, shutting_down
 from moembed.serve.batching.limits import SILENT, BatchLimits, BatchObserver
@@ -77,6 +78,7 @@ class ServedModel:
         limits: BatchLimits | None = None,
         observer: BatchObserver = SILENT,
     ) -> None:
+        require_one_vector(embedder.pooling.config, "`moembed serve`")
         self.name, self.embedder, self.observer = name, embedder, observer
         self.dim, self.max_length = embedder.dim, embedder.max_length
         self.dims = tuple(sorted({dim for dim in embedder.dims if dim < self.dim} | {self.dim}))

@@ -14,6 +14,7 @@ from moembed.model.attention_pooling import HEADS, LATENTS, AttentionSize, fresh
 from moembed.model.block import LayerSpec
 from moembed.model.pooling import POOLING, PoolingConfig
 from moembed.types import UserError
+from moembed.weights.projection import add_projection
 
 Direction = Literal["causal", "bidirectional"]
 
@@ -22,29 +23,38 @@ class PoolingOptions(Strict):
     """``name``: a way of pooling, or several joined by ``+``. ``include_prompt`` null leaves what the model
     has.
 
-    ``latents``, ``heads`` and ``seed`` are for ``latent_attention`` and ``multi_layer`` alone.
+    ``latents`` and ``heads`` are for ``latent_attention`` and ``multi_layer`` alone, ``dim`` is for
+    ``tokens``: a fresh linear layer to so many coordinates behind every token; null leaves the layers there
+    are. ``seed`` is for all three.
     """
 
     name: str
     include_prompt: bool | None = None
     latents: int = Field(default=LATENTS, ge=1)
     heads: int = Field(default=HEADS, ge=1)
+    dim: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _known(self) -> PoolingOptions:
         try:
-            learns = PoolingConfig(self.name).learns
+            config = PoolingConfig(self.name)
         except UserError as error:
             raise ValueError(str(error)) from None
-        given = self.model_fields_set & {"latents", "heads", "seed"}
-        if given and not learns:
+        if self.dim is not None and not config.per_token:
+            raise ValueError(f"pooling {self.name!r} has no dim: it is that of pooling tokens")
+        learning = {"latents", "heads"} if self.dim is not None else {"latents", "heads", "seed"}
+        given = self.model_fields_set & learning
+        if given and not config.learns:
             raise ValueError(f"pooling {self.name!r} learns nothing, so it has no {sorted(given)[0]}")
         return self
 
 
 def change_pooling(parts: Parts, options: PoolingOptions) -> Parts:
     """The model with this pooling; one that learns starts fresh, unless the model has the very same already.
+
+    With ``dim``, a fresh `moembed.weights.projection` stands behind it, unless the model has pooling tokens
+    of that many coordinates already.
 
     Raises:
         UserError: the layers behind pooling take vectors of another width.
@@ -61,13 +71,20 @@ def change_pooling(parts: Parts, options: PoolingOptions) -> Parts:
             f"{old.dim(width)}"
         )
     if (config.modes, config.size) == (old.modes, old.size):
-        return replace(parts, pooling=config)
+        return _projected(replace(parts, pooling=config), options)
     state: dict[str, Tensor] = {}
     for i, mode in enumerate(config.modes):
         shapes = POOLING[mode].shapes(width, config.size)
         tensors = fresh(mode, shapes, options.seed + i) if shapes else {}
         state |= {f"{i}.{name}": tensor for name, tensor in tensors.items()}
-    return replace(parts, pooling=config, pooling_state=state)
+    return _projected(replace(parts, pooling=config, pooling_state=state), options)
+
+
+def _projected(parts: Parts, options: PoolingOptions) -> Parts:
+    dim = options.dim
+    if dim is None or (parts.head.layers and parts.head.dim(parts.pooling.dim(parts.spec.width)) == dim):
+        return parts
+    return add_projection(parts, dim, options.seed)
 
 
 def look(parts: Parts, direction: Direction) -> Parts:

@@ -46,7 +46,7 @@ def losses(draw: st.DrawFn) -> dict[str, Any]:
     """The loss of a recipe, with what suits its kind."""
     kind = draw(st.sampled_from(["info_nce", "info_nce", "symmetric_info_nce", "triplet"]))
     allowed = {
-        "info_nce": {"weight", "mask", "directions", "mixing"},
+        "info_nce": {"weight", "mask", "directions", "mixing", "in_batch"},
         "symmetric_info_nce": {"weight", "mask", "mixing"},
         "triplet": {"mask"},
     }
@@ -54,7 +54,7 @@ def losses(draw: st.DrawFn) -> dict[str, Any]:
     loss = {"kind": kind, "temperature": draw(st.sampled_from([0.1, 0.5])), **ROUTERS, **settings}
     loss["matryoshka"] = draw(st.sampled_from([None, {"dims": [16, 6], "weights": [1.0, 0.5]}]))
     loss["depths"] = draw(st.sampled_from([None, {2: 0.5, 4: 1.0}]))
-    loss["queue"] = draw(st.sampled_from([0, 3, 50]))
+    loss["queue"] = draw(st.sampled_from([0, 3, 50])) if loss.get("in_batch", True) else 0
     if kind == "triplet":
         loss["triplet"] = {"margin": 0.3, "negatives": draw(st.sampled_from(["own", "hardest"]))}
     else:

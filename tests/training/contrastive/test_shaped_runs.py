@@ -102,6 +102,22 @@ def test_settings_that_a_kind_has_not(
         run(settings(loss=loss), make_model(), tmp_path)
 
 
+def test_pairs_without_hard_negatives_are_said_or_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    config = settings(batch_size=4, loss={"in_batch": False})
+    mixture = Mixture([Source.from_pairs("some", [*HARD[:6], *PAIRS[6:9]])])
+    task = ContrastiveTask(config, make_model(), mixture, ALONE)
+    assert "some: 3 of 9 pairs have no hard negative and teach nothing, for loss.in_batch is false" in (
+        task.notes
+    )
+    with pytest.raises(UserError, match="tiny has no hard negatives, so it could teach nothing"):
+        run(config, make_model(), tmp_path)
+    with pytest.raises(UserError, match="symmetric_info_nce looks at other pairs of the batch"):
+        run(settings(loss={"in_batch": False, "kind": "symmetric_info_nce"}), make_model(), tmp_path)
+    for wrong in ({"negatives": 0, "loss": {"in_batch": False}}, {"loss": {"in_batch": False, "queue": 9}}):
+        with pytest.raises(ValueError, match="in_batch is false"):
+            settings(**wrong)
+
+
 @pytest.mark.parametrize("kind", ["pair", "list"])
 def test_a_run_with_mixed_negatives_resumes_bit_for_bit(
     kind: str, new_model: NewModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

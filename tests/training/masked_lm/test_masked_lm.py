@@ -89,7 +89,9 @@ def test_every_objective_learns_the_held_out_texts(
     lines = metrics(tmp_path)
     first, last = lines[0], lines[-1]
     for language in ("en", "xx"):
-        assert last["held_out"][language] < 0.8 * first["held_out_before"][language]
+        # masked tokens are looked at, whatever is learned, and next tokens teach little of them
+        if objective != "causal":
+            assert last["held_out"][language] < 0.8 * first["held_out_before"][language]
     early, late = (sum(line["accuracy"] for line in part) / 10 for part in (lines[:10], lines[-10:]))
     assert early < 0.1 < late
     assert (last["decoder"] > 0) == OBJECTIVES[objective].decoder
@@ -226,7 +228,10 @@ def two_steps(folder: Path, out: Path) -> None:
     words = model.tokenizer.backend
     corpus = open_corpus(folder / "tokens", iter([]), words, 12, True, "texts")
     # some gradients are rounding errors alone, which a smaller eps would blow up to full steps
-    config = settings(steps=2, batch_size=5, objective="retromae", optim={"eps": 1e-3, "warmup_steps": 1.0})
+    # objectives by chance: the processes have other ones, and another number of chunks
+    optim = {"eps": 1e-3, "warmup_steps": 1.0}
+    objectives = {"retromae": 2, "causal": 1, "span": 1}
+    config = settings(steps=2, batch_size=5, objectives=objectives, optim=optim, chunk_tokens=13)
     heads = Heads(model.encoder.spec, words.get_vocab_size(), decoder=True)
     train_masked_lm(config, model, heads, corpus, out)
 
@@ -239,7 +244,7 @@ def test_two_processes_do_what_one_does(make_model: MakeModel, corpus: Corpus, t
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         for key in ("loss", "mlm", "decoder", "accuracy", "grad_norm", "tokens"):
             assert one[key] == pytest.approx(two[key], rel=1e-4), key
-        for key in ("held_out_before", "held_out"):
+        for key in ("held_out_before", "held_out", "by_objective"):
             assert one.get(key, {}) == pytest.approx(two.get(key, {}), rel=1e-4)
     first, second = (read_folder(tmp_path / name / "model").state for name in ("one", "two"))
     for name, tensor in first.items():

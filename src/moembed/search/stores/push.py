@@ -143,7 +143,7 @@ def _check(index: Index, store: VectorStore) -> int:
     sample_QM = np.concatenate([vector_NM[:_SAMPLE] for vector_NM in islice(index.vectors(), _SAMPLE)])
     sample_QM = np.array(sample_QM[:: max(1, len(sample_QM) // _SAMPLE)][:_SAMPLE])
     k = min(_NEAREST, len(index))
-    here_QK = index.search(sample_QM, k).score
+    here_QK = index.search(sample_QM, k, exact=True).score
     for vector_M, here_K in zip(sample_QM, here_QK, strict=True):
         there = store.nearest(vector_M, k)
         there_K = np.array([cosine for _, cosine in there])

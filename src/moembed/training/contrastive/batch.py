@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -15,16 +15,18 @@ from moembed.embedder import Embedder
 from moembed.losses.guided import Guided
 from moembed.losses.negatives import Duplicates
 from moembed.losses.pairs import TEMPERATURE, SameLabel
-from moembed.packing import even_budget, pack
+from moembed.model.pooling import PoolingConfig
+from moembed.packing import even_budget, offsets, pack
 from moembed.tokenizer import Tokenizer
 from moembed.training.contrastive.gradcache import Chunks
 from moembed.training.contrastive.guide import Guide
+from moembed.training.contrastive.item_pairs import Items, ItemSpace
 from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
 from moembed.training.contrastive.tags import PairTags
 from moembed.training.contrastive.teachers import Distilled, Teachers
 from moembed.training.monitors.routing import Group
 from moembed.training.parallel import ALONE, World
-from moembed.types import Batch, Pair
+from moembed.types import Batch, Pair, UserError
 
 _SLICE = 1024  # texts tokenised at a time: the tokenizer's own records are far larger than the ids
 
@@ -38,6 +40,7 @@ class SourceFormat:
     loss: str
     task_type: str = "retrieval"
     temperature: float = TEMPERATURE  # of the loss of scores
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
 
     @classmethod
     def of(cls, model: Embedder, options: SourceOptions, config: LossConfig) -> SourceFormat:
@@ -49,7 +52,8 @@ class SourceFormat:
         for name in names:
             model.tokenizer.prompt(name)
         return cls(
-            names[0], names[1], options.loss or config.kind, task, options.temperature or TEMPERATURE
+            names[0], names[1], options.loss or config.kind, task, options.temperature or TEMPERATURE,
+            model.pooling.config,
         )  # fmt: skip
 
     @property
@@ -90,6 +94,13 @@ class PairBatch:
     score_Q: Tensor | None = None  # of pairs whose loss looks at scores
     temperature: float = TEMPERATURE  # of that loss
     distilled: Distilled | None = None  # what teachers say of the candidates
+    items: Items | None = None  # candidates that another space knows
+    vectors_B: tuple[int, ...] | None = None  # of every text, with a model that makes one of every token
+
+    @property
+    def query_rows(self) -> int:
+        """How many of the vectors are those of queries."""
+        return len(self.pairs) if self.vectors_B is None else sum(self.vectors_B[: len(self.pairs)])
 
 
 def prepare(
@@ -130,6 +141,7 @@ def prepare(
     prompts = [tokenizer.prompt_tokens(tokenizer.prompt(name)) for name in names]
     prompt_B = [prompts[place >= num_queries] for place in range(len(rows))]
     tag_B = None if tags is None else [tags[row >= len(queries)][owner_B[row]] for row in row_B]
+    vectors_B = _vectors_of(form.pooling, lengths, prompt_B, num_queries) if form.pooling.per_token else None
     own_Q, number_Q, number_N = torch.arange(len(pairs)), _numbers(queries), _numbers(documents)
     answers = Duplicates.of(number_Q, number_N, own_Q)
     known = SameLabel(answers, *_classes(pairs, limit)) if form.labelled else answers
@@ -139,8 +151,10 @@ def prepare(
         loss=form.loss,
         chunks=Chunks(
             batches=[_packed(chunk, rows, prompt_B, tag_B) for chunk in chunks],
-            row_CB=[torch.tensor([row_B[i] for i in chunk]) for chunk in chunks],
-            rows=len(owner_B),
+            row_CB=[torch.tensor([row_B[i] for i in chunk]) for chunk in chunks]
+            if vectors_B is None
+            else [_token_rows(chunk, vectors_B) for chunk in chunks],
+            rows=len(owner_B) if vectors_B is None else sum(vectors_B),
             kept=_kept([sum(lengths[i] for i in chunk) for chunk in chunks], config),
         ),
         known=known,
@@ -156,7 +170,27 @@ def prepare(
         group_CB=[torch.tensor([number[group_B[i]] for i in chunk]) for chunk in chunks],
         score_Q=torch.tensor([pair.score for pair in pairs], dtype=torch.float64) if form.scored else None,
         temperature=form.temperature,
+        vectors_B=vectors_B,
     )
+
+
+def _vectors_of(
+    pooling: PoolingConfig, lengths: Sequence[int], prompt_B: Sequence[int], queries: int
+) -> tuple[int, ...]:
+    """How many vectors each text has, with a model that makes one of every token."""
+    found = tuple(map(pooling.vectors_of, lengths, prompt_B))
+    if 0 in found[queries:]:
+        raise UserError(
+            "a document has no token beside its prompt, which the model leaves out: no query can be compared "
+            "with it; raise document_length, or leave empty documents out"
+        )
+    return found
+
+
+def _token_rows(chunk: Sequence[int], vectors_B: Sequence[int]) -> Tensor:
+    """Rows of the vectors of all tokens of a chunk among those of the step."""
+    start_B = offsets(vectors_B)
+    return torch.cat([torch.arange(start_B[i], start_B[i + 1]) for i in chunk])
 
 
 def _packed(
@@ -181,6 +215,12 @@ def with_teachers(batch: PairBatch, teachers: Teachers, num_negatives: int | Non
     queries = [pair.query for pair in batch.pairs]
     documents = _documents(batch.pairs, num_negatives)
     return replace(batch, distilled=teachers.judge(queries, documents, batch.owner_N))
+
+
+def with_items(batch: PairBatch, space: ItemSpace, num_negatives: int | None) -> PairBatch:
+    """The batch with the vectors that another space has of its documents and hard negatives."""
+    limit = num_negatives if batch.score_Q is None else 0
+    return replace(batch, items=space.items(_documents(batch.pairs, limit), batch.key_N))
 
 
 def _documents(pairs: Sequence[Pair], num_negatives: int | None) -> list[str]:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.losses.binary import correlation, imbalance, signs, with_signs
 from moembed.losses.contrastive import LOSSES
+from moembed.losses.item_pairs import item_pair_loss
+from moembed.losses.late_interaction import by_maxsim
 from moembed.losses.nested import Loss, by_depth, matryoshka
 from moembed.losses.pairs import by_scores
 from moembed.losses.score_distillation import score_kl
 from moembed.losses.shaped import Tally
 from moembed.losses.triplet import Choice
+from moembed.model.pooling import PoolingConfig
 from moembed.training.contrastive.batch import PairBatch
+from moembed.training.contrastive.item_pairs import Items
 from moembed.training.contrastive.queue import VectorQueue
-from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig, TripletConfig
+from moembed.training.contrastive.settings import (
+    LARGEST_SCALE,
+    ItemPairsConfig,
+    LossConfig,
+    TripletConfig,
+)
 from moembed.training.contrastive.shaping import ShapingConfig
 from moembed.training.contrastive.teachers import Distilled
 from moembed.types import UserError
@@ -29,7 +39,7 @@ from moembed.types import UserError
 class Objective(nn.Module):
     """The contrastive loss over Matryoshka prefixes and depths, at a fixed or a learned temperature."""
 
-    def __init__(self, config: LossConfig, model: Embedder) -> None:
+    def __init__(self, config: LossConfig, model: Embedder, items: ItemPairsConfig | None = None) -> None:
         super().__init__()
         last = model.encoder.spec.num_layers
         self.depths = config.depths or {last: 1.0}
@@ -53,7 +63,9 @@ class Objective(nn.Module):
         if self.per_dim:
             start = start.repeat(len(self.per_dim))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
+        self.projection_MP = None if items is None else _projection(items, model)
         self.score_kl = 0.0  # this process's share of the ranking term of the last step, before its weight
+        self.item_pairs = 0.0  # likewise of the term of item pairs
         self.queue = VectorQueue(config.queue) if config.queue else None
 
     @property
@@ -76,6 +88,7 @@ class Objective(nn.Module):
         if batch.score_Q is not None:
             loss = by_scores(batch.score_Q, batch.temperature)
         of_signs = loss
+        loss = self._late(loss, batch)
         if self.nested:
             own = [{"temperature": t} for t in torch.as_tensor(temperature)] if self.per_dim else None
             loss = matryoshka(loss, self.nested.dims, self.nested.weights, own)
@@ -84,8 +97,9 @@ class Objective(nn.Module):
         device = next(iter(vectors.values())).device
         queries, weight_Q = len(batch.pairs), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
-        query = {depth: vector_BM[:queries] for depth, vector_BM in vectors.items()}
-        document = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}
+        first = batch.query_rows
+        query = {depth: vector_BM[:first] for depth, vector_BM in vectors.items()}
+        document = {depth: vector_BM[first:] for depth, vector_BM in vectors.items()}
         known, owner_N = batch.known, batch.owner_N
         if self.queue is not None and not plain:
             document, known, owner_N = self.queue.join(document, batch)
@@ -99,8 +113,8 @@ class Objective(nn.Module):
             query, document, known.positive_Q, known, mine_Q, tally=tally, **options
         )
         if batch.distilled and not plain:
-            ranking = self._ranking(batch.distilled, device)
-            own_NM = {depth: vector_BM[queries:] for depth, vector_BM in vectors.items()}  # without a queue
+            ranking = self._ranking(batch.distilled, batch, device)
+            own_NM = {depth: vector_BM[first:] for depth, vector_BM in vectors.items()}  # without a queue
             kl = by_depth(ranking, self.depths)(query, own_NM, known.positive_Q, None, mine_Q)
             self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
             total = total + batch.distilled.weight * kl
@@ -108,11 +122,38 @@ class Objective(nn.Module):
             signs_BP = signs(vectors[max(self.depths)], self.bits)
             total = total + self.binary.balance * imbalance(signs_BP)
             total = total + self.binary.decorrelation * correlation(signs_BP)
-        return total if mine_Q is None else total * (mine_Q.sum() / queries)
+        total = total if mine_Q is None else total * (mine_Q.sum() / queries)
+        if batch.items and not plain:
+            last_NM = vectors[max(self.depths)][first:]
+            share = self._item_pairs(last_NM, batch.items, batch.owner_N, weight_Q)
+            self.item_pairs = float(share.detach())
+            total = total + batch.items.weight * share
+        return total
 
-    def _ranking(self, given: Distilled, device: torch.device) -> Loss:
+    def _item_pairs(
+        self, vector_NM: Tensor, items: Items, owner_N: Tensor, weight_Q: Tensor | None
+    ) -> Tensor:
+        """This process's share of the distance to the scores of another space: the pairs of its own items."""
+        assert self.projection_MP is not None
+        device = vector_NM.device
+        other_IK = items.vector_IK.to(device)
+        own_I = None if weight_Q is None else weight_Q[owner_N[items.place_I]].bool().to(device)
+        chosen_IM = vector_NM[items.place_I.to(device)]
+        return item_pair_loss(chosen_IM, other_IK @ other_IK.T, self.projection_MP, own_I)
+
+    def _late(self, loss: Loss, batch: PairBatch) -> Loss:
+        """The loss itself, or, with a model that makes a vector of every token, of their scores."""
+        if batch.vectors_B is None:
+            return loss
+        queries = len(batch.pairs)
+        return by_maxsim(
+            loss, batch.vectors_B[:queries], batch.vectors_B[queries:], self.config.maxsim or "mean"
+        )
+
+    def _ranking(self, given: Distilled, batch: PairBatch, device: torch.device) -> Loss:
         """The distance of the student's ranking to the teachers', over the same prefixes as the loss."""
-        loss = partial(score_kl, target_QN=given.target_QN.to(device), among_QN=given.among_QN.to(device))
+        kl = partial(score_kl, target_QN=given.target_QN.to(device), among_QN=given.among_QN.to(device))
+        loss = self._late(kl, batch)
         if given.temperature is not None:
             found = [given.temperature]
         else:
@@ -144,6 +185,49 @@ class Objective(nn.Module):
         return {"temperature": found.item()}
 
 
+def _projection(items: ItemPairsConfig, model: Embedder) -> nn.Parameter:
+    """It begins as the first coordinates, so that nothing is left to chance."""
+    dim = items.dim or model.dim
+    if dim > model.dim:
+        raise UserError(f"item_pairs.dim {dim} goes beyond the {model.dim} coordinates of the model")
+    return nn.Parameter(torch.eye(model.dim, dim, device=model.device))
+
+
+def require_late_interaction(
+    config: LossConfig, pooling: PoolingConfig, processes: int, asked: Mapping[str, bool]
+) -> None:
+    """Refuse what a loss of token vectors lacks, and its setting where there are none.
+
+    Args:
+        asked: other parts of the recipe that need one vector of a text, and whether they are there.
+
+    Raises:
+        UserError: ``loss.maxsim`` for a model of one vector; for one of token vectors, terms that look at
+            vectors of texts, a retrieval task, several processes.
+    """
+    if not pooling.per_token:
+        if config.maxsim:
+            raise UserError(
+                f"loss.maxsim is of token vectors, and the model has pooling {pooling.name!r}: set pooling "
+                "to tokens, or leave loss.maxsim out"
+            )
+        return
+    without = {
+        "loss.directions": bool(config.directions),
+        "loss.mixing": config.mixing is not None,
+        "loss.queue": config.queue > 0,
+        "loss.binary": config.binary is not None,
+        **asked,
+    }
+    if wrong := [name for name, there in without.items() if there]:
+        raise UserError(
+            f"{wrong[0]} needs one vector of a text, and pooling 'tokens' makes one of every token: take one "
+            "of the two out"
+        )
+    if processes > 1:
+        raise UserError("a model with pooling 'tokens' is trained in one process: start it without torchrun")
+
+
 def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) -> None:
     """Refuse settings of a loss that no source, or not every source, can follow.
 
@@ -155,6 +239,12 @@ def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) ->
         other = min(kinds - {"info_nce"})
         raise UserError(
             f"loss.directions are further terms of info_nce, and {other} has none: {only.format('info_nce')}"
+        )
+    if not config.in_batch and kinds != {"info_nce"}:
+        other = min(kinds - {"info_nce"})
+        raise UserError(
+            "loss.in_batch false leaves a query its own hard negatives alone, which is for info_nce; "
+            f"{other} looks at other pairs of the batch: {only.format('info_nce')}"
         )
     softmax = {name: getattr(config, name) for name in ("weight", "mixing", "learn_temperature")}
     for name, asked in softmax.items():
@@ -169,3 +259,26 @@ def require_suited(config: LossConfig, kinds: Set[str], task_types: Set[str]) ->
         )
     if config.triplet and "triplet" not in kinds:
         raise UserError("loss.triplet holds settings of the loss triplet, which no source has: set loss.kind")
+
+
+def own_negatives(config: LossConfig, source: Source) -> list[str]:
+    """What is to be said of a source whose queries have no negatives but their own.
+
+    Raises:
+        UserError: it has none.
+    """
+    if config.in_batch:
+        return []
+    having, _ = source.count_negatives()
+    if not having:
+        raise UserError(
+            f"loss.in_batch is false and {source.name} has no hard negatives, so it could teach nothing: "
+            "mine some with moembed mine, or leave in_batch out"
+        )
+    lacking = len(source) - having
+    if not lacking:
+        return []
+    return [
+        f"{source.name}: {lacking:,} of {len(source):,} pairs have no hard negative and teach nothing, for "
+        "loss.in_batch is false"
+    ]

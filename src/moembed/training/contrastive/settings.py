@@ -58,12 +58,14 @@ class LossConfig(ShapingConfig):
     layer must be among them. ``balance_window`` is the number of steps over which
     the expert counts of the balance loss run: with batches from one source each, an expert may be right to
     rest for a step. ``bias_rate`` steers the choice of experts by a bias instead of a loss. ``weight``,
-    ``mask``, ``directions`` and ``mixing`` say which scores there are and how much each counts: see
-    `moembed.training.contrastive.shaping`.
+    ``mask``, ``directions``, ``mixing`` and ``in_batch`` say which scores there are and how much each counts:
+    see `moembed.training.contrastive.shaping`. ``maxsim`` is for models with ``pooling: tokens``: a score is
+    the ``mean`` (null) or the ``sum`` over the query's tokens of each one's nearest token of the document.
     """
 
     kind: Kind = "info_nce"
     triplet: TripletConfig | None = None
+    maxsim: Literal["mean", "sum"] | None = None
     temperature: float = Field(default=0.02, gt=0)
     learn_temperature: bool | Literal["per_dim"] = False
     matryoshka: MatryoshkaConfig | None = None
@@ -81,6 +83,8 @@ class LossConfig(ShapingConfig):
             raise ValueError(f"a learned temperature stays at {1 / LARGEST_SCALE} or above; start there")
         if self.learn_temperature == "per_dim" and self.matryoshka is None:
             raise ValueError("learn_temperature per_dim needs the dims of loss.matryoshka; else say true")
+        if self.queue and not self.in_batch:
+            raise ValueError("queue adds negatives of other queries, and in_batch is false: take one out")
         if self.learn_temperature == "per_dim" and self.binary is not None:
             raise ValueError("loss.binary has no temperature of its own: learn_temperature is true or false")
         return self
@@ -122,6 +126,36 @@ class ScoreDistillConfig(Strict):
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+
+class ItemPairsConfig(Strict):
+    """Another space whose scores of pairs of items are learned: ``loss + weight * mean (cos - score)^2``.
+
+    Items are the documents and hard negatives of a batch. Their score in the other space is the cosine of
+    their vectors there: those of the model ``teacher``, or rows of the .npy file ``vectors``, row i of which
+    is the vector of the text in ``column`` of row i of ``items``; texts that are not there take no part. The
+    student's cosines are those of its full vectors behind a projection to ``dim`` coordinates (null: as many
+    as it has), which is learned, begins as the first ``dim`` coordinates and is no part of the model.
+    ``cache``: a folder that keeps the vectors of ``teacher``.
+    """
+
+    teacher: str | None = None
+    vectors: str | None = None
+    items: str | None = None
+    column: str = "text"
+    weight: float = Field(default=1.0, gt=0)
+    dim: int | None = Field(default=None, ge=1)
+    cache: str | None = None
+
+    @model_validator(mode="after")
+    def _one_space(self) -> ItemPairsConfig:
+        if bool(self.teacher) == bool(self.vectors):
+            raise ValueError("give a teacher, or vectors with items, not both and not none")
+        if bool(self.vectors) != bool(self.items):
+            raise ValueError("vectors and items go together: row i of one is row i of the other")
+        if self.cache and not self.teacher:
+            raise ValueError("cache keeps the vectors of a teacher; vectors are there already: leave it out")
+        return self
 
 
 class SourceOptions(Strict):
@@ -184,6 +218,7 @@ class ContrastiveConfig(LoopConfig):
     schedules: dict[str, Points] = Field(default={})  # see `moembed.training.contrastive.schedules`
     guide: GuideConfig | None = None
     distill: ScoreDistillConfig | None = None
+    item_pairs: ItemPairsConfig | None = None
     workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
     evaluate_every: int = Field(default=500, ge=1)  # steps between two looks at the held-out loss
@@ -196,6 +231,8 @@ class ContrastiveConfig(LoopConfig):
             raise ValueError("give exactly one of steps, epochs and minutes")
         if self.distill and self.distill.candidates == "own" and self.negatives == 0:
             raise ValueError("distill.candidates own ranks a query's hard negatives, and negatives is 0")
+        if not self.loss.in_batch and self.negatives == 0:
+            raise ValueError("loss.in_batch is false and negatives is 0: there would be no negative at all")
         require_in_range(self)
         return self
 

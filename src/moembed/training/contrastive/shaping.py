@@ -70,12 +70,16 @@ class MixingConfig(Strict):
 
 
 class ShapingConfig(Strict):
-    """The part of a loss's settings that is about its scores; see `LossConfig`."""
+    """The part of a loss's settings that is about its scores; see `LossConfig`.
+
+    ``in_batch`` false: only the hard negatives of a query are its negatives, nothing of other queries is.
+    """
 
     weight: tuple[WeightConfig, ...] = ()
     mask: MaskConfig | None = None
     directions: tuple[Direction, ...] = ()
     mixing: MixingConfig | None = None
+    in_batch: bool = True
 
     @field_validator("weight", mode="before")
     @classmethod
@@ -91,10 +95,20 @@ class ShapingConfig(Strict):
             raise ValueError("name each direction once")
         return value
 
+    @model_validator(mode="after")
+    def _own_negatives_alone(self) -> ShapingConfig:
+        if self.directions and not self.in_batch:
+            raise ValueError(
+                "directions are terms of other queries of the batch, and in_batch is false: take one out"
+            )
+        if not self.in_batch and any(weight.on == "in_batch" for weight in self.weight):
+            raise ValueError("a weight is on in_batch, and in_batch is false: there is nothing to weigh")
+        return self
+
     @property
     def shapes(self) -> bool:
-        """Whether anything is added to the plain loss."""
-        return bool(self.weight or self.mask or self.directions or self.mixing)
+        """Whether anything is changed in the plain loss."""
+        return bool(self.weight or self.mask or self.directions or self.mixing or not self.in_batch)
 
     def shaping(self, owner_N: Tensor | None, seed: int = 0) -> Shaping | None:
         """None where nothing is added; ``seed``: of what is left to chance."""
@@ -106,6 +120,7 @@ class ShapingConfig(Strict):
             query_weights=self._weights(QUERY_WEIGHTS),
             directions=self.directions,
             mixing=self._mixing(seed),
+            in_batch=self.in_batch,
             owner_N=owner_N,
         )
 

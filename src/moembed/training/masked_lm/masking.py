@@ -71,6 +71,19 @@ def _composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
 
+def next_tokens(token_S: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """The sequence as it is, and at every place the token that follows, for an encoder that looks back alone.
+
+    Special tokens are read, and never to be guessed: what follows a separator is, the separator is not.
+
+    Returns:
+        Input and target of the shape of ``token_S``, as `mask` does; nothing follows the last token.
+    """
+    target_S = np.full_like(token_S, NOT_CHOSEN)
+    target_S[:-1] = np.where(vocabulary.special_V[token_S[1:]], NOT_CHOSEN, token_S[1:])
+    return token_S.copy(), target_S
+
+
 MASKING: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
     "single_tokens": single_tokens,
     "spans": spans,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,37 +16,69 @@ from moembed.losses.balance import balance_loss, z_loss
 from moembed.losses.mlm import masked_lm_loss
 from moembed.packing import token_budget
 from moembed.training.masked_lm.heads import Heads
-from moembed.training.masked_lm.masking import NOT_CHOSEN, Vocabulary, mask
-from moembed.training.masked_lm.settings import RouterLossConfig
+from moembed.training.masked_lm.masking import NOT_CHOSEN, Vocabulary, mask, next_tokens
+from moembed.training.masked_lm.settings import MaskedLMConfig, RouterLossConfig
 from moembed.training.parallel import ALONE, World, unsummed
 from moembed.types import RouterStats
 
 
 @dataclass(frozen=True)
 class MaskingPlan:
-    """How the tokens to guess are chosen: of the encoder, and of a decoder that has the text's vector."""
+    """How the tokens to guess are chosen: of the encoder, and of a decoder that has the text's vector.
 
-    masking: str
+    ``masking`` None: each token is guessed from those before it, which are all that is seen.
+    """
+
+    masking: str | None
     rate: float
     decoder_rate: float | None = None
+    objective: str = "mlm"
 
 
 @dataclass(frozen=True)
 class ObjectiveKind:
     """How tokens are chosen, and whether a decoder must rebuild the text from its vector."""
 
-    masking: str
+    name: str
+    masking: str | None
     decoder: bool = False
 
     def plan(self, rate: float, decoder_rate: float) -> MaskingPlan:
-        return MaskingPlan(self.masking, rate, decoder_rate if self.decoder else None)
+        return MaskingPlan(self.masking, rate, decoder_rate if self.decoder else None, self.name)
 
 
-OBJECTIVES: dict[str, ObjectiveKind] = {
-    "mlm": ObjectiveKind("single_tokens"),
-    "span": ObjectiveKind("spans"),
-    "retromae": ObjectiveKind("single_tokens", decoder=True),
-}
+_KINDS = (
+    ObjectiveKind("mlm", "single_tokens"),
+    ObjectiveKind("span", "spans"),
+    ObjectiveKind("causal", None),
+    # the last: chunks are computed in this order, and only in the last one the gradients of the decoder are
+    # summed over processes
+    ObjectiveKind("retromae", "single_tokens", decoder=True),
+)
+OBJECTIVES: dict[str, ObjectiveKind] = {kind.name: kind for kind in _KINDS}
+
+
+def plans(config: MaskedLMConfig) -> dict[str, MaskingPlan]:
+    """The objectives of a run, in the order of ``OBJECTIVES``."""
+    return {
+        name: kind.plan(config.mask, config.decoder_mask)
+        for name, kind in OBJECTIVES.items()
+        if name in config.shares
+    }
+
+
+def choose(shares: Mapping[str, float], key: Sequence[int], number: int) -> str:
+    """The objective of a sequence of a batch, by chance in these shares, from ``key`` and its number.
+
+    CodeGen2 (Nijkamp et al., arXiv 2305.02309) trains one model on a mixture of next tokens and corrupted
+    spans, an objective for every sequence. Its abstract and other people's accounts were within reach, its
+    formulas were not. There the decoder writes the hidden spans behind the text, each after a sentinel; here
+    an encoder guesses every token of a span at its place, and the next token under a causal mask.
+    """
+    names = list(shares)
+    if len(names) == 1:
+        return names[0]
+    return names[int(np.random.default_rng([*key, number]).choice(len(names), p=list(shares.values())))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +98,24 @@ class MaskedTokens:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Sequences computed together, shortest first; ``decoder`` is masked more heavily, for the decoder."""
+    """Sequences of one objective computed together, shortest first.
+
+    ``decoder`` is masked more heavily, for the decoder. ``causal``: tokens see only those before them.
+    """
 
     length_B: tuple[int, ...]
     encoder: MaskedTokens
     decoder: MaskedTokens | None
+    objective: str = "mlm"
+    causal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class GuessLoss:
-    """Means over a batch: of guessed tokens for the losses, of chunks for the router's."""
+    """Means over a batch: of guessed tokens for the losses, of chunks for the router's.
+
+    ``mlm``: of the encoder, whatever its objectives; ``by_objective``: of each one that the batch has.
+    """
 
     mlm: float
     decoder: float
@@ -82,6 +123,7 @@ class GuessLoss:
     accuracy: float
     stats: list[RouterStats]
     tokens: int
+    by_objective: Mapping[str, float]
 
     @property
     def loss(self) -> float:
@@ -102,7 +144,7 @@ class Guesses(nn.Module):
         """
         model, heads, lengths = self.model, self.heads, chunk.length_B
         tokens = chunk.encoder.to(model.device)
-        hidden, stats = model.encoder(tokens.input_T, lengths)
+        hidden, stats = model.encoder(tokens.input_T, lengths, causal=chunk.causal)
         (state_TD,) = hidden.values()
         mlm, right = self._guess(state_TD, tokens)
         if heads.decoder is None or chunk.decoder is None:
@@ -131,6 +173,9 @@ def prepare(
     seen, hidden = {}, {}
     for number, token_S in sequences.items():
         rng = np.random.default_rng([*key, number])
+        if plan.masking is None:
+            seen[number] = next_tokens(token_S, vocabulary)
+            continue
         seen[number] = mask(token_S, vocabulary, plan.rate, plan.masking, rng)
         if plan.decoder_rate is not None:
             hidden[number] = mask(token_S, vocabulary, plan.decoder_rate, plan.masking, rng)
@@ -140,7 +185,8 @@ def prepare(
         order = sorted((numbers[i] for i in group), key=lambda number: len(sequences[number]))
         decoder = _joined([hidden[number] for number in order]) if hidden else None
         lengths = tuple(len(sequences[number]) for number in order)
-        chunks.append(Chunk(lengths, _joined([seen[number] for number in order]), decoder))
+        encoder = _joined([seen[number] for number in order])
+        chunks.append(Chunk(lengths, encoder, decoder, plan.objective, plan.masking is None))
     return chunks
 
 
@@ -157,30 +203,50 @@ def backward(
 
     ``loss = mean over guessed tokens [+ the same of the decoder] + router losses``. The means are over the
     whole batch, so the way it is split matters to the router losses alone: each chunk counts its own experts.
+    Of several objectives it is the sum of the means of each, times the share of the batch's sequences that
+    have it: next tokens are guessed at every place, and would outweigh the few that are masked.
     """
     # ---- how much there is to guess in the whole batch
-    counts = [
-        sum(chunk.encoder.guessed for chunk in chunks),
-        sum(chunk.decoder.guessed for chunk in chunks if chunk.decoder),
-        sum(sum(chunk.length_B) for chunk in chunks),
-    ]
-    guessed, rebuilt, tokens = (max(1, count) for count in world.sum(torch.tensor(counts)).tolist())
+    guessed_O, rows_O, rebuilt, tokens = _counted(chunks, world)
+    guessed, rows = max(1, sum(guessed_O.values())), sum(rows_O.values())
 
     # ---- every chunk's share; only the last one sums the gradients of the processes
     sums = torch.zeros(4)
+    own = dict.fromkeys(OBJECTIVES, 0.0)
     total: list[RouterStats] = []
     for number, chunk in enumerate(chunks):
         with nullcontext() if number == len(chunks) - 1 else unsummed(guesses):
             with autocast(device, precision):
                 mlm, decoder, right, stats = guesses(chunk)
                 router = _router_loss(stats, config) * (sum(chunk.length_B) / tokens)
-            terms = mlm / guessed, decoder / rebuilt, router, right / guessed
+            whole = rows / rows_O[chunk.objective]  # 1 where the batch has one objective
+            guessed_here = max(1, guessed_O[chunk.objective])
+            terms = mlm / (guessed_here * whole), decoder / (rebuilt * whole), router, right / guessed
             torch.autograd.backward(terms[0] + terms[1] + terms[2].to(device))
         sums += torch.stack([term.detach().float().cpu() for term in terms])
+        own[chunk.objective] += float(mlm.detach()) / guessed_here
         part = [layer.detach() for layer in stats]
         total = [a + b for a, b in zip(total, part, strict=True)] if total else part
     mlm_mean, decoder_mean, router_mean, accuracy = world.sum(sums).tolist()
-    return GuessLoss(mlm_mean, decoder_mean, router_mean, accuracy, world.sum_stats(total), int(tokens))
+    means = world.sum(torch.tensor(list(own.values()), dtype=torch.float64)).tolist()
+    found = {name: mean for name, mean in zip(OBJECTIVES, means, strict=True) if rows_O[name]}
+    stats = world.sum_stats(total)
+    return GuessLoss(mlm_mean, decoder_mean, router_mean, accuracy, stats, tokens, found)
+
+
+def _counted(chunks: Sequence[Chunk], world: World) -> tuple[dict[str, int], dict[str, int], int, int]:
+    """Of the whole batch: guessed tokens and sequences by objective, tokens to rebuild, all tokens."""
+    counts = [[0, 0] for _ in OBJECTIVES]
+    names = list(OBJECTIVES)
+    for chunk in chunks:
+        count = counts[names.index(chunk.objective)]
+        count[0] += chunk.encoder.guessed
+        count[1] += len(chunk.length_B)
+    rebuilt = sum(chunk.decoder.guessed for chunk in chunks if chunk.decoder)
+    tokens = sum(sum(chunk.length_B) for chunk in chunks)
+    flat = world.sum(torch.tensor([*chain.from_iterable(counts), rebuilt, tokens])).tolist()
+    guessed, rows = (dict(zip(names, flat[place:-2:2], strict=True)) for place in (0, 1))
+    return guessed, rows, max(1, flat[-2]), max(1, flat[-1])
 
 
 @torch.no_grad()

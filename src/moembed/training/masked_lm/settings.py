@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moembed.config import Strict
 from moembed.training.optim import OptimConfig
 from moembed.training.settings import LoopConfig
+
+Objective = Literal["mlm", "span", "causal", "retromae"]
 
 
 class MaskedOptim(OptimConfig):
@@ -41,9 +44,12 @@ class MaskedLMConfig(LoopConfig):
     """How much is trained on. Languages are drawn in proportion to ``sequences ** language_exponent``.
 
     ``mask`` and ``decoder_mask`` are shares of a sequence's tokens, special ones not counted.
+    ``objectives`` gives every sequence one of several objectives, by chance in these proportions, as in
+    ``{mlm: 2, causal: 1}``; null: all have ``objective``.
     """
 
-    objective: Literal["mlm", "span", "retromae"] = "mlm"
+    objective: Objective = "mlm"
+    objectives: dict[Objective, Annotated[float, Field(ge=0)]] | None = None
     mask: float = Field(default=0.3, gt=0, lt=1)
     decoder_mask: float = Field(default=0.5, gt=0, lt=1)
     chunk_tokens: int = Field(default=16384, ge=1)  # tokens computed at a time: memory
@@ -56,3 +62,20 @@ class MaskedLMConfig(LoopConfig):
     small_languages: Literal["refuse", "skip"] = "refuse"
     held_out: HeldOutConfig = HeldOutConfig()
     optim: MaskedOptim = MaskedOptim()
+
+    @model_validator(mode="after")
+    def _one_mix(self) -> MaskedLMConfig:
+        if self.objectives is not None and self.objective != "mlm":
+            raise ValueError(
+                f"objectives says which objectives there are, so leave objective {self.objective!r} out"
+            )
+        if self.objectives is not None and not sum(self.objectives.values()):
+            raise ValueError("objectives gives every objective 0; give one of them more")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the sequences of every objective that has any."""
+        given: Mapping[Objective, float] = self.objectives or {self.objective: 1.0}
+        total = sum(given.values())
+        return {name: value / total for name, value in given.items() if value}

@@ -18,17 +18,25 @@ from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.machine import choose_precision
 from moembed.model.adapters import load_plain
+from moembed.model.spec import EncoderSpec
 from moembed.training.lora import Adapters
 from moembed.training.masked_lm.corpus import Language
 from moembed.training.masked_lm.heads import Heads
 from moembed.training.masked_lm.masking import Vocabulary
-from moembed.training.masked_lm.objective import OBJECTIVES, Chunk, Guesses, backward, prepare
+from moembed.training.masked_lm.objective import (
+    Chunk,
+    Guesses,
+    backward,
+    choose,
+    plans,
+    prepare,
+)
 from moembed.training.masked_lm.settings import MaskedLMConfig
 from moembed.training.parallel import World, summed
 from moembed.training.task import Stateful, Terms
 from moembed.types import UserError
 
-_STREAM = 11  # of random numbers, drawn from the seed
+_STREAM, _OBJECTIVES_STREAM = 11, 13  # of random numbers, drawn from the seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,21 @@ def split(corpus: Sequence[Language], config: MaskedLMConfig) -> list[Split]:
     return parts
 
 
+def _require_causal(spec: EncoderSpec) -> None:
+    """Raises UserError: experts chosen by a look at the whole text, which gives away what is to guess."""
+    for number, layer in enumerate(spec.layers):
+        router = layer.moe.router if layer.moe else None
+        if router and (
+            router.kind in ("expert_choice", "soft_merging") or router.capacity_factor is not None
+        ):
+            what = "a capacity" if router.capacity_factor is not None else f"the kind {router.kind}"
+            raise UserError(
+                f"the router of layer {number} has {what}, which looks at the whole text, while the "
+                "objective causal guesses each token from those before it; give causal no share, or take "
+                "another router"
+            )
+
+
 class MaskedLMTask:
     """Batches of sequences, each of one language, whose hidden tokens are guessed."""
 
@@ -88,7 +111,9 @@ class MaskedLMTask:
         weights = mix(sizes, [1.0] * len(sizes), config.language_exponent)
         self.sampler = Sampler(sizes, weights, config.batch_size, config.seed, names)
         self.vocabulary = Vocabulary.of(model.tokenizer.backend)
-        self.plan = OBJECTIVES[config.objective].plan(config.mask, config.decoder_mask)
+        self.plans = plans(config)
+        if "causal" in self.plans:
+            _require_causal(model.encoder.spec)
         self.precision = choose_precision(config.precision, model.device)
         self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
         self.module: nn.Module = Guesses(model, heads)
@@ -99,8 +124,12 @@ class MaskedLMTask:
         number, rows = self.sampler.batch(step)
         language = self.parts[number].language
         sequences = {i: language.sequence(int(rows[i])) for i in self.world.share(len(rows))}
-        key = [self.config.seed, _STREAM, step]
-        chunks = prepare(sequences, self.vocabulary, self.plan, self.config.chunk_tokens, key)
+        key, which = ([self.config.seed, stream, step] for stream in (_STREAM, _OBJECTIVES_STREAM))
+        objective = {i: choose(self.config.shares, which, i) for i in sequences}
+        chunks = []
+        for name, plan in self.plans.items():
+            some = {i: token_S for i, token_S in sequences.items() if objective[i] == name}
+            chunks += prepare(some, self.vocabulary, plan, self.config.chunk_tokens, key)
         return MaskedBatch(language.name, sequences, chunks)
 
     def backward(self, step: int, batch: MaskedBatch) -> Terms:
@@ -110,6 +139,8 @@ class MaskedLMTask:
             "mlm": costs.mlm, "decoder": costs.decoder, "router_loss": costs.router,
             "accuracy": costs.accuracy, "tokens": costs.tokens, "source": batch.language,
         }  # fmt: skip
+        if len(self.plans) > 1:
+            log["by_objective"] = {name: round(mean, 5) for name, mean in costs.by_objective.items()}
         return Terms(costs.loss, self.config.batch_size, 0, costs.stats, log)
 
     def update(self, terms: Terms) -> Mapping[str, Any]:

@@ -1,0 +1,1 @@
+"""Synthetic training pairs: a text generator writes queries, paraphrases and hard negatives for documents."""

@@ -1,0 +1,204 @@
+"""How an index finds rows: a condition by its plan, vectors exactly, and words where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moembed.search import plan as planning
+from moembed.search.exact import pair_scores, search_parts
+from moembed.search.hybrid import best_terms, by_ranks, by_weight, window
+from moembed.search.plan import Plan
+from moembed.search.where import Where, comparisons
+from moembed.search.where_mask import mask
+from moembed.types import Hits
+
+if TYPE_CHECKING:
+    from moembed.search.ann import AnnSearcher
+    from moembed.search.columns import Meets
+    from moembed.search.index_reader import PartReader
+
+_SHARES = 256  # conditions whose share is remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is looked for.
+
+    Attributes:
+        texts: of the queries, for a search by words too; None: by vectors alone.
+        weight: see `moembed.search.hybrid`.
+        plan: the kind of plan to use; None: the cheapest.
+    """
+
+    query_QM: np.ndarray
+    k: int
+    where: Where | None = None
+    texts: Sequence[str] | None = None
+    weight: float | None = None
+    plan: planning.Kind | None = None
+
+
+def find(reader: PartReader, search: Search, ann: AnnSearcher | None = None) -> tuple[Hits, Plan]:
+    """The best rows of every query, as numbers among those that are not deleted, and how they were found.
+
+    Args:
+        ann: the approximate engine, where it is to be asked.
+    """
+    # BM25 needs all rows that meet a condition: then the exact search has the work already
+    if ann is None or search.plan is not None or (search.texts is not None and search.where is not None):
+        return _exactly(reader, search)
+    plan, condition = _approximate_plan(reader, search, ann)
+    if plan is None:
+        return _exactly(reader, search)
+    hits = _approximately(reader, search, ann, plan, condition)
+    if hits is not None:
+        return (hits if search.texts is None else _fused(reader, search, hits, None)), plan
+    hits, plan = _exactly(reader, search)
+    return hits, replace(plan, fell_back=True)
+
+
+def _exactly(reader: PartReader, search: Search) -> tuple[Hits, Plan]:
+    if search.where is None:
+        hits = _among(reader, search, None)
+        return (hits if search.texts is None else _fused(reader, search, hits, None)), Plan("none")
+    names, test = _test(search.where)
+    plan = _plan(reader, search, names, test)
+    if plan.kind == "post":
+        hits, enough = _post(reader, search, plan, names, test)
+        if enough:
+            return hits, plan
+        plan = replace(plan, fell_back=True)
+    meets_N = reader.rows_of_columns.meets(names, test)
+    counted = plan.counted(int(meets_N.sum()), len(reader))
+    if search.plan in ("pre", "in"):
+        counted = replace(counted, kind=search.plan)
+    hits = _among(reader, search, meets_N, gather=counted.kind == "pre")
+    return (hits if search.texts is None else _fused(reader, search, hits, meets_N)), counted
+
+
+def _test(where: Where) -> tuple[list[str], Meets]:
+    return sorted({one.column for one in comparisons(where)}), lambda column, rows: mask(where, column, rows)
+
+
+def _plan(reader: PartReader, search: Search, names: list[str], test: Meets) -> Plan:
+    share = _share(reader, search.where, names, test)
+    if search.plan is not None:
+        return Plan(search.plan, share)
+    return planning.choose(len(reader), search.k, share, search.texts is not None)
+
+
+def _share(reader: PartReader, where: Where | None, names: list[str], test: Meets) -> float | None:
+    """The share of the rows that meet a condition, as the samples say; kept for the next search."""
+    if len(reader) <= planning.SMALL or reader.samples is None or where is None:
+        return None
+    if where not in reader.shares:
+        if len(reader.shares) >= _SHARES:
+            reader.shares.clear()
+        reader.shares[where] = reader.samples.share(names, test)
+    return reader.shares[where]
+
+
+def _approximate_plan(reader: PartReader, search: Search, ann: AnnSearcher) -> tuple[Plan | None, Any]:
+    """The plan for the approximate engine, and the condition in its terms; None: search exactly."""
+    if search.where is None:
+        return Plan("none", engine=ann.record.engine), None
+    share = _share(reader, search.where, *_test(search.where))
+    condition = ann.condition(search.where)
+    plan = planning.choose_approximate(len(reader), share, condition is not None)
+    return (None if plan is None else replace(plan, engine=ann.record.engine)), condition
+
+
+def _approximately(
+    reader: PartReader, search: Search, ann: AnnSearcher, plan: Plan, condition: Any
+) -> Hits | None:
+    """The nearest rows that meet the condition; None: fewer than ``k`` were found for a query."""
+    depth = min(_depth(search), len(reader)) if search.where is None else _depth(search)
+    wanted = planning.candidates(depth, plan.estimate or 1.0) if plan.kind == "post" else depth
+    found = ann.nearest(search.query_QM, wanted, condition if plan.kind == "in" else None)
+    others = ann.uncovered
+    if search.where is not None:  # also of what the engine has filtered: a hit never breaks the filter
+        names, test = _test(search.where)
+        row_U, place = np.unique(np.concatenate([others, *found]), return_inverse=True)
+        good = reader.rows_of_columns.meets_at(names, test, row_U)[place]
+        others = others[good[: len(others)]]
+        ends = np.cumsum([len(ann.uncovered), *map(len, found)])
+        goods = np.split(good, ends)[1:-1]
+        found = [row_K[good_K] for row_K, good_K in zip(found, goods, strict=True)]
+    if len(others):
+        more = search_parts(
+            search.query_QM, reader.gathered(others), len(others), depth, reader.gathered_norms(others)
+        )
+        found = [np.append(row_K, others[more.index[q]]) for q, row_K in enumerate(found)]
+    if min(map(len, found), default=depth) < depth:
+        return None
+    index_QK = np.empty((len(found), depth), np.int64)
+    score_QK = np.empty(index_QK.shape, np.float32)
+    for q, row_C in enumerate(found):
+        score_C = ann.rescored(search.query_QM[q : q + 1], row_C)
+        order_K = np.lexsort((row_C, -score_C))[:depth]
+        index_QK[q], score_QK[q] = row_C[order_K], score_C[order_K]
+    return Hits(index_QK, score_QK)
+
+
+def _depth(search: Search) -> int:
+    return search.k if search.texts is None else window(search.k)
+
+
+def _among(reader: PartReader, search: Search, meets_N: np.ndarray | None, gather: bool = False) -> Hits:
+    """The nearest rows among those that meet the condition."""
+    depth = _depth(search)
+    if meets_N is not None and gather:
+        row_K = np.flatnonzero(meets_N)
+        hits = search_parts(
+            search.query_QM, reader.gathered(row_K), len(row_K), depth, reader.gathered_norms(row_K)
+        )
+        return Hits(row_K[hits.index], hits.score)
+    keep = None if meets_N is None else reader.split(meets_N)
+    matched = len(reader) if meets_N is None else int(meets_N.sum())
+    depth = min(depth, matched)
+    if not depth:
+        nothing = np.zeros((len(search.query_QM), 0))
+        return Hits(nothing.astype(np.int64), nothing.astype(np.float32))
+    return search_parts(search.query_QM, reader.vectors(), len(reader), depth, reader.norms(), keep)
+
+
+def _post(reader: PartReader, search: Search, plan: Plan, names: list[str], test: Meets) -> tuple[Hits, bool]:
+    """The nearest rows that meet the condition, and whether ``k`` were found for every query."""
+    wanted = planning.candidates(search.k, plan.estimate or 1.0)
+    found = _among(reader, replace(search, k=wanted), None)
+    row_U, place = np.unique(found.index, return_inverse=True)
+    good_QC = reader.rows_of_columns.meets_at(names, test, row_U)[place].reshape(found.index.shape)
+    if (good_QC.sum(axis=1) < search.k).any():
+        return found, False
+    order_QK = np.argsort(~good_QC, axis=1, kind="stable")[:, : search.k]  # good ones first
+    index_QK = np.take_along_axis(found.index, order_QK, axis=1)
+    return Hits(index_QK, np.take_along_axis(found.score, order_QK, axis=1)), True
+
+
+def _fused(reader: PartReader, search: Search, hits: Hits, meets_N: np.ndarray | None) -> Hits:
+    """The best rows by vectors and BM25 together."""
+    assert search.texts is not None
+    row_N = np.arange(len(reader)) if meets_N is None else np.flatnonzero(meets_N)
+    shape = len(search.texts), min(search.k, len(row_N))
+    found = [_fused_one(reader, search, q, row_N, hits.index[q]) for q in range(len(search.texts))]
+    index_QK = np.array([row_K for row_K, _ in found], np.int64).reshape(shape)
+    return Hits(index_QK, np.array([score_K for _, score_K in found], np.float32).reshape(shape))
+
+
+def _fused_one(
+    reader: PartReader, search: Search, q: int, row_N: np.ndarray, nearest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    assert search.texts is not None
+    term_N = reader.bm25.scores(search.texts[q])[row_N]
+    ranked = row_N[best_terms(term_N, window(search.k))]
+    if search.weight is None:
+        return by_ranks([nearest, ranked], search.k)
+    row_C = np.union1d(nearest, ranked)
+    query_CM = np.repeat(search.query_QM[q : q + 1], len(row_C), axis=0)
+    cosine_C = pair_scores(query_CM, reader.vectors_at(row_C))
+    share_C = term_N[np.searchsorted(row_N, row_C)] / max(term_N.max(initial=0), np.finfo(float).tiny)
+    return by_weight(row_C, cosine_C, share_C, search.weight, search.k)
