@@ -20,7 +20,7 @@ from moembed.embedder import Embedder
 from moembed.evaluation.beir import RetrievalTask, load_task
 from moembed.evaluation.metrics import evaluate_ranking
 from moembed.runs.bench import Options, Row
-from moembed.search.binariser import BebrSymmetric, unit
+from moembed.search.binariser import Bebr, BebrSymmetric, unit
 from moembed.search.codecs import Codec, Searched, as_searched, fit_codec
 from moembed.search.exact import top_k
 from moembed.types import UserError
@@ -89,6 +89,8 @@ def compared(task: RetrievalTask, query_QM: np.ndarray, document_NM: np.ndarray)
             if codec == "bebr":  # the same codes, searched with codes
                 both = BebrSymmetric.from_state(fitted.state())
                 yield row(size, f"bebr-symmetric:{bits}", ranked(seen(both, query_QM, document_NM)))
+                plain_codes = Bebr.untrained(document_NM, bits)
+                yield row(size, f"bebr:{bits}, not trained", ranked(seen(plain_codes, query_QM, document_NM)))
     floats = as_searched(query_QM, document_NM)
     yield row(f"{dim // 8} + {4 * dim}", "sign + rescore by floats", rescored(signs, floats))
 

@@ -13,9 +13,18 @@ from toys import ToyModel
 
 from moembed.encoding import truncate
 from moembed.evaluation.systems import CachedVectors
-from moembed.search.binariser import Bebr, BebrSymmetric, bit_balance, rotation, unit
+from moembed.search.binariser import Bebr, BebrSymmetric, bit_balance, unit
 from moembed.search.binariser_training import Recurrence, noisy, ranking_loss, train_binariser
-from moembed.search.codecs import CODECS_OF_BITS, Int8, Projected, as_searched, codec_kind, fit_codec
+from moembed.search.codecs import (
+    CODECS_OF_BITS,
+    Binary,
+    Int8,
+    Projected,
+    as_searched,
+    codec_kind,
+    fit_codec,
+    rotation,
+)
 from moembed.search.product_codes import ProductCodes, RotatedProductCodes
 from moembed.types import UserError
 
@@ -26,12 +35,19 @@ def vectors(rows: int, dim: int = DIM, seed: int = 0, rank: int = 6) -> np.ndarr
     """Of length 1, about a mean, mostly in few directions, as those of models are."""
     rng = np.random.default_rng(seed)
     basis = np.random.default_rng(99).standard_normal((rank, dim))
-    return unit(rng.standard_normal((rows, rank)) @ basis + 0.3 * rng.standard_normal((rows, dim)) + 1)
+    return unit(rng.standard_normal((rows, rank)) @ basis + 0.3 * rng.standard_normal((rows, dim)) + 3)
 
 
 @pytest.fixture(scope="module")
 def trained() -> Bebr:
-    return Bebr.fit(vectors(400), bits=2, steps=30)
+    return quickly()
+
+
+def quickly(seed: int = 0) -> Bebr:
+    """In few and large steps."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("moembed.search.binariser_training.LEARNING_RATE", 3e-3)
+        return Bebr.fit(vectors(400), bits=2, steps=30, seed=seed)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -41,6 +57,17 @@ def test_without_training_it_is_the_quantiser_that_training_starts_from(bits: in
     assert all(np.array_equal(off.state()[name], plain.state()[name]) for name in plain.state())
     signs_NM = off.directions(document_NM) > 0
     assert np.array_equal(off.encode(document_NM)[:, : DIM // 8], np.packbits(signs_NM, axis=1))
+
+
+def test_only_a_long_mean_is_taken_away() -> None:
+    about_NM = vectors(200)
+    mean_M = about_NM.mean(axis=0)
+    assert np.linalg.norm(mean_M) > 0.5
+    assert np.allclose(Bebr.untrained(about_NM, 1).mean_M, mean_M, atol=1e-6)
+    around_NM = unit(about_NM - mean_M)
+    plain = Bebr.untrained(around_NM, 1)
+    assert not plain.mean_M.any()
+    assert np.array_equal(plain.encode(around_NM), Binary.fit(around_NM).encode(around_NM))
 
 
 def test_every_bit_per_dimension_brings_the_codes_closer() -> None:
@@ -59,7 +86,7 @@ def test_every_bit_per_dimension_brings_the_codes_closer() -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(2, 40))
 def test_the_direction_from_the_mean_says_where_a_vector_lies(seed: int, dim: int) -> None:
     document_NM = vectors(9, dim, seed)
-    codec = Bebr.untrained(document_NM, 1, seed)
+    codec = Bebr.untrained(document_NM, 1)
     assert np.allclose(codec.place(codec.directions(document_NM)), codec.query(document_NM), atol=1e-5)
     turned = rotation(dim, seed)
     assert np.allclose(turned @ turned.T, np.eye(dim), atol=1e-5)
@@ -76,10 +103,9 @@ def test_codes_are_what_the_training_computes(trained: Bebr) -> None:
 
 
 def test_training_depends_on_documents_and_seed_alone_and_lowers_the_loss(trained: Bebr) -> None:
-    again = Bebr.fit(vectors(400), bits=2, steps=30)
-    other = Bebr.fit(vectors(400), bits=2, steps=30, seed=1)
+    again, other = quickly(), quickly(seed=1)
     assert all(np.array_equal(again.state()[name], trained.state()[name]) for name in trained.state())
-    assert not np.array_equal(other.rotation_MM, trained.rotation_MM)
+    assert not np.array_equal(other.binarise_UMM, trained.binarise_UMM)
     before = Bebr.untrained(vectors(400), 2)
     direction = torch.tensor(trained.directions(vectors(300, seed=7)))  # vectors that it did not see
     query = noisy(direction, torch.Generator().manual_seed(0))
@@ -89,7 +115,7 @@ def test_training_depends_on_documents_and_seed_alone_and_lowers_the_loss(traine
         with torch.no_grad():
             return float(ranking_loss(query, (query, recurrence(query)), direction, recurrence(direction)))
 
-    assert loss(trained) < loss(before) - 0.005
+    assert loss(trained) < loss(before) - 0.02
 
 
 def test_the_loss_is_least_where_codes_rank_as_floats_do() -> None:

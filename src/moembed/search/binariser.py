@@ -1,17 +1,17 @@
 """Recurrent binarisation: a vector as 1, 2, 4 … bits per dimension, each bit of what the others left over.
 
-With ``μ`` the mean of the documents, ``Q`` a rotation and ``unit(x) = x / |x|``, a vector x of length 1 has
-the direction ``y = unit(Q (x - μ))``. Its code is ``v = Σ_t 2⁻ᵗ b_t`` of
+With ``unit(x) = x / |x|`` and ``y = unit(x - μ)``, the code of a vector x of length 1 is ``v = Σ_t 2⁻ᵗ b_t``
+of
 
     b_0 = sign(W_0 y)        b_t = sign(W_t (y - unit(R_t v_{t-1})))        v_t = v_{t-1} + 2⁻ᵗ b_t
 
 so every dimension holds one of ``2^bits`` values with equal steps. ``W_t`` and ``R_t`` are ``(M, M)``
 matrices that ``binariser_training`` learns from stored vectors alone; before training all of them are the
-identity, and the code is a scalar quantiser of the rotated vector.
+identity: the code of one bit is the signs, that of more a scalar quantiser.
 
 Source: Gan et al., *Binary Embedding-based Retrieval at Tencent* (2023), section on recurrent binarisation;
-the authors' code has this recurrence, with matrices or small MLPs as W and R. The rotation, the mean and the
-asymmetric distance are ours: the paper compares codes with codes.
+the authors' code has this recurrence, with matrices or small MLPs as W and R. The mean and the asymmetric
+distance are ours: the paper compares codes with codes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 MOST_BITS = 8
 _ROWS = 4096  # that are coded at a time
 TRAINING_ROWS = 100_000  # more vectors than this teach nothing new to a few matrices
+# A mean of the documents that is shorter counts as 0. All vectors of some models (E5) lie about one
+# direction, and their signs say little; of others (MiniLM: 0.2 to 0.4), vectors as they are make better codes
+# than what is left without the mean: records/codecs.md.
+_SHORT_MEAN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +41,22 @@ class Bebr:
     """Codes of recurrent binarisation; a float query is compared with codes (asymmetric).
 
     The code says the direction ``û = v / |v|`` of ``x - μ``, and as x has length 1, how far x lies from μ:
-    ``ρ = √((μ·û)² + 1 - |μ|²) - μ·û``. So it is decoded to ``Qμ + ρ û``, of length 1 again and rotated by Q
-    as queries are. No norm has to be stored.
+    ``ρ = √((μ·û)² + 1 - |μ|²) - μ·û``. So it is decoded to ``μ + ρ û``, of length 1 again. No norm is stored.
 
     Attributes:
-        mean_M: of the documents.
-        rotation_MM: Q, orthonormal.
+        mean_M: μ, the mean of the documents, or 0 where that is short.
         binarise_UMM: W_t of every bit.
         restore_UMM: R_t of every bit but the first.
     """
 
     symmetric: ClassVar[bool] = False
     mean_M: np.ndarray
-    rotation_MM: np.ndarray
     binarise_UMM: np.ndarray
     restore_UMM: np.ndarray
 
     @classmethod
     def fit(cls, document_NM: np.ndarray, bits: int = 2, seed: int = 0, steps: int | None = None) -> Self:
-        """Learn a code of ``bits`` per dimension; ``steps`` 0 is the rotated scalar quantiser.
+        """Learn a code of ``bits`` per dimension; ``steps`` 0 is the scalar quantiser.
 
         Raises:
             UserError: no documents, bits outside 1..8, PyTorch is missing.
@@ -64,22 +65,23 @@ class Bebr:
 
         if not 1 <= bits <= MOST_BITS:
             raise UserError(f"bebr takes 1 to {MOST_BITS} bits per dimension, not {bits}")
-        plain = cls.untrained(document_NM, bits, seed)
+        plain = cls.untrained(document_NM, bits)
         rng = np.random.default_rng(seed)
         some = rng.permutation(len(document_NM))[:TRAINING_ROWS]
         direction_NM = plain.directions(document_NM[np.sort(some)])
         learned = train_binariser(direction_NM, bits, seed=seed, steps=steps)
-        return cls(plain.mean_M, plain.rotation_MM, *learned)
+        return cls(plain.mean_M, *learned)
 
     @classmethod
-    def untrained(cls, document_NM: np.ndarray, bits: int, seed: int = 0) -> Self:
+    def untrained(cls, document_NM: np.ndarray, bits: int) -> Self:
         """The scalar quantiser that training starts from."""
         if not len(document_NM):
             raise UserError("bebr learns from documents, and there are none")
         dim = document_NM.shape[1]
         mean_M = unit(document_NM).mean(axis=0, dtype=np.float64).astype(np.float32)
+        mean_M *= np.linalg.norm(mean_M) >= _SHORT_MEAN
         same_UMM = np.repeat(np.eye(dim, dtype=np.float32)[None], bits, axis=0)
-        return cls(mean_M, rotation(dim, seed), same_UMM, same_UMM[1:])
+        return cls(mean_M, same_UMM, same_UMM[1:])
 
     @property
     def bits(self) -> int:
@@ -90,8 +92,8 @@ class Bebr:
         return self.bits * -(-len(self.mean_M) // 8)
 
     def directions(self, vector_NM: np.ndarray) -> np.ndarray:
-        """``unit(Q (x - μ))``."""
-        return unit((unit(vector_NM) - self.mean_M) @ self.rotation_MM.T)
+        """``unit(x - μ)``."""
+        return unit(unit(vector_NM) - self.mean_M)
 
     def encode(self, vector_NM: np.ndarray) -> np.ndarray:
         blocks = [
@@ -121,27 +123,23 @@ class Bebr:
         return value_NM
 
     def place(self, direction_NM: np.ndarray) -> np.ndarray:
-        """The rotated vector of length 1 that lies in this direction from the mean."""
-        mean_M = self.rotation_MM @ self.mean_M
-        along_N = direction_NM @ mean_M
-        distance_N = np.sqrt(np.maximum(along_N**2 + 1 - mean_M @ mean_M, 0)) - along_N
-        return mean_M + distance_N[:, None] * direction_NM
+        """The vector of length 1 that lies in this direction from the mean."""
+        along_N = direction_NM @ self.mean_M
+        distance_N = np.sqrt(np.maximum(along_N**2 + 1 - self.mean_M @ self.mean_M, 0)) - along_N
+        return self.mean_M + distance_N[:, None] * direction_NM
 
     def decode(self, code_NB: np.ndarray) -> np.ndarray:
-        """Documents as ``query`` has queries: rotated."""
         return self.place(unit(self.values(code_NB)))
 
     def query(self, query_QM: np.ndarray) -> np.ndarray:
-        return query_QM @ self.rotation_MM.T
+        return query_QM
 
     def state(self) -> dict[str, np.ndarray]:
-        return {
-            name: getattr(self, name) for name in ("mean_M", "rotation_MM", "binarise_UMM", "restore_UMM")
-        }
+        return {name: getattr(self, name) for name in ("mean_M", "binarise_UMM", "restore_UMM")}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
-        return cls(state["mean_M"], state["rotation_MM"], state["binarise_UMM"], state["restore_UMM"])
+        return cls(state["mean_M"], state["binarise_UMM"], state["restore_UMM"])
 
 
 class BebrSymmetric(Bebr):
@@ -162,13 +160,6 @@ def unit(vector_NM: np.ndarray) -> np.ndarray:
     vector_NM = np.asarray(vector_NM, np.float32)
     norm_N1 = np.linalg.norm(vector_NM, axis=1, keepdims=True)
     return vector_NM / np.where(norm_N1 > 0, norm_N1, 1)
-
-
-def rotation(dim: int, seed: int) -> np.ndarray:
-    """A random orthonormal matrix, float32 ``(dim, dim)``: spreads every direction over all dimensions."""
-    random_MM = np.random.default_rng(seed).standard_normal((dim, dim))
-    q_MM, r_MM = np.linalg.qr(random_MM)
-    return (q_MM * np.sign(np.diag(r_MM))).astype(np.float32)
 
 
 def bit_balance(code_NB: np.ndarray, dim: int, bits: int) -> float:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from moembed.encoding import truncate
-from moembed.search.binariser import Bebr, BebrSymmetric, rotation, unit
+from moembed.search.binariser import Bebr, BebrSymmetric, unit
 from moembed.search.product_codes import ProductCodes, RotatedProductCodes
 from moembed.types import UserError
 
@@ -225,6 +225,13 @@ class Projected:
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
         return cls(state["mean_M"], state["projection_PM"])
+
+
+def rotation(dim: int, seed: int) -> np.ndarray:
+    """A random orthonormal matrix, float32 ``(dim, dim)``: spreads every direction over all dimensions."""
+    random_MM = np.random.default_rng(seed).standard_normal((dim, dim))
+    q_MM, r_MM = np.linalg.qr(random_MM)
+    return (q_MM * np.sign(np.diag(r_MM))).astype(np.float32)
 
 
 CODECS: Mapping[str, type[Codec]] = {

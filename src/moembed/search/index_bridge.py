@@ -44,7 +44,7 @@ class Bridge:
 
     def vectors(self, new_NK: np.ndarray) -> np.ndarray:
         direction_NM = unit(unit(new_NK) @ self.into_MK.T + self.shift_M)
-        return self.codec.place(direction_NM) @ self.codec.rotation_MM
+        return self.codec.place(direction_NM)
 
 
 @dataclass(frozen=True, slots=True)
