@@ -13,7 +13,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "moembed"
 ROOMS = [
     "types", "threads", "validation", "config", "files", "machine", "console",
-    "packing", "tokenizer", "encoding", "client",
+    "packing", "prompts", "tokenizer", "encoding", "client",
     "data", "losses", "moe", "model", "families", "folder", "recipe", "inference", "embedder", "replicas",
     "reranker", "token_experts", "weights", "search", "compare", "evaluation", "stress", "report",
     "training", "export", "interop", "serve", "runs", "experiment", "cli",

@@ -11,7 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from conftest import Run
+from moembed.config import read_values
 from moembed.experiment.settings import read_plan
+from moembed.runs.stages import plan_stages
 from moembed.runs.train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -35,9 +37,12 @@ def test_every_cell_of_the_choice_is_a_value_that_a_recipe_takes() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "systems").glob("*.yaml")), ids=lambda p: p.stem)
-def test_recipes_of_systems_that_pool_parse(path: Path) -> None:
+def test_recipes_of_systems_that_pool_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "pooling" in values:
+    if "stages" in values:
+        monkeypatch.setenv("MOEMBED_DATA", "data")
+        plan_stages(read_values(path))
+    elif "pooling" in values:
         assert TrainConfig.model_validate(values).pooling is not None
 
 

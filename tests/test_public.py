@@ -19,6 +19,7 @@ from moembed.config import load
 from moembed.experiment.settings import read_plan
 from moembed.runs.distill import DistillConfig, is_distillation
 from moembed.runs.pretrain import PretrainConfig
+from moembed.runs.stages import has_stages, load_stages
 from moembed.runs.train import TrainConfig
 from moembed.runs.train_reranker import RerankerConfig, is_reranking
 
@@ -113,6 +114,9 @@ def test_every_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     if path.parent.name == "experiments":
         if path.name != "common.yaml":  # which the others are made of
             assert read_plan(path, [], 1).jobs
+        return
+    if has_stages(path):
+        assert load_stages(path, []).stages
         return
     usual = RerankerConfig if is_reranking(path, []) else TrainConfig
     usual = DistillConfig if is_distillation(path, []) else usual

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moembed.runs.system import EvaluationOptions
     from moembed.runs.train import TrainConfig, TrainResult, train
     from moembed.runs.train_reranker import RerankerConfig, train_reranker
+    from moembed.runs.train_stages import StagesResult, train_stages
     from moembed.search.index import Index
     from moembed.types import TruncationWarning, UserError
 
@@ -39,6 +40,7 @@ _HOME = {
     "PretrainResult": "moembed.runs.pretrain",
     "Reranker": "moembed.reranker",
     "RerankerConfig": "moembed.runs.train_reranker",
+    "StagesResult": "moembed.runs.train_stages",
     "StaticEmbedder": "moembed.inference.static",
     "TrainConfig": "moembed.runs.train",
     "TrainResult": "moembed.runs.train",
@@ -48,11 +50,13 @@ _HOME = {
     "pretrain": "moembed.runs.pretrain",
     "train": "moembed.runs.train",
     "train_reranker": "moembed.runs.train_reranker",
+    "train_stages": "moembed.runs.train_stages",
 }
 __all__ = [
     "Client", "Embedder", "EvaluationOptions", "EvaluationResult", "Index", "PretrainConfig",
-    "PretrainResult", "Reranker", "RerankerConfig", "StaticEmbedder", "TrainConfig", "TrainResult",
-    "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train", "train_reranker",
+    "PretrainResult", "Reranker", "RerankerConfig", "StagesResult", "StaticEmbedder", "TrainConfig",
+    "TrainResult", "TruncationWarning", "UserError", "__version__", "evaluate", "pretrain", "train",
+    "train_reranker", "train_stages",
 ]  # fmt: skip
 
 

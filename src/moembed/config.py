@@ -42,11 +42,44 @@ def load(kind: type[Config], path: str | Path | None = None, overrides: Sequence
     """
     values = _read(Path(path)) if path else {}
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise UserError(f"override {override!r} is not of the form key=value")
-        _set(values, key.split("."), _parse(text, override), override)
+        key, value = parse_override(override)
+        _set(values, key.split("."), value, override)
     return validate(kind, _expanded(values))
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """The dotted key of ``key.sub=value`` and its value, read as YAML.
+
+    Raises:
+        UserError: no ``=``, or no key before it; broken YAML.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"override {override!r} is not of the form key=value")
+    return key, _parse(text, override)
+
+
+def read_values(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """The keys of a mapping or of a YAML file, environment variables in place; nothing is checked yet.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    values = copy.deepcopy(dict(given)) if isinstance(given, Mapping) else _read(Path(given))
+    expanded: dict[str, Any] = _expanded(values)
+    return expanded
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``values`` in which keys are replaced, dotted ones inside others.
+
+    Raises:
+        UserError: a dotted key that goes through a value.
+    """
+    made = copy.deepcopy(dict(values))
+    for key, value in changes.items():
+        _set(made, str(key).split("."), copy.deepcopy(value), str(key))
+    return made
 
 
 def resolve(kind: type[Config], given: Any, overrides: Mapping[str, Any]) -> Config:

@@ -33,6 +33,7 @@ from moembed.model.pooling import Pooling
 from moembed.model.spec import EncoderSpec
 from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
+from moembed.prompts import in_front_alone
 from moembed.tokenizer import check_prompt
 from moembed.types import Batch, Encoded
 
@@ -235,7 +236,7 @@ class Embedder(TokenSentences, nn.Module):
         """What ``embed`` must know of texts with this prompt; None, where prompts are pooled too."""
         if self.pooling.config.include_prompt:
             return None
-        return self.tokenizer.prompt_tokens(self.prefix(role, prompt))
+        return self.tokenizer.prompt_tokens(in_front_alone(self.prefix(role, prompt)))
 
     @torch.inference_mode()
     def embed(

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
 from moembed.packing import pack
+from moembed.prompts import split_prompt
 from moembed.types import Batch, UserError
 
 _Item = TypeVar("_Item")
@@ -54,7 +55,7 @@ class Tokenizer:
     Args:
         backend: its own truncation and padding settings are switched off, once, here.
         max_length: tokens per text, special tokens included.
-        prompts: prefix by name, for instance ``{"query": "search_query: "}``.
+        prompts: text in front by name, for instance ``{"query": "search_query: "}``, or around, with ``{}``.
         default_prompt: name of the prompt used for a role that has none of its own, or None.
         truncation_side: the end of a text that a cut takes tokens from.
     """
@@ -95,7 +96,7 @@ class Tokenizer:
         return made
 
     def prompt(self, name: str | None) -> str:
-        """The prefix called ``name``; None means no prefix."""
+        """The prompt called ``name``; None means no prompt."""
         if name is None:
             return ""
         if not isinstance(name, str):
@@ -113,9 +114,10 @@ class Tokenizer:
         """Token ids of every text and the number of texts that were cut.
 
         A cut text keeps its special tokens: the limit takes tokens of the text, from its ``truncation_side``.
+        Of a prompt that stands around it, nothing is cut; one in front is cut as the text is.
 
         Args:
-            prompt: put in front of every text, as it is.
+            prompt: put in front of every text, as it is, or with ``{}`` around it.
             max_length: a lower limit than the model's own, for this call.
 
         Raises:
@@ -123,10 +125,12 @@ class Tokenizer:
                 special tokens.
         """
         limit = self.max_length if max_length is None else min(max_length, self.max_length)
-        before, after = self._special_tokens
+        check_prompt(prompt)
+        before, after = self.edges(prompt)
         if limit < max(before + after, 1):
+            around = "the prompt and the special tokens" if split_prompt(prompt)[1] else "the special tokens"
             raise UserError(
-                f"max_length {limit} is too short: the special tokens alone are {before + after}; "
+                f"max_length {limit} is too short: {around} alone are {before + after}; "
                 f"take at least {before + after + 1}"
             )
         rows: list[list[int]] = []
@@ -148,18 +152,32 @@ class Tokenizer:
             UserError: a text or a prompt that is no string, or no valid Unicode.
         """
         check_prompt(prompt)
+        front, behind = split_prompt(prompt)
         for some in _blocks(texts):
             try:
-                encodings = self.backend.encode_batch_fast([prompt + text for text in some])
+                encodings = self.backend.encode_batch_fast([front + text + behind for text in some])
             except TypeError:
                 raise UserError(_complaint(texts, first)) from None
             for encoding in encodings:
                 yield encoding.ids
             del encodings  # before the next block is made: of a long text they take a hundred times its ids
 
-    def cut(self, row: list[int]) -> list[int]:
+    def cut(self, row: list[int], prompt: str = "") -> list[int]:
         """A row of any length as ``rows`` gives it: at most ``max_length`` tokens, special ones kept."""
-        return row if len(row) <= self.max_length else self._cut(row, self.max_length, *self._special_tokens)
+        return row if len(row) <= self.max_length else self._cut(row, self.max_length, *self.edges(prompt))
+
+    def edges(self, prompt: str) -> tuple[int, int]:
+        """How many tokens at the start of a text, and how many at its end, no cut takes away.
+
+        They are special tokens and, where something stands behind the text, the whole prompt. Its two parts
+        are counted by themselves, as in ``prompt_tokens``.
+        """
+        before, after = self._special_tokens
+        front, behind = split_prompt(prompt)
+        if not behind:
+            return before, after
+        added = len(self.backend.encode(behind, add_special_tokens=False).ids)
+        return max(before, self.prompt_tokens(front)), after + added
 
     def batch(self, texts: Sequence[str], *, prompt: str = "", max_length: int | None = None) -> Batch:
         """The rows of the texts as a packed batch."""
@@ -172,9 +190,10 @@ class Tokenizer:
         They are counted on the prompt alone, as sentence-transformers does: where the first word of a text
         grows together with the prompt, it counts as text from its second piece on. 0 of no prompt.
         """
-        if not prompt:
+        front, _ = split_prompt(prompt)
+        if not front:
             return 0
-        (row,), _ = self.rows([""], prompt=prompt)
+        (row,), _ = self.rows([""], prompt=front)
         return len(row) - self._special_tokens[1]
 
     def word_rows(self, texts: Sequence[str], *, prompt: str = "") -> list[list[str | None]]:
@@ -183,10 +202,11 @@ class Tokenizer:
         Where a tokenizer does not divide texts into words, a piece stands for itself.
         """
         check_prompt(prompt)
-        before, after = self._special_tokens
+        before, after = self.edges(prompt)
+        front, behind = split_prompt(prompt)
         found = []
         for some in _blocks(texts):
-            whole = [prompt + text for text in some]
+            whole = [front + text + behind for text in some]
             for text, encoding in zip(whole, self.backend.encode_batch(whole), strict=True):
                 words = _words_of_tokens(text, encoding)
                 if len(words) > self.max_length:
@@ -259,9 +279,10 @@ def _words_of_tokens(text: str, encoding: Any) -> list[str | None]:
 
 
 def check_prompt(prompt: object) -> None:
-    """Raise UserError unless this can be put in front of a text."""
+    """Raise UserError unless this can be put in front of a text, or around it."""
     if not isinstance(prompt, str):
         raise UserError(f"the prompt must be a string, not a {type(prompt).__name__}")
+    split_prompt(prompt)
     if _has_surrogate(prompt):
         raise UserError(f"the prompt {prompt!r} is not valid Unicode: it holds half of a surrogate pair")
 

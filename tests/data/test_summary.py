@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from conftest import MakeModel, Run
-from moembed.data.sources import Source
+from moembed.data.provenance import credit
+from moembed.data.sources import Source, SourceConfig
 from moembed.data.summary import summarize
+from moembed.report.card import _training
 from moembed.types import Pair, UserError
 
 OWLS = [Pair(f"owl {i}", f"the owl {i} hunts at night", ("no owl",)) for i in range(12)]
@@ -101,6 +103,21 @@ def test_inspect_says_what_a_recipe_reads(run: Run, recipe: Path) -> None:
     assert code == 0, err
     for text in ("750", "100.0%", "owls, languages: en 12", "hunts at night", "moles: mole -> eats"):
         assert text in out, text
+
+
+def test_licence_and_origin_are_told_or_unknown(run: Run, recipe: Path, tmp_path: Path) -> None:
+    owls = {"path": str(tmp_path / "owls.jsonl"), "license": "cc-by-4.0", "origin": "https://owls.example/x"}
+    data = f"data={json.dumps([owls, str(tmp_path / 'moles.jsonl')])}"
+    code, out, err = run("data", "inspect", recipe, "batch_size=2", data, "--json")
+    assert code == 0, err
+    told = [(fact["source"], fact["license"], fact["origin"]) for fact in json.loads(out)]
+    assert told == [("owls", "cc-by-4.0", owls["origin"]), ("moles", "unknown", "unknown")]
+    assert "the licence of moles is unknown" in err
+    named = credit(SourceConfig.model_validate(owls))
+    assert named.endswith("owls.jsonl; license cc-by-4.0; from https://owls.example/x")
+    assert credit(SourceConfig(path="a/b.jsonl")) == "a/b.jsonl"
+    card = _training(None, [named, "x/a/b.jsonl"])
+    assert "- Data: owls.jsonl; license cc-by-4.0; from https://owls.example/x, b.jsonl" in card
 
 
 def test_dedup_writes_a_clean_file(run: Run, recipe: Path, tmp_path: Path) -> None:

@@ -30,6 +30,21 @@ def test_every_tensor_but_the_table_stays(hf_folder: HfFolder, texts: list[str],
     np.testing.assert_array_equal(again.encode(texts), model.encode(texts))
 
 
+def test_a_document_of_8192_tokens_is_read_to_its_last_one(make_model: MakeModel) -> None:
+    parts = make_model(num_layers=1).parts()
+    spec, state = to_rope(parts.spec, parts.state, max_positions=8192)
+    tokenizer = parts.tokenizer.replaced(max_length=8192)
+    model = Embedder(Parts(spec, state, tokenizer, parts.pooling)).eval()
+    body = "the owl hunts voles " * 2047  # two special tokens, and one word
+    found = model.vectors([f"{body}digs", f"{body}worms", f"{body}digs worms"], prompt="")
+    assert model.num_tokens([f"{body}digs"], prompt="") == [8191]
+    assert found.truncated == 0
+    assert model.vectors([f"{body}digs worms"], prompt="").truncated == 0
+    assert model.vectors([f"{body}digs worms owl"], prompt="").truncated == 1
+    for other in found.array[1:]:  # one token of 8,191, or one more
+        assert 1e-6 < np.abs(found.array[0] - other).max() < 1e-2
+
+
 def test_order_still_matters_and_length_is_no_longer_bound(make_model: MakeModel) -> None:
     parts = make_model().parts()
     spec, state = to_rope(parts.spec, parts.state, max_positions=64)

@@ -40,6 +40,7 @@ def inspect(
 
     Example: `moembed data inspect recipes/finetune.yaml data=pairs.jsonl`
     """
+    from moembed.data.provenance import lacking, provenance
     from moembed.data.summary import summarize
     from moembed.runs.train import load_recipe, open_sources
 
@@ -48,9 +49,12 @@ def inspect(
     lengths = _lengths(plan)
     with progress_bar("comparing pairs", sum(map(len, sources))) as advance:
         facts = summarize(sources, weights, plan.batch_size, lengths, sample, progress=advance)
+    facts = [fact | provenance(config) for fact, config in zip(facts, plan.data, strict=True)]
     for fact in facts:
         for note in fact["notes"]:
             say(f"note: {fact['source']}: {note}")
+    for sentence in lacking({fact["source"]: own for fact, own in zip(facts, plan.data, strict=True)}):
+        say(f"note: {sentence}")
     if json_:
         print_json(facts)
     else:
@@ -216,7 +220,7 @@ def _lengths(plan: Any) -> dict[str, tuple[Lengths, int]]:
 
     def counter(role: str) -> Lengths:
         prefix = tokenizer.prompt(model.role_prompt(role))
-        return lambda texts: [len(e.ids) for e in tokenizer.backend.encode_batch([prefix + t for t in texts])]
+        return lambda texts: [len(row) for row in tokenizer.whole_rows(texts, prompt=prefix)]
 
     fitted, _, _ = fit_lengths(plan, model.encoder.spec.max_length, tokenizer.max_length)  # as training does
     limits = {"query": fitted.query_length, "document": fitted.document_length}
@@ -251,6 +255,11 @@ def _print_summary(facts: Sequence[dict[str, Any]]) -> None:
             for fact in facts
             for role, some in fact["tokens"].items()
         ],
+    )
+    print_table(
+        "who may use them, as the recipe says",
+        ["", "license", "origin"],
+        [[fact["source"], fact["license"], fact["origin"]] for fact in facts],
     )
     for fact in facts:
         for kind in ("languages", "groups"):

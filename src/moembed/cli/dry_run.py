@@ -12,9 +12,21 @@ from moembed.console import print_json, print_table, say
 def show_plan(recipe: Path, overrides: Sequence[str], overwrite: bool, resume: bool, as_json: bool) -> None:
     """Print what a recipe will do."""
     from moembed.runs.dry_run import dry_run, dry_run_reranker
+    from moembed.runs.stage_plans import dry_run_stages
+    from moembed.runs.stages import has_stages, load_stages
     from moembed.runs.train import load_recipe
     from moembed.runs.train_reranker import is_reranking, load_reranking
 
+    if has_stages(recipe):
+        plans = dry_run_stages(load_stages(recipe, overrides), overwrite, resume)
+        if as_json:
+            print_json({"stages": plans})
+            return
+        for number, plan in enumerate(plans, 1):
+            print(f"stage {number} of {len(plans)}: {plan['stage']}")
+            _print_plan(plan)
+        say("nothing was trained or written; without --dry-run the run starts")
+        return
     if is_reranking(recipe, overrides):
         plan = dry_run_reranker(load_reranking(recipe, overrides), overwrite, resume)
     else:
@@ -22,18 +34,34 @@ def show_plan(recipe: Path, overrides: Sequence[str], overwrite: bool, resume: b
     if as_json:
         print_json(plan)
         return
+    _print_plan(plan)
+    say("nothing was trained or written; without --dry-run the run starts")
+
+
+def _print_plan(plan: Mapping[str, Any]) -> None:
+    """The parts that a plan has: those of a merge, of texts and of pairs differ."""
     length = ", ".join(f"{_text(value)} {key.replace('_', ' ')}" for key, value in plan["length"].items())
     facts = {"task": plan["task"], "out": plan["out"], "model": plan["model"], "length": length}
     print_table("what this recipe will do", ["", ""], _rows(facts))
-    print_table("the loss", [""], [[line] for line in plan["loss"]])
-    sources = plan["sources"]
-    columns = list(sources[0])
-    print_table(
-        "the sources",
-        [c.replace("_", " ") for c in columns],
-        [[_text(s[c]) for c in columns] for s in sources],
-    )
-    print_table("the first batch", ["", ""], _rows(plan["first_batch"]))
+    if plan["loss"]:
+        print_table("the loss", [""], [[line] for line in plan["loss"]])
+    if sources := plan["sources"]:
+        columns = list(sources[0])
+        print_table(
+            "the sources",
+            [c.replace("_", " ") for c in columns],
+            [[_text(s[c]) for c in columns] for s in sources],
+        )
+    if "first_batch" in plan:
+        print_table("the first batch", ["", ""], _rows(plan["first_batch"]))
+    if "optimizer" in plan:
+        _print_learning(plan)
+    if "memory" in plan:
+        _print_memory(plan["memory"])
+    print_table("settings that are not at their default", ["", ""], _rows(plan["settings"]))
+
+
+def _print_learning(plan: Mapping[str, Any]) -> None:
     if plan["learning_rate"]:
         unit = next(iter(plan["learning_rate"][0]))
         rates = [[_text(row[unit]), f"{row['rate']:.3g}"] for row in plan["learning_rate"]]
@@ -43,9 +71,6 @@ def show_plan(recipe: Path, overrides: Sequence[str], overwrite: bool, resume: b
     groups = [[_text(value) for value in group.values()] for group in plan["optimizer"]]
     heads = ["parameters", "tensors", "learning rate", "weight decay", "first"]
     print_table("what is learned, and how fast (0: it stays as it is)", heads, groups)
-    _print_memory(plan["memory"])
-    print_table("settings that are not at their default", ["", ""], _rows(plan["settings"]))
-    say("nothing was trained or written; without --dry-run the run starts")
 
 
 def _print_memory(memory: Mapping[str, Any]) -> None:

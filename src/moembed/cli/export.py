@@ -77,7 +77,9 @@ def _write(parts: Parts, out: Path, format: str, type_: Any, fold: bool) -> dict
         return export_gguf(parts, out, type_, fold)
     from moembed.export.nomic import to_nomic
     from moembed.folder.write import write_folder
+    from moembed.prompts import require_in_front
 
+    require_in_front(parts.tokenizer.prompts, "the Nomic layout")
     nomic = to_nomic(parts)
     write_folder(out, nomic)
     return {"out": str(out), "format": format, "tensors": len(nomic.state)}

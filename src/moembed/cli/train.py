@@ -53,7 +53,8 @@ def train(
     """Train on your own pairs: JSONL, Parquet or CSV with columns query, document[, negative…].
 
     A recipe with `task: reranking` trains a reranker on them, see docs/reranking.md; one with
-    `task: distillation` a student on texts, see docs/distillation.md.
+    `task: distillation` a student on texts, see docs/distillation.md; one with `stages` does one after the
+    other, see docs/training.md.
 
     Example: `moembed train recipes/finetune.yaml data=pairs.jsonl base=minilm out=runs/mine steps=200`
     """
@@ -62,16 +63,21 @@ def train(
     from dataclasses import asdict
 
     from moembed.runs.distill import distill, is_distillation, load_distillation
+    from moembed.runs.stages import has_stages, load_stages
     from moembed.runs.train import load_recipe
     from moembed.runs.train import train as run
     from moembed.runs.train_reranker import is_reranking, load_reranking, train_reranker
+    from moembed.runs.train_stages import train_stages
 
     if dry_run:
         from moembed.cli.dry_run import show_plan
 
         show_plan(recipe, overrides or [], overwrite, resume, json_)
         return
-    if is_reranking(recipe, overrides or []):
+    result: Any
+    if has_stages(recipe):
+        result = train_stages(load_stages(recipe, overrides or []), resume=resume, overwrite=overwrite)
+    elif is_reranking(recipe, overrides or []):
         plan = load_reranking(recipe, overrides or [])
         result = train_reranker(plan, resume=resume, overwrite=overwrite)
     elif is_distillation(recipe, overrides or []):

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from moembed.config import Strict
 from moembed.data.columns import (
     GRADES,
     NO_COLUMN,
@@ -21,6 +20,7 @@ from moembed.data.columns import (
 from moembed.data.files import File, is_pattern
 from moembed.data.grades import NEGATIVE_LABELS, label_of, labels_of, score_of
 from moembed.data.layouts import HF
+from moembed.data.provenance import Provenance
 from moembed.data.readers import Row, text_problem
 
 
@@ -37,7 +37,7 @@ class PairRecord(NamedTuple):
     negative_labels: Sequence[str] = ()
 
 
-class SourceConfig(Strict):
+class SourceConfig(Provenance):
     """A file, pattern, folder or data set of pairs: see `moembed.data.layouts.shards`.
 
     ``query`` and ``document`` name columns, and so do ``title``, which is put in front of the document,

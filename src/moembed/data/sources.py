@@ -187,7 +187,7 @@ def load_corpus(config: SourceConfig) -> Source:
 def _load(
     config: SourceConfig, found: Sequence[Shard], read_row: ReadRow, progress: Callable[[int], None] | None
 ) -> Source:
-    options = config.model_dump(exclude={"name", "weight"})
+    options = config.model_dump(exclude={"name", "weight", "license", "origin"})
     cache = Cache([read_row.__name__, options, [shard.stamp() for shard in found]])
     if cached := cache.read():
         table, facts = cached

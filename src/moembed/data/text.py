@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from moembed.config import Strict
 from moembed.data.columns import ColumnUse
 from moembed.data.files import File, find
 from moembed.data.layouts import FileShard, Shard, shards
+from moembed.data.provenance import Provenance
 from moembed.data.readers import Choose, Numbered, text_problem
 from moembed.types import UserError
 
@@ -28,7 +28,7 @@ class Text(NamedTuple):
     text: str
 
 
-class TextConfig(Strict):
+class TextConfig(Provenance):
     """A file, pattern, folder or data set of texts: see `moembed.data.layouts.shards`; .txt: one per line.
 
     ``text`` and ``language`` name columns. Rows without a language are in ``default_language``, else in that

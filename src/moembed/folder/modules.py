@@ -21,13 +21,19 @@ from moembed.folder.unread import note_unread
 from moembed.model.expert_head import ExpertHead
 from moembed.model.head import Dense, HeadConfig, Normalize, Step
 from moembed.model.pooling import PoolingConfig
+from moembed.prompts import stands_behind
 from moembed.types import UserError
 
 ADAPTER = "adapter_config.json"
 EXPERT_HEAD = "moembed.interop.expert_head.ExpertHead"  # a module of ours
 ATTENTION_POOLING = "moembed.interop.attention_pooling.AttentionPooling"  # pooling that learns, another
+TEMPLATES = "moembed.interop.templates.TemplateTransformer"  # a first module: prompts stand around texts
 # of modules that are not those of sentence-transformers
-_TYPES = {"ExpertHead": EXPERT_HEAD, "AttentionPooling": ATTENTION_POOLING}
+_TYPES = {
+    "ExpertHead": EXPERT_HEAD,
+    "AttentionPooling": ATTENTION_POOLING,
+    "TemplateTransformer": TEMPLATES,
+}
 STATIC, MODEL2VEC = "StaticEmbedding", "model2vec"  # a first module, and the model_type of folders without
 COMPOSED = "composed"  # the model_type of folders that name other models: see `moembed.search.composed`
 _DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function", "use_residual"}
@@ -66,7 +72,7 @@ def read_modules(folder: Path) -> list[Module]:
             raise UserError(f"{file}: every module needs a type and a path, and {entry!r} lacks one")
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise UserError(f"{file}: the path {path!r} leads out of the folder")
-        if not kind.startswith("sentence_transformers.") and kind not in (EXPERT_HEAD, ATTENTION_POOLING):
+        if not kind.startswith("sentence_transformers.") and kind not in _TYPES.values():
             raise UserError(f"{file}: the module {kind} brings code of its own, which is not run")
         modules.append(Module(kind.rsplit(".", 1)[-1], path))
     return modules
@@ -141,7 +147,8 @@ def read_pooled_head(folder: Path, width: int) -> PooledHead:
         warnings.warn(f"{folder} has no modules.json: mean pooling is assumed", stacklevel=2)
         return PooledHead()
     kinds = [module.kind for module in modules]
-    known = kinds[:1] == ["Transformer"] and kinds[1:2] and kinds[1] in POOLINGS
+    first = kinds[:1] in (["Transformer"], ["TemplateTransformer"])
+    known = first and kinds[1:2] and kinds[1] in POOLINGS
     if not known or not set(kinds[2:]) <= {"Dense", "ExpertHead", "Normalize"}:
         found = " + ".join(kinds)
         raise UserError(
@@ -195,7 +202,9 @@ def read_pooling_state(
 def write_modules(folder: Path, parts: Parts) -> None:
     """``modules.json`` and the folder of every module but the first, which is the folder itself."""
     pooling = POOLINGS[parts.pooling.learns]
-    kinds = ["Transformer", pooling, *(type(step).__name__ for step in parts.head.steps)]
+    around = any(map(stands_behind, parts.tokenizer.prompts.values()))
+    first = "TemplateTransformer" if around else "Transformer"
+    kinds = [first, pooling, *(type(step).__name__ for step in parts.head.steps)]
     paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], start=1))]
     entries = [
         {

@@ -93,7 +93,8 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _last(name: str) -> str:
-    return name if _is_hub_id(name) else Path(name).name
+    path, *rest = name.split("; ")  # what a source says of its licence follows
+    return "; ".join([path if _is_hub_id(path) else Path(path).name, *rest])
 
 
 def _title(name: str) -> str:

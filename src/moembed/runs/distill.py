@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from moembed.config import config_hash, load, resolve
 from moembed.console import progress_bar, say
+from moembed.data.provenance import credit
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
 from moembed.encoding import TextEncoder, View
@@ -237,7 +238,7 @@ def _searched(teacher: TextEncoder) -> dict[str, int]:
 def _finish(config: DistillConfig, result: TrainResult) -> None:
     """The card, the report, and what to say at the end."""
     run, model = Path(result.run), Path(result.model)
-    write_card(model, result.model, base_name(config.base), [source.path for source in config.data])
+    write_card(model, result.model, base_name(config.base), [credit(source) for source in config.data])
     took = f"{result.steps} steps, {result.pairs:,} texts in {result.seconds:.0f} s"
     say(f"{took}; the model is in {result.model}")
     try:

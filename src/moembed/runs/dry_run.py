@@ -35,8 +35,13 @@ _COUNTED = 512  # queries of the first batch whose negatives are counted
 Plan = dict[str, Any]
 
 
-def dry_run(config: TrainConfig, overwrite: bool = False, resume: bool = False) -> Plan:
+def dry_run(
+    config: TrainConfig, overwrite: bool = False, resume: bool = False, keep: Path | None = None
+) -> Plan:
     """What ``moembed train`` would do: data and model are read, the first batch is made, nothing is written.
+
+    Args:
+        keep: a folder for the model as it is before the first step; None: nobody needs it.
 
     Raises:
         UserError: whatever the run would refuse before its first step.
@@ -44,6 +49,8 @@ def dry_run(config: TrainConfig, overwrite: bool = False, resume: bool = False) 
     if not resume:
         require_replaceable(Path(config.out), overwrite)
     ready = prepared(config, say)
+    if keep:
+        ready.model.save_pretrained(keep)
     config, model = ready.config, ready.model
     task = ContrastiveTask(config, model.train(), ready.mixture, ALONE)
     for note in opening_notes(task):
@@ -53,7 +60,7 @@ def dry_run(config: TrainConfig, overwrite: bool = False, resume: bool = False) 
     vectors = 2 * 4 * batch.chunks.rows * model.dim * len(task.objective.depths)
     scores = 2 * 4 * min(BLOCK, len(batch.pairs) * len(batch.owner_N))
     return {
-        **_common("contrastive", config, task, task.steps, task.sampler),
+        **common_facts("contrastive", config, task, task.steps, task.sampler),
         "model": model_facts(model, config, config.precision, ALONE),
         "sources": _sources(task.mixture.sources, task.sizes, task.sampler, _forms(task)),
         "loss": _terms(task),
@@ -62,11 +69,15 @@ def dry_run(config: TrainConfig, overwrite: bool = False, resume: bool = False) 
     }
 
 
-def dry_run_reranker(config: RerankerConfig, overwrite: bool = False, resume: bool = False) -> Plan:
+def dry_run_reranker(
+    config: RerankerConfig, overwrite: bool = False, resume: bool = False, keep: Path | None = None
+) -> Plan:
     """The same for ``task: reranking``."""
     if not resume:
         require_replaceable(Path(config.out), overwrite)
     sources, weights, model = prepared_reranker(config, say)
+    if keep:
+        model.save_pretrained(keep)
     task = RerankingTask(config, model.train(), sources, weights, ALONE)
     batch = task.batch(0)
     loss = config.loss
@@ -74,7 +85,7 @@ def dry_run_reranker(config: RerankerConfig, overwrite: bool = False, resume: bo
         f"the document, {_hard(config.negatives)} and {config.random_negatives} documents of other queries"
     )
     return {
-        **_common("reranking", config, task, task.steps, task.sampler),
+        **common_facts("reranking", config, task, task.steps, task.sampler),
         "model": model_facts(model, config, config.precision, ALONE),
         "sources": _sources(sources, task.sizes, task.sampler, [{}] * len(sources)),
         "loss": [f"{loss.kind} over lists of {lists}", *_router_terms(loss, bool(task.balance.routers))],
@@ -91,21 +102,22 @@ def dry_run_reranker(config: RerankerConfig, overwrite: bool = False, resume: bo
 # ---- what all tasks have
 
 
-def _common(kind: str, config: Any, task: Any, steps: int | None, sampler: Sampler) -> Plan:
-    end = {"steps": steps, "minutes": config.minutes, "epochs": config.epochs}
+def common_facts(kind: str, config: Any, task: Any, steps: int | None, sampler: Sampler) -> Plan:
+    """Where the run ends, its settings, its learning rate and what is learned."""
+    end = {"steps": steps} | {key: getattr(config, key, None) for key in ("minutes", "epochs")}
     return {
         "task": kind,
         "out": config.out,
         "recipe": config_hash(config),
         "length": {key: value for key, value in end.items() if value is not None}
         | {"batch_size": config.batch_size, "steps_per_epoch": sampler.total_steps},
-        "settings": _given(config),
+        "settings": given_settings(config),
         "learning_rate": _rates(config.optim, steps),
         "optimizer": _groups(task.module, config.optim),
     }
 
 
-def _given(config: Strict) -> dict[str, Any]:
+def given_settings(config: Strict) -> dict[str, Any]:
     """Every key of the resolved recipe that is not at its default, nested ones dotted, but for the data."""
     found = config.model_dump(mode="json", exclude_defaults=True, exclude={"data"})
     whole = config.model_dump(mode="json")

@@ -72,7 +72,7 @@ def merge(
         UserError: fewer than two models, models of another form or vocabulary, without a common ancestor, a
             method that lacks its base or gets one, weights that do not fit.
     """
-    weights = _checked(models, plan)
+    weights = checked_weights(models, plan)
     require_replaceable(Path(out), overwrite)
     names = [*models, *([plan.base] if plan.base else [])]
     parts = [_with_full_experts(name, read_base(name)) for name in names]
@@ -130,8 +130,12 @@ def _with_full_experts(name: str, parts: Parts) -> Parts:
     return replace(parts, spec=spec, state=state)
 
 
-def _checked(models: Sequence[str], plan: MergePlan) -> list[float]:
-    """The weights, where the plan fits the models."""
+def checked_weights(models: Sequence[str], plan: MergePlan) -> list[float]:
+    """The weights, where the plan fits the models.
+
+    Raises:
+        UserError: it does not.
+    """
     if len(models) < 2:
         raise UserError("merging takes at least two models")
     if plan.method == "slerp" and len(models) != 2:

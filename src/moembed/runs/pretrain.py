@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from moembed.config import Strict, config_hash, load, resolve
 from moembed.console import progress_bar, say
+from moembed.data.provenance import credit
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
 from moembed.files import locked
@@ -128,22 +129,15 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
 
     # ---- the model and its heads
     folder = locate_base(config.base)
-    parts = build(read_folder(folder), config)
-    vocabulary = parts.tokenizer.backend.get_vocab_size()
-    decoder = any(plan.decoder_rate is not None for plan in plans(config).values())
-    if decoder:
-        require_one_vector(parts.pooling, f"objective {config.objective}")
-    heads = Heads(parts.spec, vocabulary, decoder, config.seed)
-    head = "the base's head" if read_heads(folder, heads) else "a fresh head"
-    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    model, heads = Embedder(parts).to(device), heads.to(device)
+    model, heads, head = prepared(folder, config)
+    device = model.device
 
     # ---- the run folder and the tokens; the first process makes them, the others read them
     with world.first_ahead():
         if world.first and not resume:
             paths = (source.path for source in config.data)
             make_run_folder(run, config, str(folder.resolve()), paths, overwrite)
-        corpus = _corpus(config, parts.tokenizer, run, resume)
+        corpus = _corpus(config, model.tokenizer, run, resume)
     tell(
         f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {config.sequence_length} tokens; "
         f"{model.num_parameters():,} parameters and {head}, {choose_precision(config.precision, device)}, "
@@ -153,7 +147,7 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
     # ---- training, and what is made of it
     trained = train_masked_lm(config, model, heads, corpus, run, resume, config)
     if world.first:
-        data = sorted({source.path for source in config.data})
+        data = sorted({credit(source) for source in config.data})
         write_card(run / "model", str(run / "model"), base_name(config.base), data)
     tell(f"{trained.steps} steps in {trained.seconds:.0f} s; the model is in {run / 'model'}")
     if trained.stopped_by_user:
@@ -162,6 +156,23 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
         str(run), str(run / "model"), config_hash(config), trained.steps, trained.seconds, trained.pairs,
         trained.stopped_by_user, _looks(run),
     )  # fmt: skip
+
+
+def prepared(folder: Path, config: PretrainConfig) -> tuple[Embedder, Heads, str]:
+    """The model of a recipe with its heads, and where these come from.
+
+    Raises:
+        UserError: what ``build`` refuses; an objective with a decoder, of a model that keeps token vectors.
+    """
+    parts = build(read_folder(folder), config)
+    vocabulary = parts.tokenizer.backend.get_vocab_size()
+    decoder = any(plan.decoder_rate is not None for plan in plans(config).values())
+    if decoder:
+        require_one_vector(parts.pooling, f"objective {config.objective}")
+    heads = Heads(parts.spec, vocabulary, decoder, config.seed)
+    head = "the base's head" if read_heads(folder, heads) else "a fresh head"
+    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    return Embedder(parts).to(device), heads.to(device), head
 
 
 def build(parts: Parts, config: PretrainConfig) -> Parts:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from moembed.config import config_hash, load, resolve
 from moembed.console import progress_bar, say
 from moembed.data.docstrings import collect
+from moembed.data.provenance import credit
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
@@ -90,6 +91,11 @@ class TrainConfig(ContrastiveConfig):
     def _of_vectors(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("task") == "reranking":
             raise ValueError("task reranking is trained by moembed.train_reranker, not by moembed.train")
+        if isinstance(values, dict) and "stages" in values:
+            raise ValueError(
+                "a recipe with stages is for the command moembed train and for moembed.train_stages; here, "
+                "as in a cell of an experiment, a recipe has one stage"
+            )
         return values
 
     @field_validator("validation")
@@ -229,7 +235,7 @@ def prepared(config: TrainConfig, tell: Callable[[str], object]) -> Ready:
 def _finish(config: TrainConfig, result: TrainResult) -> None:
     """The card, the report, and what to say at the end."""
     run, model = Path(result.run), Path(result.model)
-    data = [source.path for source in config.data]
+    data = [credit(source) for source in config.data]
     write_card(model, result.model, base_name(config.base), data)
     say(
         f"{result.steps} steps, {result.pairs:,} pairs in {result.seconds:.0f} s; "
@@ -302,4 +308,6 @@ def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> 
     if config.head:
         parts = add_expert_head(parts, config.head)
     model = Embedder(parts)
+    for prompt in model.prompts.values():
+        model.prompt_tokens(prompt=prompt)  # refuses one that pooling cannot leave out
     return model.to("cuda") if torch.cuda.is_available() else model

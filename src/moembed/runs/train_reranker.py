@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from moembed.config import config_hash, load, resolve
 from moembed.console import say
+from moembed.data.provenance import credit
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig
 from moembed.files import locked, write_text
@@ -173,7 +174,7 @@ def _finish(config: RerankerConfig, model: Reranker, result: TrainResult) -> Non
 
 
 def _card(config: RerankerConfig, model: Reranker) -> str:
-    data = "\n".join(f"- {source.path}" for source in config.data)
+    data = "\n".join(f"- {credit(source)}" for source in config.data)
     active = f", {model.num_parameters(active=True):,} of them active per token"
     experts = active if model.encoder.spec.moe else ""
     own = "import moembed  # makes the folder known\n" if experts else ""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from moembed.encoding import FULL, Progress, TextEncoder, Vectors, View, as_texts, role_prompt, truncate
+from moembed.prompts import fill, stands_behind
 from moembed.search.texts import Column, Distinct, Role
 from moembed.search.vectors import SHARD_ROWS, RowVectors, VectorCache
 from moembed.types import UserError
@@ -181,6 +182,8 @@ class SentenceTransformerEncoder:
         listed, prefix = as_texts(texts), self._prefix(role, prompt)
         vector_NM = np.zeros((0, self.dim), dtype=np.float32)
         if listed:
+            if stands_behind(prefix):  # which prompts there do not know
+                listed, prefix = [fill(prefix, text) for text in listed], ""
             vector_NM = self._model.encode(listed, prompt=prefix, show_progress_bar=False)
         if progress:
             progress(len(listed))

@@ -251,10 +251,11 @@ class ServedModel:
                     return await run(fit, rows, tokenizer, truncate, 0), 0
                 if prefix not in self._prompt_tokens:
                     _make_room(self._prompt_tokens)
+                    await run(partial(self.embedder.prompt_tokens, prompt=prefix))  # or refuses it
                     self._prompt_tokens[prefix] = await run(tokenizer.prompt_tokens, prefix)
                 count = self._prompt_tokens[prefix]
                 rows = await self._tokenizing.rows(texts, prefix)
-            return await run(fit, rows, tokenizer, truncate, count), count
+            return await run(fit, rows, tokenizer, truncate, count, prefix), count
         finally:
             self._ahead -= guess
 

@@ -135,13 +135,16 @@ class Fitted:
     weight_R: np.ndarray | None = None
 
 
-def fit(rows: list[list[int]], tokenizer: Tokenizer, truncate: Truncate, prompt_tokens: int) -> Fitted:
+def fit(
+    rows: list[list[int]], tokenizer: Tokenizer, truncate: Truncate, prompt_tokens: int, prompt: str = ""
+) -> Fitted:
     """Deal with rows that are longer than the model reads.
 
     ``chunk`` cuts a text into consecutive pieces, each with the prompt and the special tokens around it.
 
     Args:
         prompt_tokens: at the start of each row, special ones included; 0 without a prompt.
+        prompt: the prompt itself, for what of it stands behind the texts.
 
     Raises:
         RequestError: 400, a row is too long and ``truncate`` says ``error``; the prompt leaves no room.
@@ -160,17 +163,18 @@ def fit(rows: list[list[int]], tokenizer: Tokenizer, truncate: Truncate, prompt_
             param="input",
         )
     if truncate == "truncate":
-        cut = [tokenizer.cut(row) for row in rows]
+        cut = [tokenizer.cut(row, prompt) for row in rows]
         lost = tuple(len(whole) - len(row) for whole, row in zip(rows, cut, strict=True))
         return Fitted(cut, lost)
 
-    before, after = map(len, tokenizer.special_tokens)
+    before, after = tokenizer.edges(prompt)
     head = max(before, prompt_tokens)
     room = limit - head - after
     if room < 1:
         raise RequestError(
             400,
-            f"the prompt has {head} of the {limit} tokens that this model reads: no room is left for text",
+            f"the prompt has {limit - room} of the {limit} tokens that this model reads: no room is left for "
+            "text",
             code="context_length_exceeded",
             param="prompt",
         )

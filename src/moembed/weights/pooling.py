@@ -13,15 +13,19 @@ from moembed.folder.parts import Parts
 from moembed.model.attention_pooling import HEADS, LATENTS, AttentionSize, fresh
 from moembed.model.block import LayerSpec
 from moembed.model.pooling import POOLING, PoolingConfig
+from moembed.prompts import PROMPT_EOL, stands_behind
 from moembed.types import UserError
 from moembed.weights.projection import add_projection
 
+EOL = "prompt_eol"
+_ROLES = ("query", "document")
 Direction = Literal["causal", "bidirectional"]
 
 
 class PoolingOptions(Strict):
     """``name``: a way of pooling, or several joined by ``+``. ``include_prompt`` null leaves what the model
-    has.
+    has. ``prompt_eol`` is ``lasttoken`` behind a prompt that ends in one word, `moembed.prompts.PROMPT_EOL`
+    for queries and documents of a model that has no prompts.
 
     ``latents`` and ``heads`` are for ``latent_attention`` and ``multi_layer`` alone, ``dim`` is for
     ``tokens``: a fresh linear layer to so many coordinates behind every token; null leaves the layers there
@@ -38,7 +42,7 @@ class PoolingOptions(Strict):
     @model_validator(mode="after")
     def _known(self) -> PoolingOptions:
         try:
-            config = PoolingConfig(self.name)
+            config = PoolingConfig(self.mode)
         except UserError as error:
             raise ValueError(str(error)) from None
         if self.dim is not None and not config.per_token:
@@ -47,7 +51,14 @@ class PoolingOptions(Strict):
         given = self.model_fields_set & learning
         if given and not config.learns:
             raise ValueError(f"pooling {self.name!r} learns nothing, so it has no {sorted(given)[0]}")
+        if self.name == EOL and self.include_prompt is False:
+            raise ValueError("pooling prompt_eol reads the end of the prompt: leave include_prompt out")
         return self
+
+    @property
+    def mode(self) -> str:
+        """The pooling itself."""
+        return "lasttoken" if self.name == EOL else self.name
 
 
 def change_pooling(parts: Parts, options: PoolingOptions) -> Parts:
@@ -61,7 +72,9 @@ def change_pooling(parts: Parts, options: PoolingOptions) -> Parts:
     """
     old, width = parts.pooling, parts.spec.width
     include = old.include_prompt if options.include_prompt is None else options.include_prompt
-    config = PoolingConfig(options.name, include)
+    config = PoolingConfig(options.mode, include or options.name == EOL)
+    if options.name == EOL:
+        parts = _with_templates(parts)
     if config.learns:
         layers = max(old.size.layers if old.learns else 0, parts.spec.num_layers)
         config = replace(config, size=AttentionSize(options.latents, options.heads, layers))
@@ -85,6 +98,19 @@ def _projected(parts: Parts, options: PoolingOptions) -> Parts:
     if dim is None or (parts.head.layers and parts.head.dim(parts.pooling.dim(parts.spec.width)) == dim):
         return parts
     return add_projection(parts, dim, options.seed)
+
+
+def _with_templates(parts: Parts) -> Parts:
+    """The model with the prompt that ends in one word, unless its own prompts stand around texts."""
+    prompts = parts.tokenizer.prompts
+    if in_front := [name for name, prompt in prompts.items() if not stands_behind(prompt)]:
+        raise UserError(
+            f"pooling prompt_eol reads the last token of the prompt, and the prompt {in_front[0]!r} of this "
+            f"model has nothing behind {{}}: give prompts such as {PROMPT_EOL!r}, or none (prompts: {{}})"
+        )
+    if prompts:
+        return parts
+    return replace(parts, tokenizer=parts.tokenizer.replaced(prompts=dict.fromkeys(_ROLES, PROMPT_EOL)))
 
 
 def look(parts: Parts, direction: Direction) -> Parts:

@@ -27,6 +27,7 @@ from moembed.folder.parts import Parts
 from moembed.folder.write import write_small_files
 from moembed.model.spec import EncoderSpec
 from moembed.packing import pack
+from moembed.prompts import require_in_front
 from moembed.types import UserError
 from moembed.weights.compress_vocabulary import with_whole_vocabulary
 from moembed.weights.lora_experts import full_experts
@@ -65,6 +66,7 @@ def export_onnx(
         raise UserError("ONNX export needs onnx and onnxruntime: pip install 'moembed[onnx]'") from None
 
     parts = with_whole_vocabulary(parts, "ONNX")
+    require_in_front(parts.tokenizer.prompts, "the ONNX folder")
     spec, state = full_experts(parts.spec.without_noise(), parts.state)
     spec, state = remove_selection_bias(spec, state, "ONNX")
     state = {name: tensor.cpu().float() for name, tensor in state.items()}

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from moembed.prompts import split_prompt
 from moembed.tokenizer import Tokenizer
 
 
@@ -37,22 +38,24 @@ def cut_texts(texts: Iterable[str], tokenizer: Tokenizer, prefix: str) -> tuple[
     token that it reads, so the teacher is asked for the vector of what the student sees.
     """
     listed = list(texts)
-    room = tokenizer.max_length - tokenizer.num_special_tokens
+    front, behind = split_prompt(prefix)
+    special = [len(tokens) for tokens in tokenizer.special_tokens]
+    head, tail = (edge - own for edge, own in zip(tokenizer.edges(prefix), special, strict=True))
+    room = tokenizer.max_length - sum(special)
     kept, cut = [], 0
     for start in range(0, len(listed), 1024):
-        some = [prefix + text for text in listed[start : start + 1024]]
-        for whole, found in zip(
-            some, tokenizer.backend.encode_batch(some, add_special_tokens=False), strict=True
-        ):
-            offsets = found.offsets
-            if len(offsets) > room:
-                cut += 1
-                if tokenizer.truncation_side == "right":
-                    kept.append(whole[len(prefix) : max(offsets[room - 1][1], len(prefix))])
-                else:
-                    kept.append(whole[max(offsets[-room][0], len(prefix)) :])
+        some = listed[start : start + 1024]
+        whole = [front + text + behind for text in some]
+        encodings = tokenizer.backend.encode_batch(whole, add_special_tokens=False)
+        for text, found in zip(some, encodings, strict=True):
+            if (count := len(offsets := found.offsets)) <= room:
+                kept.append(text)
+                continue
+            cut += 1
+            if tokenizer.truncation_side == "right":
+                kept.append(text[: max(offsets[room - tail - 1][1] - len(front), 0)])
             else:
-                kept.append(whole[len(prefix) :])
+                kept.append(text[max(offsets[count - (room - head)][0] - len(front), 0) :])
     return kept, cut
 
 

@@ -167,6 +167,7 @@ class RetrievalMonitor(Monitor):
             "evaluation": scores,
             "evaluation_mean": sum(scores.values()) / len(scores) if scores else None,
             "evaluation_metric": self.options.metric,
+            "evaluation_texts": blake2b("".join(self.digests).encode(), digest_size=6).hexdigest(),
             "evaluation_seconds": round(deadline.passed, 3),
         }
 
