@@ -176,7 +176,7 @@ def plan_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
     overrides = dict(overrides or {})
     outline_keys = set(_Outline.model_fields)
     plain = {key: value for key, value in overrides.items() if _root(key) != "stages"}
-    whole = {key: plain.pop(key) for key in ("out", "tolerance") if key in plain}
+    whole: dict[str, Any] = {key: plain.pop(key) for key in ("out", "tolerance") if key in plain}
     outline = validate(_Outline, {k: v for k, v in values.items() if k in outline_keys} | whole)
     common = {key: value for key, value in values.items() if key not in outline_keys}
 
