@@ -26,6 +26,7 @@ from moembed.cli import (
     evaluate,
     experiment,
     export,
+    index,
     merge,
     mine,
     pretrain,
@@ -73,7 +74,7 @@ for command in (
     drift.drift,
     experiment.experiment,
     stress.stress,
-    search.embed,
+    index.embed,
     search.search,
     rerank.rerank,
     serve.serve,
@@ -84,10 +85,10 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
-search.index.command("push")(stores.push)
-search.index.command("compress")(codecs.compress)
-search.index.command("bridge")(codecs.bridge)
-app.add_typer(search.index, name="index")
+index.index.command("push")(stores.push)
+index.index.command("compress")(codecs.compress)
+index.index.command("bridge")(codecs.bridge)
+app.add_typer(index.index, name="index")
 # these answer, or measure, single queries; the others have many texts
 ONE_QUERY = {"search", "rerank", "bench"}
 
