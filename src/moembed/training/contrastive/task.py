@@ -21,7 +21,14 @@ from moembed.machine import choose_precision
 from moembed.model.adapters import load_plain
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.balance import Balance
-from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare, with_guide, with_teachers
+from moembed.training.contrastive.batch import (
+    PairBatch,
+    SourceFormat,
+    prepare,
+    with_guide,
+    with_scores,
+    with_teachers,
+)
 from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.objective import (
     Objective,
@@ -137,6 +144,8 @@ class ContrastiveTask:
             return batch
         if self.teachers:
             batch = with_teachers(batch, self.teachers, config.negatives)
+        elif config.distill:
+            batch = with_scores(batch, config.distill, config.negatives)
         return batch if self.guide is None else with_guide(batch, self.guide, config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:
