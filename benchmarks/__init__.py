@@ -2,5 +2,5 @@
 
 SUITES = (
     "start", "shared", "encode", "peers", "train", "demo", "memory", "roofline", "moe", "scaling",
-    "precision", "export", "mine", "metrics", "evaluate", "serve", "gpu",
+    "precision", "codecs", "export", "mine", "filter", "metrics", "words", "evaluate", "serve", "gpu",
 )  # fmt: skip

@@ -43,10 +43,11 @@ TORCH_FREE = (
     "cli",
     "console",
 )
-BUT_WITH_TORCH = (  # an optimisation, a sum of rows, a pass through the routers
+BUT_WITH_TORCH = (  # optimisations, a sum of rows, a pass through the routers
     "stress.capacity",
     "evaluation.static",
     "evaluation.routing",
+    "search.binariser_training",
 )
 
 

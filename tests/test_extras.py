@@ -15,6 +15,7 @@ MODULES = {
     "scikit-learn": "sklearn",
     "faiss-cpu": "faiss",
     "qdrant-client": "qdrant_client",
+    "qdrant-edge-py": "qdrant_edge",
     "opentelemetry-sdk": "opentelemetry",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "pyyaml": "yaml",

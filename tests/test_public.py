@@ -24,7 +24,11 @@ from moembed.runs.train_reranker import RerankerConfig, is_reranking
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
+    "drift",
+    "align",
+    "fuse",
     "prune",
+    "compress-vocabulary",
     "quantize",
     "rerank",
     "merge",
@@ -120,7 +124,7 @@ def test_every_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_docs_name_commands_files_and_links_that_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for name in re.findall(r"^(?:\$ )?moembed ([a-z]+)", text, flags=re.MULTILINE):
+    for name in re.findall(r"^(?:\$ )?moembed ([a-z-]+)", text, flags=re.MULTILINE):
         assert name in COMMANDS, f"moembed {name}"
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / target).exists(), target

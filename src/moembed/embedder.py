@@ -119,6 +119,8 @@ class Embedder(TokenSentences, nn.Module):
         for name, parameter in model.named_parameters():
             kept = torch.float32 if ".router." in name else DTYPES.get(dtype, torch.float32)
             parameter.data = parameter.data.to(device, kept)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(device)
         if device == "cpu":
             model.engine.encoder(model.encoder)
             release_pages(model.parameters())  # what serves is packed, and nobody has changed these yet
@@ -161,14 +163,14 @@ class Embedder(TokenSentences, nn.Module):
 
     @property
     def device(self) -> str:
-        return str(self.encoder.word.weight.device)
+        return str(self.encoder.device)
 
     @property
     def dtype(self) -> str:
         """What the values that serve are rounded to: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
         if self.engine.rounds(self.encoder):
             return "int8"
-        return str(self.encoder.word.weight.dtype).removeprefix("torch.")
+        return str(self.encoder.dtype).removeprefix("torch.")
 
     @property
     def _longest(self) -> int:

@@ -148,14 +148,14 @@ class Reranker(nn.Module):
 
     @property
     def device(self) -> str:
-        return str(self.encoder.word.weight.device)
+        return str(self.encoder.device)
 
     @property
     def dtype(self) -> str:
         """What the values that serve are rounded to: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
         if self.engine.rounds(self.encoder):
             return "int8"
-        return str(self.encoder.word.weight.dtype).removeprefix("torch.")
+        return str(self.encoder.dtype).removeprefix("torch.")
 
     def num_parameters(self, active: bool = False) -> int:
         """All parameters, or those one token can touch (the whole vocabulary table counted)."""

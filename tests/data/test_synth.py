@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +152,7 @@ def test_a_killed_run_loses_what_was_under_way_alone(corpus: Path, tmp_path: Pat
         process.kill()
         process.wait()
         go_on.set()
-        answers = tmp_path / "pairs.jsonl.answers.jsonl"
+        answers = tmp_path / "pairs.jsonl.answers"
         assert answers.read_bytes().count(b"\n") == 3
         assert not out.exists()
         with answers.open("ab") as file:
@@ -159,6 +161,32 @@ def test_a_killed_run_loses_what_was_under_way_alone(corpus: Path, tmp_path: Pat
         assert (done.reused, done.asked) == (3, 3)
         assert synth(corpus, tmp_path / "other.jsonl", server.url).rows == done.rows
     assert (tmp_path / "other.jsonl").read_bytes() == out.read_bytes()
+
+
+def test_ctrl_c_keeps_what_was_answered(corpus: Path, tmp_path: Path) -> None:
+    """Nothing new is asked after it, and what was under way is waited for."""
+
+    @contextmanager
+    def interrupted(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        def stop(count: int) -> None:
+            raise KeyboardInterrupt
+
+        yield stop
+
+    out = tmp_path / "pairs.jsonl"
+    documents = Documents(DocumentsFile(path=str(corpus), document="text"))
+    with chat_server(model) as server:
+        generator = ChatEndpoint(server.url, "stub", at_once=1)
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(
+                documents, out, generator, SynthConfig(near=1), Templates(), progress=interrupted
+            )  # fmt: skip
+        asked = len(server.requests)
+        kept = AnswerLog(tmp_path / "pairs.jsonl.answers")
+        kept.close()
+        assert 0 < len(kept) == asked < 6
+        assert not out.exists()
+        assert synthesize(documents, out, generator, SynthConfig(near=1), Templates()).reused == asked
 
 
 def test_an_error_keeps_what_was_answered(corpus: Path, tmp_path: Path) -> None:
@@ -170,7 +198,7 @@ def test_an_error_keeps_what_was_answered(corpus: Path, tmp_path: Path) -> None:
     with chat_server(breaks) as server, pytest.raises(UserError, match=told):
         synth(corpus, out, server.url, concurrency=1)
     assert not out.exists()
-    assert (tmp_path / "pairs.jsonl.answers.jsonl").read_bytes().count(b"\n") == 3
+    assert (tmp_path / "pairs.jsonl.answers").read_bytes().count(b"\n") == 3
     with chat_server(model) as server:  # another port is another generator
         assert synth(corpus, out, server.url).asked == 6
 

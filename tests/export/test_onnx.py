@@ -17,20 +17,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
+from safetensors.torch import load_file
 from tokenizers import Tokenizer as Backend
 
-from conftest import TEXTS, HfFolder, MakeModel
+from conftest import TEXTS, HfFolder, MakeModel, Run
 from moembed.embedder import Embedder
 from moembed.export.onnx import export as onnx_folder
 from moembed.export.onnx.encoder import build
 from moembed.export.onnx.export import export_onnx, run_rows
 from moembed.families.flat import FlatMoE
 from moembed.folder.parts import Parts
+from moembed.folder.quantized import FILE, stored_bits
 from moembed.folder.read import read_folder
 from moembed.model.head import ACTIVATIONS, Dense, HeadConfig, Normalize
 from moembed.model.pooling import POOLING, PoolingConfig
 from moembed.moe.router import RouterConfig
 from moembed.packing import pack
+from moembed.runs.quantize import QuantizePlan, quantize_model
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
@@ -390,3 +394,56 @@ def test_a_graph_that_is_wrong_is_not_written(
     with pytest.raises(RuntimeError, match="nothing was written"):
         export_onnx(moe_model.parts(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("width", [16, 144])  # less than a group, and two groups and a part of one
+def test_a_quantized_model_keeps_its_bits(make_model: MakeModel, width: int, tmp_path: Path) -> None:
+    moe = FlatMoE(layers=(1,), num_experts=4, router=RouterConfig(top_k=2))
+    model = make_model(num_layers=3, width=width, ffn_width=200, moe=moe, gated=True)
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "texts.csv").write_text("text\nowls hunt voles\n")
+    plan = QuantizePlan(5.5, score="zd", texts=tmp_path / "texts.csv")
+    quantize_model(str(tmp_path / "whole"), tmp_path / "small", plan)
+    bits = stored_bits(tmp_path / "small")
+    assert set(bits.values()) == {4, 8}
+    parts = read_folder(tmp_path / "small")
+    facts = export_onnx(parts, tmp_path / "onnx", bits=bits)
+    assert facts["max_error"] < 1e-4
+    assert facts["matrices_in_few_bits"] == len(bits)
+    graph = onnx.load(tmp_path / "onnx" / "onnx" / "model.onnx").graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    stored = load_file(tmp_path / "small" / FILE)
+    for name in bits:
+        assert constants[name].tobytes() == stored[f"{name}.code"].numpy().tobytes(), name
+        np.testing.assert_array_equal(
+            constants[f"{name}.scale"].ravel(), stored[f"{name}.scale"].float(), name
+        )
+    products = sum(node.op_type == "MatMulNBits" for node in graph.node)
+    assert products == len(bits) - 1  # all but the table of words
+
+
+def test_the_command_keeps_the_bits_or_says_that_it_does_not(
+    make_model: MakeModel, run: Run, tmp_path: Path
+) -> None:
+    make_model(num_layers=2).save_pretrained(tmp_path / "whole")
+    (tmp_path / "texts.csv").write_text("text\nowls hunt voles\n")
+    quantize_model(str(tmp_path / "whole"), tmp_path / "small", QuantizePlan(4, texts=tmp_path / "texts.csv"))
+    code, out, _ = run("export", f"{tmp_path}/small", f"{tmp_path}/onnx", "--format=onnx", "--json")
+    assert code == 0
+    assert json.loads(out)["matrices_in_few_bits"] == len(stored_bits(tmp_path / "small"))
+    code, _, err = run("export", f"{tmp_path}/small", f"{tmp_path}/int8", "--format=onnx", "--int8")
+    assert code == 0
+    assert "in few bits, which --int8 rounds again" in err
+
+
+def test_an_onnxruntime_without_the_operator_is_named(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("MatMulNBits is not a registered function")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    bits = {"word.weight": 8}
+    with pytest.raises(UserError, match=r"does not run matrices of 8 bits .* install a newer one"):
+        export_onnx(make_model(num_layers=1).parts(), tmp_path / "onnx", bits=bits)
+    assert not (tmp_path / "onnx").exists()

@@ -12,6 +12,7 @@ from conftest import MakeModel, Run
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatConfig, FlatMoE
 from moembed.machine import ROOT
+from moembed.model.words.compressors import COMPRESSORS
 from moembed.moe.router import RouterConfig
 from moembed.runs import bench
 from moembed.runs.bench import AloneError, Options, Row, Timing
@@ -20,7 +21,7 @@ from moembed.types import Pair, UserError
 
 CPU = Options(repeats=1, quick=True, device="cpu", threads=1)
 bench.suites()  # puts the folder of the suites on the path
-from benchmarks import gpu, layers, models, peers, runtimes, shared, start, train  # noqa: E402
+from benchmarks import filter, gpu, layers, models, peers, runtimes, shared, start, train, words  # noqa: E402
 
 
 @pytest.fixture
@@ -194,3 +195,58 @@ def test_against_is_refused_where_nothing_reads_it(run: Run) -> None:
     code, _, error = run("bench", "moe", "--against", str(ROOT))
     assert code == 2
     assert error == "error: --against is read by the suite demo alone: name it among the suites\n"
+
+
+# ---- filter ------------------------------------------------------------------------------------------------
+
+
+def test_contenders_of_filtered_search_are_asked_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("qdrant_edge")
+    monkeypatch.setattr(filter, "ASKED", 6)
+    monkeypatch.setattr(filter, "TIMED", 2)
+    generator = np.random.default_rng(0)
+    drawn = generator.standard_normal((306, 8)).astype(np.float32)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    filter.keep(tmp_path, drawn)
+    stored = filter.Stored.of(tmp_path, 300)
+    assert stored.built.keys() == {"rows", "graph"}
+    index = filter.Index.open(stored.index)
+    near_N = stored.columns["near"].to_numpy()
+    assert (np.diff((drawn[:300] @ drawn[0])[np.argsort(near_N)]) <= 0).all()
+    for column, bound in (("spread", 40), ("near", 300)):
+        row_K = np.flatnonzero(stored.columns[column].to_numpy() < bound)
+        assert len(row_K) == bound
+        wanted = row_K[np.argsort(-(drawn[row_K] @ drawn[300]))[:10]]
+        found = [
+            filter.scan(stored, column, bound, drawn[300]),
+            index.search(drawn[300:301], 10, where=f"{column} < {bound}").index[0],
+            filter.engine_alone(index, column, bound, drawn[300]),
+        ]
+        assert [sorted(some.tolist()) for some in found] == [sorted(wanted.tolist())] * 3
+    rows = list(filter.asked(stored, index, "spread", 0.1, 1))
+    assert [row.contender for row in rows] == [
+        filter.SCAN,
+        filter.EXACT,
+        filter.ENGINE,
+        filter.OURS,
+        filter.OURS,
+    ]
+    assert (rows[-1].value, rows[-1].met) == (1.0, True)
+    assert rows[-2].target == ">= 5"
+
+
+# ---- words -------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_a_table_is_looked_up_within_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "SHAPES", {"tiny": (4000, 12)})
+    monkeypatch.setattr(words, "TOKENS", 20)
+    monkeypatch.setattr(words, "RATIO", 0.45)
+    found = list(words.rows(CPU))
+    assert {row.contender for row in found} == {words.FLOATS, *COMPRESSORS} - {"dpq"}
+    for row in found:
+        megabytes = float(row.note.removesuffix(" MB"))
+        most = {words.FLOATS: 1, "int8": 16 / 48, "int4": 36 / 48}.get(row.contender, 0.45)
+        assert megabytes <= round(most * 4000 * 12 * 4 / 1e6, 1)

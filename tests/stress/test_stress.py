@@ -37,7 +37,7 @@ def test_all_parts_into_one_result(
     subjects = [Subject("small", model), Subject("bm25", None)]
     settings = Settings(limit_tasks=[task], dims=(2, 3), noise_task=task)
     result = stress(subjects, list(PARTS), settings, lambda what, total: nullcontext(lambda count: None))
-    assert list(result) == ["limit", "capacity", "long", "invariance", "noise"]
+    assert list(result) == ["limit", "capacity", "long", "invariance", "noise", "tables"]
     for part, found in result.items():
         without = part in ("capacity", "invariance")
         assert list(found.systems) == (["small"] if without else ["small", "bm25"])

@@ -17,7 +17,7 @@ from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
 from moembed.folder.read import read_folder
 from moembed.moe.router import RouterConfig
-from moembed.training.contrastive.batch import SourceFormat, prepare
+from moembed.training.contrastive.batch import SourceFormat, prepare, with_items
 from moembed.training.contrastive.settings import ContrastiveConfig
 from moembed.training.contrastive.task import ContrastiveTask, Mixture
 from moembed.training.monitors.budget import Deadline
@@ -61,7 +61,9 @@ STEPS: dict[str, dict[str, Any]] = {
         },
         "chunk_tokens": 25,
     },
+    "signs": {"loss": LOSS | {"binary": {"bits": 12, "balance": 0.5}}, "chunk_tokens": 25},
     "triplet": {"loss": {"balance": 0.7, "z": 0.1, "kind": "triplet"}, "chunk_tokens": 25},
+    "item pairs": {"loss": LOSS, "chunk_tokens": 25, "item_pairs": {"teacher": "chance", "dim": 6}},
     "low rank": {"loss": LOSS, "lora": {"rank": 2}, "chunk_tokens": 25},
 }  # fmt: skip
 RUN = {
@@ -79,10 +81,14 @@ Result = tuple[Terms, dict[str, torch.Tensor], dict[str, Any]]
 def one_step(folder: Path, changes: dict[str, Any], world: World) -> Result:
     """Loss terms and statistics, every gradient, and the routing by role."""
     model = Embedder.from_pretrained(folder / "model", device="cpu").train()
+    if "item_pairs" in changes:
+        changes = changes | {"item_pairs": changes["item_pairs"] | {"teacher": str(folder / "chance")}}
     config = ContrastiveConfig.model_validate({"steps": 1, "batch_size": 5, "precision": "float32"} | changes)
     form = SourceFormat("query", "document", config.loss.kind)
     batch = prepare(PAIRS, form, model.tokenizer, config, world)
     task = ContrastiveTask(config, model, Mixture([Source.from_pairs("some", PAIRS)]), world)
+    if task.items:
+        batch = with_items(batch, task.items, None)
     terms = task.backward(0, batch)
     gradients = {name: p.grad for name, p in task.module.named_parameters() if p.grad is not None}
     return terms, gradients, task.probe.summary()
@@ -198,6 +204,7 @@ def test_a_step_of_two_processes_is_that_of_one(name: str, folder: Path, results
     for found, *_ in results:
         its_terms, its_gradients, its_roles = found[name]
         assert its_terms.log["info_nce"] == pytest.approx(terms.log["info_nce"], rel=1e-5)
+        assert its_terms.log.get("item_pairs") == pytest.approx(terms.log.get("item_pairs"), rel=1e-4)
         assert its_terms.log["router_loss"] == pytest.approx(terms.log["router_loss"], rel=1e-5)
         for one, other in zip(terms.router, its_terms.router, strict=True):
             assert (one.layer, one.tokens) == (other.layer, other.tokens)

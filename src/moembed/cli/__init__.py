@@ -15,8 +15,11 @@ import typer
 
 from moembed import __version__
 from moembed.cli import (
+    align,
     bench,
+    codecs,
     compare,
+    compress_vocabulary,
     data,
     distill,
     drift,
@@ -62,6 +65,9 @@ for command in (
     merge.merge,
     prune.prune,
     quantize.quantize,
+    align.align,
+    align.fuse,
+    compress_vocabulary.compress_vocabulary,
     evaluate.evaluate,
     compare.compare,
     drift.drift,
@@ -79,6 +85,8 @@ for command in (
     app.command()(command)
 app.add_typer(data.app, name="data")
 search.index.command("push")(stores.push)
+search.index.command("compress")(codecs.compress)
+search.index.command("bridge")(codecs.bridge)
 app.add_typer(search.index, name="index")
 # these answer, or measure, single queries; the others have many texts
 ONE_QUERY = {"search", "rerank", "bench"}

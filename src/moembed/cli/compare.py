@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
 
 from moembed.cli.options import Json, when_interrupted
-from moembed.cli.results import Page, ResultFile, require_outputs, write_result
+from moembed.cli.results import Page, ResultFile, borda_cells, require_outputs, write_result
 from moembed.compare.estimates import Difference
 from moembed.compare.formatting import decimal, difference, estimate, kind_name, metric_name
 from moembed.compare.results import SCORE, Cells, Comparison
@@ -29,6 +30,9 @@ def compare(
     metric: Annotated[
         str | None, typer.Option(help="Compare by this metric; default: the main one of each kind of task.")
     ] = None,
+    choose: Annotated[
+        int | None, typer.Option(min=1, help="Choose so many tasks whose mean ranks the systems as all do.")
+    ] = None,
     by: Annotated[
         Literal["task", "language", "length"] | None, typer.Option(help="Show these alone; default: all.")
     ] = None,
@@ -40,13 +44,14 @@ def compare(
 
     Paired, item by item: 95 % intervals, p-values of randomisation tests after Holm's correction and effect
     sizes (Cohen's d), by task, language and length. With several seeds of a system, the intervals
-    count how much seeds vary.
+    count how much seeds vary. Systems that have all tasks are ranked over them by Borda count.
     NAME=RUN gives a run a name. See docs/is-the-difference-real.md.
 
     Example: `moembed compare scores/bm25.parquet dense=scores/dense.parquet 'moe=scores/moe-*.parquet'`
     """
     from moembed.compare import runs as files
     from moembed.compare.comparison import compare
+    from moembed.compare.ranks import choose_tasks, score_table
     from moembed.compare.verdict import cautions, sentences
 
     require_outputs(out, html)
@@ -55,6 +60,9 @@ def compare(
         if len(systems) < 2:
             raise UserError("give two runs or more: one has nothing to be compared to")
         result = compare(files.only(systems, metric) if metric else systems, reference)
+        if choose:
+            _, tasks, score_ST = score_table(result)
+            result = replace(result, chosen=choose_tasks(score_ST, tasks, choose))
     for sentence in cautions(result):
         say(f"note: {sentence}")
     if json_:
@@ -63,6 +71,12 @@ def compare(
         _print(result, by)
         for sentence in sentences(result):
             print(sentence)
+        if few := result.chosen:
+            print(
+                f"Of {few.of} tasks, {', '.join(few.tasks)} rank {few.systems} systems most as all do: "
+                f"Spearman {few.spearman:.3f}; the mean over all tasks of a system that had no say in the "
+                f"choice is {decimal(few.error)} off."
+            )
     write_result(result, out, html)
 
 
@@ -74,6 +88,8 @@ def _print(result: Comparison, by: str | None) -> None:
         [title, metric_name(metric), *(_score(cells, metric, name) for name in result.systems)]
         for title, metric, cells in rows
     ]
+    if result.borda and by in (None, "task"):
+        scores.append(["rank", "Borda count", *borda_cells(result)])
     print_table("scores, 95 % intervals", ["", "metric", *result.systems], scores)
     differences = [
         [title, metric_name(metric), name, *_difference(by_metric[metric])]

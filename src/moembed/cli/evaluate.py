@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moembed.cli.options import AllowPickle, Dtype, Json
-from moembed.cli.results import Page, ResultFile, require_outputs, write_result
+from moembed.cli.results import Page, ResultFile, borda_cells, require_outputs, write_result
 from moembed.compare.formatting import estimate, kind_name, metric_name
 from moembed.compare.results import SCORE, Cells
 from moembed.compare.verdict import cautions, sentences
@@ -47,7 +47,8 @@ def evaluate(
     ] = None,
     dims: Annotated[str, typer.Option(help="Also with so many coordinates, for instance 64,128,256.")] = "",
     codecs: Annotated[
-        str, typer.Option(help="Also stored as float16, int8, binary or binary-symmetric; comma-separated.")
+        str,
+        typer.Option(help="Also stored as float16, int8, binary, bebr:2 (bits per dimension), pq:2, …."),
     ] = "",
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="bm25, static word vectors, the model's base.")
@@ -166,6 +167,8 @@ def _print(result: EvaluationResult) -> None:
                 if mean.tasks > 1
             ]
         rows.append(["mean of all", "", SCORE, *_cells(result.overall, SCORE, result.systems)])
+        if result.borda:
+            rows.append(["rank", "", "Borda count", *borda_cells(result)])
         head = ["", "kind", "metric", *result.systems]
         print_table(f"{len(result.tasks)} tasks, 95 % intervals", head, rows)
     for name, curve in result.curves.items():

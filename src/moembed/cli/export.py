@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from moembed.cli.options import MODEL, AllowPickle, Json, Overwrite
-from moembed.console import print_json
+from moembed.console import print_json, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -41,28 +41,36 @@ def export(
     Example: `moembed export runs/demo demo.onnx --format onnx`
     """
     from moembed.files import require_replaceable
-    from moembed.folder.bases import read_base
+    from moembed.folder.bases import locate_base
+    from moembed.folder.modules import encoder_folder
+    from moembed.folder.quantized import stored_bits
+    from moembed.folder.read import read_folder
 
     if int8 and format != "onnx":
         raise UserError(f"--int8 does nothing for --format {format}")
-    parts = read_base(model, allow_pickle=allow_pickle)
+    folder = locate_base(model, None, allow_pickle)
+    parts, bits = read_folder(folder, allow_pickle), stored_bits(encoder_folder(folder))
+    if bits and (format != "onnx" or int8):
+        what = "--int8 rounds again" if int8 else f"{format} gets as floats"
+        say(f"note: {model} is in few bits, which {what}")
     if format == "gguf":
         if out.exists() and not overwrite:
             raise UserError(f"{out} already exists: choose another name, or replace it with --overwrite")
     else:
         require_replaceable(out, overwrite)
-    facts = _write(parts, out, format, int8, type_, fold_expert_bias)
+    if format == "onnx":
+        from moembed.export.onnx.export import export_onnx
+
+        facts = export_onnx(parts, out, int8, None if int8 else bits)
+    else:
+        facts = _write(parts, out, format, type_, fold_expert_bias)
     if json_:
         print_json(facts)
     else:
         print("  ".join(f"{key} {_shown(value)}" for key, value in facts.items()))
 
 
-def _write(parts: Parts, out: Path, format: str, int8: bool, type_: Any, fold: bool) -> dict[str, Any]:
-    if format == "onnx":
-        from moembed.export.onnx.export import export_onnx
-
-        return export_onnx(parts, out, int8)
+def _write(parts: Parts, out: Path, format: str, type_: Any, fold: bool) -> dict[str, Any]:
     if format == "gguf":
         from moembed.export.gguf.export import export_gguf
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
+    from moembed.search.composed import ComposedEncoder
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
@@ -76,8 +77,9 @@ def connect(url: str, dtype: str | None) -> Client:
 
 def load_encoder(
     name: str, dtype: str | None, allow_pickle: bool = False
-) -> Embedder | StaticEmbedder | Client:
-    """``load_model`` for what needs vectors alone, which static word vectors and servers give too.
+) -> Embedder | StaticEmbedder | Client | ComposedEncoder:
+    """``load_model`` for what needs vectors alone, which static word vectors, composed folders and servers
+    give too.
 
     Args:
         dtype: None: float32, or what a server has.
@@ -87,10 +89,15 @@ def load_encoder(
     if is_url(name):
         return connect(name, dtype)
     from moembed.folder.bases import locate_base
-    from moembed.folder.modules import is_static
+    from moembed.folder.modules import is_composed, is_static
 
-    if is_static(locate_base(name, allow_pickle=allow_pickle)):
+    folder = locate_base(name, allow_pickle=allow_pickle)
+    if is_static(folder):
         from moembed.inference.static import StaticEmbedder
 
         return StaticEmbedder.from_pretrained(name)
+    if is_composed(folder):
+        from moembed.search.composed import read_composed
+
+        return read_composed(folder, lambda part: load_encoder(part, dtype, allow_pickle))
     return load_model(name, dtype or "float32", allow_pickle)

@@ -35,6 +35,12 @@ def require_outputs(out: Path | None, page: Path | None) -> None:
             require_writable(path)
 
 
+def borda_cells(result: Comparison) -> list[str]:
+    """The rank of every system and its points; empty for one that lacks a task."""
+    found = [result.borda.get(system) for system in result.systems]
+    return ["" if one is None else f"{one.rank} ({one.points:g} points)" for one in found]
+
+
 def write_result(result: Comparison, out: Path | None, page: Path | None) -> None:
     """Write the result to the files that were asked for; one that fails does not keep the others back.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from moembed.cli.codecs import CODEC, BitsPerDim, codec_name
 from moembed.cli.options import ENCODER, AllowPickle, Dtype, Json, load_encoder, when_interrupted
 from moembed.cli.rerank import RERANKER, rerank_hits
 from moembed.console import print_json, progress_bar, say
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
+    from moembed.search.composed import ComposedEncoder
     from moembed.search.embed import EmbedConfig
 
 Dim = Annotated[int | None, typer.Option(min=1, help="Keep the first dim coordinates.")]
@@ -82,7 +84,16 @@ def build(
     delete_missing: Annotated[
         bool, typer.Option("--delete-missing", help="Delete rows that the file does not hold.")
     ] = False,
+    engine: Annotated[
+        Literal["exact", "qdrant-edge"] | None,
+        typer.Option(
+            help="What searches it: every row compared, or a graph of neighbours built now. "
+            "Default: as before; of a new index exact."
+        ),
+    ] = None,
     dim: Dim = None,
+    codec: Annotated[str | None, typer.Option(help=f"Then store the vectors as {CODEC}")] = None,
+    bits_per_dim: BitsPerDim = None,
     dtype: Dtype = "auto",
     allow_pickle: AllowPickle = False,
     json_: Json = False,
@@ -94,10 +105,18 @@ def build(
     Example: `moembed index build corpus.jsonl --model runs/demo --out corpus.index`
     """
     from moembed.search.embed import EmbedConfig
+    from moembed.search.index_compress import compress_index
     from moembed.search.index_file import index_file
     from moembed.search.index_manifest import index_folder, read_manifest
     from moembed.search.index_model import model_name
 
+    if bits_per_dim is not None and codec is None:
+        raise UserError("--bits-per-dim is of a codec: name it with --codec, as in --codec bebr")
+    coded = None if codec is None else codec_name(codec, bits_per_dim)
+    if coded and engine not in (None, "exact"):
+        raise UserError(
+            f"--codec makes codes, which are searched exactly, and --engine is {engine}: take one"
+        )
     out = index_folder(out)
     made = None
     if model is None:
@@ -109,6 +128,8 @@ def build(
     config = _prompted(EmbedConfig(column=column, dim=dim), embedder, model)
     if made is not None:  # the path stays as it was written: one from the index to its model survives a move
         config = replace(config, model_path=made.get("model_path"))
+    if engine == "qdrant-edge":
+        say("when the rows are written the graph of qdrant-edge is built; the bar does not show that step")
     done = 0
 
     def kept() -> str:
@@ -122,12 +143,14 @@ def build(
             done = rows
 
         found = index_file(
-            embedder, source, out, config, id_column=id_, delete_missing=delete_missing, progress=show
-        )
+            embedder, source, out, config, id_column=id_, delete_missing=delete_missing, engine=engine,
+            progress=show,
+        )  # fmt: skip
+    note = "" if coded is None else f"; {compress_index(out, coded)}"
     if json_:
-        print_json({**asdict(found), "path": str(found.path), "message": str(found)})
+        print_json({**asdict(found), "path": str(found.path), "message": f"{found}{note}"})
         return
-    print(found)
+    print(f"{found}{note}")
     print(f'search it:  moembed search {out} "your question"')
 
 
@@ -197,11 +220,14 @@ def search(
     ] = None,
     rerank: Annotated[str | None, typer.Option(help=f"Order what was found by this. {RERANKER}")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare all rows, where the index has an approximate engine too.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Also say how the filter was met.")] = False,
     allow_pickle: AllowPickle = False,
     json_: Json = False,
 ) -> None:
-    """Exact cosine search with the model that made the index, among the rows that meet a condition.
+    """Cosine search with the model that made the index, among the rows that meet a condition.
 
     With --json a hit is its cosine (with --hybrid its joint score, with --rerank that of the reranker),
     `score`, and the columns of its row.
@@ -212,6 +238,7 @@ def search(
     """
     from moembed.encoding import View
     from moembed.search.index import Index
+    from moembed.search.index_bridge import bridge_of
     from moembed.search.index_manifest import index_folder
     from moembed.search.index_model import model_name, relation_used
 
@@ -219,10 +246,14 @@ def search(
     opened.require_condition(where)  # a mistake in it is told before a model is loaded
     embedder = load_encoder(model or model_name(opened.path, opened.manifest), None, allow_pickle)
     view = View(dim=opened.dim)
-    if model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
+    if model and bridge_of(opened.path, opened.manifest, embedder):
+        say("note: the documents are codes of another model, which this one searches over a bridge")
+    elif model and (note := relation_used(embedder, opened.manifest.get("role"), view, opened.space_id)):
         say(f"note: {note}")
     number = max(k, candidates) if rerank else k
-    found = opened.search([query], number, where=where, hybrid=hybrid, weight=weight, model=embedder)
+    found = opened.search(
+        [query], number, where=where, hybrid=hybrid, weight=weight, model=embedder, exact=exact
+    )
     hits = found[0]
     if rerank:
         hits = rerank_hits(rerank, query, hits, opened.manifest.get("column"), allow_pickle)[:k]
@@ -282,7 +313,9 @@ def _embed(
     return {**asdict(summary), "path": str(summary.path), "message": str(summary)}
 
 
-def _prompted(config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client, model: str) -> EmbedConfig:
+def _prompted(
+    config: EmbedConfig, embedder: Embedder | StaticEmbedder | Client | ComposedEncoder, model: str
+) -> EmbedConfig:
     """With the prompt of its role, and where the model lies."""
     return replace(
         config,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moembed.stress.noise import NoiseScores
     from moembed.stress.subject import Subject
     from moembed.stress.suite import PartResult
+    from moembed.stress.tables import TableScores
 
 PUBLISHED = Path("eval") / "limit-small"
 
@@ -34,7 +35,8 @@ def stress(
         typer.Argument(help="Folders, hub ids (owner/name@revision), minilm, http://host:port, bm25."),
     ],
     only: Annotated[
-        str | None, typer.Option(help="Some of limit, capacity, long, invariance, noise; default: all.")
+        str | None,
+        typer.Option(help="Some of limit, capacity, long, invariance, noise, tables; default: all."),
     ] = None,
     people: Annotated[int, typer.Option(min=3, help="limit: documents of the fresh instance.")] = 46,
     queries: Annotated[int, typer.Option(min=1, help="limit: most queries of the fresh instance.")] = 1000,
@@ -55,7 +57,8 @@ def stress(
     out: Annotated[Path | None, typer.Option(help="Also write the JSON result to this file.")] = None,
     json_: Json = False,
 ) -> None:
-    """Stress tests that need no data: LIMIT, capacity, long documents, invariances, typos and cut documents.
+    """Stress tests that need no data: LIMIT, capacity, long documents, invariances, typos and cut documents,
+    tables written as text.
 
     Where MOEMBED_DATA names a folder with `eval/limit-small`, that published LIMIT is asked too.
 
@@ -228,6 +231,21 @@ def _show_noise(found: PartResult) -> None:
         _say_cut(name, of.truncated, of.limit, facts["task"])
 
 
+def _show_tables(found: PartResult) -> None:
+    rows: dict[str, list[str]] = {}
+    systems: dict[str, TableScores] = found.systems
+    for of in systems.values():
+        for what, score in of.properties.items():
+            rows.setdefault(what, []).append(estimate(score))
+        for what, score in of.mcv.items():
+            rows.setdefault(f"{what}, MCV", []).append(estimate(score))
+    title = f"tables: {found.facts['tables']} of them as text, {found.facts['orders']} orders of each"
+    print_table(title, ["", *systems], [[what, *cells] for what, cells in rows.items()])
+    for name, of in systems.items():
+        say(f"note: {name} was asked about tables of {of.rows} rows, which it reads whole")
+        _say_cut(name, of.truncated, of.limit, "tables")
+
+
 def _say_cut(name: str, count: int, limit: int | None, what: str) -> None:
     if count:
         say(f"note: {name} cut {count:,} texts of {what} at {limit:,} tokens")
@@ -239,4 +257,5 @@ SHOW = {
     "long": _show_long,
     "invariance": _show_invariance,
     "noise": _show_noise,
+    "tables": _show_tables,
 }

@@ -66,7 +66,7 @@ def synth(
     split: Annotated[str | None, typer.Option(help="Split of a layout that has several.")] = None,
     skip_bad_rows: SkipBadRows = False,
     answers: Annotated[
-        Path | None, typer.Option(help="File that keeps all answers; default: OUT.answers.jsonl.")
+        Path | None, typer.Option(help="File that keeps all answers; default: OUT.answers.")
     ] = None,
     dtype: Dtype = "auto",
     overwrite: Annotated[
@@ -100,7 +100,7 @@ def synth(
     if check:
         trip = RoundTrip(open_teacher(check, lambda name: load_encoder(name, dtype)), check, top_k)
     writes = _generator(generator, model, key_variable, (concurrency, retries, timeout), options)
-    place = answers or out.with_name(f"{out.name}.answers.jsonl")
+    place = answers or out.with_name(f"{out.name}.answers")
     kept = f"every answer is kept in {place}; run the same command again to go on"
     try:
         with when_interrupted(lambda: kept):

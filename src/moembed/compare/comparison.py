@@ -21,6 +21,7 @@ from moembed.compare.align import (
     shared_metrics,
 )
 from moembed.compare.estimates import Difference
+from moembed.compare.ranks import borda_ranks
 from moembed.compare.results import (
     SCORE,
     Cells,
@@ -95,7 +96,7 @@ def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -
         p_holm_C = holm([cells[metric].p_value for cells, metric in family])
         for (cells, metric), p_holm in zip(family, p_holm_C, strict=True):
             cells[metric] = replace(cells[metric], p_holm=float(p_holm))
-    return result
+    return replace(result, borda=borda_ranks(result))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ Everybody reads these: the page, the model card, the command line, the demo. `to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from moembed.compare.estimates import Difference, Estimate
@@ -61,6 +61,33 @@ class GroupCells(MeanCells):
 
 
 @dataclass(frozen=True, slots=True)
+class BordaRank:
+    """``points``: over all tasks, the number of systems below, ties half; ``rank``: 1 for the most."""
+
+    points: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTasks:
+    """A few tasks that stand for all.
+
+    Attributes:
+        tasks: in the order in which they were chosen.
+        spearman: rank correlation of the systems' means over them with the means over all tasks.
+        error: of a system that had no say in the choice, the mean distance of what they predict from its mean
+            over all tasks, each system being left out once.
+        systems: how many there are, and ``of`` how many tasks were chosen from.
+    """
+
+    tasks: list[str]
+    spearman: float
+    error: float
+    systems: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """The scores of several systems and their differences to one of them, the reference.
 
@@ -69,6 +96,8 @@ class Comparison:
         seeds: how many runs each system has.
         tasks, kinds, languages, lengths: by name; see the classes of the values.
         overall: over all tasks.
+        borda: the systems that have all tasks, best first; nothing where there are not two of both.
+        chosen: a few tasks that stand for all, where they were asked for.
     """
 
     systems: list[str]
@@ -79,6 +108,8 @@ class Comparison:
     kinds: dict[str, KindCells]
     languages: dict[str, GroupCells]
     lengths: dict[str, GroupCells]
+    borda: dict[str, BordaRank] = field(default_factory=dict)
+    chosen: ChosenTasks | None = None
 
     @property
     def others(self) -> list[str]:

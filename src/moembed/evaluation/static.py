@@ -32,7 +32,7 @@ class StaticEncoder:
 
     def __init__(self, model: Embedder) -> None:
         self.tokenizer = model.tokenizer
-        table_VD = model.parts().state["word.weight"].float().cpu()
+        table_VD = model.encoder.word.weight.detach().float().cpu()
         rank_V = torch.arange(len(table_VD), dtype=torch.float32)
         rank_V[self.tokenizer.rows([""])[0][0]] = 0  # the special tokens around a text weigh nothing
         self.table_VD = rank_V.log1p()[:, None] * (table_VD - table_VD.mean(dim=0))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moembed.encoding import FULL, Progress, TextEncoder, Vectors, View, as_texts
-from moembed.search.codecs import Searched, as_searched
+from moembed.encoding import FULL, Progress, TextEncoder, Vectors, View, as_texts, truncate
+from moembed.search.codecs import Codec, fit_codec
 from moembed.search.vectors import VectorCache
 from moembed.types import UserError
 
@@ -206,17 +207,23 @@ class CodedEncoder(WrappedEncoder):
         if view != FULL:
             raise UserError("stored vectors have one size: leave the view out")
         found = super().vectors(texts, role=role, prompt=prompt, progress=progress)
+        array = truncate(found.array, self.size)
         if role == "query" and self.documents is not None:
-            array = as_searched(found.array, self.documents, self.codec, self.size).query_QM
+            array = self.fitted.query(array)
         else:
-            array = self._stored(found.array).document_NM
+            array = self.fitted.decode(self.fitted.encode(array))
         return Vectors(array, found.truncated, self.space(role=role, prompt=prompt))
 
     @property
     def bytes_per_vector(self) -> int:
         """Of a stored vector."""
-        assert isinstance(self.encoder, CachedVectors)
-        return self._stored(next(iter(self.encoder.known.values())).array).bytes_per_vector
+        return self.fitted.bytes_per_vector
 
-    def _stored(self, vector_NM: np.ndarray) -> Searched:
-        return as_searched(vector_NM[:0], vector_NM, self.codec, self.size)
+    @cached_property
+    def fitted(self) -> Codec:
+        """Calibrated once, on what is stored and nothing else."""
+        stored = self.documents
+        if stored is None:
+            assert isinstance(self.encoder, CachedVectors)
+            stored = np.concatenate([found.array for found in self.encoder.known.values()])
+        return fit_codec(self.codec, truncate(stored, self.size))

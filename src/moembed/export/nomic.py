@@ -13,6 +13,7 @@ from moembed.model.expert_head import ExpertHead
 from moembed.model.spec import EncoderSpec
 from moembed.moe.layer import MoESpec
 from moembed.types import UserError
+from moembed.weights.compress_vocabulary import with_whole_vocabulary
 from moembed.weights.lora_experts import full_experts
 from moembed.weights.selection_bias import remove_selection_bias
 
@@ -29,6 +30,7 @@ def to_nomic(parts: Parts) -> Parts:
         raise UserError("the Nomic layout cannot hold this model: it has experts behind pooling")
     if parts.pooling.per_token:
         raise UserError("the Nomic layout cannot hold this model: it makes a vector of every token")
+    parts = with_whole_vocabulary(parts, "the Nomic layout")
     spec, state = full_experts(parts.spec.without_noise(), parts.state)
     spec, state = remove_selection_bias(spec, state, "the Nomic layout")
     state = state | _zero_biases(spec, state)

@@ -29,6 +29,7 @@ ATTENTION_POOLING = "moembed.interop.attention_pooling.AttentionPooling"  # pool
 # of modules that are not those of sentence-transformers
 _TYPES = {"ExpertHead": EXPERT_HEAD, "AttentionPooling": ATTENTION_POOLING}
 STATIC, MODEL2VEC = "StaticEmbedding", "model2vec"  # a first module, and the model_type of folders without
+COMPOSED = "composed"  # the model_type of folders that name other models: see `moembed.search.composed`
 _DENSE_KEYS = {"in_features", "out_features", "bias", "activation_function", "use_residual"}
 _DENSE_KEYS |= {"module_input_name", "module_output_name"}
 _ACTIVATIONS = {
@@ -75,8 +76,17 @@ def is_static(folder: Path) -> bool:
     """Whether a folder holds static word vectors: of sentence-transformers, or of model2vec."""
     if modules := read_modules(folder):
         return modules[0].kind == STATIC
+    return _model_type(folder) == MODEL2VEC
+
+
+def is_composed(folder: Path) -> bool:
+    """Whether a folder holds no model, but what is done to the vectors of others."""
+    return not (folder / "modules.json").exists() and _model_type(folder) == COMPOSED
+
+
+def _model_type(folder: Path) -> object:
     file = folder / "config.json"
-    return file.is_file() and read_json(file).get("model_type") == MODEL2VEC
+    return read_json(file).get("model_type") if file.is_file() else None
 
 
 def encoder_folder(folder: Path) -> Path:
@@ -89,6 +99,11 @@ def encoder_folder(folder: Path) -> Path:
         raise UserError(
             f"{folder} is a table of static word vectors and has no layers: moembed.StaticEmbedder, moembed "
             "embed, search, evaluate and inspect read it, and nothing can be trained, upcycled or exported"
+        )
+    if is_composed(folder):
+        raise UserError(
+            f"{folder} is made of the vectors of other models and has no layers: moembed embed, index, "
+            "search and evaluate read it, and nothing can be trained, upcycled, inspected or exported"
         )
     modules = read_modules(folder)
     inside = folder / modules[0].path if modules else folder

@@ -43,6 +43,24 @@ def write_quantized(folder: Path, state: Mapping[str, Stored]) -> None:
     save_file(tensors, folder / FILE, metadata={"format": "pt", "moembed": json.dumps(header)})
 
 
+def stored_bits(path: Path) -> dict[str, int]:
+    """The bits of every matrix of a folder that is in groups, by name, as ``NAME.e`` of expert e; none where
+    the folder holds floats.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    file = path / FILE
+    if not file.is_file():
+        return {}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = json.loads((opened.metadata() or {}).get("moembed", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}; quantize the model again") from error
+    return {name: bits for name, (bits, _) in header.get("matrices", {}).items()}
+
+
 def read_quantized(path: Path, spec: EncoderSpec) -> dict[str, Tensor]:
     """The encoder's tensors in float32, by our names.
 

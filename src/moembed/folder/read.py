@@ -17,6 +17,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from moembed.families.registry import family_of
 from moembed.files import read_json
 from moembed.folder.adapter import base_of, merged_tensors
@@ -41,8 +43,10 @@ from moembed.folder.settings import (
 )
 from moembed.folder.tensors import by_our_names, read_state
 from moembed.folder.tokenizer import read_tokenizer, tokenizer_files
+from moembed.model.embeddings import word_table
 from moembed.model.pooling import PoolingConfig
 from moembed.model.spec import EncoderSpec
+from moembed.model.words.table import WordTable
 from moembed.tokenizer import Tokenizer
 from moembed.types import UserError
 
@@ -85,6 +89,7 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         tensors = merged_tensors(inside, whole, family_of(values))
         state = by_our_names(tensors, inside, spec, family_of(values))
         inside = inside if tokenizer_files(inside) else whole
+    _check_codes(inside, spec, state)
     backend, side = read_tokenizer(inside, spec.vocab_size, transformer.options, transformer.lowercase)
     tokenizer = Tokenizer(backend, settings.max_length, settings.prompts, settings.default_prompt, side)
     files = tokenizer_files(inside)
@@ -109,6 +114,20 @@ def read_folder(path: Path, allow_pickle: bool = False) -> Parts:
         read_pooling_state(_modules_folder(path), pooling, spec.width, allow_pickle),
         read_relation(path),
     )
+
+
+def _check_codes(path: Path, spec: EncoderSpec, state: dict[str, Tensor]) -> None:
+    """
+    Raises:
+        UserError: codes of a compressed table of words that no row can be made of.
+    """
+    if spec.embeddings.compression is None:
+        return
+    table = word_table(spec.embeddings, spec.width)
+    own = ((name.removeprefix("word."), tensor) for name, tensor in state.items())
+    table.load_state_dict({name: tensor for name, tensor in own if name in table.state_dict()}, assign=True)
+    if isinstance(table, WordTable) and (damage := table.damage()):
+        raise UserError(f"{path}: the table of words is damaged: {damage}; compress the model again")
 
 
 def _note_missing_ends(path: Path, inside: Path, pooling: PoolingConfig) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from moembed.families.mapping import by_their_names
 from moembed.families.registry import Family
 from moembed.files import read_json
-from moembed.model.encoder import tensor_shapes
+from moembed.model.encoder import code_dtypes, tensor_shapes
 from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
 
@@ -91,14 +91,16 @@ def by_our_names(
     table = {ours: stored for ours, stored in family.names(spec).items() if ours in shapes}
     if missing := sorted(set(shapes) - set(table)):
         raise UserError(f"{path}: this layout has no place for {missing[0]!r}")
-    anchor = table["word.weight"].names[0]
+    words = next(name for name in table if name.startswith("word."))
+    anchor = table[words].names[0]
+    codes = code_dtypes(spec)
     prefix = next((p for p in family.prefixes if p + anchor in theirs), family.prefixes[0])
     state: dict[str, Tensor] = {}
     parted: dict[str, Tensor] = {}  # those that several of ours are parts of
     for ours, stored in table.items():
         wanted = zip(stored.names, stored.shapes(shapes[ours]), strict=True)
         pieces = [
-            parted[name] if name in parted else take(theirs, prefix + name, expected, path)
+            parted[name] if name in parted else take(theirs, prefix + name, expected, path, codes.get(ours))
             for name, expected in wanted
         ]
         parted |= dict(zip(stored.names, pieces, strict=True)) if stored.part[1] > 1 else {}
@@ -217,20 +219,30 @@ def _opened(file: Path) -> Iterator[Any]:
         raise UserError(f"{file} is missing, truncated or damaged ({error})") from None
 
 
-def take(theirs: dict[str, Tensor], name: str, expected: tuple[int, ...], path: Path) -> Tensor:
-    """The tensor ``name``, checked and removed from ``theirs``."""
+def take(
+    theirs: dict[str, Tensor],
+    name: str,
+    expected: tuple[int, ...],
+    path: Path,
+    code: torch.dtype | None = None,
+) -> Tensor:
+    """The tensor ``name``, checked and removed from ``theirs``; ``code`` is its type where it holds codes."""
     if name not in theirs:
         raise UserError(f"{path}: tensor {name!r} is missing")
     tensor = theirs.pop(name)
     if tuple(tensor.shape) != expected:
         raise UserError(f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {expected}")
-    if tensor.dtype not in _FLOATS:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"{path}: tensor {name!r} has dtype {dtype}, expected float32, bfloat16 or float16")
+    if tensor.dtype not in (_FLOATS if code is None else (code,)):
+        wanted = "float32, bfloat16 or float16" if code is None else _plain(code)
+        raise UserError(f"{path}: tensor {name!r} has dtype {_plain(tensor.dtype)}, expected {wanted}")
     # one pass without a copy: a sum is finite only of finite values, though not of all of them
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         raise UserError(f"{path}: tensor {name!r} holds NaN or infinite values")
     return tensor
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _modern(name: str) -> str:

@@ -36,7 +36,8 @@ class Digest:
             whole = plain(encoder)
             for name, tensor in chain(whole.named_parameters(), whole.named_buffers()):
                 if belongs(name, layers):
-                    value = tensor.detach().to("cpu", torch.bfloat16).contiguous()
+                    stored = torch.bfloat16 if tensor.is_floating_point() else tensor.dtype
+                    value = tensor.detach().to("cpu", stored).contiguous()
                     digest.update(name.encode())
                     digest.update(value.view(torch.uint8).numpy().data)
             known[1][layers] = digest.hexdigest()

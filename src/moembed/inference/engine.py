@@ -99,22 +99,21 @@ def freeze(encoder: Encoder, int8: bool = False, pack: bool = True) -> Encoder:
         make = Int8Matrix if int8 else FloatMatrix
     twin = _twin(encoder, make)
     assert isinstance(twin, Encoder)
-    if make is Int8Matrix:
+    if make is Int8Matrix and isinstance(encoder.word, nn.Embedding):  # a compressed table serves as it is
         twin._modules["word"] = Packed(Int8Table(encoder.word.weight))
     return twin
 
 
 def _can_pack(encoder: Encoder) -> bool:
     """Whether the weights are on a CPU, and this build of PyTorch has kernels for matrices of their type."""
-    weight = encoder.word.weight
-    if weight.device.type != "cpu" or not can_round():
+    if encoder.device.type != "cpu" or not can_round():
         return False
-    bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32 or bool(bfloat16)
+    bfloat16 = encoder.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return encoder.dtype == torch.float32 or bool(bfloat16)
 
 
 def _can_round(encoder: Encoder) -> bool:
-    return _can_pack(encoder) and encoder.word.weight.dtype == torch.float32
+    return _can_pack(encoder) and encoder.dtype == torch.float32
 
 
 def _twin(module: nn.Module, make: type[Matrix] | None) -> nn.Module:

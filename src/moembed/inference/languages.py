@@ -24,16 +24,14 @@ def detect_tags(texts: Sequence[str], tags: Tags) -> list[str | None]:
         UserError: py3langid is not installed; no tag is a language that it knows; the language of a text is
             no tag, and the model has no default.
     """
-    identifier = _identifier()
-    languages = set(identifier.labels)
+    languages = known_languages()
     if not languages & set(tags.names):
         raise UserError(
             f"tag detect finds languages, and the tags of this model are none ({', '.join(tags.names)}): "
             "pass one of them"
         )
     found: list[str | None] = []
-    for text in texts:
-        language = identifier.classify(text)[0] if any(map(str.isalpha, text)) else None
+    for text, language in zip(texts, detect(texts), strict=True):
         if language not in tags.names:
             if tags.default is None:
                 what = f"no language was found in {text[:60]!r}" if language is None else (
@@ -47,10 +45,27 @@ def detect_tags(texts: Sequence[str], tags: Tags) -> list[str | None]:
     return found
 
 
+def detect(texts: Sequence[str]) -> list[str | None]:
+    """The language of every text, as a code of ISO 639; None of a text without a single letter."""
+    identifier = _identifier()
+    return [identifier.classify(text)[0] if any(map(str.isalpha, text)) else None for text in texts]
+
+
+def known_languages() -> set[str]:
+    """The codes of the languages that can be found.
+
+    Raises:
+        UserError: py3langid is not installed.
+    """
+    return set(_identifier().labels)
+
+
 @lru_cache(maxsize=1)
 def _identifier() -> Any:
     try:
         from py3langid import langid
     except ImportError:
-        raise UserError("tag detect needs py3langid: pip install 'moembed[detect]'") from None
+        raise UserError(
+            "to find the language of texts (tag detect) needs py3langid: pip install 'moembed[detect]'"
+        ) from None
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)

@@ -8,6 +8,8 @@ from torch import nn
 
 from moembed.config import Strict
 from moembed.model.norm import NormSpec
+from moembed.model.words.compressors import Compression, compressed_table
+from moembed.model.words.table import WordTable
 
 
 class PositionTable(Strict):
@@ -29,6 +31,7 @@ class EmbeddingSpec(Strict):
     Attributes:
         scale: what the row of a word is multiplied by.
         token_types: rows of the table of token types; a text on its own is all of the first. 0: no table.
+        compression: in which form the table of words is stored and served; None: a row of floats per word.
     """
 
     vocabulary: int = Field(ge=1)
@@ -36,6 +39,18 @@ class EmbeddingSpec(Strict):
     positions: PositionTable | None = None
     token_types: int = Field(default=0, ge=0)
     norm: NormSpec | None = None
+    compression: Compression | None = None
+
+
+def word_table(spec: EmbeddingSpec, width: int) -> nn.Embedding | WordTable:
+    """The rows of the words, in the form that the spec says.
+
+    Raises:
+        UserError: a form that does not fit the vocabulary and the width.
+    """
+    if spec.compression is None:
+        return table(spec.vocabulary, width)
+    return compressed_table(spec.compression, spec.vocabulary, width)
 
 
 def table(rows: int, width: int) -> nn.Embedding:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moembed.machine import AUTO
 from moembed.model.block import Block
-from moembed.model.embeddings import table
+from moembed.model.embeddings import table, word_table
 from moembed.model.norm import PlusOneRMSNorm, make_norm
 from moembed.model.relative_bias import by_distance
 from moembed.model.rope import CosSin, RopeSpec, cos_sin
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = spec
         width, embeddings = spec.width, spec.embeddings
-        self.word = table(embeddings.vocabulary, width)
+        self.word = word_table(embeddings, width)
         self.position = table(embeddings.positions.rows, width) if embeddings.positions else None
         self.token_type = table(embeddings.token_types, width) if embeddings.token_types else None
         self.norm = make_norm(width, embeddings.norm) if embeddings.norm else None
@@ -127,8 +127,17 @@ class Encoder(nn.Module):
                 hidden[number + 1] = self._shown(last_TD[:real] if padding else last_TD)
         return hidden, router
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and states; routers have their own."""
+        return next(self.word.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.word.parameters()).device
+
     def _embed(self, token_T: Tensor, position_T: Tensor, type_T: Tensor | None = None) -> Tensor:
-        states_TD = self.word(token_T)
+        states_TD: Tensor = self.word(token_T)
         if (scale := self.spec.embeddings.scale) != 1:
             states_TD = states_TD * scale
         if self.token_type is not None:
@@ -167,6 +176,12 @@ def num_parameters(spec: EncoderSpec, active: bool = False) -> int:
     if not active:
         return total
     return total - sum(module.idle_parameters() for module in encoder.modules() if isinstance(module, MoE))
+
+
+def code_dtypes(spec: EncoderSpec) -> dict[str, torch.dtype]:
+    """The tensors of the encoder that hold whole numbers, and of which type: codes of a compressed table."""
+    state = skeleton(spec).state_dict()
+    return {name: tensor.dtype for name, tensor in state.items() if not tensor.is_floating_point()}
 
 
 def tensor_shapes(spec: EncoderSpec) -> dict[str, tuple[int, ...]]:

@@ -59,7 +59,7 @@ def weighted_mean(tokens: Tokens, _: Tensors) -> Tensor:
 def every_token(tokens: Tokens, _: Tensors) -> Tensor:
     """The state of every token, special tokens included: a vector for each of them, not one of the text.
 
-    Source: Khattab and Zaharia, *ColBERT*, arXiv 2004.12832, which puts a linear layer behind it, also drops
+    Source: Khattab and Zaharia, arXiv 2004.12832, which puts a linear layer behind it, also drops
     the punctuation of documents and fills queries with mask tokens; here tokens are those of the text alone.
     """
     return tokens.hidden_TD.float()

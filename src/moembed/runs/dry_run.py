@@ -254,6 +254,10 @@ def _terms(task: ContrastiveTask) -> list[str]:
         lines.append(
             f"masked: what {guide.model} holds nearer than the positive less {guide.margin:g} {share}"
         )
+    if task.items:
+        about = task.items.config
+        space = about.teacher or about.vectors
+        lines.append(f"{about.weight:g} x squared distance to the cosines of item pairs in {space}")
     for weight in config.weight:
         options = ", ".join(f"{name} {getattr(weight, name)}" for name in sorted(OPTIONS[weight.kind]))
         lines.append(f"weight: {weight.kind}, {options}")

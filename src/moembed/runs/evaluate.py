@@ -28,10 +28,10 @@ from moembed.evaluation.tasks import evaluate_bm25, metrics_of
 from moembed.evaluation.won_lost import WonLost, won_and_lost
 from moembed.files import require_writable
 from moembed.folder.bases import locate_base
-from moembed.folder.modules import is_static
+from moembed.folder.modules import is_composed, is_static
 from moembed.machine import made
 from moembed.runs.system import EvaluationOptions, Outcome, System, evaluate_system
-from moembed.search.codecs import CODECS
+from moembed.search.codecs import codec_kind
 from moembed.types import UserError
 
 BASELINES = ("bm25", "static", "base")
@@ -131,8 +131,7 @@ def load_tasks(tasks: Sequence[str | Path | Task], options: EvaluationOptions) -
     for task in loaded:
         metrics_of(task.kind, options.metrics)
     for codec in options.codecs:
-        if codec not in CODECS:
-            raise UserError(f"unknown codec {codec!r}; known are {', '.join(CODECS)}")
+        codec_kind(codec)
     return loaded
 
 
@@ -152,11 +151,7 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
         name: _system(model, allow_pickle) for name, model in given.items() if name not in BASELINES
     }
     base = next(filter(None, map(_base_of, sources.values())), None)
-    with_layers = (
-        source
-        for source in sources.values()
-        if not (isinstance(source, Client) or (isinstance(source, Path) and is_static(source)))
-    )
+    with_layers = filter(_has_layers, sources.values())
     known: dict[str, System] = {"bm25": None, "static": base or next(with_layers, None)}
     known["base"] = base
     for name in ("static", "base"):
@@ -167,6 +162,13 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
         added.remove("base")
     first = [name for name in added if name not in given]
     return {name: known[name] if name in BASELINES else sources[name] for name in (*first, *given)}
+
+
+def _has_layers(source: System) -> bool:
+    """Whether it is a model of this process with word vectors and layers."""
+    if isinstance(source, Path):
+        return not (is_static(source) or is_composed(source))
+    return not isinstance(source, Client)
 
 
 def _system(model: str | Path | Embedder | Client, allow_pickle: bool) -> System:

@@ -55,6 +55,7 @@ def describe(folder: Path, allow_pickle: bool = False) -> dict[str, Any]:
         "heads": layer.attention.num_heads,
         "ffn_width": layer.ffn.width,
         "vocabulary": spec.vocab_size,
+        **({"words_compressed": form.model_dump()} if (form := spec.embeddings.compression) else {}),
         "position": _positions(spec),
         "attention": _attention(spec),
         "norm": layer.place,
@@ -124,14 +125,16 @@ def _attention(spec: EncoderSpec) -> str:
 def _count(spec: EncoderSpec, behind: int, active_behind: int) -> dict[str, Any]:
     """Parameters, and the bytes they take: routers stay in float32 whatever the dtype of the model."""
     blocks = [block for block in skeleton(spec).modules() if isinstance(block, MoE)]
+    words = skeleton(spec).word
+    codes = sum(tensor.nbytes for tensor in words.buffers())
     total = num_parameters(spec) + behind
     routers = sum(tensor.numel() for block in blocks for tensor in block.router.parameters())
     return {
         "parameters": total,
         "active_parameters": num_parameters(spec, active=True) + active_behind,
-        "embedding_parameters": spec.vocab_size * spec.width,
+        "embedding_parameters": sum(tensor.numel() for tensor in words.parameters()),
         "expert_parameters": sum(block.routed_parameters() for block in blocks),
-        "bytes_in_memory": {"float32": 4 * total, "bfloat16": 2 * total + 2 * routers},
+        "bytes_in_memory": {"float32": 4 * total + codes, "bfloat16": 2 * total + 2 * routers + codes},
     }
 
 

@@ -19,6 +19,7 @@ from moembed.report.card import write_card
 from moembed.runs.probe import PairProbe
 from moembed.types import UserError
 from moembed.weights.ancestry import kinship
+from moembed.weights.compress_vocabulary import require_whole_vocabulary
 from moembed.weights.lora_experts import full_experts
 from moembed.weights.merge import State, arithmetic, average, normalised, slerp, ties
 from moembed.weights.self_positioning import Position, place, self_position
@@ -155,6 +156,7 @@ def _checked(models: Sequence[str], plan: MergePlan) -> list[float]:
 
 
 def _require_same_form(first_name: str, first: Parts, name: str, other: Parts) -> None:
+    require_whole_vocabulary(first.spec, "merging")
     if found := differences(first.spec, other.spec):
         raise UserError(f"{name} is of another form than {first_name}, which has {'; '.join(found)}")
     if first.tokenizer.backend.get_vocab() != other.tokenizer.backend.get_vocab():

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moembed.data.dedup import SeenTexts
 from moembed.data.sources import Source
 from moembed.data.synth.answers import AnswerLog
@@ -69,7 +67,7 @@ def synthesize(
 ) -> SynthSummary:  # fmt: skip
     """Write pairs for ``documents`` to the JSONL file ``out``, each with its provenance.
 
-    Answers are kept in ``answers`` (default: ``OUT.answers.jsonl``) the moment they come, and stay there: a
+    Answers are kept in ``answers`` (default: ``OUT.answers``) the moment they come, and stay there: a
     question that was answered is not asked again, by this run or a later one.
 
     Raises:
@@ -80,7 +78,7 @@ def synthesize(
         raise UserError(f"{out} does not end in {', '.join(_SUFFIXES)}")
     total = sum(1 for _ in documents)  # a bad row is told before anything is asked
     notes = documents.notes()
-    place = answers or out.with_name(f"{out.name}.answers.jsonl")
+    place = answers or out.with_name(f"{out.name}.answers")
     tally = Tally()
     SeenTexts(None if config.near == 1 else config.near)  # needs a library, which is told now
     with locked(out), locked(place):
@@ -131,7 +129,9 @@ def _checked(
             )
         with tempfile.TemporaryDirectory() as folder:
             rank_N = pair_ranks(source, check.teacher, config, Path(folder), progress)
-        ranks[kind] = iter(np.asarray(rank_N).tolist())
+        ranks[kind] = iter(rank_N.tolist())
+    if cut := getattr(check.teacher, "truncated", 0):
+        notes.append(f"the check cut {cut:,} texts: they were longer than {check.name} reads")
     return _found(writer, documents, tally, ranks, check)
 
 

@@ -21,11 +21,13 @@ from moembed.evaluation.static import StaticEncoder
 from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder
 from moembed.evaluation.tagged import served_tagged, tagged
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
-from moembed.folder.modules import is_static
+from moembed.folder.bases import locate_base
+from moembed.folder.modules import is_composed, is_static
 from moembed.inference.static import StaticEmbedder
 from moembed.machine import best_dtype
 from moembed.replicas import Replicas
 from moembed.runs.bench import forget_peak, resident_memory
+from moembed.search.composed import read_composed
 from moembed.types import UserError
 
 Size = tuple[int, str]  # coordinates kept, codec
@@ -105,6 +107,8 @@ def evaluate_system(
     model = source
     if isinstance(model, Path) and is_static(model):
         return _static(model, name, tasks, options, bar)
+    if isinstance(model, Path) and is_composed(model):
+        return _composed(model, name, tasks, replace(options, dtype=dtype), bar)
     if isinstance(model, Path):
         model = Embedder.from_pretrained(model, dtype=dtype, allow_pickle=options.allow_pickle)
     if name == "static":
@@ -154,6 +158,34 @@ def _static(folder: Path, name: str, tasks: Sequence[Task], options: EvaluationO
     count = table.num_parameters()
     outcome.cost = replace(outcome.cost, parameters=count, active_parameters=count)
     outcome.about = {"space_id": table.space(role="document"), "dtype": "float32"}
+    return outcome
+
+
+def _composed(
+    folder: Path, name: str, tasks: Sequence[Task], options: EvaluationOptions, bar: Bar
+) -> Outcome:
+    """Vectors made of those of other models, which compute in this process; each may have a cache."""
+    if options.processes > 1:
+        raise UserError(f"{name} is made of other models, which compute in this process: leave out processes")
+
+    def opened(part: str) -> TextEncoder:
+        place = locate_base(part, allow_pickle=options.allow_pickle)
+        if is_static(place):
+            return StaticEmbedder.from_pretrained(place)
+        return Embedder.from_pretrained(place, dtype=options.dtype, allow_pickle=options.allow_pickle)
+
+    encoder = read_composed(folder, opened)
+    about = {"space_id": encoder.space(role="document"), "dtype": options.dtype}
+    models = [one for one in encoder.encoders if isinstance(one, (Embedder, StaticEmbedder))]
+    count = encoder.num_parameters() + sum(model.num_parameters() for model in models)
+    if options.cache:
+        encoder.encoders = [
+            CachedEncoder(one, Path(options.cache)) if isinstance(one, Embedder) else one
+            for one in encoder.encoders
+        ]
+    outcome = evaluate_encoder(encoder, name, tasks, options, bar)
+    outcome.cost = replace(outcome.cost, parameters=count)
+    outcome.about = about
     return outcome
 
 

@@ -23,6 +23,7 @@ from moembed.files import locked
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.inference.member import member
+from moembed.model.words.table import WordTable
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.runs.train_sources import TrainSource, each_source
@@ -35,6 +36,7 @@ from moembed.training.contrastive.train import train_contrastive
 from moembed.training.monitors.retrieval import load_tasks
 from moembed.training.parallel import World, joined
 from moembed.types import Pair, UserError
+from moembed.weights.compress_vocabulary import VocabularyConfig, compress_vocabulary
 from moembed.weights.expert_head import ExpertHeadConfig, add_expert_head
 from moembed.weights.pooling import PoolingOptions, change_pooling, look
 from moembed.weights.selection_bias import add_selection_bias
@@ -54,9 +56,10 @@ class TrainConfig(ContrastiveConfig):
 
     ``revision`` is the branch, tag or commit of a base from the hub; ``allow_pickle`` reads a base that has
     no safetensors. ``layers`` keeps so many of its layers, the first ones; ``widen`` makes its feed-forward
-    blocks wider; ``upcycle`` None leaves it dense; ``head`` puts a block of experts behind
-    pooling. ``pooling`` replaces the model's own, by a name or with options; ``attention`` says whether a
-    token sees those behind it. ``prompts`` become part of the model.
+    blocks wider; ``vocabulary`` puts its table of words into a smaller form; ``upcycle`` None leaves it
+    dense; ``head`` puts a block of experts behind pooling. ``pooling`` replaces the model's own, by a name
+    or with options; ``attention`` says whether a token sees those behind it. ``prompts`` become part of the
+    model.
     """
 
     base: str = "minilm"
@@ -70,6 +73,7 @@ class TrainConfig(ContrastiveConfig):
     retrieval_share: float | None = Field(default=None, gt=0, lt=1)
     layers: int | None = Field(default=None, ge=1)
     widen: WidenConfig | None = None
+    vocabulary: VocabularyConfig | None = None
     upcycle: UpcycleConfig | None = None
     head: ExpertHeadConfig | None = None
     pooling: PoolingOptions | None = None
@@ -209,6 +213,12 @@ def prepared(config: TrainConfig, tell: Callable[[str], object]) -> Ready:
             tell(f"note: {task.name}: {note}")
     # ---- the model, and the lengths that suit both
     model = build(read_base(config.base, config.revision, config.allow_pickle), config, mixture)
+    if isinstance(words := model.encoder.word, WordTable):
+        whole = 4 * words.rows * words.width
+        tell(
+            f"the table of words is compressed ({words.method}): {words.num_bytes:,} bytes of {whole:,} in "
+            "float32; its floats learn, its codes, if it has any, stay"
+        )
     positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
     config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)
     for note in notes:
@@ -275,6 +285,8 @@ def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> 
         parts = look(parts, config.attention)
     if config.pooling:
         parts = change_pooling(parts, config.pooling)
+    if config.vocabulary:
+        parts, _ = compress_vocabulary(parts, config.vocabulary)
     if config.widen:
         spec, state = widen(parts.spec, parts.state, config.widen)
         parts = replace(parts, spec=spec, state=state)

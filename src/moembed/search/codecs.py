@@ -2,8 +2,9 @@
 
 A codec is fitted to documents, turns vectors into codes and codes back into vectors. Documents are stored as
 codes; a query is never stored, so it stays float32 unless the search itself works on codes
-(``binary-symmetric``). ``as_searched`` gives both sides as a search sees them: one encode of the texts draws
-the whole curve of score against bytes.
+(``…-symmetric``). ``as_searched`` gives both sides as a search sees them: one encode of the texts draws
+the whole curve of score against bytes. What a codec learns from documents is its calibration (``state``):
+codes say nothing without it, and it never comes from queries.
 
 Codes of ``int8`` and ``binary`` are those of `sentence_transformers.quantize_embeddings` (``int8`` and
 ``ubinary``). Sources: Jégou et al., *Product quantization* (2011), on asymmetric distances; Kusupati et al.,
@@ -14,35 +15,73 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from moembed.encoding import truncate
+from moembed.search.binariser import Bebr, BebrSymmetric, rotation, unit
+from moembed.search.product_codes import ProductCodes, RotatedProductCodes
 from moembed.types import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LEVELS = 255  # steps between the smallest and the largest value of a dimension
 _SIGNED = 128  # code of the smallest value, below zero
 
 
 class Codec(Protocol):
-    """Vectors of one width <-> codes, of ``bytes_per_vector`` each; ``fit`` makes one for documents."""
+    """Vectors of one width <-> codes, of ``bytes_per_vector`` each; ``fit`` makes one for documents.
+
+    ``decode`` and ``query`` give both sides of a search, whose cosines are the scores. Some rotate both.
+    """
 
     symmetric: ClassVar[bool]  # whether queries are searched with as codes, too
 
     @classmethod
-    def fit(cls, document_NM: np.ndarray) -> Codec: ...
+    def fit(cls, document_NM: np.ndarray, *args: Any, **kwargs: Any) -> Codec: ...  # of some also bits, seed
 
     def encode(self, vector_NM: np.ndarray) -> np.ndarray: ...
 
     def decode(self, code_NB: np.ndarray) -> np.ndarray: ...
 
+    def query(self, query_QM: np.ndarray) -> np.ndarray: ...
+
     @property
     def bytes_per_vector(self) -> int: ...
 
+    def state(self) -> dict[str, np.ndarray]: ...
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Codec: ...
+
+
+class _FloatQueries:
+    """Queries stay as they are."""
+
+    __slots__ = ()
+
+    def query(self, query_QM: np.ndarray) -> np.ndarray:
+        return query_QM
+
+
+class _Width(_FloatQueries):
+    """A codec that learns nothing but the width."""
+
+    __slots__ = ()
+    dim: int
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"dim": np.array([self.dim])}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        return cls(int(state["dim"][0]))  # type: ignore[call-arg]
+
 
 @dataclass(frozen=True, slots=True)
-class Float32:
+class Float32(_Width):
     """Every coordinate as it is."""
 
     symmetric: ClassVar[bool] = False
@@ -50,7 +89,7 @@ class Float32:
     dim: int
 
     @classmethod
-    def fit(cls, document_NM: np.ndarray) -> Float32:
+    def fit(cls, document_NM: np.ndarray) -> Self:
         return cls(document_NM.shape[1])
 
     def encode(self, vector_NM: np.ndarray) -> np.ndarray:
@@ -71,7 +110,7 @@ class Float16(Float32):
 
 
 @dataclass(frozen=True, slots=True)
-class Int8:
+class Int8(_FloatQueries):
     """Each dimension in 256 steps from its smallest value among the documents to its largest.
 
     code = ⌊(x - low) / step⌋ - 128 with step = (high - low) / 255, cut off outside; decoded to the middle of
@@ -83,7 +122,7 @@ class Int8:
     step_M: np.ndarray
 
     @classmethod
-    def fit(cls, document_NM: np.ndarray) -> Int8:
+    def fit(cls, document_NM: np.ndarray) -> Self:
         if not len(document_NM):
             raise UserError("int8 takes its ranges from documents, and there are none")
         low_M, high_M = (side(document_NM, axis=0).astype(np.float32) for side in (np.min, np.max))
@@ -101,9 +140,16 @@ class Int8:
     def bytes_per_vector(self) -> int:
         return len(self.low_M)
 
+    def state(self) -> dict[str, np.ndarray]:
+        return {"low_M": self.low_M, "step_M": self.step_M}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        return cls(state["low_M"], state["step_M"])
+
 
 @dataclass(frozen=True, slots=True)
-class Binary:
+class Binary(_Width):
     """The sign of every coordinate in a bit, eight to a byte, the first in the highest bit; decoded to ± 1.
 
     The dot product of a float query with ± 1 is the asymmetric search: the query keeps its magnitudes.
@@ -113,7 +159,7 @@ class Binary:
     dim: int
 
     @classmethod
-    def fit(cls, document_NM: np.ndarray) -> Binary:
+    def fit(cls, document_NM: np.ndarray) -> Self:
         return cls(document_NM.shape[1])
 
     def encode(self, vector_NM: np.ndarray) -> np.ndarray:
@@ -130,7 +176,55 @@ class Binary:
 class BinarySymmetric(Binary):
     """Queries are bits too: the order of cosines is the order of Hamming distances."""
 
+    __slots__ = ()
     symmetric = True
+
+    def query(self, query_QM: np.ndarray) -> np.ndarray:
+        return self.decode(self.encode(query_QM))
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """The signs of ``bits`` · dim random projections of ``x - μ``, μ the mean of the documents.
+
+    Rotations, one for every bit per dimension, make the projections. Decoded to ± 1; the query is projected
+    and keeps its magnitudes.
+
+    Source: Charikar, *Similarity estimation techniques from rounding algorithms* (2002).
+    """
+
+    symmetric: ClassVar[bool] = False
+    mean_M: np.ndarray
+    projection_PM: np.ndarray
+
+    @classmethod
+    def fit(cls, document_NM: np.ndarray, bits: int = 1, seed: int = 0) -> Self:
+        if not len(document_NM):
+            raise UserError("lsh takes its mean from documents, and there are none")
+        dim = document_NM.shape[1]
+        mean_M = unit(document_NM).mean(axis=0, dtype=np.float64).astype(np.float32)
+        return cls(mean_M, np.concatenate([rotation(dim, seed + t) for t in range(bits)]))
+
+    def encode(self, vector_NM: np.ndarray) -> np.ndarray:
+        return np.packbits(self.query(vector_NM) > 0, axis=-1)
+
+    def decode(self, code_NB: np.ndarray) -> np.ndarray:
+        return np.unpackbits(code_NB, axis=-1, count=len(self.projection_PM)).astype(np.float32) * 2 - 1
+
+    def query(self, query_QM: np.ndarray) -> np.ndarray:
+        projected: np.ndarray = (unit(query_QM) - self.mean_M) @ self.projection_PM.T
+        return projected
+
+    @property
+    def bytes_per_vector(self) -> int:
+        return -(-len(self.projection_PM) // 8)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"mean_M": self.mean_M, "projection_PM": self.projection_PM}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        return cls(state["mean_M"], state["projection_PM"])
 
 
 CODECS: Mapping[str, type[Codec]] = {
@@ -140,6 +234,43 @@ CODECS: Mapping[str, type[Codec]] = {
     "binary": Binary,
     "binary-symmetric": BinarySymmetric,
 }
+# those that are asked for with bits per dimension, as bebr:2
+CODECS_OF_BITS: Mapping[str, type[Codec]] = {
+    "lsh": Projected,
+    "pq": ProductCodes,
+    "opq": RotatedProductCodes,
+    "bebr": Bebr,
+    "bebr-symmetric": BebrSymmetric,
+}
+_KNOWN = f"{', '.join(CODECS)} and, with bits per dimension as in bebr:2, {', '.join(CODECS_OF_BITS)}"
+
+
+def codec_kind(name: str) -> tuple[type[Codec], int | None]:
+    """The kind that a name such as ``int8`` or ``bebr:2`` means, and its bits per dimension, if it says them.
+
+    Raises:
+        UserError: there is none of that name, or the bits are no whole number of 1 to 8.
+    """
+    kind, _, bits = name.partition(":")
+    if name in CODECS:
+        return CODECS[name], None
+    if kind in CODECS and bits:
+        raise UserError(f"the codec {kind!r} has its own number of bits: leave :{bits} out")
+    if kind not in CODECS_OF_BITS:
+        raise UserError(f"unknown codec {name!r}; known are {_KNOWN}")
+    if not (bits.isdecimal() and 1 <= int(bits) <= 8):
+        raise UserError(f"say with how many bits per dimension, 1 to 8, as in {kind}:2, not {name!r}")
+    return CODECS_OF_BITS[kind], int(bits)
+
+
+def fit_codec(name: str, document_NM: np.ndarray, seed: int = 0) -> Codec:
+    """The codec of that name for documents; learned ones depend on documents and ``seed`` alone.
+
+    Raises:
+        UserError: an unknown codec, no documents or too few, a library that is missing.
+    """
+    kind, bits = codec_kind(name)
+    return kind.fit(document_NM) if bits is None else kind.fit(document_NM, bits=bits, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +288,9 @@ def as_searched(
     """What a search with this codec and only the first ``dim`` coordinates sees.
 
     Raises:
-        UserError: an unknown codec, ``dim`` beyond the vectors, no documents to take ranges from.
+        UserError: as ``fit_codec``; ``dim`` beyond the vectors.
     """
-    if codec not in CODECS:
-        raise UserError(f"unknown codec {codec!r}; known are {', '.join(CODECS)}")
     query_QM, document_NM = truncate(query_QM, dim), truncate(document_NM, dim)
-    fitted = CODECS[codec].fit(document_NM)
-    if fitted.symmetric:
-        query_QM = fitted.decode(fitted.encode(query_QM))
-    return Searched(query_QM, fitted.decode(fitted.encode(document_NM)), fitted.bytes_per_vector)
+    fitted = fit_codec(codec, document_NM)
+    document_NM = fitted.decode(fitted.encode(document_NM))
+    return Searched(fitted.query(query_QM), document_NM, fitted.bytes_per_vector)

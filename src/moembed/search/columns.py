@@ -49,6 +49,10 @@ class Columns:
         taken = {name: self._column(name).take(pa.array(row_K)) for name in names}  # type: ignore[union-attr]
         return test(taken.__getitem__, len(row_K))
 
+    def pieces(self, name: str) -> list[pa.Array | None]:
+        """A column, piece by piece."""
+        return [self._piece(name, place) for place in range(len(self._sizes))]
+
     def _column(self, name: str) -> pa.Array | None:
         """All of a column; None where its pieces have several types."""
         if name not in self._whole:

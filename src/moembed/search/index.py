@@ -1,19 +1,23 @@
-"""An index folder opened for reading: exact search, filters, and both together with BM25.
+"""An index folder opened for reading: search by vectors, filters, and both together with BM25.
 
-Cosines are exact: every row that a filter leaves is scored. ``index_update`` makes and changes such folders.
+Cosines are exact. All rows that a filter leaves are scored, unless the index was made with an approximate
+engine, see ``ann``. ``index_update`` makes and changes such folders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from moembed.encoding import TextEncoder, View
+from moembed.search.ann import AnnPart, AnnSearcher
 from moembed.search.hybrid import require_weight
+from moembed.search.index_bridge import bridge_of
+from moembed.search.index_codec import read_codec
 from moembed.search.index_manifest import open_version, parts_of
 from moembed.search.index_model import load_model, searched_space
 from moembed.search.index_reader import PartReader
@@ -68,6 +72,7 @@ class Index:
     manifest: dict[str, Any]
     _reader: PartReader = field(repr=False, compare=False)
     _lock: BinaryIO = field(repr=False, compare=False)  # while it is open, no writer removes our files
+    _ann: list[AnnSearcher | None] = field(default_factory=list, repr=False, compare=False)
     _models: list[TextEncoder] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
@@ -87,7 +92,8 @@ class Index:
             raise UserError(
                 f"the index {path} is unfinished: run the command that started it again to finish it"
             )
-        reader = PartReader(path, tuple(parts_of(manifest)), manifest["dim"], manifest.get("column"))
+        parts, codec = tuple(parts_of(manifest)), read_codec(path, manifest)
+        reader = PartReader(path, parts, manifest["dim"], manifest.get("column"), codec)
         reader.require_sizes()
         index = cls(path, manifest, reader, lock)
         if space_id is not None:
@@ -111,6 +117,11 @@ class Index:
         return self.manifest["dim"]
 
     @property
+    def codec(self) -> str:
+        """What its vectors are stored in: float32, or codes, see `moembed.search.codecs`."""
+        return self.manifest["codec"]["name"] if "codec" in self.manifest else "float32"
+
+    @property
     def version(self) -> int:
         """How many times the index was changed; 0 for a folder that `moembed embed` made."""
         return self.manifest.get("version", 0)
@@ -132,6 +143,7 @@ class Index:
         hybrid: bool = False,
         weight: float | None = None,
         model: TextEncoder | None = None,
+        exact: bool = False,
     ) -> IndexHits:
         """The best ``min(k, N)`` of the N rows that meet ``where``, for every query; ties by lower row.
 
@@ -143,6 +155,7 @@ class Index:
             hybrid: rank by vectors and BM25 together, see `moembed.search.hybrid`; needs texts.
             weight: of hybrid search, how much the vectors count, 0 to 1; None: ranks are added.
             model: default: the model that made the index, loaded once.
+            exact: compare all rows, where the index has an approximate engine too.
 
         Raises:
             UserError: ``k`` below 1, vectors that do not fit, a condition that the columns cannot answer, a
@@ -151,10 +164,11 @@ class Index:
         if isinstance(queries, np.ndarray):
             if hybrid:
                 raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
-            return self._find(queries, None, k, where, weight)
+            return self._find(Search(queries, k, self._condition(where), None, weight), exact)
         texts = [queries] if isinstance(queries, str) else list(queries)
         query_QM = self.embed_queries(texts, model)
-        return self._find(query_QM, texts if hybrid else None, k, where, weight)
+        listed = texts if hybrid else None
+        return self._find(Search(query_QM, k, self._condition(where), listed, weight), exact)
 
     def find(
         self,
@@ -169,41 +183,45 @@ class Index:
         """``search`` for vectors that are there already; hybrid search needs the texts too."""
         if hybrid and (texts is None or len(texts) != len(query_QM)):
             raise UserError("hybrid search needs the text of every query")
-        return list(self._find(query_QM, texts if hybrid else None, k, where, weight))
+        listed = texts if hybrid else None
+        return list(self._find(Search(query_QM, k, self._condition(where), listed, weight), exact=False))
 
     def embed_queries(self, texts: Sequence[str], model: TextEncoder | None = None) -> np.ndarray:
         """Vectors of questions in the space of the index.
 
         Raises:
-            UserError: the model is not there, or makes vectors of another space without a declared relation.
+            UserError: the model is not there, or makes vectors of another space, to which neither a declared
+                relation nor a bridge leads.
         """
         if model is None:
             if not self._models:
                 self._models.append(load_model(self.path, self.manifest))
             model = self._models[0]
+        if bridge := bridge_of(self.path, self.manifest, model):
+            return bridge.vectors(model.vectors(texts, role="query").array)
         view = View(dim=self.dim)
         self.require_space(searched_space(model, self.manifest.get("role"), view, self.space_id))
         return model.vectors(texts, role="query", view=view).array
 
-    def _find(
-        self,
-        query_QM: np.ndarray,
-        texts: Sequence[str] | None,
-        k: int,
-        where: Condition | None,
-        weight: float | None,
-    ) -> IndexHits:
-        require_weight(weight)
-        if k < 1:
-            raise UserError(f"k must be at least 1, got {k}")
-        if weight is not None and texts is None:
+    def _find(self, search: Search, exact: bool) -> IndexHits:
+        require_weight(search.weight)
+        if search.k < 1:
+            raise UserError(f"k must be at least 1, got {search.k}")
+        if search.weight is not None and search.texts is None:
             raise UserError("weight is of hybrid search alone: ask for hybrid too")
-        condition = None if where is None else self._read(where)
-        hits, plan = find(self._reader, Search(query_QM, k, condition, texts, weight))
+        search = replace(search, query_QM=self._reader.queries(search.query_QM))
+        hits, plan = find(self._reader, search, None if exact else self._engine())
         return IndexHits(hits.index, hits.score, self, plan)
 
+    def _engine(self) -> AnnSearcher | None:
+        """The approximate engine, opened once."""
+        if not self._ann:
+            record = AnnPart.of(self.manifest)
+            self._ann.append(AnnSearcher.open(self._reader, record, self.path) if record else None)
+        return self._ann[0]
+
     def vectors(self) -> Iterator[np.ndarray]:
-        """The ``(rows, dim)`` vectors of each part in turn, without those of deleted rows."""
+        """The ``(rows, dim)`` vectors of each part in turn, without deleted ones; codes are decoded."""
         return self._reader.vectors()
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
@@ -231,17 +249,17 @@ class Index:
         Raises:
             UserError: no condition, or one that the columns cannot answer.
         """
-        if where is not None:
-            self._read(where)
+        self._condition(where)
 
     def info(self) -> dict[str, Any]:
         """What the index holds, for people and programs."""
-        manifest = self.manifest
+        manifest, ann = self.manifest, AnnPart.of(self.manifest)
         return {
             "path": str(self.path),
             "rows": len(self),
             "version": self.version,
             "dim": self.dim,
+            "codec": self.codec,
             "space_id": self.space_id,
             "model": manifest.get("model_path"),
             "text_column": manifest.get("column"),
@@ -250,8 +268,14 @@ class Index:
             "parts": len(self._reader.parts),
             "deleted_rows": sum(part.rows - part.live for part in self._reader.parts),
             "rows_of_an_unfinished_update": sum(part.rows for part in parts_of(manifest, "pending")),
+            "engine": ann.engine if ann else "exact",
+            "engine_recall": ann.recall if ann else None,
+            "engine_bytes": ann.bytes(self.path) if ann else 0,
             "bytes": sum(file.stat().st_size for file in self._reader.files()),
         }
+
+    def _condition(self, where: Condition | None) -> Where | None:
+        return None if where is None else self._read(where)
 
     def _read(self, where: Condition) -> Where:
         condition = read_where(where)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from moembed.data.sources import iter_rows
 from moembed.encoding import TextEncoder, View
 from moembed.files import locked
+from moembed.search.ann_build import refresh, require_engine_of
 from moembed.search.embed import EmbedConfig, column_texts, require_dim
 from moembed.search.index_ids import BY_TEXT, RowIds, choose_id_column
 from moembed.search.index_update import IndexUpdate
@@ -30,6 +31,9 @@ class IndexSummary:
         deleted: rows that the source does not hold and that were deleted.
         others: rows of the index that the source does not hold and that stay.
         truncated: texts of this update that were longer than the model reads.
+        engine: what searches the index: ``exact``, or the approximate engine.
+        recall: of the approximate engine, see `moembed.search.ann.AnnPart`; None: the search is exact.
+        about_engine: the same in a sentence.
     """
 
     path: Path
@@ -43,6 +47,9 @@ class IndexSummary:
     unchanged: int
     deleted: int
     others: int
+    engine: str = field(default="exact", kw_only=True)
+    recall: float | None = field(default=None, kw_only=True)
+    about_engine: str = field(default="", kw_only=True)
 
     def __str__(self) -> str:
         if not (self.added or self.changed or self.deleted or self.new_rows):
@@ -55,9 +62,9 @@ class IndexSummary:
         )
 
     def _about_others(self) -> str:
-        if not self.others:
-            return ""
-        return f"; {self.others} rows that the source does not hold stay (--delete-missing deletes them)"
+        stay = f"; {self.others} rows that the source does not hold stay (--delete-missing deletes them)"
+        engine = f"; {self.about_engine}" if self.about_engine else ""
+        return (stay if self.others else "") + engine
 
 
 def index_file(
@@ -68,6 +75,7 @@ def index_file(
     *,
     id_column: str | None = None,
     delete_missing: bool = False,
+    engine: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> IndexSummary:
     """Make the index ``out`` of a JSONL, Parquet or CSV source, or bring it up to date with it.
@@ -81,6 +89,8 @@ def index_file(
         id_column: the column of the ids, or ``none``: they are made of the texts. Default: that of the index,
             of a new one ``_id`` or ``id`` if the first row has it, else ``none``.
         delete_missing: delete the rows of the index that the source does not hold.
+        engine: ``exact``, or an approximate engine that is built beside the rows and searched from then on,
+            see `moembed.search.ann`. Default: that of the index, of a new one ``exact``.
 
     Raises:
         UserError: missing source, no rows, a row without a string in the column or without an id, an id that
@@ -102,6 +112,7 @@ def index_file(
         "model_path": config.model_path,
     }
     with locked(out):
+        require_engine_of(out, engine)
         update = IndexUpdate(
             out, fields, source.name, lambda texts: model.vectors(texts, prompt=config.prompt, view=view)
         )
@@ -121,10 +132,14 @@ def index_file(
         if delete_missing:
             update.delete(missing)
         total = update.commit()
-    counts = update.counts
+        ann = refresh(out, engine)
+    counts: dict[str, Any] = dict(update.counts)
     others = 0 if delete_missing else len(missing)
     counts["new_rows"] = counts.pop("embedded")
-    return IndexSummary(out, fields["space_id"], dim, total, others=others, **counts)
+    summary = IndexSummary(out, fields["space_id"], dim, total, others=others, **counts)
+    if ann is None:
+        return summary
+    return replace(summary, engine=ann.engine, recall=ann.recall, about_engine=str(ann))
 
 
 def delete_rows(out: str | Path, ids: list[str]) -> tuple[int, int]:
@@ -135,9 +150,12 @@ def delete_rows(out: str | Path, ids: list[str]) -> tuple[int, int]:
             that writes there.
     """
     with locked(Path(out)):
+        require_engine_of(Path(out), None)
         update = IndexUpdate(Path(out))
         update.delete(ids)
-        return update.counts["deleted"], update.commit()
+        left = update.commit()
+        refresh(Path(out), None)
+        return update.counts["deleted"], left
 
 
 def _id_column(update: IndexUpdate, first: dict[str, object], wanted: str | None) -> str | None:

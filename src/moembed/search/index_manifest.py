@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -33,9 +34,13 @@ from moembed.search.index_parts import part_paths
 from moembed.types import UserError
 
 FORMAT = "moembed-index"
-IN_ORDER, UPDATED = 1, 2  # format versions: blocks of one source; rows that are updated by id
-_OURS = re.compile(r"part-\d{5,}\.(parquet|npy|terms\.npz)|\.manifest-\d+\.json|\..*\.tmp")
+# format versions: blocks of one source; rows that are updated by id; their vectors are codes
+IN_ORDER, UPDATED, CODED = 1, 2, 3
+_OURS = re.compile(
+    r"part-\d{5,}\.(parquet|npy|terms\.npz)|(codec|bridge)-\d{5,}\.safetensors|\.manifest-\d+\.json|\..*\.tmp"
+)
 _STAMP = re.compile(r"\d+-[0-9a-f]{8}")
+_ANN = re.compile(r"ann-\d{5,}")  # folders of approximate engines, see ``ann``
 _OLD_MANIFEST = re.compile(r"\.manifest-\d+\.json")
 
 
@@ -113,7 +118,7 @@ def _unpacked(text: str, rows: int) -> np.ndarray:
 
 def parts_of(manifest: dict[str, Any], field: str = "parts") -> list[Part]:
     """The parts of a manifest of either format version; ``pending`` are those of an update under way."""
-    if manifest["format_version"] == UPDATED:
+    if manifest["format_version"] >= UPDATED:
         return [Part.from_json(part) for part in manifest[field]]
     if field != "parts":
         return []
@@ -152,12 +157,12 @@ def _parsed(file: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{file.parent} is not an index: its manifest.json is of another kind")
     found = manifest.get("format_version")
-    if found not in (IN_ORDER, UPDATED):
+    if found not in (IN_ORDER, UPDATED, CODED):
         raise UserError(
-            f"the index {file.parent} has format version {found}, this moembed reads up to {UPDATED}: "
+            f"the index {file.parent} has format version {found}, this moembed reads up to {CODED}: "
             "read it with the moembed that made it, or make it again"
         )
-    if found == UPDATED:
+    if found >= UPDATED:
         sound, check = manifest.pop("checksum", None) == _checksum(manifest), "its own checksum"
     else:
         sound, check = _fits(manifest), "itself"
@@ -271,8 +276,12 @@ def _remove_unread(path: Path) -> None:
                 used |= {file.name, *_names(_parsed(file, opened.read()))}
                 opened.close()
         for file in sorted(path.iterdir()):
-            if file.name not in used and _OURS.fullmatch(file.name):
+            if file.name in used:
+                continue
+            if _OURS.fullmatch(file.name):
                 file.unlink(missing_ok=True)
+            elif _ANN.fullmatch(file.name):
+                shutil.rmtree(file)
     finally:
         for held in unread:
             held.close()
@@ -280,7 +289,10 @@ def _remove_unread(path: Path) -> None:
 
 def _names(manifest: dict[str, Any]) -> set[str]:
     parts = parts_of(manifest) + parts_of(manifest, "pending")
-    return {file.name for part in parts for file in part_paths(Path(), part.number)}
+    names = {file.name for part in parts for file in part_paths(Path(), part.number)}
+    codec = [manifest["codec"]] if "codec" in manifest else []
+    names |= {entry["file"] for entry in codec + manifest.get("bridges", [])}
+    return names | {manifest["ann"]["folder"]} if "ann" in manifest else names
 
 
 def _sync(folder: Path) -> None:

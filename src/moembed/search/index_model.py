@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
+    from moembed.search.composed import ComposedEncoder
 
 
 def model_name(path: Path, manifest: Mapping[str, Any]) -> str:
@@ -35,7 +36,9 @@ def model_name(path: Path, manifest: Mapping[str, Any]) -> str:
     return str(made_by)
 
 
-def load_model(path: Path, manifest: Mapping[str, Any]) -> Embedder | StaticEmbedder | Client:
+def load_model(
+    path: Path, manifest: Mapping[str, Any]
+) -> Embedder | StaticEmbedder | Client | ComposedEncoder:
     """The model that made the index at ``path``, in float32, or as its server has it.
 
     Raises:
@@ -44,8 +47,9 @@ def load_model(path: Path, manifest: Mapping[str, Any]) -> Embedder | StaticEmbe
     return open_encoder(model_name(path, manifest))
 
 
-def open_encoder(name: str) -> Embedder | StaticEmbedder | Client:
-    """A model folder, a hub id, static word vectors or the address of a server: whatever makes vectors.
+def open_encoder(name: str) -> Embedder | StaticEmbedder | Client | ComposedEncoder:
+    """A model folder, a hub id, static word vectors, a composed folder or the address of a server: whatever
+    makes vectors.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -54,7 +58,7 @@ def open_encoder(name: str) -> Embedder | StaticEmbedder | Client:
     from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.folder.bases import locate_base
-    from moembed.folder.modules import is_static
+    from moembed.folder.modules import is_composed, is_static
     from moembed.inference.static import StaticEmbedder
 
     if is_url(name):
@@ -62,6 +66,10 @@ def open_encoder(name: str) -> Embedder | StaticEmbedder | Client:
     folder = locate_base(name)
     if is_static(folder):
         return StaticEmbedder.from_pretrained(name)
+    if is_composed(folder):
+        from moembed.search.composed import read_composed
+
+        return read_composed(folder, open_encoder)
     return Embedder.from_pretrained(folder, dtype="float32")
 
 

@@ -82,13 +82,13 @@ def require_same(file: Path, stamp: str | None) -> None:
         raise DamagedPartError(file, "its content changed since it was written")
 
 
-def map_vectors(file: Path, rows: int, dim: int) -> np.ndarray:
-    """The ``(rows, dim)`` vectors of a part, mapped and not loaded."""
+def map_vectors(file: Path, rows: int, dim: int, dtype: type | np.dtype = np.float32) -> np.ndarray:
+    """The ``(rows, dim)`` vectors of a part, or their codes, mapped and not loaded."""
     try:
         vector_NM = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise DamagedPartError(file, str(error)) from None
-    if vector_NM.shape != (rows, dim) or vector_NM.dtype != np.float32:
+    if vector_NM.shape != (rows, dim) or vector_NM.dtype != dtype:
         raise DamagedPartError(file, f"it holds {vector_NM.shape} numbers, not {(rows, dim)}")
     return vector_NM
 
@@ -172,7 +172,7 @@ def write_rows(file: Path, table: pa.Table, truncated: int, advice: str) -> None
 
 
 def write_vectors(file: Path, vector_NM: np.ndarray, advice: str) -> None:
-    array = np.ascontiguousarray(vector_NM, np.float32)
+    array = np.ascontiguousarray(vector_NM)
     write_whole(file, lambda opened: np.save(opened, array), advice)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from moembed.search.bm25 import Bm25, Postings
-from moembed.search.columns import Columns, Meets
+from moembed.search.codecs import Codec
+from moembed.search.columns import Columns
 from moembed.search.exact import norms_of
 from moembed.search.index_ids import made_keys
 from moembed.search.index_manifest import Part
@@ -28,7 +30,8 @@ from moembed.search.index_parts import (
     require_same,
     require_size,
 )
-from moembed.search.part_sample import AT
+from moembed.search.selectivity import Samples
+from moembed.search.where import Where
 from moembed.search.where_mask import OTHER, column_kinds
 from moembed.types import UserError
 
@@ -36,17 +39,12 @@ _GATHERED = 8192  # rows that are copied at a time
 
 
 @dataclass(frozen=True, slots=True)
-class _Samples:
-    """Rows of all parts that were kept in their footers.
+class _Map:
+    """A file of vectors that is mapped."""
 
-    Attributes:
-        weight_S: the share of all rows that a row of the sample stands for.
-        names: the columns that the sample has.
-    """
-
-    columns: Columns
-    weight_S: np.ndarray
-    names: set[str]
+    file: str
+    size: int
+    vector_NM: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -55,15 +53,20 @@ class PartReader:
 
     Attributes:
         column: the column of the texts, if it is known.
+        codec: what the vectors are stored in; they are read as it decodes them. None: float32.
+        shares: what was estimated of conditions already.
     """
 
     path: Path
     parts: tuple[Part, ...]
     dim: int
     column: str | None
+    codec: Codec | None = None
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
     _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    _maps: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    _maps: dict[int, _Map] = field(default_factory=dict, repr=False, compare=False)
+
+    shares: dict[Where, float | None] = field(default_factory=dict, repr=False, compare=False)
 
     def require_sizes(self) -> None:
         """
@@ -129,17 +132,26 @@ class PartReader:
 
     def vectors_at(self, index_K: np.ndarray) -> np.ndarray:
         """Vectors of these rows, ``(K, dim)``."""
-        vector_KM = np.empty((len(index_K), self.dim), np.float32)
+        width = self._decoded(self._none).shape[1]
+        vector_KM = np.empty((len(index_K), width), np.float32)
         for part, where_K, row_K in self._places(index_K):
-            vector_KM[where_K] = self._mapped(self.parts[part])[row_K]
+            vector_KM[where_K] = self._decoded(self._mapped(self.parts[part])[row_K])
         return vector_KM
+
+    def queries(self, query_QM: np.ndarray) -> np.ndarray:
+        """Vectors of queries as they are compared with what ``vectors`` yields."""
+        if self.codec is None:
+            return query_QM
+        if query_QM.ndim != 2 or query_QM.shape[1] != self.dim:
+            raise UserError(f"queries of shape {query_QM.shape} do not fit codes of {self.dim} dimensions")
+        return self.codec.query(query_QM)
 
     def vectors(self) -> Iterator[np.ndarray]:
         """The vectors of the rows of each part in turn; those of a whole part are mapped, not copied."""
         for part, row_K in zip(self.parts, self.live, strict=True):
             if len(row_K):
                 vector_NM = self._mapped(part)
-                yield vector_NM if len(row_K) == part.rows else vector_NM[row_K]
+                yield self._decoded(vector_NM if len(row_K) == part.rows else vector_NM[row_K])
 
     def norms(self) -> Iterator[np.ndarray]:
         """The lengths of the vectors that ``vectors`` yields, kept in memory once they were computed."""
@@ -170,7 +182,7 @@ class PartReader:
 
     def _norms_of(self, part: Part) -> np.ndarray:
         if part.number not in self._norms:
-            self._norms[part.number] = norms_of(self._mapped(part))
+            self._norms[part.number] = norms_of(self._decoded(self._mapped(part)))
         return self._norms[part.number]
 
     @cached_property
@@ -186,43 +198,11 @@ class PartReader:
 
         return Columns([part.live for part in self.parts], read)
 
-    def share(self, names: Sequence[str], test: Meets) -> float | None:
-        """The share of the rows that meet a test, estimated from the samples; None: not known."""
-        samples = self._samples
-        if samples is None or any(name not in samples.names for name in names):
-            return None
-        return float(samples.weight_S @ samples.columns.meets(names, test))
-
     @cached_property
-    def _samples(self) -> _Samples | None:
-        found = [read_sample(self._checked(part, 0)) for part in self.parts]
-        tables = [table for table in found if table is not None]
-        if not tables or len(tables) < len(found):
-            return None
-        kept, weights = [], []
-        for part, table in zip(self.parts, tables, strict=True):
-            at_S = table[AT].to_numpy()
-            left = np.arange(len(at_S)) if part.deleted_N is None else np.flatnonzero(~part.deleted_N[at_S])
-            if not len(left) and part.live:
-                return None  # all sampled rows of a part are deleted: it says nothing about the others
-            kept.append(table.take(pa.array(left)))
-            weights.append(np.full(len(left), part.live / max(1, len(left)) / max(1, len(self))))
-
-        def read(place: int, name: str) -> pa.Array | None:
-            there = name in kept[place].column_names
-            return kept[place][name].combine_chunks() if there else None
-
-        # a column that a part holds and its sample does not is one of long texts or of mixed values
-        known = [set(table.column_names) for table in kept]
-        names = {
-            field.name
-            for part_names, schema in zip(known, self._schemas, strict=True)
-            for field in schema
-            if field.name in part_names
-        }
-        for part_names, schema in zip(known, self._schemas, strict=True):
-            names -= {field.name for field in schema if field.name not in part_names}
-        return _Samples(Columns([len(table) for table in kept], read), np.concatenate(weights), names)
+    def samples(self) -> Samples | None:
+        """What the rows of a condition are estimated from; None: a part says nothing."""
+        tables = [read_sample(self._checked(part, 0)) for part in self.parts]
+        return Samples.of(self.parts, tables, self._schemas)
 
     @cached_property
     def bm25(self) -> Bm25:
@@ -241,14 +221,24 @@ class PartReader:
             yield part, order_K[some], self.live[part][sorted_K[some] - start]
 
     def _mapped(self, part: Part) -> np.ndarray:
-        file = part.files(self.path)[1][0]
-        size, known = self._maps.get(part.number, (0, None))
+        known = self._maps.get(part.number)
         # a file that was cut since it was mapped would end the process when it is read there
-        if known is None or not file.exists() or file.stat().st_size != size:
-            known = map_vectors(file, part.rows, self.dim).view(np.ndarray)
+        if known is None or _size(known.file) != known.size:
+            file = part.files(self.path)[1][0]
+            (_, width), dtype = self._none.shape, self._none.dtype
+            vector_NM = map_vectors(file, part.rows, width, dtype).view(np.ndarray)
             self._checked(part, 1)
-            self._maps[part.number] = file.stat().st_size, known
-        return known
+            known = self._maps[part.number] = _Map(str(file), file.stat().st_size, vector_NM)
+        return known.vector_NM
+
+    @cached_property
+    def _none(self) -> np.ndarray:
+        """No vectors, as they are stored."""
+        nothing_0M = np.zeros((0, self.dim), np.float32)
+        return nothing_0M if self.codec is None else self.codec.encode(nothing_0M)
+
+    def _decoded(self, stored_NB: np.ndarray) -> np.ndarray:
+        return stored_NB if self.codec is None else self.codec.decode(np.asarray(stored_NB))
 
     def _column(self, part: Part, name: str) -> pa.Array | None:
         """The values of a column of a part, those of deleted rows too; None: there is none."""
@@ -292,3 +282,10 @@ class PartReader:
             require_same(file, stamp)
             self._sound.add(file)
         return file
+
+
+def _size(file: str) -> int | None:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return None

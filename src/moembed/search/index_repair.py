@@ -64,7 +64,7 @@ def _written_again(writer: PartWriter, part: Part, which: int, error: DamagedPar
         warnings.warn(f"{error.what}: its texts are embedded again", stacklevel=5)
         column = writer.column or ""
         vectors = embed([str(row.get(column)) for row in rows])
-        array, truncated = vectors.array, vectors.truncated
+        array, truncated = writer.stored(vectors.array), vectors.truncated
     else:
         warnings.warn(f"{error.what}: its terms are counted again", stacklevel=5)
         array, truncated = writer.vectors(part), part.truncated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from moembed.search.where_mask import mask
 from moembed.types import Hits
 
 if TYPE_CHECKING:
+    from moembed.search.ann import AnnSearcher
     from moembed.search.columns import Meets
     from moembed.search.index_reader import PartReader
+
+_SHARES = 256  # conditions whose share is remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,26 @@ class Search:
     plan: planning.Kind | None = None
 
 
-def find(reader: PartReader, search: Search) -> tuple[Hits, Plan]:
-    """The best rows of every query, as numbers among those that are not deleted, and how they were found."""
+def find(reader: PartReader, search: Search, ann: AnnSearcher | None = None) -> tuple[Hits, Plan]:
+    """The best rows of every query, as numbers among those that are not deleted, and how they were found.
+
+    Args:
+        ann: the approximate engine, where it is to be asked.
+    """
+    # BM25 needs all rows that meet a condition: then the exact search has the work already
+    if ann is None or search.plan is not None or (search.texts is not None and search.where is not None):
+        return _exactly(reader, search)
+    plan, condition = _approximate_plan(reader, search, ann)
+    if plan is None:
+        return _exactly(reader, search)
+    hits = _approximately(reader, search, ann, plan, condition)
+    if hits is not None:
+        return (hits if search.texts is None else _fused(reader, search, hits, None)), plan
+    hits, plan = _exactly(reader, search)
+    return hits, replace(plan, fell_back=True)
+
+
+def _exactly(reader: PartReader, search: Search) -> tuple[Hits, Plan]:
     if search.where is None:
         hits = _among(reader, search, None)
         return (hits if search.texts is None else _fused(reader, search, hits, None)), Plan("none")
@@ -64,10 +85,63 @@ def _test(where: Where) -> tuple[list[str], Meets]:
 
 
 def _plan(reader: PartReader, search: Search, names: list[str], test: Meets) -> Plan:
-    share = None if len(reader) <= planning.SMALL else reader.share(names, test)
+    share = _share(reader, search.where, names, test)
     if search.plan is not None:
         return Plan(search.plan, share)
     return planning.choose(len(reader), search.k, share, search.texts is not None)
+
+
+def _share(reader: PartReader, where: Where | None, names: list[str], test: Meets) -> float | None:
+    """The share of the rows that meet a condition, as the samples say; kept for the next search."""
+    if len(reader) <= planning.SMALL or reader.samples is None or where is None:
+        return None
+    if where not in reader.shares:
+        if len(reader.shares) >= _SHARES:
+            reader.shares.clear()
+        reader.shares[where] = reader.samples.share(names, test)
+    return reader.shares[where]
+
+
+def _approximate_plan(reader: PartReader, search: Search, ann: AnnSearcher) -> tuple[Plan | None, Any]:
+    """The plan for the approximate engine, and the condition in its terms; None: search exactly."""
+    if search.where is None:
+        return Plan("none", engine=ann.record.engine), None
+    share = _share(reader, search.where, *_test(search.where))
+    condition = ann.condition(search.where)
+    plan = planning.choose_approximate(len(reader), share, condition is not None)
+    return (None if plan is None else replace(plan, engine=ann.record.engine)), condition
+
+
+def _approximately(
+    reader: PartReader, search: Search, ann: AnnSearcher, plan: Plan, condition: Any
+) -> Hits | None:
+    """The nearest rows that meet the condition; None: fewer than ``k`` were found for a query."""
+    depth = min(_depth(search), len(reader)) if search.where is None else _depth(search)
+    wanted = planning.candidates(depth, plan.estimate or 1.0) if plan.kind == "post" else depth
+    found = ann.nearest(search.query_QM, wanted, condition if plan.kind == "in" else None)
+    others = ann.uncovered
+    if search.where is not None:  # also of what the engine has filtered: a hit never breaks the filter
+        names, test = _test(search.where)
+        row_U, place = np.unique(np.concatenate([others, *found]), return_inverse=True)
+        good = reader.rows_of_columns.meets_at(names, test, row_U)[place]
+        others = others[good[: len(others)]]
+        ends = np.cumsum([len(ann.uncovered), *map(len, found)])
+        goods = np.split(good, ends)[1:-1]
+        found = [row_K[good_K] for row_K, good_K in zip(found, goods, strict=True)]
+    if len(others):
+        more = search_parts(
+            search.query_QM, reader.gathered(others), len(others), depth, reader.gathered_norms(others)
+        )
+        found = [np.append(row_K, others[more.index[q]]) for q, row_K in enumerate(found)]
+    if min(map(len, found), default=depth) < depth:
+        return None
+    index_QK = np.empty((len(found), depth), np.int64)
+    score_QK = np.empty(index_QK.shape, np.float32)
+    for q, row_C in enumerate(found):
+        score_C = ann.rescored(search.query_QM[q : q + 1], row_C)
+        order_K = np.lexsort((row_C, -score_C))[:depth]
+        index_QK[q], score_QK[q] = row_C[order_K], score_C[order_K]
+    return Hits(index_QK, score_QK)
 
 
 def _depth(search: Search) -> int:

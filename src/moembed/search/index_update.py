@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from moembed.search.index_codec import read_codec
 from moembed.search.index_ids import Keys, made_keys, row_keys, stored_keys
 from moembed.search.index_manifest import (
     FORMAT,
@@ -96,6 +97,7 @@ class IndexUpdate:
             self._manifest["dim"],
             self._manifest.get("column"),
             self._manifest.get("next_number", next_number),
+            read_codec(path, self._manifest),
         )
         if embed is not None:
             self._repair(embed)
@@ -108,7 +110,7 @@ class IndexUpdate:
         self._gone: dict[str, _Place] = {}  # rows of the index that the commit deletes
         self._used: dict[int, list[int]] = {}  # rows of pending parts that the commit publishes
         self._buffer: list[_New] = []
-        self._mapped: dict[int, np.ndarray] = {}  # vectors of parts that hold some we need
+        self._mapped: dict[int, np.ndarray] = {}  # stored vectors of parts that hold some we need
 
     def __len__(self) -> int:
         """Rows of the index before the commit."""
@@ -192,18 +194,19 @@ class IndexUpdate:
         size = self._manifest["block_rows"]
         block = self._buffer[:size]
         missing = [new.text for new in block if new.old is None]
-        truncated, vector_NM = 0, np.empty((len(block), self._writer.dim), np.float32)
+        truncated, stored_NB = 0, self._writer.empty(len(block))
         if missing:
             assert self._embed is not None
             found = self._embed(missing)
-            vector_NM[[place for place, new in enumerate(block) if new.old is None]] = found.array
+            places = [place for place, new in enumerate(block) if new.old is None]
+            stored_NB[places] = self._writer.stored(found.array)
             truncated = found.truncated
         for place, new in enumerate(block):
             if new.old is not None:
-                vector_NM[place] = self._vector(new.old)
+                stored_NB[place] = self._vector(new.old)
         rows = [new.row for new in block]
         keys = Keys([new.id for new in block], text_keys([new.text for new in block]), row_keys(rows))
-        part = self._writer.write(rows, keys, vector_NM, truncated, self._source)
+        part = self._writer.write(rows, keys, stored_NB, truncated, self._source)
         self._pending.append(part)
         self._used[part.number] = list(range(part.rows))
         self.counts["embedded"] += len(missing)

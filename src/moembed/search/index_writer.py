@@ -19,7 +19,7 @@ import numpy as np
 from moembed.files import locked, write_json
 from moembed.search.exact import unit_rows
 from moembed.search.index import Index
-from moembed.search.index_manifest import FORMAT, IN_ORDER, UPDATED, read_manifest
+from moembed.search.index_manifest import FORMAT, IN_ORDER, read_manifest
 from moembed.search.index_parts import (
     DamagedPartError,
     as_table,
@@ -59,7 +59,7 @@ class IndexWriter:
         found = read_manifest(self.path)
         if found is None:
             require_free_folder(self.path)
-        elif found["format_version"] == UPDATED:
+        elif found["format_version"] != IN_ORDER:
             raise UserError(
                 f"{self.path} holds an index that `moembed index` keeps up to date: choose another folder"
             )
@@ -149,7 +149,7 @@ class IndexWriter:
             self._write_manifest(complete=False)
         rows_file, vectors_file, _ = part_paths(self.path, part)
         write_rows(rows_file, table, truncated, _ADVICE)
-        write_vectors(vectors_file, vector_NM, _ADVICE)
+        write_vectors(vectors_file, vector_NM.astype(np.float32), _ADVICE)
         self._counts[part] = len(rows), truncated
         self._stamps[part] = _stamps(self.path, part)
         self._write_manifest(complete=False)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 SAMPLED = 64  # rows of a part, at most
 AT = "moembed:at"  # the column that says which rows they are
-_LONGEST = 64  # mean length of texts that are kept: longer ones are what is searched, not what filters
+LONGEST = 64  # mean length of texts that are kept: longer ones are what is searched, not what filters
 
 
 def packed(table: pa.Table, plain: list[str]) -> bytes:
@@ -42,4 +42,4 @@ def unpacked(text: bytes) -> pa.Table:
 def _is_long(column: pa.ChunkedArray) -> bool:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return False
-    return (pc.mean(pc.utf8_length(column)).as_py() or 0) > _LONGEST
+    return (pc.mean(pc.utf8_length(column)).as_py() or 0) > LONGEST

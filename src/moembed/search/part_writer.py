@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from moembed.search.bm25 import Postings
+from moembed.search.codecs import Codec
 from moembed.search.exact import unit_rows
 from moembed.search.index_ids import Keys, stored_keys
 from moembed.search.index_manifest import Part
@@ -37,31 +38,52 @@ _LIGHT_PARTS = 8  # parts at most half full that may stand beside one another
 class PartWriter:
     """Writes parts under numbers that no version of the index has used.
 
+    Args:
+        codec: what vectors are stored in; None: float32.
+
     Attributes:
         next_number: of the next part.
     """
 
-    def __init__(self, path: Path, dim: int, column: str | None, next_number: int) -> None:
+    def __init__(
+        self, path: Path, dim: int, column: str | None, next_number: int, codec: Codec | None = None
+    ) -> None:
         self.path, self.dim, self.column, self.next_number = path, dim, column, next_number
+        self.codec = codec
+        self._nothing = self.stored(np.zeros((0, dim), np.float32))
+
+    def stored(self, vector_NM: np.ndarray) -> np.ndarray:
+        """Vectors as they are stored.
+
+        Raises:
+            UserError: vectors that are not finite.
+        """
+        assert vector_NM.shape[1] == self.dim
+        unit_rows(vector_NM, "vector")
+        return vector_NM.astype(np.float32) if self.codec is None else self.codec.encode(vector_NM)
+
+    def empty(self, rows: int) -> np.ndarray:
+        """Room for so many stored vectors."""
+        return np.empty((rows, self._nothing.shape[1]), self._nothing.dtype)
 
     def write(
         self,
         rows: Sequence[dict[str, Any]],
         keys: Keys,
-        vector_NM: np.ndarray,
+        stored_NB: np.ndarray,
         truncated: int,
         source: str | None,
     ) -> Part:
-        """Write a part whole.
+        """Write a part whole; its vectors are given as ``stored`` makes them.
 
         Raises:
-            UserError: a column with a name of ours, vectors that are not finite, a full or read-only disk.
+            UserError: a column with a name of ours, a full or read-only disk.
         """
         table = as_table(rows)
         if taken := set(OURS) & set(table.column_names):
             raise UserError(f"the column {min(taken)!r} has a name that moembed uses itself: rename it")
-        assert vector_NM.shape == (len(rows), self.dim)
-        unit_rows(vector_NM, "vector")
+        assert stored_NB.shape == (len(rows), self._nothing.shape[1])
+        assert stored_NB.dtype == self._nothing.dtype
         ours = {ID: pa.array(keys.ids, pa.string())}
         for name, key_N in ((TEXT_KEY, keys.text_N), (ROW_KEY, keys.row_N)):
             ours[name] = pa.array(key_N.tolist(), pa.binary())
@@ -69,7 +91,7 @@ class PartWriter:
             table = table.append_column(name, values)
         files = part_paths(self.path, self.next_number)
         write_rows(files[0], table, truncated, ADVICE)
-        write_vectors(files[1], vector_NM, ADVICE)
+        write_vectors(files[1], stored_NB, ADVICE)
         if self.column is not None:
             Postings.of([str(row.get(self.column) or "") for row in rows]).save(files[2], ADVICE)
         stamps = tuple(file_stamp(file) for file in (files if self.column is not None else files[:2]))
@@ -87,14 +109,14 @@ class PartWriter:
         return as_rows(read_table(file)), stored_keys(self.path, part)
 
     def vectors(self, part: Part) -> np.ndarray:
-        """Vectors of a part, mapped, the deleted ones too.
+        """Vectors of a part as they are stored, mapped, the deleted ones too.
 
         Raises:
             DamagedPartError: the file is not what was written.
         """
         file, stamp = part.files(self.path)[1]
         require_same(file, stamp)
-        return map_vectors(file, part.rows, self.dim)
+        return map_vectors(file, part.rows, self._nothing.shape[1], self._nothing.dtype)
 
     def terms(self, part: Part) -> Postings:
         """Terms of a part, those of deleted rows too.

@@ -21,6 +21,7 @@ from typing import Any, Literal
 Kind = Literal["none", "pre", "in", "post"]
 SMALL = 8192  # rows of an index that are not worth an estimate
 IN_FROM, POST_FROM = 0.3, 0.5  # shares of the rows
+FEW = 1000  # rows that are compared one by one, whatever the engine
 _SURPLUS, _SPARE = 1.5, 16  # candidates of ``post``, beyond the k / share that are expected to be needed
 
 
@@ -32,13 +33,15 @@ class Plan:
         kind: ``none`` where there was no condition.
         estimate: the share of the rows that the samples say meet it; None: not estimated.
         matched: the rows that meet it, where they were counted.
-        fell_back: ``post`` was tried first, and found too few rows.
+        fell_back: ``post``, or the approximate engine, was tried first and found too few rows.
+        engine: what compared the vectors.
     """
 
     kind: Kind
     estimate: float | None = None
     matched: int | None = None
     fell_back: bool = False
+    engine: str = "exact"
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -47,20 +50,21 @@ class Plan:
             "estimated_share": None if self.estimate is None else round(self.estimate, 6),
             "rows_that_match": self.matched,
             "fell_back": self.fell_back,
+            "engine": self.engine,
         }
 
     def __str__(self) -> str:
         if self.kind == "none":
-            return "no filter"
+            return f"engine: {self.engine}; no filter"
         told = {
             "pre": "the rows that meet the filter were found first, and they alone were scored",
-            "in": "all rows were scored, and the filter was applied to the scores",
+            "in": "the filter was applied while the rows were scored",
             "post": "the nearest rows were found first, and the filter was applied to them",
         }[self.kind]
         about = "" if self.estimate is None else f"; estimated to leave {self.estimate:.1%} of the rows"
         counted = "" if self.matched is None else f"; it leaves {self.matched:,} rows"
-        again = "; too few of the nearest rows met it, so the search was made again" if self.fell_back else ""
-        return f"filter: {told}{about}{counted}{again}"
+        again = "; a first search found too few rows, so it was made again" if self.fell_back else ""
+        return f"engine: {self.engine}; filter: {told}{about}{counted}{again}"
 
     def counted(self, matched: int, rows: int) -> Plan:
         """With the number of rows that meet the condition, which decides between ``pre`` and ``in``."""
@@ -80,6 +84,19 @@ def choose(rows: int, k: int, share: float | None, ranked_by_terms: bool) -> Pla
     if share >= POST_FROM and not ranked_by_terms and 8 * candidates(k, share) <= rows:
         return Plan("post", share)
     return Plan("in" if share >= IN_FROM else "pre", share)
+
+
+def choose_approximate(rows: int, share: float | None, is_translated: bool) -> Plan | None:
+    """The plan for the approximate engine; None: the exact search is better.
+
+    Args:
+        is_translated: whether the engine understands the condition.
+    """
+    if share is None or share * rows <= FEW:
+        return None
+    if is_translated:
+        return Plan("in", share)
+    return Plan("post", share) if share >= POST_FROM else None
 
 
 def candidates(k: int, share: float) -> int:

@@ -22,6 +22,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from moembed.types import UserError
@@ -80,12 +81,17 @@ def read_where(where: str | Mapping[str, Any] | Where) -> Where:
         return where
     if isinstance(where, str):
         if not where.lstrip().startswith("{"):
-            return _Parser(where).whole()
+            return _from_text(where)
         try:
             where = json.loads(where)
         except (ValueError, RecursionError) as error:
             raise UserError(f"where is not valid JSON ({error})") from None
     return _from_json(where, "where", 0)
+
+
+@lru_cache(256)  # the same condition is often asked with many queries
+def _from_text(text: str) -> Where:
+    return _Parser(text).whole()
 
 
 def to_json(where: Where) -> dict[str, Any]:

@@ -106,6 +106,9 @@ class ServedIndex:
         self, index: Index, query_QM: np.ndarray, texts: Sequence[str], asked: Question
     ) -> list[list[Hit]]:
         if asked.dim is not None and asked.dim < index.dim:
+            if index.codec != "float32":
+                message = f"the index holds codes of {index.codec}, which have one size: leave dimensions out"
+                raise RequestError(400, message, param="dimensions")
             parts = (truncate(vector_NM, asked.dim) for vector_NM in index.vectors())
             hits = search_parts(query_QM, parts, len(index), asked.k)
             return [index.hits(*pair) for pair in zip(hits.index, hits.score, strict=True)]

@@ -50,6 +50,16 @@ class Subject:
             return len(tokenize(text))
         return self.model.num_tokens([text], role="document")[0]
 
+    def encode_documents(self, texts: list[str]) -> np.ndarray:
+        """Vectors of a model, of length 1.
+
+        Raises:
+            ValueError: BM25 has none.
+        """
+        if self._encoder is None:
+            raise ValueError("BM25 has no vectors")
+        return self._encoder.vectors(texts, role="document", progress=self.advance).array
+
     def score(self, task: RetrievalTask, metrics: Sequence[str]) -> dict[str, np.ndarray]:
         """``[metric] -> (Q,)``; documents equal to those of the last task are not embedded again."""
         if self._encoder:

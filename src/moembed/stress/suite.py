@@ -8,7 +8,7 @@ from typing import Any
 
 from moembed.encoding import Bar
 from moembed.evaluation.beir import RetrievalTask
-from moembed.stress import capacity, invariance, limit, long_context, noise
+from moembed.stress import capacity, invariance, limit, long_context, noise, tables
 from moembed.stress.subject import Subject
 from moembed.types import UserError
 
@@ -116,10 +116,16 @@ def _noise(settings: Settings, bar: Bar) -> Part:
     return facts, lambda subject: noise.measure(subject, task, settings.seed)
 
 
+def _tables(settings: Settings, bar: Bar) -> Part:
+    facts = {"tables": tables.TABLES, "orders": tables.ORDERS}
+    return facts, lambda subject: tables.measure(subject, settings.seed)
+
+
 PARTS: dict[str, Callable[[Settings, Bar], Part]] = {
     "limit": _limit,
     "capacity": _capacity,
     "long": _long,
     "invariance": _invariance,
     "noise": _noise,
+    "tables": _tables,
 }

@@ -168,7 +168,8 @@ def quantize(
 ) -> dict[str, Tensor | GroupCodes | list[GroupCodes]]:
     """Every tensor of an encoder: codes, those of every expert, or itself where it is in no part."""
     found: dict[str, Tensor | GroupCodes | list[GroupCodes]] = dict(state)
-    found["word.weight"] = GroupCodes.of(state["word.weight"], VOCABULARY_BITS)
+    if "word.weight" in state:  # else it is compressed already, and stays so
+        found["word.weight"] = GroupCodes.of(state["word.weight"], VOCABULARY_BITS)
     for part, width in zip(parts, bits, strict=True):
         for name, tensor in zip(part.names, part.tensors(state), strict=True):
             codes = GroupCodes.of(tensor, width)

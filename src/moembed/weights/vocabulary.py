@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moembed.folder.parts import Parts
 from moembed.model.spec import EncoderSpec
+from moembed.weights.compress_vocabulary import require_whole_vocabulary
 from moembed.weights.size import require_memory
 
 Key = tuple[bool, str]  # whether the piece begins a word, and its text
@@ -41,6 +42,7 @@ def transplant(
     it knows none of them, at the mean of all rows. A text that both cut into the same pieces therefore keeps
     its vector.
     """
+    require_whole_vocabulary(spec, "a new tokenizer")
     rows = state["word.weight"]
     old_spelling = spelling(old)
     known = {old_spelling(piece): number for piece, number in old.get_vocab().items()}
@@ -93,6 +95,7 @@ def spelling(backend: Backend) -> Callable[[str], Key]:
 
 def pad(spec: EncoderSpec, state: dict[str, Tensor], multiple: int) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """Rows of zeros, up to a multiple of ``multiple``: no text reaches them, matrix products run faster."""
+    require_whole_vocabulary(spec, "padding the vocabulary")
     rows = -(-spec.vocab_size // multiple) * multiple
     padded = spec.with_vocabulary(rows)
     require_memory(padded, f"{rows:,} rows of word embeddings")

@@ -23,6 +23,7 @@ from moembed.families import bert, nomic
 from moembed.files import unfinished
 from moembed.folder.parts import Parts
 from moembed.types import UserError
+from moembed.weights.compress_vocabulary import with_whole_vocabulary
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -67,6 +68,7 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
     except ImportError:
         raise UserError("GGUF needs the library gguf: pip install 'moembed[gguf]'") from None
 
+    parts = with_whole_vocabulary(parts, "GGUF")
     parts = replace(parts, state={name: tensor.cpu().float() for name, tensor in parts.state.items()})
     architecture, graph = as_graph(parts, fold_expert_bias)
     widths = (graph.spec.width, graph.spec.layers[0].ffn.width)

@@ -6,12 +6,13 @@ batch, as in the encoder itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from moembed.export.onnx.attention import BOOL, LOWEST, Distances, Layout, attention, distances, looked_up
 from moembed.export.onnx.computed import require_computed, require_head
 from moembed.export.onnx.experts import INT64, Experts, feed_forward, moe_block, sparse
-from moembed.export.onnx.graph import Graph, numpy
+from moembed.export.onnx.graph import FLOAT, Graph, numpy
 from moembed.folder.parts import Parts
 from moembed.model.block import LayerSpec
 from moembed.model.head import Dense, HeadConfig
@@ -24,13 +25,14 @@ from moembed.types import UserError
 if TYPE_CHECKING:
     import onnx
 
-FLOAT = 1  # onnx.TensorProto.FLOAT
 _ALSO_IN_BLOCKS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "silu": "silu"}
 _POOLING = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 
-def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.ModelProto:
-    """The model as a graph.
+def build(
+    parts: Parts, int8: bool = False, experts: Experts = sparse, bits: Mapping[str, int] | None = None
+) -> onnx.ModelProto:
+    """The model as a graph; ``bits`` as in ``Graph``.
 
     Inputs ``input_ids`` and ``attention_mask``, int64 ``(batch, length)``, padded on either side. Outputs
     ``sentence_embedding``, fp32 ``(batch, M)`` of length 1, and ``last_hidden_state``, fp32
@@ -45,7 +47,7 @@ def build(parts: Parts, int8: bool = False, experts: Experts = sparse) -> onnx.M
     require_head(parts.head)
     require_pooling(parts.pooling)
     head_state = {f"head.{name}": tensor for name, tensor in parts.head_state.items()}
-    graph = Graph(parts.state | head_state, int8)
+    graph = Graph(parts.state | head_state, int8, bits)
     layout = read_mask(graph)
     hidden_TD = encoder(graph, parts.spec, layout, experts)
     real_BS1 = graph.op("Unsqueeze", layout.real_BS, graph.ints(2))
@@ -91,7 +93,7 @@ def encoder(graph: Graph, spec: EncoderSpec, layout: Layout, experts: Experts) -
 
     # embeddings
     position_T = real(layout.position_BS)
-    states_TD = graph.op("Gather", graph.parameter("word.weight"), real("input_ids"))
+    states_TD = graph.rows("word.weight", real("input_ids"))
     if spec.embeddings.scale != 1:
         states_TD = graph.op("Mul", states_TD, graph.scalar(spec.embeddings.scale))
     if spec.embeddings.token_types:

@@ -11,7 +11,7 @@ It is the layout that sentence-transformers (``backend="onnx"``), fastembed and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from moembed.folder.write import write_small_files
 from moembed.model.spec import EncoderSpec
 from moembed.packing import pack
 from moembed.types import UserError
+from moembed.weights.compress_vocabulary import with_whole_vocabulary
 from moembed.weights.lora_experts import full_experts
 from moembed.weights.selection_bias import remove_selection_bias
 
@@ -36,12 +37,16 @@ _LONGEST = 1024  # tokens of a row that the check runs
 TOLERANCE = 1e-3  # ten times what is promised: a close call between two experts may fall the other way
 
 
-def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
+def export_onnx(
+    parts: Parts, out: Path, int8: bool = False, bits: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Write the folder and run what was written: nothing stands at ``out`` that was not compared.
 
     Args:
         int8: matrix products of 8-bit integers, with a scale per output of the weights and per token of the
             states. Router, attention, norms and embedding tables stay in fp32.
+        bits: of the matrices that `moembed quantize` made (`moembed.folder.quantized.stored_bits`): they keep
+            them, by an operator of onnxruntime's own.
 
     Returns:
         ``bytes`` of the weights file(s), and how close onnxruntime came to this package on random token rows
@@ -59,12 +64,13 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
     except ImportError:
         raise UserError("ONNX export needs onnx and onnxruntime: pip install 'moembed[onnx]'") from None
 
+    parts = with_whole_vocabulary(parts, "ONNX")
     spec, state = full_experts(parts.spec.without_noise(), parts.state)
     spec, state = remove_selection_bias(spec, state, "ONNX")
     state = {name: tensor.cpu().float() for name, tensor in state.items()}
     head_state = {name: tensor.cpu().float() for name, tensor in parts.head_state.items()}
     parts = replace(parts, spec=spec, state=state, head_state=head_state)
-    model = build(parts, int8)
+    model = build(parts, int8, bits=bits)
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE
     with replacing(out) as folder:
         write_small_files(folder, parts)
@@ -74,6 +80,7 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
         onnx.save_model(model, file, save_as_external_data=external, location=f"{file.name}_data")
         del model
         rows = [*_random_rows(parts.spec), *(_shortened(row) for row in read_rows(folder, parts.tokenizer))]
+        _require_runs(file, bits)
         error, cosine = compare(file, Embedder(parts).eval(), [row for row in rows if row])
         if not int8 and error > TOLERANCE:
             raise RuntimeError(f"the exported graph is off by {error:.2g}; nothing was written to {out}")
@@ -82,6 +89,7 @@ def export_onnx(parts: Parts, out: Path, int8: bool = False) -> dict[str, Any]:
         "out": str(out),
         "format": "onnx",
         "int8": int8,
+        **({"matrices_in_few_bits": len(bits)} if bits else {}),
         "bytes": size,
         "max_error": error,
         "cosine": cosine,
@@ -112,6 +120,25 @@ def run_rows(file: Path, rows: Sequence[Sequence[int]]) -> np.ndarray:
     session = InferenceSession(str(file), providers=["CPUExecutionProvider"])
     inputs = {"input_ids": token_BS, "attention_mask": mask_BS.astype(np.int64)}
     return np.asarray(session.run(["sentence_embedding"], inputs)[0])
+
+
+def _require_runs(file: Path, bits: Mapping[str, int] | None) -> None:
+    """
+    Raises:
+        UserError: an onnxruntime that lacks the operator for matrices of so few bits.
+    """
+    import onnxruntime
+
+    if not bits:
+        return
+    try:
+        onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes are of no public module
+        widths = " and ".join(map(str, sorted(set(bits.values()))))
+        raise UserError(
+            f"onnxruntime {onnxruntime.__version__} does not run matrices of {widths} bits "
+            f"({' '.join(str(error).split())}): install a newer one, or export the model that was quantized"
+        ) from None
 
 
 def _shortened(row: list[int]) -> list[int]:

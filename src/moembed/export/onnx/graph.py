@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from moembed import __version__
+from moembed.model.group_codes import GROUP, GroupCodes
 from moembed.model.norm import NormSpec
 from moembed.moe.ffn import Activation
 
 if TYPE_CHECKING:
     import onnx
 
+FLOAT = 1  # onnx.TensorProto.FLOAT
 OPSET = 20  # the first with Gelu
 IR_VERSION = 9  # the file format of that opset's time; older runtimes refuse newer ones
 WEIGHT_STEPS = 63  # 7 bits: with 8, CPUs without VNNI overflow their 16-bit sums of two products
@@ -21,10 +24,16 @@ TINY = 1e-30  # least scale, for rows of zeros
 
 
 class Graph:
-    """Nodes and constants in the order they were asked for; ``state`` holds the tensors to draw on."""
+    """Nodes and constants in the order they were asked for; ``state`` holds the tensors to draw on.
 
-    def __init__(self, state: dict[str, Tensor], int8: bool = False) -> None:
-        self.state, self.int8 = state, int8
+    ``bits`` are of the matrices that are groups of few bits already, and stay so; one of expert e is called
+    ``NAME.e``. ``int8`` rounds all matrices.
+    """
+
+    def __init__(
+        self, state: dict[str, Tensor], int8: bool = False, bits: Mapping[str, int] | None = None
+    ) -> None:
+        self.state, self.int8, self.bits = state, int8, bits or {}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
@@ -75,8 +84,11 @@ class Graph:
     def affine(
         self, hidden: str, name: str, weight: Tensor, bias_name: str = "", bias: Tensor | None = None
     ) -> str:
-        """``x W' + b`` for W ``(out, in)``, in 8 bits where the graph is of 8 bits."""
-        product = self.product8(hidden, name, weight) if self.int8 else self.product(hidden, name, weight)
+        """``x W' + b`` for W ``(out, in)``, in the bits of the graph or its own, if any."""
+        if name in self.bits:
+            product = self.product_of_groups(hidden, name, GroupCodes.of(weight, self.bits[name]))
+        else:
+            product = self.product8(hidden, name, weight) if self.int8 else self.product(hidden, name, weight)
         return product if bias is None else self.op("Add", product, self.constant(bias_name, numpy(bias)))
 
     def product(self, hidden: str, name: str, weight: Tensor) -> str:
@@ -100,6 +112,37 @@ class Graph:
         scale = self.constant(f"{name}.scale", scale_Y.astype(np.float32))
         product_TY = self.op("DequantizeLinear", sum_TY, scale, axis=1)
         return self.op("Mul", product_TY, self.op("Unsqueeze", scale_T, self.ints(1)))
+
+    def product_of_groups(self, hidden: str, name: str, codes: GroupCodes) -> str:
+        """``x W'`` by onnxruntime's MatMulNBits, whose groups, order of halves and zero are those of ours.
+
+        Rounding what was rounded gives the same codes and steps, so they need not be handed on.
+        """
+        rows, columns = codes.shape
+        groups = -(-columns // GROUP)
+        code = self.constant(name, codes.code.view(rows, groups, -1).numpy())
+        scale = self.constant(f"{name}.scale", codes.scale.float().numpy())
+        return self.op(
+            "MatMulNBits", hidden, code, scale,
+            domain="com.microsoft", K=columns, N=rows, bits=codes.bits, block_size=GROUP,
+        )  # fmt: skip
+
+    def rows(self, name: str, index: str) -> str:
+        """Rows of a table of ``state``, which stays in 8 bits where it has them."""
+        if self.bits.get(name) != 8:
+            return self.op("Gather", self.parameter(name), index)
+        codes = GroupCodes.of(self.state[name], 8)
+        count, width = codes.shape
+        groups = -(-width // GROUP)
+        code = self.constant(name, codes.code.view(count, groups, GROUP).numpy())
+        scale = self.constant(f"{name}.scale", codes.scale.view(count, groups, 1).numpy())
+        whole = self.op("Cast", self.op("Gather", code, index), to=FLOAT)
+        step = self.op("Cast", self.op("Gather", scale, index), to=FLOAT)
+        value = self.op("Mul", self.op("Sub", whole, self.scalar(128.0)), step)
+        padded = self.op("Reshape", value, self.ints(-1, groups * GROUP))
+        if width == groups * GROUP:
+            return padded
+        return self.op("Slice", padded, self.ints(0), self.ints(width), self.ints(1))
 
     def norm(self, hidden: str, name: str, spec: NormSpec) -> str:
         """The norm of the last axis, as `moembed.model.norm` computes it."""

@@ -7,13 +7,15 @@ approximate index; docs/search.md has the statement that makes one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from moembed.search.stores.store import StoredRow, require_space
+from moembed.search.stores.store import StoredRow, require_condition, require_space
+from moembed.search.where import Where
+from moembed.search.where_sql import as_sql
 from moembed.types import UserError
 
 _PAGE = 10_000  # ids asked for at a time
@@ -119,13 +121,21 @@ class PostgresStore:
         with self._one_sentence():
             self._run("DELETE FROM {table} WHERE id = ANY(%s)", [list(ids)])
 
-    def nearest(self, vector_M: np.ndarray, k: int) -> list[tuple[str, float]]:
+    def nearest(
+        self, vector_M: np.ndarray, k: int, where: Where | None = None, kinds: Mapping[str, str] | None = None
+    ) -> list[tuple[str, float]]:
         """See `VectorStore`."""
+        from psycopg import sql
+
+        known = require_condition(where, kinds)
+        condition, values = ("true", []) if where is None else as_sql(where, known)
         with self._one_sentence():
             self._connection.execute("SET LOCAL enable_indexscan = off")  # every row, none by approximation
             found = self._run(
-                "SELECT id, 1 - (embedding <=> %s) FROM {table} ORDER BY embedding <=> %s LIMIT %s",
-                [vector_M, vector_M, k],
+                "SELECT id, 1 - (embedding <=> %s) FROM {table} WHERE {condition} "
+                "ORDER BY embedding <=> %s LIMIT %s",
+                [vector_M, *values, vector_M, k],
+                condition=sql.SQL(condition),
             ).fetchall()
         return [(name, float(cosine)) for name, cosine in found]
 

@@ -90,9 +90,14 @@ def push_index(
         prune: remove rows of the database that the index does not have.
 
     Raises:
-        UserError: the database cannot be reached, refuses, or holds vectors of another space; it finds other
-            rows than the index does.
+        UserError: an index of codes; the database cannot be reached, refuses, or holds vectors of another
+            space; it finds other rows than the index does.
     """
+    if index.codec != "float32":
+        raise UserError(
+            f"{index.path} holds codes of {index.codec}, and a database needs vectors: push an index of "
+            "its documents that was not compressed"
+        )
     store.prepare(index.dim, index.space_id)
     seen: set[str] = set()
     written = 0
@@ -138,7 +143,7 @@ def _check(index: Index, store: VectorStore) -> int:
     sample_QM = np.concatenate([vector_NM[:_SAMPLE] for vector_NM in islice(index.vectors(), _SAMPLE)])
     sample_QM = np.array(sample_QM[:: max(1, len(sample_QM) // _SAMPLE)][:_SAMPLE])
     k = min(_NEAREST, len(index))
-    here_QK = index.search(sample_QM, k).score
+    here_QK = index.search(sample_QM, k, exact=True).score
     for vector_M, here_K in zip(sample_QM, here_QK, strict=True):
         there = store.nearest(vector_M, k)
         there_K = np.array([cosine for _, cosine in there])

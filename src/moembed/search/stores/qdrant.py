@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from moembed.search.stores.store import StoredRow, require_space
+from moembed.search import where_qdrant
+from moembed.search.stores.store import StoredRow, require_condition, require_space
+from moembed.search.where import Where
+from moembed.search.where_mask import FLAG, NUMBER, TEXT
+from moembed.search.where_qdrant import ClientDialect, as_filter
 from moembed.types import UserError
 
 KEY_VARIABLE = "QDRANT_API_KEY"
 _NAMESPACE = uuid.UUID("6d6f656d-6265-4d64-8000-000000000001")
 _PAGE = 1000  # points asked for at a time
+_KINDS = {TEXT: where_qdrant.TEXT, NUMBER: where_qdrant.NUMBER, FLAG: where_qdrant.FLAG}
 
 
 class QdrantStore:
@@ -121,15 +126,28 @@ class QdrantStore:
                 points: list[Any] = [_point_id(name) for name in ids[start : start + _PAGE]]
                 self._client.delete(self.name, models.PointIdsList(points=points), wait=True)
 
-    def nearest(self, vector_M: np.ndarray, k: int) -> list[tuple[str, float]]:
+    def nearest(
+        self, vector_M: np.ndarray, k: int, where: Where | None = None, kinds: Mapping[str, str] | None = None
+    ) -> list[tuple[str, float]]:
         """See `VectorStore`."""
         from qdrant_client import models
 
+        condition = None
+        if where is not None:
+            known = require_condition(where, kinds)
+            # a column with marks in its name stands between quotes in the path of a field
+            fields = {
+                name: (f'metadata."{name}"', _KINDS[kind]) for name, kind in known.items() if kind in _KINDS
+            }
+            condition = as_filter(where, fields, ClientDialect)
+            if condition is None:
+                raise UserError(f"{self.where}: Qdrant cannot be asked this condition: {where}")
         with self._one_sentence():
             found = self._client.query_points(
                 self.name,
                 query=vector_M.tolist(),
                 limit=k,
+                query_filter=condition,
                 with_payload=["id"],
                 search_params=None if self._is_local else models.SearchParams(exact=True),
             )

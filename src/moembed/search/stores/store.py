@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from moembed.search.where import Where
+from moembed.search.where_mask import require_columns
 from moembed.types import UserError
 
 
@@ -47,6 +49,14 @@ def require_space(where: str, found: str | None, space: str) -> None:
         )
 
 
+def require_condition(where: Where | None, kinds: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Raise UserError where the columns, whose kinds are given back, cannot answer the condition."""
+    known = dict(kinds or {})
+    if where is not None:
+        require_columns(where, known)
+    return known
+
+
 class VectorStore(Protocol):
     """A collection of a vector database, for the vectors of one space.
 
@@ -68,8 +78,15 @@ class VectorStore(Protocol):
     def delete(self, ids: Sequence[str]) -> None:
         """Remove these rows."""
 
-    def nearest(self, vector_M: np.ndarray, k: int) -> list[tuple[str, float]]:
-        """Ids and cosines of the ``k`` nearest rows, best first, found without an approximate index."""
+    def nearest(
+        self, vector_M: np.ndarray, k: int, where: Where | None = None, kinds: Mapping[str, str] | None = None
+    ) -> list[tuple[str, float]]:
+        """Ids and cosines of the ``k`` nearest rows, best first, found without an approximate index.
+
+        Args:
+            where: only rows that meet it.
+            kinds: what the columns of the index hold, ``Index.columns``.
+        """
 
     def commit(self) -> None:
         """Let others see what was written."""

@@ -20,6 +20,7 @@ from moembed.packing import even_budget, offsets, pack
 from moembed.tokenizer import Tokenizer
 from moembed.training.contrastive.gradcache import Chunks
 from moembed.training.contrastive.guide import Guide
+from moembed.training.contrastive.item_pairs import Items, ItemSpace
 from moembed.training.contrastive.settings import (
     ContrastiveConfig,
     LossConfig,
@@ -98,6 +99,7 @@ class PairBatch:
     score_Q: Tensor | None = None  # of pairs whose loss looks at scores
     temperature: float = TEMPERATURE  # of that loss
     distilled: Distilled | None = None  # what teachers say of the candidates
+    items: Items | None = None  # candidates that another space knows
     vectors_B: tuple[int, ...] | None = None  # of every text, with a model that makes one of every token
 
     @property
@@ -224,6 +226,12 @@ def with_scores(batch: PairBatch, config: ScoreDistillConfig, num_negatives: int
     """The batch with the ranking of each query's own candidates by the scores of the data."""
     distilled = judged_by_data(batch.pairs, batch.owner_N, num_negatives, config)
     return replace(batch, distilled=distilled)
+
+
+def with_items(batch: PairBatch, space: ItemSpace, num_negatives: int | None) -> PairBatch:
+    """The batch with the vectors that another space has of its documents and hard negatives."""
+    limit = num_negatives if batch.score_Q is None else 0
+    return replace(batch, items=space.items(_documents(batch.pairs, limit), batch.key_N))
 
 
 def _documents(pairs: Sequence[Pair], num_negatives: int | None) -> list[str]:

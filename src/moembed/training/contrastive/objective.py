@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
+from moembed.losses.binary import correlation, imbalance, signs, with_signs
 from moembed.losses.contrastive import LOSSES
+from moembed.losses.item_pairs import item_pair_loss
 from moembed.losses.late_interaction import by_maxsim
 from moembed.losses.nested import Loss, by_depth, matryoshka
 from moembed.losses.pairs import by_scores
@@ -21,8 +23,14 @@ from moembed.losses.shaped import Tally
 from moembed.losses.triplet import Choice
 from moembed.model.pooling import PoolingConfig
 from moembed.training.contrastive.batch import PairBatch
+from moembed.training.contrastive.item_pairs import Items
 from moembed.training.contrastive.queue import VectorQueue
-from moembed.training.contrastive.settings import LARGEST_SCALE, LossConfig, TripletConfig
+from moembed.training.contrastive.settings import (
+    LARGEST_SCALE,
+    ItemPairsConfig,
+    LossConfig,
+    TripletConfig,
+)
 from moembed.training.contrastive.shaping import ShapingConfig
 from moembed.training.contrastive.teachers import Distilled
 from moembed.types import UserError
@@ -31,7 +39,7 @@ from moembed.types import UserError
 class Objective(nn.Module):
     """The contrastive loss over Matryoshka prefixes and depths, at a fixed or a learned temperature."""
 
-    def __init__(self, config: LossConfig, model: Embedder) -> None:
+    def __init__(self, config: LossConfig, model: Embedder, items: ItemPairsConfig | None = None) -> None:
         super().__init__()
         last = model.encoder.spec.num_layers
         self.depths = config.depths or {last: 1.0}
@@ -46,13 +54,18 @@ class Objective(nn.Module):
             )
         if self.nested:
             model.dims = tuple(sorted(self.nested.dims, reverse=True))
+        self.binary, self.bits = config.binary, (config.binary and config.binary.bits) or model.dim
+        if self.bits > model.dim:
+            raise UserError(f"loss.binary.bits {self.bits} go beyond the model's {model.dim} coordinates")
         self.config, self.fixed = config, config.temperature
         start = torch.tensor(-math.log(config.temperature), device=model.device)
         self.per_dim = self.nested.dims if self.nested and config.learn_temperature == "per_dim" else ()
         if self.per_dim:
             start = start.repeat(len(self.per_dim))
         self.log_scale = nn.Parameter(start) if config.learn_temperature else None
+        self.projection_MP = None if items is None else _projection(items, model)
         self.score_kl = 0.0  # this process's share of the ranking term of the last step, before its weight
+        self.item_pairs = 0.0  # likewise of the term of item pairs
         self.queue = VectorQueue(config.queue) if config.queue else None
 
     @property
@@ -74,10 +87,13 @@ class Objective(nn.Module):
         loss, temperature = LOSSES[batch.loss], self.temperature
         if batch.score_Q is not None:
             loss = by_scores(batch.score_Q, batch.temperature)
+        of_signs = loss
         loss = self._late(loss, batch)
         if self.nested:
             own = [{"temperature": t} for t in torch.as_tensor(temperature)] if self.per_dim else None
             loss = matryoshka(loss, self.nested.dims, self.nested.weights, own)
+        if self.binary and not plain:
+            loss = with_signs(loss, of_signs, self.bits, self.binary.weight)
         device = next(iter(vectors.values())).device
         queries, weight_Q = len(batch.pairs), batch.weight_Q
         mine_Q = None if weight_Q is None else weight_Q.to(device)
@@ -102,7 +118,28 @@ class Objective(nn.Module):
             kl = by_depth(ranking, self.depths)(query, own_NM, known.positive_Q, None, mine_Q)
             self.score_kl = float(kl.detach() * (1 if mine_Q is None else mine_Q.sum() / queries))
             total = total + batch.distilled.weight * kl
-        return total if mine_Q is None else total * (mine_Q.sum() / queries)
+        if self.binary and not plain:
+            signs_BP = signs(vectors[max(self.depths)], self.bits)
+            total = total + self.binary.balance * imbalance(signs_BP)
+            total = total + self.binary.decorrelation * correlation(signs_BP)
+        total = total if mine_Q is None else total * (mine_Q.sum() / queries)
+        if batch.items and not plain:
+            last_NM = vectors[max(self.depths)][first:]
+            share = self._item_pairs(last_NM, batch.items, batch.owner_N, weight_Q)
+            self.item_pairs = float(share.detach())
+            total = total + batch.items.weight * share
+        return total
+
+    def _item_pairs(
+        self, vector_NM: Tensor, items: Items, owner_N: Tensor, weight_Q: Tensor | None
+    ) -> Tensor:
+        """This process's share of the distance to the scores of another space: the pairs of its own items."""
+        assert self.projection_MP is not None
+        device = vector_NM.device
+        other_IK = items.vector_IK.to(device)
+        own_I = None if weight_Q is None else weight_Q[owner_N[items.place_I]].bool().to(device)
+        chosen_IM = vector_NM[items.place_I.to(device)]
+        return item_pair_loss(chosen_IM, other_IK @ other_IK.T, self.projection_MP, own_I)
 
     def _late(self, loss: Loss, batch: PairBatch) -> Loss:
         """The loss itself, or, with a model that makes a vector of every token, of their scores."""
@@ -148,10 +185,21 @@ class Objective(nn.Module):
         return {"temperature": found.item()}
 
 
+def _projection(items: ItemPairsConfig, model: Embedder) -> nn.Parameter:
+    """It begins as the first coordinates, so that nothing is left to chance."""
+    dim = items.dim or model.dim
+    if dim > model.dim:
+        raise UserError(f"item_pairs.dim {dim} goes beyond the {model.dim} coordinates of the model")
+    return nn.Parameter(torch.eye(model.dim, dim, device=model.device))
+
+
 def require_late_interaction(
-    config: LossConfig, pooling: PoolingConfig, processes: int, evaluates: bool
+    config: LossConfig, pooling: PoolingConfig, processes: int, asked: Mapping[str, bool]
 ) -> None:
     """Refuse what a loss of token vectors lacks, and its setting where there are none.
+
+    Args:
+        asked: other parts of the recipe that need one vector of a text, and whether they are there.
 
     Raises:
         UserError: ``loss.maxsim`` for a model of one vector; for one of token vectors, terms that look at
@@ -168,11 +216,12 @@ def require_late_interaction(
         "loss.directions": bool(config.directions),
         "loss.mixing": config.mixing is not None,
         "loss.queue": config.queue > 0,
-        "evaluate": evaluates,
+        "loss.binary": config.binary is not None,
+        **asked,
     }
-    if asked := [name for name, there in without.items() if there]:
+    if wrong := [name for name, there in without.items() if there]:
         raise UserError(
-            f"{asked[0]} needs one vector of a text, and pooling 'tokens' makes one of every token: take one "
+            f"{wrong[0]} needs one vector of a text, and pooling 'tokens' makes one of every token: take one "
             "of the two out"
         )
     if processes > 1:

@@ -38,6 +38,17 @@ class TripletConfig(Strict):
     negatives: Literal["own", "hardest"] = "own"
 
 
+class BinaryConfig(Strict):
+    """Signs of the first ``bits`` coordinates (null: all) that are trained beside the floats: see
+    `moembed.losses.binary`. ``weight`` is that of their loss, at the temperature of the floats; ``balance``
+    and ``decorrelation`` are those of the terms that keep bits apart."""
+
+    bits: int | None = Field(default=None, ge=1)
+    weight: float = Field(default=1.0, ge=0)
+    balance: float = Field(default=0.1, ge=0)
+    decorrelation: float = Field(default=0.1, ge=0)
+
+
 class LossConfig(ShapingConfig):
     """The loss of a step: ``kind``, over ``matryoshka`` prefixes and ``depths``, and the router's terms.
 
@@ -59,6 +70,7 @@ class LossConfig(ShapingConfig):
     learn_temperature: bool | Literal["per_dim"] = False
     matryoshka: MatryoshkaConfig | None = None
     depths: dict[int, float] | None = Field(default=None, min_length=1)
+    binary: BinaryConfig | None = None
     queue: int = Field(default=0, ge=0, le=10_000_000)  # vectors; 0: none
     balance: float = Field(default=0.01, ge=0)  # coefficient of the load-balancing loss
     balance_window: int = Field(default=1, ge=1)
@@ -73,6 +85,8 @@ class LossConfig(ShapingConfig):
             raise ValueError("learn_temperature per_dim needs the dims of loss.matryoshka; else say true")
         if self.queue and not self.in_batch:
             raise ValueError("queue adds negatives of other queries, and in_batch is false: take one out")
+        if self.learn_temperature == "per_dim" and self.binary is not None:
+            raise ValueError("loss.binary has no temperature of its own: learn_temperature is true or false")
         return self
 
 
@@ -123,6 +137,36 @@ class ScoreDistillConfig(Strict):
                 "name teachers, or learn the scores of the data, which rank the query's own document and "
                 "hard negatives: then set candidates to own"
             )
+        return self
+
+
+class ItemPairsConfig(Strict):
+    """Another space whose scores of pairs of items are learned: ``loss + weight * mean (cos - score)^2``.
+
+    Items are the documents and hard negatives of a batch. Their score in the other space is the cosine of
+    their vectors there: those of the model ``teacher``, or rows of the .npy file ``vectors``, row i of which
+    is the vector of the text in ``column`` of row i of ``items``; texts that are not there take no part. The
+    student's cosines are those of its full vectors behind a projection to ``dim`` coordinates (null: as many
+    as it has), which is learned, begins as the first ``dim`` coordinates and is no part of the model.
+    ``cache``: a folder that keeps the vectors of ``teacher``.
+    """
+
+    teacher: str | None = None
+    vectors: str | None = None
+    items: str | None = None
+    column: str = "text"
+    weight: float = Field(default=1.0, gt=0)
+    dim: int | None = Field(default=None, ge=1)
+    cache: str | None = None
+
+    @model_validator(mode="after")
+    def _one_space(self) -> ItemPairsConfig:
+        if bool(self.teacher) == bool(self.vectors):
+            raise ValueError("give a teacher, or vectors with items, not both and not none")
+        if bool(self.vectors) != bool(self.items):
+            raise ValueError("vectors and items go together: row i of one is row i of the other")
+        if self.cache and not self.teacher:
+            raise ValueError("cache keeps the vectors of a teacher; vectors are there already: leave it out")
         return self
 
 
@@ -186,6 +230,7 @@ class ContrastiveConfig(LoopConfig):
     schedules: dict[str, Points] = Field(default={})  # see `moembed.training.contrastive.schedules`
     guide: GuideConfig | None = None
     distill: ScoreDistillConfig | None = None
+    item_pairs: ItemPairsConfig | None = None
     workers: int = Field(default=1, ge=0)  # threads that tokenise ahead; 0: in the loop itself
     held_out: float = Field(default=0.0, ge=0, lt=1)  # share of each source, its last rows, never trained on
     evaluate_every: int = Field(default=500, ge=1)  # steps between two looks at the held-out loss

@@ -26,10 +26,12 @@ from moembed.training.contrastive.batch import (
     SourceFormat,
     prepare,
     with_guide,
+    with_items,
     with_scores,
     with_teachers,
 )
 from moembed.training.contrastive.guide import Guide
+from moembed.training.contrastive.item_pairs import ItemSpace
 from moembed.training.contrastive.objective import (
     Objective,
     own_negatives,
@@ -83,7 +85,8 @@ class ContrastiveTask:
         smallest = min([config.batch_size, *map(int, config.schedules.get("batch_size", {}).values())])
         if smallest < world.size:
             raise UserError(f"batch_size {smallest} is less than one pair for each of {world.size} processes")
-        require_late_interaction(config.loss, model.pooling.config, world.size, config.evaluate is not None)
+        asked = {"evaluate": config.evaluate is not None, "item_pairs": config.item_pairs is not None}
+        require_late_interaction(config.loss, model.pooling.config, world.size, asked)
         self.config, self.model, self.mixture, self.world = config, model, mixture, world
         sources = mixture.sources
         options = mixture.options or [SourceOptions()] * len(sources)
@@ -107,12 +110,15 @@ class ContrastiveTask:
         ]
         self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
         self.notes += [adapters.sentence for adapters in self.adapters.values()]
-        self.objective, self.balance = Objective(config.loss, model), Balance(config.loss, model)
+        self.objective = Objective(config.loss, model, config.item_pairs)
+        self.balance = Balance(config.loss, model)
         self.module: nn.Module = nn.ModuleDict({"model": model, "objective": self.objective})
         self.parallel = summed(model, world)
         self.probe = RoutingProbe(model, config.diagnose_every, world)
         self.embed = embedding(model, config, list(self.objective.depths), self.parallel)
         self.guide, self.teachers = Guide.open(config.guide), Teachers.open(config.distill)
+        self.items = ItemSpace.open(config.item_pairs)
+        self.notes += self.items.notes(sources) if self.items else []
         self.workers = config.workers
         model.encoder.activation_checkpointing = config.activation_checkpointing
 
@@ -140,6 +146,8 @@ class ContrastiveTask:
         batch = prepare(pairs, form, tokenizer, config, self.world, source, languages, tags)
         seed = (config.seed * 1_000_003 + step) % 2**63  # of chance in the loss, on every process
         batch = replace(batch, seed=seed)
+        if self.items:
+            batch = with_items(batch, self.items, config.negatives)
         if form.task_type != "retrieval":  # scores and labels say it themselves
             return batch
         if self.teachers:
@@ -167,6 +175,9 @@ class ContrastiveTask:
         }  # fmt: skip
         if batch.distilled:
             log["score_kl"] = round(float(self.world.sum(torch.tensor(self.objective.score_kl))), 6)
+        if batch.items:
+            found = self.world.sum(torch.tensor(self.objective.item_pairs))
+            log |= {"item_pairs": round(float(found), 6), "items": len(batch.items.place_I)}
         log |= {} if batch.guided is None else {"guided_negatives": round(batch.guided, 5)}
         log |= self._counted(tally) if batch.score_Q is None else {}
         if self.config.schedules and self.steps:

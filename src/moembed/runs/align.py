@@ -1,0 +1,306 @@
+"""`moembed align` and `moembed fuse`: what is done to finished vectors: a gap closed, two put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from moembed.client.connection import is_url
+from moembed.compare.comparison import compare
+from moembed.compare.estimates import Difference, Estimate
+from moembed.compare.results import SCORE
+from moembed.compare.scores import Scores
+from moembed.data.sources import iter_rows
+from moembed.embedder import Embedder
+from moembed.encoding import Bar, TextEncoder, no_bar
+from moembed.evaluation.files import Task, load_any
+from moembed.evaluation.systems import CachedVectors
+from moembed.evaluation.tagged import tagged
+from moembed.evaluation.tasks import evaluate
+from moembed.files import require_replaceable
+from moembed.folder.bases import HUB_IDS, base_name, locate_base, read_base
+from moembed.folder.modules import is_composed
+from moembed.inference.languages import detect, known_languages
+from moembed.report.card import write_card
+from moembed.runs.system import num_texts
+from moembed.runs.upcycle import texts_of
+from moembed.search.alignment import GroupMeans, group_means, projection, require_share
+from moembed.search.composed import ComposedEncoder, LanguageShift, write_composed
+from moembed.search.embed import column_texts
+from moembed.search.fusion import reduction
+from moembed.search.index_model import open_encoder
+from moembed.types import UserError
+from moembed.weights.projection import add_behind
+
+Method = Literal["project", "shift"]
+_BLOCK = 4096  # rows that are Python objects at one time
+_FEW = 50  # texts of a group whose mean says more of what they are about
+
+
+@dataclass(frozen=True, slots=True)
+class AlignPlan:
+    """How a gap is found and closed; `moembed.search.alignment` says what each method does.
+
+    Attributes:
+        texts: JSONL, Parquet or CSV of training texts, with the column ``column``.
+        by: the column that names the group of each text.
+        role: what the texts are embedded for.
+        strengths: shares of the gap; of several the one that scores best on ``tasks``.
+        tasks: for choosing the strength: not those that the result is to be judged by.
+        sample: texts of a group, the first ones.
+    """
+
+    texts: Path
+    by: str = "language"
+    column: str = "text"
+    role: str = "document"
+    method: Method = "project"
+    strengths: tuple[float, ...] = (1.0,)
+    tasks: tuple[Path, ...] = ()
+    sample: int = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class StrengthScore:
+    """With so much of the gap closed: the distance of the means that is left on the training texts, and on
+    the tasks the mean score, its difference to strength 0, and the score of each."""
+
+    strength: float
+    gap: float
+    score: Estimate | None = None
+    difference: Difference | None = None
+    tasks: Mapping[str, Estimate] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """What was written, with which strength, found on how many texts of every group."""
+
+    out: str
+    method: Method
+    strength: float
+    groups: dict[str, int]
+    parameters: int
+    sweep: list[StrengthScore]
+
+
+def align(
+    model: str, out: str | Path, plan: AlignPlan, overwrite: bool = False, bar: Bar = no_bar
+) -> Aligned:
+    """Take what sets groups of texts apart out of the vectors of a model, and write the result to ``out``.
+
+    ``project`` writes a whole model with one more linear layer, ``shift`` a folder that names the model and
+    finds the language of every text. Static word vectors get such a folder of either method.
+
+    Raises:
+        UserError: no groups, groups that are no languages for ``shift``, several strengths and nothing to
+            choose by, a model that cannot be read.
+    """
+    for strength in plan.strengths:
+        require_share(strength)
+    if len(plan.strengths) != 1 and not plan.tasks:
+        raise UserError("several strengths need tasks to choose by: name some with --tasks, or one strength")
+    require_replaceable(Path(out), overwrite)
+    tasks = [load_any(path) for path in plan.tasks]
+    texts, groups = grouped_texts(plan)
+    if plan.method == "shift" and (foreign := sorted(set(groups) - known_languages())):
+        raise UserError(
+            f"{plan.by} names {foreign[0]!r}, which is no language that can be found in a text (a code such "
+            "as de): take the method project, which has to know nothing of a text"
+        )
+    encoder = open_model(model)
+    with bar("texts", len(texts)) as advance:
+        vector_NM = encoder.vectors(texts, role=plan.role, progress=advance).array
+    means = group_means(vector_NM, groups)
+    languages = lru_cache(maxsize=None)(_language)  # every strength asks for those of the same texts
+
+    strengths = sorted({0.0, *plan.strengths}) if tasks else list(plan.strengths)
+    made = {strength: _aligned(encoder, means, plan.method, strength, languages) for strength in strengths}
+    scores = _sweep(encoder, tasks, made, bar)
+    sweep = [_entry(strength, scores, made[strength], vector_NM, texts, groups) for strength in strengths]
+    best = max(sweep, key=lambda entry: entry.score.value if entry.score else 0.0)
+    result = made[best.strength]
+
+    if plan.method == "project" and isinstance(encoder, Embedder):
+        assert result.linear
+        weight_MM, bias_M = map(torch.from_numpy, (result.linear.weight_DM, result.linear.bias_D))
+        Embedder(add_behind(read_base(model), weight_MM, bias_M)).save_pretrained(out)
+        write_card(Path(out), str(out), base_name(model))
+    else:
+        write_composed(Path(out), [stored_name(model)], result)
+    counts = {name: groups.count(name) for name in means.names}
+    return Aligned(str(out), plan.method, best.strength, counts, result.num_parameters(), sweep)
+
+
+@dataclass(frozen=True, slots=True)
+class FusePlan:
+    """How vectors are put together, see `moembed.search.fusion`.
+
+    Attributes:
+        weights: of each model's cosine; None: as much of each.
+        dim: coordinates that are kept; None: all, and no texts are needed.
+        texts, column: training texts that say which directions those are.
+        sample: how many of them, the first ones.
+    """
+
+    weights: tuple[float, ...] | None = None
+    dim: int | None = None
+    texts: Path | None = None
+    column: str = "text"
+    role: str = "document"
+    sample: int = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """What was written. ``kept``: the share of the squared length of training vectors that is left."""
+
+    out: str
+    models: list[str]
+    weights: list[float]
+    dim: int
+    kept: float
+    parameters: int
+
+
+def fuse(
+    models: Sequence[str], out: str | Path, plan: FusePlan, overwrite: bool = False, bar: Bar = no_bar
+) -> Fused:
+    """Put the vectors of several models side by side, in fewer coordinates where asked, and write to ``out``
+    a folder that names the models.
+
+    Raises:
+        UserError: fewer than two models, texts without a dim or a dim without texts, weights that do not fit.
+    """
+    if len(models) < 2:
+        raise UserError("putting vectors together takes at least two models")
+    if (plan.dim is None) != (plan.texts is None):
+        raise UserError("fewer coordinates are fitted to texts: give both dim and texts, or neither")
+    require_replaceable(Path(out), overwrite)
+    encoders = [open_model(name) for name in models]
+    together = ComposedEncoder(encoders, plan.weights)
+    kept = 1.0
+    if plan.texts is not None and plan.dim is not None:
+        texts = list(islice(texts_of(plan.texts, plan.column), plan.sample))
+        with bar("texts", len(texts)) as advance:
+            vector_NM = together.vectors(texts, role=plan.role, progress=advance).array
+        linear, kept = reduction(vector_NM, plan.dim)
+        together = ComposedEncoder(encoders, plan.weights, linear=linear)
+    write_composed(Path(out), [stored_name(name) for name in models], together)
+    weights = [round(weight, 6) for weight in together.weights]
+    return Fused(str(out), list(models), weights, together.dim, kept, together.num_parameters())
+
+
+def grouped_texts(plan: AlignPlan) -> tuple[list[str], list[str]]:
+    """The first texts of every group, each with the name of its group.
+
+    Raises:
+        UserError: a row without the text or the group, or a group of a single text.
+    """
+    texts: list[str] = []
+    groups: list[str] = []
+    counts: dict[str, int] = {}
+    done = 0
+    for rows in iter_rows(plan.texts, _BLOCK):
+        found = column_texts(rows, plan.column, plan.texts, done)
+        names = column_texts(rows, plan.by, plan.texts, done)
+        for text, name in zip(found, names, strict=True):
+            if counts.get(name, 0) < plan.sample:
+                counts[name] = counts.get(name, 0) + 1
+                texts.append(text)
+                groups.append(name)
+        done += len(rows)
+    if alone := [name for name, count in counts.items() if count < 2]:
+        raise UserError(
+            f"{plan.texts} has a single text of {plan.by} {alone[0]!r}, whose mean would be that text: add "
+            "texts, or leave it out"
+        )
+    return texts, groups
+
+
+def few_texts(aligned: Aligned) -> list[str]:
+    """The groups whose mean rests on few texts."""
+    return [name for name, count in aligned.groups.items() if count < _FEW]
+
+
+def open_model(name: str) -> TextEncoder:
+    """An encoder in float32 whose vectors can be worked on.
+
+    Raises:
+        UserError: a server, or vectors that are made of others already.
+    """
+    if is_url(name):
+        raise UserError(f"{name} is a server, and its model may change: name the folder of the model")
+    if is_composed(locate_base(name)):
+        raise UserError(f"{name} is made of other models already: name those")
+    return open_encoder(name)
+
+
+def stored_name(name: str) -> str:
+    """By what another process finds the model: an absolute path, or the name of a packaged or hub model."""
+    there = Path(name).exists()
+    return str(Path(name).resolve()) if there or (name not in HUB_IDS and "/" not in name) else name
+
+
+def _aligned(
+    encoder: TextEncoder,
+    means: GroupMeans,
+    method: Method,
+    strength: float,
+    language_of: Callable[[str], str | None],
+) -> ComposedEncoder:
+    if method == "shift":
+        moved = LanguageShift(means, strength, lambda texts: [language_of(text) for text in texts])
+        return ComposedEncoder([encoder], moved=moved)
+    return ComposedEncoder([encoder], linear=projection(means, strength))
+
+
+def _language(text: str) -> str | None:
+    return detect([text])[0]
+
+
+def _sweep(
+    encoder: TextEncoder, tasks: Sequence[Task], made: Mapping[float, ComposedEncoder], bar: Bar
+) -> dict[float, dict[str, Scores]]:
+    """strength -> task -> scores; every text is embedded once."""
+    scores: dict[float, dict[str, Scores]] = {strength: {} for strength in made}
+    for task in tasks:
+        known = CachedVectors(encoder)
+        language = tagged(encoder, task) if isinstance(encoder, Embedder) else nullcontext()
+        with bar(task.name, num_texts(task)) as advance, language:
+            evaluate(task, known, progress=advance)
+            for strength, one in made.items():
+                moved = ComposedEncoder([known], moved=one.moved, linear=one.linear)
+                scores[strength][task.name] = evaluate(task, moved)
+    return scores
+
+
+def _entry(
+    strength: float,
+    scores: Mapping[float, dict[str, Scores]],
+    made: ComposedEncoder,
+    vector_NM: np.ndarray,
+    texts: list[str],
+    groups: Sequence[str],
+) -> StrengthScore:
+    gap = group_means(made.transformed(vector_NM, texts), groups).gap
+    if not scores[strength]:
+        return StrengthScore(strength, gap)
+    names = {one: f"{one:g}" for one in scores}
+    found = compare({names[one]: [by_task] for one, by_task in scores.items()}, names[0.0])
+    own = names[strength]
+    return StrengthScore(
+        strength,
+        gap,
+        found.overall.metrics[own][SCORE],
+        found.overall.differences[own][SCORE] if strength else None,
+        {name: cells.metrics[own][cells.main] for name, cells in found.tasks.items()},
+    )

@@ -1,0 +1,157 @@
+"""`moembed align` and `moembed fuse` from the outside: their folders give the vectors they promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import MakeModel, Run
+from moembed.embedder import Embedder
+from moembed.evaluation.files import load_any
+from moembed.evaluation.tasks import evaluate
+from moembed.inference.languages import detect
+from moembed.search.alignment import group_means, projection, shift
+from moembed.search.composed import ComposedEncoder
+from moembed.search.index_model import open_encoder
+
+GERMAN = ["Der Maulwurf gräbt einen Tunnel.", "Die Eule jagt nachts auf der Wiese.", "Wo wohnen die Eulen?"]
+ENGLISH = ["The mole digs a tunnel.", "The owl hunts at night on the meadow.", "Where do the owls live?"]
+ROWS = [{"text": t, "language": "de"} for t in GERMAN] + [{"text": t, "language": "en"} for t in ENGLISH]
+TEXTS = [row["text"] for row in ROWS]
+LANGUAGES = [row["language"] for row in ROWS]
+
+
+@pytest.fixture
+def place(tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make_model(num_layers=2, max_positions=128).save_pretrained("model")
+    make_model(seed=1, num_layers=2, width=24, max_positions=128).save_pretrained("other")
+    Path("texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    pairs = [{"sentence1": a, "sentence2": b} for a, b in zip(GERMAN, ENGLISH, strict=True)]
+    Path("bitext.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return tmp_path
+
+
+def unit(vector_NM: np.ndarray) -> np.ndarray:
+    return vector_NM / np.linalg.norm(vector_NM, axis=1, keepdims=True)
+
+
+def test_a_projection_becomes_a_layer_of_the_model(place: Path, run: Run) -> None:
+    code, out, err = run("align", "model", "--texts", "texts.jsonl", "--out", "aligned", "--strengths", "0.6")
+    assert code == 0, err
+    assert "project, 2 groups" in out
+    assert "rest on few texts" in err
+    plain_NM = Embedder("model").encode_document(TEXTS)
+    expected_NM = unit(projection(group_means(plain_NM, LANGUAGES), 0.6)(plain_NM))
+    aligned = Embedder("aligned")
+    np.testing.assert_allclose(aligned.encode_document(TEXTS), expected_NM, atol=1e-5)
+    assert aligned.space() != Embedder("model").space()
+    kinds = [
+        entry["type"].rpartition(".")[2] for entry in json.loads(Path("aligned/modules.json").read_text())
+    ]
+    assert kinds == ["Transformer", "Pooling", "Normalize", "Dense", "Normalize"]
+
+
+def test_a_shift_is_a_folder_that_finds_the_language(place: Path, run: Run) -> None:
+    assert detect(TEXTS) == LANGUAGES
+    options = ("--texts", "texts.jsonl", "--method", "shift", "--json", "--out", "shifted")
+    code, out, err = run("align", "model", *options)
+    assert code == 0, err
+    assert json.loads(out)["groups"] == {"de": 3, "en": 3}
+    shifted = open_encoder("shifted")
+    plain_NM = Embedder("model").encode_document(TEXTS)
+    means = group_means(plain_NM, LANGUAGES)
+    expected_NM = unit(shift(plain_NM, LANGUAGES, means, 1.0))
+    np.testing.assert_allclose(shifted.vectors(TEXTS, role="document").array, expected_NM, atol=1e-5)
+    french = "Où est la gare, s'il vous plaît ?"
+    with pytest.warns(UserWarning, match="1 of 1 texts are in none of the languages"):
+        found_NM = shifted.vectors([french], role="document").array
+    np.testing.assert_allclose(found_NM, Embedder("model").encode_document([french]), atol=1e-6)
+
+
+def test_the_strength_is_chosen_by_tasks_and_all_are_reported(place: Path, run: Run) -> None:
+    options = ("--texts", "texts.jsonl", "--strengths", "0.5,1", "--tasks", "bitext.jsonl", "--json")
+    code, out, err = run("align", "model", *options, "--out", "aligned")
+    assert code == 0, err
+    made = json.loads(out)
+    assert [entry["strength"] for entry in made["sweep"]] == [0, 0.5, 1]
+    scores = [entry["score"]["value"] for entry in made["sweep"]]
+    assert made["strength"] == [0, 0.5, 1][int(np.argmax(scores))]
+    assert made["sweep"][0]["difference"] is None
+    assert made["sweep"][2]["difference"]["mean"] == pytest.approx(scores[2] - scores[0])
+    gaps = [entry["gap"] for entry in made["sweep"]]
+    assert gaps[0] > gaps[1] > gaps[2]
+    task = load_any("bitext.jsonl")
+    for entry in made["sweep"]:
+        run(
+            "align",
+            "model",
+            "--texts",
+            "texts.jsonl",
+            "--strengths",
+            entry["strength"],
+            "--out",
+            "one",
+            "--overwrite",
+        )
+        value_Q = evaluate(task, Embedder("one")).values["f1"]
+        assert entry["tasks"]["bitext"]["value"] == pytest.approx(value_Q.mean())
+
+
+def test_two_models_are_one_in_evaluate_and_search(place: Path, run: Run) -> None:
+    options = ("--weights", "1,3", "--texts", "texts.jsonl", "--dim", "4")
+    code, out, err = run("fuse", "model", "other", *options, "--out", "both")
+    assert code == 0, err
+    assert "4 coordinates" in out
+    models = [Embedder("model"), Embedder("other")]
+    together = ComposedEncoder(models, [1, 3])
+    cosine_NN = 0.25 * models[0].similarity(*[models[0].encode_query(TEXTS)] * 2)
+    cosine_NN += 0.75 * models[1].similarity(*[models[1].encode_query(TEXTS)] * 2)
+    query_NM = together.vectors(TEXTS, role="query").array
+    np.testing.assert_allclose(query_NM @ query_NM.T, cosine_NN, atol=1e-5)
+
+    both = open_encoder("both")
+    assert (both.dim, both.vectors(TEXTS, role="query").array.shape) == (4, (6, 4))
+    code, out, err = run(
+        "evaluate",
+        "model",
+        "both",
+        "--tasks",
+        "bitext.jsonl",
+        "--no-baselines",
+        "--dtype",
+        "float32",
+        "--json",
+    )
+    assert code == 0, err
+    expected = evaluate(load_any("bitext.jsonl"), both).values["f1"].mean()
+    metrics = json.loads(out)["tasks"]["bitext"]["metrics"]
+    assert metrics["both"]["f1"]["value"] == pytest.approx(expected)
+    assert run("index", "texts.jsonl", "--model", "both", "--out", "index")[0] == 0
+    code, out, err = run("search", "index", GERMAN[0], "--json", "-k", 1)
+    assert code == 0, err
+    assert json.loads(out)[0]["text"] in TEXTS
+
+
+def test_what_cannot_be_done_is_said(place: Path, run: Run, make_model: MakeModel) -> None:
+    assert run("fuse", "model", "other", "--out", "both")[0] == 0
+    assert run("fuse", "model", "other", "--dim", 2, "--texts", "texts.jsonl", "--out", "broken")[0] == 0
+    Path("broken/composed.safetensors").write_bytes(b"x")
+    make_model(seed=2, num_layers=1).save_pretrained("later")
+    assert run("fuse", "model", "later", "--out", "changed")[0] == 0
+    make_model(seed=3, num_layers=1).save_pretrained("later")
+    evaluate = ("--tasks", "bitext.jsonl", "--no-baselines")
+    for arguments, complaint in [
+        (("align", "both", "--texts", "texts.jsonl", "--out", "x"), "made of other models already"),
+        (("inspect", "both"), "made of the vectors of other models"),
+        (("evaluate", "both", *evaluate, "--processes", "2"), "leave out processes"),
+        (("evaluate", "static", "both", *evaluate), "no other model here tells its base"),
+        (("evaluate", "broken", *evaluate), "missing or damaged"),
+        (("evaluate", "changed", *evaluate), "gives other query vectors"),
+    ]:
+        code, _, err = run(*arguments)
+        assert (code, complaint in err) == (2, True), err
+        assert err.strip().splitlines()[-1].startswith("error: ")
