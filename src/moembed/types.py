@@ -36,7 +36,8 @@ class Pair:
     """One training example: a query, a document that answers it and any mined hard negatives.
 
     ``score`` says how alike the two texts are, for losses of scores. ``label`` is the class of both texts and
-    ``negative_labels`` are those of the negatives, for losses that look at classes.
+    ``negative_labels`` are those of the negatives, for losses that look at classes. ``scores`` say how well
+    the document and each of the negatives answer the query, for the distillation of scores.
     """
 
     query: str
@@ -45,13 +46,17 @@ class Pair:
     score: float | None = None
     label: str | None = None
     negative_labels: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The pair as a row of data, without a score or labels that it does not have."""
         found: dict[str, Any] = {
             "query": self.query, "document": self.document, "negatives": self.negatives
         }  # fmt: skip
-        graded = {"score": self.score, "label": self.label, "negative_labels": self.negative_labels or None}
+        graded = {
+            "score": self.score, "label": self.label, "negative_labels": self.negative_labels or None,
+            "scores": self.scores or None,
+        }  # fmt: skip
         return found | {key: value for key, value in graded.items() if value is not None}
 
 

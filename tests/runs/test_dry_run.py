@@ -165,3 +165,46 @@ def test_an_encoder_keeps_what_was_estimated(make_model: MakeModel) -> None:
     found = estimate(model, model, batch, len(batch.token_T), 0)
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     assert found.graph == pytest.approx(graph_bytes(model, batch, known), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        (
+            ["loss.learn_temperature=per_dim"],
+            ["info_nce at temperature 0.02, learned for each of the prefixes"],
+        ),
+        (
+            ["loss.queue=900", "loss.mask.margin=0.1", "loss.weight={kind: focal, gamma: 0.5}"],
+            [
+                "negatives too: the last 900 documents and hard negatives, as they were",
+                "mask: margin 0.1",
+                "weight: focal, gamma 0.5",
+            ],
+        ),
+        (
+            ["loss.kind=triplet", "loss.triplet.margin=0.4"],
+            ["triplet: margin 0.4, negatives own"],
+        ),
+        (
+            ["distill.candidates=own", "distill.weight=2", "data=SCORED"],
+            [
+                "2 x KL to the ranking by the scores of the data over the query's own candidates "
+                "(temperature 1, scores brought to one scale by z)"
+            ],
+        ),
+        (
+            ["schedules={loss.weight.alpha: {0: 0, 0.5: 1}, batch_size: {0: 4, 1: 8}}",
+             "loss.weight={kind: margin}"],
+            ["loss.weight.alpha: 0 at step 1, 1 at step 5", "batch_size: 4 at step 1, 8 at step 8"],
+        ),
+    ],
+)  # fmt: skip
+def test_every_term_has_its_line(
+    changes: list[str], lines: list[str], run: Run, recipe: Path, tmp_path: Path
+) -> None:
+    rows = [{"query": p.query, "document": p.document, "negative": "worms", "scores": [2, 1]} for p in PAIRS]
+    (tmp_path / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scored = json.dumps([{"path": str(tmp_path / "scored.jsonl"), "scores": "scores"}])
+    plan = plan_of(run, recipe, *(change.replace("SCORED", scored) for change in changes))
+    assert set(lines) <= set(plan["loss"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -53,6 +54,28 @@ def labels_of(row: Row, negatives: int) -> list[str]:
             "class is not known may be none"
         )
     return [_class(value, NEGATIVE_LABELS) for value in values]
+
+
+def scores_of(row: Row, column: str, documents: int, negatives: int) -> list[float]:
+    """The numbers in ``column``: of each document of the row, then of each of its hard negatives.
+
+    Raises:
+        ValueError: no such column, more or fewer numbers, or something else in it.
+    """
+    value = _cell(row, column)
+    if isinstance(value, str):  # formats without lists write them as text
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"column {column!r} is {value!r}, no list of numbers") from None
+    if not isinstance(value, list):
+        raise ValueError(f"column {column!r} " + ("is missing" if value is None else "is no list of numbers"))
+    if len(value) != documents + negatives:
+        raise ValueError(
+            f"column {column!r} has {len(value)} scores, and the row {documents + negatives} texts to have "
+            f"one: {documents} that answer the query and {negatives} hard negatives, in this order"
+        )
+    return [score_of({column: number}, column) for number in value]
 
 
 def _cell(row: Row, column: str) -> Any:

@@ -18,7 +18,7 @@ from moembed.data.columns import (
     negative_column,
 )
 from moembed.data.files import File, is_pattern
-from moembed.data.grades import NEGATIVE_LABELS, label_of, labels_of, score_of
+from moembed.data.grades import NEGATIVE_LABELS, label_of, labels_of, score_of, scores_of
 from moembed.data.layouts import HF
 from moembed.data.provenance import Provenance
 from moembed.data.readers import Row, text_problem
@@ -35,6 +35,7 @@ class PairRecord(NamedTuple):
     score: float | None = None
     label: str | None = None
     negative_labels: Sequence[str] = ()
+    scores: Sequence[float] = ()
 
 
 class SourceConfig(Provenance):
@@ -46,7 +47,8 @@ class SourceConfig(Provenance):
     A row without ``document`` whose ``pos`` is a list is in BGE layout: one pair per text of ``pos``, with
     the texts of ``neg`` as negatives. ``language`` and ``group`` name columns of labels, kept where there
     are any. ``score`` names a column of numbers, ``label`` one of classes: then every row must have one, and
-    with ``label`` the column ``negative_labels`` lists the classes of the row's hard negatives.
+    with ``label`` the column ``negative_labels`` lists the classes of the row's hard negatives. ``scores``
+    names a column of lists: a number for the document, or each text of ``pos``, then for each hard negative.
 
     ``weight`` is the relative number of batches to draw. ``limit`` takes the first good pairs only.
     ``bad_rows`` and ``bad_shards`` say whether a row without usable texts, or a shard that cannot be read to
@@ -73,6 +75,7 @@ class SourceConfig(Provenance):
     group: str | None = "source"
     score: str | None = None
     label: str | None = None
+    scores: str | None = None
     split: str | None = None
     subset: str | None = None
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -84,7 +87,7 @@ class SourceConfig(Provenance):
     def named(self) -> set[str | None]:
         """The columns that options name."""
         named = {self.query, self.document, self.title, self.prompt, self.language, self.group}
-        return named | {self.score, self.label, NEGATIVE_LABELS if self.label else None}
+        return named | {self.score, self.label, self.scores, NEGATIVE_LABELS if self.label else None}
 
     def is_negative(self, column: str) -> bool:
         return column not in self.named and negative_column(column, self.negative) is not None
@@ -106,7 +109,7 @@ class SourceConfig(Provenance):
 
     def advice(self, problem: str) -> str:
         """What to do about a bad row; where a column is missing, leaving out rows would leave none."""
-        for option in ("score", "label"):
+        for option in ("score", "label", "scores"):
             if problem.startswith(f"{NO_COLUMN} {getattr(self, option)!r}"):
                 return f"name it with the option {option} of the source"
         return self.columns_hint if problem.startswith(NO_COLUMN) else f"correct it, or {self.skip_rows_hint}"
@@ -181,9 +184,12 @@ def pairs_of_row(row: Row, config: SourceConfig, use: ColumnUse, quotes: bool) -
         score = None if config.score is None else score_of(row, config.score)
         label = None if config.label is None else label_of(row, config.label)
         negative_labels = [] if config.label is None else labels_of(row, len(negatives))
+        scores: list[float] = []
+        if config.scores is not None:
+            scores = scores_of(row, config.scores, len(documents), len(negatives))
     except ValueError as error:
         return str(error)
-    use.used.update(column for column in (config.score, config.label) if column)
+    use.used.update(column for column in (config.score, config.label, config.scores) if column)
     use.used.update([NEGATIVE_LABELS] if config.label else [])
     # columns that are read and happen to be empty in this row
     use.used.update((config.language or "", config.group or ""))
@@ -193,9 +199,9 @@ def pairs_of_row(row: Row, config: SourceConfig, use: ColumnUse, quotes: bool) -
     return [
         PairRecord(
             _joined(query_front, query), _joined(document_front, document), wrong, language, group,
-            score, label, negative_labels,
+            score, label, negative_labels, scores[i : i + 1] + scores[len(documents) :],
         )
-        for document in documents
+        for i, document in enumerate(documents)
     ]  # fmt: skip
 
 

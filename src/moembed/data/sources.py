@@ -38,6 +38,7 @@ _SCHEMA = pa.schema(
         "score": pa.float64(),
         "label": pa.string(),
         "negative_labels": pa.large_list(pa.string()),
+        "scores": pa.large_list(pa.float64()),
     }
 )
 _GRADES = ("score", "label", "negative_labels")
@@ -74,6 +75,7 @@ class Source:
         self._columns = [table[name] for name in ("query", "document", "negatives")]
         # most sources have none of them, and reading a cell takes time
         self._graded = any(table[name].null_count < len(table) for name in ("score", "label"))
+        self._scored = bool(pc.any(pc.greater(pc.list_value_length(table["scores"]), 0)).as_py())
 
     @classmethod
     def from_pairs(cls, name: str, pairs: Iterable[Pair]) -> Source:
@@ -81,7 +83,7 @@ class Source:
         records = (
             PairRecord(
                 pair.query, pair.document, pair.negatives,
-                score=pair.score, label=pair.label, negative_labels=pair.negative_labels,
+                score=pair.score, label=pair.label, negative_labels=pair.negative_labels, scores=pair.scores,
             )
             for pair in pairs
         )  # fmt: skip
@@ -95,9 +97,12 @@ class Source:
         query, document, negatives = self._columns
         # one value at a time: `take` would first copy whole columns of a mapped table into memory
         return [
-            Pair(query[row].as_py(), document[row].as_py(), tuple(negatives[row].as_py()), *self._grades(row))
+            Pair(
+                query[row].as_py(), document[row].as_py(), tuple(negatives[row].as_py()), *self._grades(row),
+                tuple(self._table["scores"][row].as_py()) if self._scored else (),
+            )
             for row in map(int, rows)
-        ]
+        ]  # fmt: skip
 
     def _grades(self, row: int) -> tuple[float | None, str | None, tuple[str, ...]]:
         if not self._graded:
@@ -135,6 +140,10 @@ class Source:
         scores = self._table["score"]
         return scores.null_count, pc.count_distinct(scores).as_py()
 
+    def count_unscored(self) -> int:
+        """The pairs whose candidates have no scores."""
+        return int(pc.sum(pc.equal(pc.list_value_length(self._table["scores"]), 0)).as_py() or 0)
+
     def remarks(self) -> list[str]:
         """``notes``, and what was left out, a sentence each: for a reader who is not shown ``describe``."""
         rows = [f"{self.skipped:,} bad rows were skipped"] if self.skipped else []
@@ -142,7 +151,7 @@ class Source:
 
     def fingerprint(self) -> str:
         """What the pairs are, without language and group: equal texts and grades, equal fingerprints."""
-        unused = [] if self._graded else list(_GRADES)
+        unused = ([] if self._graded else list(_GRADES)) + ([] if self._scored else ["scores"])
         return fingerprint(self._table.drop_columns(["language", "group", *unused]))
 
     def describe(self) -> str:

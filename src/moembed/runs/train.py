@@ -101,7 +101,7 @@ class TrainConfig(ContrastiveConfig):
     @field_validator("validation")
     @classmethod
     def _of_retrieval(cls, value: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
-        if any(source.score or source.label for source in value):
+        if any(source.score or source.label or source.scores for source in value):
             raise ValueError("sources for validation are pairs of retrieval: hold others out with held_out")
         return value
 

@@ -62,9 +62,9 @@ class RerankerConfig(RerankingConfig):
     @field_validator("data")
     @classmethod
     def _no_grades(cls, value: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
-        if any(source.score or source.label for source in value):
+        if any(source.score or source.label or source.scores for source in value):
             raise ValueError(
-                "score and label are for embedders, a reranker learns from negatives: leave them out"
+                "score, scores and label are for embedders, a reranker learns from negatives: leave them out"
             )
         return value
 

@@ -32,6 +32,10 @@ class TrainSource(SourceConfig, SourceOptions):
     def _grades_are_used(self) -> TrainSource:
         if self.score and self.task_type != "sts":
             raise ValueError("score names the scores of task_type sts: give task_type too, or leave it out")
+        if self.scores and self.task_type != "retrieval":
+            raise ValueError(
+                f"scores rank a document and hard negatives, and task_type is {self.task_type}: leave one out"
+            )
         if self.label and self.task_type not in ("classification", "clustering"):
             raise ValueError(
                 "label names the classes of task_type classification or clustering: give that too"

@@ -21,9 +21,14 @@ from moembed.tokenizer import Tokenizer
 from moembed.training.contrastive.gradcache import Chunks
 from moembed.training.contrastive.guide import Guide
 from moembed.training.contrastive.item_pairs import Items, ItemSpace
-from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
+from moembed.training.contrastive.settings import (
+    ContrastiveConfig,
+    LossConfig,
+    ScoreDistillConfig,
+    SourceOptions,
+)
 from moembed.training.contrastive.tags import PairTags
-from moembed.training.contrastive.teachers import Distilled, Teachers
+from moembed.training.contrastive.teachers import Distilled, Teachers, judged_by_data
 from moembed.training.monitors.routing import Group
 from moembed.training.parallel import ALONE, World
 from moembed.types import Batch, Pair, UserError
@@ -215,6 +220,12 @@ def with_teachers(batch: PairBatch, teachers: Teachers, num_negatives: int | Non
     queries = [pair.query for pair in batch.pairs]
     documents = _documents(batch.pairs, num_negatives)
     return replace(batch, distilled=teachers.judge(queries, documents, batch.owner_N))
+
+
+def with_scores(batch: PairBatch, config: ScoreDistillConfig, num_negatives: int | None) -> PairBatch:
+    """The batch with the ranking of each query's own candidates by the scores of the data."""
+    distilled = judged_by_data(batch.pairs, batch.owner_N, num_negatives, config)
+    return replace(batch, distilled=distilled)
 
 
 def with_items(batch: PairBatch, space: ItemSpace, num_negatives: int | None) -> PairBatch:

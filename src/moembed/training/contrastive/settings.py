@@ -112,9 +112,12 @@ class ScoreDistillConfig(Strict):
     ``normalize`` says, averaged and divided by ``temperature``; the student's cosines are divided by
     ``student_temperature`` (null: that of the loss, as it is at that step). ``cache``: a folder that keeps
     the vectors of all teachers.
+
+    ``teachers`` null: the data says the scores, in the column that ``scores`` of each source names; they rank
+    the query's own candidates.
     """
 
-    teachers: tuple[str, ...] = Field(min_length=1)
+    teachers: tuple[str, ...] | None = Field(default=None, min_length=1)
     weight: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=1.0, gt=0)
     student_temperature: float | None = Field(default=None, gt=0)
@@ -126,6 +129,15 @@ class ScoreDistillConfig(Strict):
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _scores_of_the_data(self) -> ScoreDistillConfig:
+        if self.teachers is None and self.candidates == "batch":
+            raise ValueError(
+                "name teachers, or learn the scores of the data, which rank the query's own document and "
+                "hard negatives: then set candidates to own"
+            )
+        return self
 
 
 class ItemPairsConfig(Strict):

@@ -27,6 +27,7 @@ from moembed.training.contrastive.batch import (
     prepare,
     with_guide,
     with_items,
+    with_scores,
     with_teachers,
 )
 from moembed.training.contrastive.guide import Guide
@@ -151,6 +152,8 @@ class ContrastiveTask:
             return batch
         if self.teachers:
             batch = with_teachers(batch, self.teachers, config.negatives)
+        elif config.distill:
+            batch = with_scores(batch, config.distill, config.negatives)
         return batch if self.guide is None else with_guide(batch, self.guide, config.negatives)
 
     def backward(self, step: int, batch: PairBatch) -> Terms:

@@ -10,14 +10,14 @@ from moembed.types import UserError
 
 
 def task_notes(source: Source, options: SourceOptions, config: ContrastiveConfig) -> list[str]:
-    """What is said before training of a source of another task than retrieval.
+    """What is said before training of a source: of its task, and of scores of its candidates.
 
     Raises:
         UserError: pairs without the score or the label that the loss of the task needs, or all with the same.
     """
     task = options.task_type
     if task == "retrieval":
-        return []
+        return _scores_of_candidates(source, config)
     about = f"source {source.name}: task_type {task}"
     if task == "sts":
         _require(about, "score", source.count_scores(), len(source))
@@ -30,6 +30,36 @@ def task_notes(source: Source, options: SourceOptions, config: ContrastiveConfig
     _require(about, "label", (missing, len(counts)), len(source))
     guide = "; the guide has no say there" if config.guide else ""
     return [f"note: {source.name}: texts of one of its {len(counts):,} labels are no negatives{guide}"]
+
+
+def _scores_of_candidates(source: Source, config: ContrastiveConfig) -> list[str]:
+    """Whether the pairs have the scores that are to be learned, or some that are not.
+
+    Raises:
+        UserError: a pair without scores, where no teacher gives them; no hard negatives to be ranked.
+    """
+    missing, rows = source.count_unscored(), len(source)
+    if config.distill is None or config.distill.teachers is not None:
+        why = "distill has teachers" if config.distill else "distill is not set"
+        return [f"note: {source.name}: its scores are not used, for {why}"] if missing < rows else []
+    if missing:
+        raise UserError(
+            f"distill has no teachers, so it learns the scores of the data, and {missing:,} of {rows:,} "
+            f"pairs of source {source.name} have none: name their column with the option scores of the "
+            "source, or name distill.teachers"
+        )
+    ranked, _ = source.count_negatives()
+    if not ranked:
+        raise UserError(
+            f"distill learns how scores rank a query's document and hard negatives, and source {source.name} "
+            "has no hard negatives: make some with `moembed mine`, or name distill.teachers"
+        )
+    if ranked == rows:
+        return []
+    return [
+        f"note: {source.name}: {rows - ranked:,} of {rows:,} pairs have no hard negative, so there is "
+        "nothing to rank in them"
+    ]
 
 
 def _require(about: str, column: str, found: tuple[int, int], rows: int) -> None:

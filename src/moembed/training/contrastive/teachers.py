@@ -15,7 +15,7 @@ from moembed.losses.score_distillation import teacher_distribution
 from moembed.machine import best_dtype
 from moembed.search.vectors import VectorCache
 from moembed.training.contrastive.settings import ScoreDistillConfig
-from moembed.types import UserError
+from moembed.types import Pair, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ class Teachers:
 
     @classmethod
     def open(cls, config: ScoreDistillConfig | None) -> Teachers | None:
-        """Load the models that a recipe names."""
-        if config is None:
+        """Load the models that a recipe names; None: it names none."""
+        if config is None or config.teachers is None:
             return None
         dtype = best_dtype()
         return cls([Embedder.from_pretrained(name, dtype=dtype) for name in config.teachers], config)
@@ -92,3 +92,19 @@ class Teachers:
         ]
         target_QN = teacher_distribution(scores, among_QN, config.temperature, config.normalize)
         return Distilled(target_QN, among_QN, config.student_temperature, config.weight)
+
+
+def judged_by_data(
+    pairs: Sequence[Pair], owner_N: Tensor, num_negatives: int | None, config: ScoreDistillConfig
+) -> Distilled:
+    """The distribution that the scores of the pairs give over the candidates of each query's own.
+
+    Args:
+        owner_N: the query of every candidate: the documents of all pairs, then their hard negatives.
+    """
+    hard = [score for pair in pairs for score in pair.scores[1:][:num_negatives]]
+    score_N = torch.tensor([*(pair.scores[0] for pair in pairs), *hard], dtype=torch.float32)
+    among_QN = owner_N[None] == torch.arange(len(pairs))[:, None]
+    score_QN = score_N.expand(len(pairs), -1)
+    target_QN = teacher_distribution([score_QN], among_QN, config.temperature, config.normalize)
+    return Distilled(target_QN, among_QN, config.student_temperature, config.weight)
