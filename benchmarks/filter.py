@@ -86,7 +86,7 @@ def texts() -> Iterator[str]:
                 for text in pq.read_table(file, columns=[name])[name].to_pylist():
                     if text and text not in seen:
                         seen.add(text)
-                        yield text[:1000]
+                        yield text[:300]
 
 
 def embed(folder: Path, size: int) -> None:

@@ -135,6 +135,8 @@ def build(
     config = _prompted(EmbedConfig(column=column, dim=dim, multivector=late), embedder, model)
     if made is not None:  # the path stays as it was written: one from the index to its model survives a move
         config = replace(config, model_path=made.get("model_path"))
+    if engine == "qdrant-edge":
+        say("when the rows are written the graph of qdrant-edge is built; the bar does not show that step")
     done = 0
 
     def kept() -> str:
