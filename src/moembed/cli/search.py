@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moembed.search.embed import EmbedConfig
 
 Dim = Annotated[int | None, typer.Option(min=1, help="Keep the first dim coordinates.")]
+MultiVector = Annotated[str | None, typer.Option(help="Encoding of token vectors: repetitions=20,k_sim=5.")]
 
 
 def embed(
@@ -92,9 +93,7 @@ def build(
         ),
     ] = None,
     dim: Dim = None,
-    multivector: Annotated[
-        str | None, typer.Option(help="How vectors of tokens are encoded: repetitions=20,k_sim=5,d_proj=16.")
-    ] = None,
+    multivector: MultiVector = None,
     codec: Annotated[str | None, typer.Option(help=f"Then store the vectors as {CODEC}")] = None,
     bits_per_dim: BitsPerDim = None,
     dtype: Dtype = "auto",
@@ -176,9 +175,8 @@ def delete(
 
     deleted, left = delete_rows(index_folder(path), ids)
     message = f"{path}: {deleted} deleted, {left} left"
-    print_json({"path": str(path), "deleted": deleted, "rows": left, "message": message}) if json_ else print(
-        message
-    )
+    values = {"path": str(path), "deleted": deleted, "rows": left, "message": message}
+    print_json(values) if json_ else print(message)
 
 
 @index.command("info")
