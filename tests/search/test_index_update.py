@@ -19,7 +19,7 @@ from moembed.files import locked
 from moembed.search.embed import EmbedConfig, embed_file
 from moembed.search.index import Index
 from moembed.search.index_file import IndexSummary, delete_rows, index_file
-from moembed.search.index_manifest import CODED, UPDATED, read_manifest
+from moembed.search.index_manifest import MULTI_VECTOR, UPDATED, read_manifest
 from moembed.search.index_writer import write_index
 from moembed.types import UserError
 
@@ -366,8 +366,10 @@ def test_a_damaged_manifest_is_never_served(tmp_path, place):
 def test_an_index_of_a_newer_version_is_refused(tmp_path):
     put(tmp_path, [row(0)])
     file = tmp_path / "i/manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": CODED + 1}))
-    with pytest.raises(UserError, match=f"format version {CODED + 1}, this moembed reads up to {CODED}"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": MULTI_VECTOR + 1}))
+    with pytest.raises(
+        UserError, match=f"format version {MULTI_VECTOR + 1}, this moembed reads up to {MULTI_VECTOR}"
+    ):
         put(tmp_path, [row(0)])
 
 
