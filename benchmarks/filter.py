@@ -73,8 +73,9 @@ class Stored:
         return cls(folder)
 
 
-def texts() -> Iterator[str]:
-    """Documents and queries of all training files and the plain text, each once; else docstrings."""
+def texts(most: int) -> Iterator[str]:
+    """Documents and queries of the training files and plain text, each once and at most so many of a file and
+    kind, evenly spaced; else docstrings."""
     files = [*sorted(DATA.glob("train/*.parquet")), *DATA.glob("text.parquet")]
     if not files:
         yield from mixed()
@@ -83,7 +84,9 @@ def texts() -> Iterator[str]:
     for name in ("document", "query", "text"):
         for file in files:
             if name in pq.read_schema(file).names:
-                for text in pq.read_table(file, columns=[name])[name].to_pylist():
+                column = pq.read_table(file, columns=[name])[name]
+                row_K = np.unique(np.linspace(0, len(column) - 1, min(most, len(column))).astype(np.int64))
+                for text in column.take(pa.array(row_K)).to_pylist():
                     if text and text not in seen:
                         seen.add(text)
                         yield text[:300]
@@ -95,7 +98,7 @@ def embed(folder: Path, size: int) -> None:
     from moembed.evaluation.static import StaticEncoder
     from moembed.folder.bases import locate_base
 
-    known = sorted(set(texts()))
+    known = sorted(set(texts(size // 5)))
     drawn = np.random.default_rng(0).permutation(len(known))[: size + ASKED]
     encoder = StaticEncoder(Embedder.from_pretrained(locate_base("minilm"), dtype="float32"))
     keep(folder, encoder.vectors([known[n] for n in drawn.tolist()], view=View(dim=DIM)).array)

@@ -156,6 +156,17 @@ def test_a_sample_is_an_estimate_of_every_condition(folder):
     assert max(map(abs, off)) < 0.08
 
 
+def test_sampled_rows_that_were_deleted_do_not_count(tmp_path):
+    """Parts of 64 rows are their own samples, so the estimate is the share itself."""
+    source = write_jsonl(tmp_path / "docs.jsonl", rows(400))
+    index_file(ToyModel(), source, tmp_path / "index", EmbedConfig(block_rows=64))
+    delete_rows(tmp_path / "index", [f"d{n}" for n in range(200)])
+    samples = Index.open(tmp_path / "index")._reader.samples
+    for bound, share in ((200, 0), (250, 0.25), (400, 1)):
+        found = samples.share(["page"], lambda read, _, bound=bound: read("page").to_numpy() < bound)
+        assert found == pytest.approx(share)
+
+
 def test_columns_without_a_sample_are_not_estimated(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "SMALL", 0)
     long = [
