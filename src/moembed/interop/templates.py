@@ -17,7 +17,7 @@ from moembed.prompts import fill, stands_behind
 from moembed.tokenizer import Tokenizer
 
 
-class TemplateTransformer(Transformer):  # type: ignore[misc]
+class TemplateTransformer(Transformer):
     """Its ``Transformer``, whose prompts may hold ``{}``; a text that is too long is cut inside them."""
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
