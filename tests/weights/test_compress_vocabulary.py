@@ -18,6 +18,7 @@ from moembed.families.registry import FAMILIES, family_to_write
 from moembed.model.words.compressors import COMPRESSORS
 from moembed.model.words.table import WordTable
 from moembed.runs.compress_vocabulary import compress_model
+from moembed.runs.drift import drift_report
 from moembed.runs.inspect import describe
 from moembed.runs.merge import MergePlan, merge
 from moembed.runs.quantize import QuantizePlan, quantize_model
@@ -129,6 +130,14 @@ def test_the_layers_take_few_bits_beside_it(folder: str, tmp_path: Path) -> None
     assert isinstance(both.encoder.word, WordTable)
     state = words.parts().state
     assert any(not torch.equal(tensor, state[name]) for name, tensor in both.parts().state.items())
+
+
+def test_drift_is_that_of_the_matrix(folder: str, tmp_path: Path) -> None:
+    made = compress_model(folder, tmp_path / "small", plan("int4"))
+    found = drift_report(folder, str(tmp_path / "small"))
+    moved = {row["name"]: row["relative"] for row in found["tensors"]}
+    assert moved["word.weight"] == pytest.approx(made.table.error, rel=1e-3)
+    assert not any(value for name, value in moved.items() if name != "word.weight")
 
 
 def test_refused_by_name(model: Embedder, folder: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from moembed.console import say
 from moembed.folder.bases import read_base
 from moembed.folder.parts import Parts
 from moembed.types import UserError
+from moembed.weights.compress_vocabulary import whole_vocabulary
 from moembed.weights.drift import Drift, Moved, by_expert, drift, grouped, order
 from moembed.weights.lora_experts import full_experts
 from moembed.weights.vocabulary import spelling
@@ -31,7 +32,7 @@ def drift_report(before: str, after: str, allow_pickle: bool = False) -> dict[st
     Raises:
         UserError: a model cannot be read; they have no tensor of the same name and shape.
     """
-    first, second = (_whole_experts(name, read_base(name, None, allow_pickle)) for name in (before, after))
+    first, second = (_whole(name, read_base(name, None, allow_pickle)) for name in (before, after))
     rows, vocabulary = _shared_words(first, second)
     found = drift(second.spec, _all_tensors(first), _all_tensors(second), rows)
     if not found.tensors:
@@ -82,8 +83,12 @@ def _figures(moved: Moved) -> dict[str, Any]:
     }
 
 
-def _whole_experts(name: str, parts: Parts) -> Parts:
-    """Factors of a low-rank change say nothing alone: their product counts."""
+def _whole(name: str, parts: Parts) -> Parts:
+    """Codes and factors say nothing alone: the matrices that they make count."""
+    if form := parts.spec.embeddings.compression:
+        say(f"note: the table of words of {name} ({form.method}) is compared as floats")
+        spec, state = whole_vocabulary(parts.spec, parts.state)
+        parts = replace(parts, spec=spec, state=state)
     if not any(layer.moe and layer.moe.lora for layer in parts.spec.layers):
         return parts
     say(f"note: the LoRA experts of {name} are compared as full experts")
