@@ -38,6 +38,8 @@ READERS = {
     "mine": "mine INPUT --teacher MODEL --out OUT.jsonl",
     "mine corpus": "mine PAIRS --teacher MODEL --out OUT.jsonl --corpus INPUT",
     "evaluate": "evaluate bm25 --tasks INPUT",
+    "evaluate suite": "evaluate bm25 --suite INPUT",
+    "evaluate against": "evaluate bm25 --suite SUITE --against INPUT",
     "compare": "compare INPUT INPUT",
     "stress": "stress bm25 --only noise --task INPUT",
     "embed": "embed INPUT --model MODEL --out OUT",
@@ -127,6 +129,8 @@ OPTIONS = [
     "evaluate MODEL --tasks TASK --dims 0",
     "evaluate MODEL --tasks TASK --dtype float64",
     "compare PAIRS PAIRS --choose 0",
+    "evaluate bm25 --suite SUITE --against SUITE",
+    "evaluate bm25 --suite SUITE --measures entropy",
     "stress bm25 --only limit --people 2",
     "stress bm25 --only limit --queries 0",
     "stress MODEL --only long --lengths 0",
@@ -241,6 +245,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_model: MakeModel) -> Pa
     (place / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in groups))
     recipe = {"base": str(place / "model"), "out": "OUT", "steps": 1, "batch_size": 4}
     (place / "recipe.yaml").write_text(json.dumps(recipe))
+    (place / "suite.yaml").write_text('{"tasks": ["task"]}')
     (place / "task" / "qrels").mkdir(parents=True)
     (place / "task" / "corpus.jsonl").write_text('{"_id": "d", "text": "moles dig"}\n')
     (place / "task" / "queries.jsonl").write_text('{"_id": "q", "text": "who digs?"}\n')
@@ -264,6 +269,7 @@ def command(line: str, place: Path, out: Path, bad: str = "") -> list[str]:
         "TEXTS": str(place / "texts.jsonl"),
         "RECIPE": str(place / "recipe.yaml"),
         "GROUPS": str(place / "groups.jsonl"),
+        "SUITE": str(place / "suite.yaml"),
         "TASK": str(place / "task"),
         "INDEX": str(place / "index"),
         "OUT": str(out / "made"),

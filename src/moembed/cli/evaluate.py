@@ -10,10 +10,12 @@ import typer
 
 from moembed.cli.options import AllowPickle, Dtype, Json
 from moembed.cli.results import Page, ResultFile, borda_cells, require_outputs, write_result
+from moembed.cli.suites import show_suites, suite_options
 from moembed.compare.formatting import estimate, kind_name, metric_name
 from moembed.compare.results import SCORE, Cells
 from moembed.compare.verdict import cautions, sentences
 from moembed.console import print_json, print_table, progress_bar, say
+from moembed.files import write_json
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +40,22 @@ def evaluate(
         typer.Option(
             help="Tasks or benchmarks of mteb instead, such as NanoBEIR; results are kept in --cache."
         ),
+    ] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="A YAML file that names tasks instead: docs/evaluating.md.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A general suite that the suite of a domain is compared to.")
+    ] = None,
+    measures: Annotated[
+        str | None,
+        typer.Option(help="Of complexity, for --against: readability, entropy, dependency, error."),
+    ] = None,
+    parser: Annotated[
+        str | None, typer.Option(help="The model of spaCy for dependency; default: en_core_web_sm.")
+    ] = None,
+    error_of: Annotated[
+        str | None, typer.Option(help="The system whose errors are the measure error.")
     ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Comma-separated; default: those of each kind of task.")
@@ -76,10 +94,12 @@ def evaluate(
 
     Example: `moembed evaluate runs/demo minilm --tasks data/scifact sts-de.csv --html report.html`
     """
-    if (tasks is None) == (mteb is None):
+    if sum(given is not None for given in (tasks, mteb, suite)) != 1:
         raise UserError(
-            "give what to evaluate on: either --tasks with folders and files, or --mteb with names"
+            "give what to evaluate on: either --tasks with folders and files, or --suite with a file, or "
+            "--mteb with names"
         )
+    _require_suites(suite, against, measures=measures, parser=parser, error_of=error_of)
     if mteb is not None:
         from moembed.cli.mteb import run_mteb
 
@@ -100,7 +120,9 @@ def evaluate(
             models, mteb, dim=dim, dtype=dtype, allow_pickle=allow_pickle, cache=cache, out=out, json_=json_
         )
         return
+    from moembed.evaluation.suite import load_suite
     from moembed.runs.evaluate import evaluate
+    from moembed.runs.suites import evaluate_suites
     from moembed.runs.system import EvaluationOptions
 
     require_outputs(out, html)
@@ -109,18 +131,38 @@ def evaluate(
         baselines=baselines, dtype=dtype, processes=processes, cache=cache, keep=keep,
         allow_pickle=allow_pickle, wrong_tags=wrong_tags,
     )  # fmt: skip
-    result = evaluate(models, tasks or [], options, progress_bar)
+    compared = None
+    if suite and against:
+        wishes = suite_options(measures, parser, error_of)
+        result, compared = evaluate_suites(models, suite, against, options, wishes, progress_bar)
+    else:
+        listed = load_suite(suite)[1] if suite else tasks or []
+        result = evaluate(models, listed, options, progress_bar)
     for name, task in result.tasks.items():
         say(f"{name}: read as {task.kind.replace('_', ' ')}, {task.items:,} items")
     for note in _notes(result):
         say(f"note: {note}")
+    figures = result.to_json() | ({"suites": compared.to_json()} if compared else {})
     if json_:
-        print_json(result.to_json())
+        print_json(figures)
     else:
         _print(result)
-    write_result(result, out, html)
+        if compared:
+            show_suites(compared)
+    write_result(result, None, html)
+    if out:
+        write_json(out, figures)
     if result.unkept:
         raise UserError(f"the scores of {', '.join(result.unkept)} could not be written into {keep}")
+
+
+def _require_suites(suite: Path | None, against: Path | None, **options: object) -> None:
+    """What belongs to two suites needs both."""
+    if against is not None and suite is None:
+        raise UserError("--against is the general suite: name that of the domain with --suite")
+    if against is None and (asked := [name for name, value in options.items() if value]):
+        name = asked[0].replace("_", "-")
+        raise UserError(f"--{name} is for comparing two suites: name the general one with --against")
 
 
 def _refuse_with_mteb(**options: object) -> None:
