@@ -79,7 +79,7 @@ docs: setup  ## the site, into build/site; a warning is an error
 	@echo "open build/site/docs/index.html"
 
 lock:  ## resolve requirements.lock anew (needs uv)
-	uv pip compile pyproject.toml --extra dev --extra sentencepiece --extra me5 --universal --python-version 3.10 \
+	uv pip compile pyproject.toml --extra dev --extra sentencepiece --extra me5 --extra parser --universal --python-version 3.10 \
 		--no-header --no-annotate --no-emit-index-url | grep -vE '^(cuda-|nvidia-|triton|colorama|httpx2-jsfetch)' > requirements.lock
 
 clean:  ## remove .venv and caches; runs/ stays

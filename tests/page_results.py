@@ -57,6 +57,10 @@ def result(
     return {
         "systems": list(systems),
         "reference": systems[-1],
+        "borda": {
+            name: {"rank": place, "points": float(len(systems) - place)}
+            for place, name in enumerate(systems, 1)
+        },
         "seeds": dict.fromkeys(systems[:-1], 1) | {systems[-1]: 3},
         "tasks": {
             name: {

@@ -33,7 +33,7 @@ FOR_OTHERS = {
 }
 COMES_WITH = {"triton", "fsspec", "pydantic_core", "moembed"}  # with torch, huggingface-hub, pydantic
 # Modules, and rooms, that are themselves imported only where their library is there.
-LAZY = {"mteb_tasks.py", "serve"}
+LAZY = {"mteb_tasks.py", "templates.py", "serve"}
 
 
 def project() -> dict:

@@ -389,7 +389,9 @@ def test_a_graph_that_is_wrong_is_not_written(
     moe_model: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        onnx_folder, "build", lambda parts, int8: build(replace(parts, pooling=PoolingConfig("cls")), int8)
+        onnx_folder,
+        "build",
+        lambda parts, int8, **options: build(replace(parts, pooling=PoolingConfig("cls")), int8, **options),
     )
     with pytest.raises(RuntimeError, match="nothing was written"):
         export_onnx(moe_model.parts(), tmp_path / "out")

@@ -15,7 +15,6 @@ from moembed.compare.formatting import estimate, kind_name, metric_name
 from moembed.compare.results import SCORE, Cells
 from moembed.compare.verdict import cautions, sentences
 from moembed.console import print_json, print_table, progress_bar, say
-from moembed.files import write_json
 from moembed.types import UserError
 
 if TYPE_CHECKING:
@@ -149,9 +148,7 @@ def evaluate(
         _print(result)
         if compared:
             show_suites(compared)
-    write_result(result, None, html)
-    if out:
-        write_json(out, figures)
+    write_result(result, out, html, figures)
     if result.unkept:
         raise UserError(f"the scores of {', '.join(result.unkept)} could not be written into {keep}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,8 +41,13 @@ def borda_cells(result: Comparison) -> list[str]:
     return ["" if one is None else f"{one.rank} ({one.points:g} points)" for one in found]
 
 
-def write_result(result: Comparison, out: Path | None, page: Path | None) -> None:
+def write_result(
+    result: Comparison, out: Path | None, page: Path | None, figures: dict[str, Any] | None = None
+) -> None:
     """Write the result to the files that were asked for; one that fails does not keep the others back.
+
+    Args:
+        figures: what is written to ``out``; None: the result.
 
     Raises:
         UserError: for the first that could not be written.
@@ -56,7 +61,7 @@ def write_result(result: Comparison, out: Path | None, page: Path | None) -> Non
                 write_comparison(path, result)
                 say(f"The page is {path}")
             else:
-                write_json(path, result.to_json())
+                write_json(path, figures if figures and path == out else result.to_json())
         except UserError as error:
             failed.append(error)
     if failed:
