@@ -166,10 +166,10 @@ def prepared(folder: Path, config: PretrainConfig) -> tuple[Embedder, Heads, str
     """
     parts = build(read_folder(folder), config)
     vocabulary = parts.tokenizer.backend.get_vocab_size()
-    decoder = any(plan.decoder_rate is not None for plan in plans(config).values())
-    if decoder:
-        require_one_vector(parts.pooling, f"objective {config.objective}")
-    heads = Heads(parts.spec, vocabulary, decoder, config.seed)
+    decoded = [name for name, plan in plans(config).items() if plan.decoder_rate is not None]
+    if decoded:
+        require_one_vector(parts.pooling, f"objective {decoded[0]}")
+    heads = Heads(parts.spec, vocabulary, bool(decoded), config.seed)
     head = "the base's head" if read_heads(folder, heads) else "a fresh head"
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     return Embedder(parts).to(device), heads.to(device), head
