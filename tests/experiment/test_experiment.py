@@ -267,6 +267,71 @@ def test_a_cell_is_the_same_whatever_stands_before_it(grid: Path) -> None:
     assert found == {"dense": 1e-4, "fast": 1e-2, "moe": 1e-4}
 
 
+def test_every_cell_is_compared_at_the_value_that_is_best_for_it(run: Run, grid: Path) -> None:
+    change(grid, tune={"optim.learning_rate": [1e-30, 3e-2, 1e-3]}, **cells(moe=MOE))
+    code, out, err = start(run, grid, "--json", seeds=2)
+    assert code == 0, err
+    printed = json.loads(out)
+    variants = [f"{cell} at {value}" for cell in ("dense", "moe") for value in ("1e-30", "0.03", "0.001")]
+    assert [*results()] == sorted(f"{name}/seed-{seed}" for name in variants for seed in range(2))
+    # a rate of nothing leaves the base, so a better one is chosen, by the mean over seeds
+    means = {name: np.mean(runs) for name, runs in printed["means"].items()}
+    best = {
+        cell: max((f"{cell} at {v}" for v in ("1e-30", "0.03", "0.001")), key=means.get)
+        for cell in ("dense", "moe")
+    }
+    assert best["dense"] != "dense at 1e-30"
+    comparison = printed["comparison"]
+    assert comparison["reference"] == printed["control"] == best["dense"]
+    assert [*comparison["overall"]["differences"]] == [best["moe"]]
+    # the record has all values, and says when the best is at the edge
+    record = Path("records/owls.md").read_text()
+    for runs in printed["means"].values():
+        assert f"{np.mean(runs):.3f} ± {np.std(runs, ddof=1):.3f}" in record
+    edge = [name for name in best.values() if name.endswith(("at 1e-30", "at 0.03"))]
+    assert ("At the edge of what was tried" in record) == bool(edge)
+    assert all(name in record.split("At the edge")[-1] for name in edge)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"tune": {"optim.learning_rate": [1e-4]}}, "nothing to choose from"),
+        ({"tune": {"optim.learning_rate": [1e-4, 1e-4]}}, "nothing to choose from"),
+        ({"tune": {"a": [1, 2], "b": [1, 2]}}, "tune"),
+        (
+            {
+                "tune": {"optim.learning_rate": [1e-4, 2e-4]},
+                "cells": {"dense": {"optim.learning_rate": 1e-3}, "moe": MOE},
+            },
+            "cell 'dense' sets optim.learning_rate, which tune sets",
+        ),
+        ({"tune": {"optim.rate": [1, 2]}}, "learning_rate"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(grid: Path, changes: dict[str, Any], sentence: str) -> None:
+    change(grid, **changes)
+    with pytest.raises(UserError, match=sentence):
+        read_plan(grid, [], 1)
+
+
+def test_a_variant_and_its_cell_name_what_to_run(grid: Path) -> None:
+    change(grid, tune={"optim.learning_rate": [1e-4, 2e-4]})
+    names = {job.cell for job in read_plan(grid, [], 1, only=["moe"]).chosen}
+    assert names == {"moe at 0.0001", "moe at 0.0002"}
+    assert {job.cell for job in read_plan(grid, [], 1, only=["moe at 0.0002"]).chosen} == {"moe at 0.0002"}
+
+
+def test_without_a_base_nothing_is_tried(run: Run, grid: Path) -> None:
+    recipe = json.loads(grid.read_text())["recipe"]
+    change(grid, recipe=recipe | {"base": "nowhere"})
+    code, _, err = start(run, grid)
+    assert code == 2
+    assert "nowhere" in err
+    assert "Traceback" not in err
+    assert not Path("runs").exists()
+
+
 def test_each_seed_has_a_router_of_its_own(grid: Path) -> None:
     change(grid, cells={"dense": None, "moe": MOE, "fixed": {"upcycle": {"seed": 5}}})
     seeds = [

@@ -145,6 +145,25 @@ def test_pretrain_then_train_on_it(run: Run, texts_file: Path, tmp_path: Path, h
     assert code == 0, err
 
 
+def test_a_dry_run_of_pretraining_says_what_the_run_does(
+    run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
+) -> None:
+    base, _ = hf_folder("bert", head="ForMaskedLM")
+    path = recipe(tmp_path, base, texts_file, objectives={"mlm": 3, "span": 1})
+    code, out, err = run("pretrain", path, "--dry-run", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert not (tmp_path / "run").exists()
+    assert plan["loss"] == ["mlm: 75% of the sequences", "span: 25% of the sequences"]
+    code, _, err = run("pretrain", path)
+    assert code == 0, err
+    assert f"recipe {plan['recipe']}" in err
+    assert plan["model"] in err
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    for point in plan["learning_rate"]:
+        assert lines[point["step"] - 1]["learning_rate"] == pytest.approx(point["rate"])
+
+
 def test_a_source_with_subsets_stands_for_as_many_sources() -> None:
     data = [{"path": "hf:owner/name", "subsets": ["en", "de"], "limit": 7}, "texts.jsonl"]
     recipe = PretrainConfig.model_validate({"base": "x", "out": "y", "steps": 1, "data": data})

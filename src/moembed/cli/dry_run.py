@@ -1,4 +1,4 @@
-"""`moembed train --dry-run`: the plan of a run as tables."""
+"""`moembed train --dry-run` and `moembed pretrain --dry-run`: the plan of a run as tables."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from moembed.console import print_json, print_table, say
 
 def show_plan(recipe: Path, overrides: Sequence[str], overwrite: bool, resume: bool, as_json: bool) -> None:
     """Print what a recipe will do."""
+    from moembed.runs.distill import is_distillation, load_distillation
     from moembed.runs.dry_run import dry_run, dry_run_reranker
     from moembed.runs.stage_plans import dry_run_stages
     from moembed.runs.stages import has_stages, load_stages
+    from moembed.runs.text_plans import dry_run_distillation
     from moembed.runs.train import load_recipe
     from moembed.runs.train_reranker import is_reranking, load_reranking
 
@@ -29,8 +31,24 @@ def show_plan(recipe: Path, overrides: Sequence[str], overwrite: bool, resume: b
         return
     if is_reranking(recipe, overrides):
         plan = dry_run_reranker(load_reranking(recipe, overrides), overwrite, resume)
+    elif is_distillation(recipe, overrides):
+        plan = dry_run_distillation(load_distillation(recipe, overrides), overwrite, resume)
     else:
         plan = dry_run(load_recipe(recipe, overrides), overwrite, resume)
+    _show(plan, as_json)
+
+
+def show_pretraining(
+    recipe: Path, overrides: Sequence[str], overwrite: bool, resume: bool, as_json: bool
+) -> None:
+    """The same for `moembed pretrain`."""
+    from moembed.runs.pretrain import load_pretraining
+    from moembed.runs.text_plans import dry_run_pretraining
+
+    _show(dry_run_pretraining(load_pretraining(recipe, overrides), overwrite, resume), as_json)
+
+
+def _show(plan: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(plan)
         return

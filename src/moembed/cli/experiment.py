@@ -82,6 +82,10 @@ def _print(result: Result) -> None:
         say("there is nothing to compare yet: the control and another cell must be finished")
         return
     print_table(f"{result.plan.config.name}, 95 % intervals", table.HEAD, table.score_rows(result))
+    if result.plan.config.tune:
+        print_table("\nmean at every value, ± over seeds", *table.tuned_rows(result))
+        if edges := table.at_the_edge(result):
+            print(edges)
     if routing := table.routing_rows(result):
         print_table("\nrouters and experts, start → end", table.ROUTING, routing)
     print_table("\ncosts", table.COSTS, table.cost_rows(result))

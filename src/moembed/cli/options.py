@@ -22,6 +22,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave out rows without usable texts.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for nested keys.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the recipe will do, and stop before its first step.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the hardware has it.")]
 AllowPickle = Annotated[

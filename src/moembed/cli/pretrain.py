@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moembed.cli.options import Json, Overrides, Overwrite, Resume
+from moembed.cli.options import DryRun, Json, Overrides, Overwrite, Resume
 from moembed.console import print_json, print_table, say
 from moembed.types import UserError
 
@@ -62,6 +62,7 @@ def pretrain(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Train an encoder to guess masked words: JSONL, Parquet, CSV or .txt, columns text and language.
@@ -72,6 +73,11 @@ def pretrain(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from dataclasses import asdict
 
+    if dry_run:
+        from moembed.cli.dry_run import show_pretraining
+
+        show_pretraining(recipe, overrides or [], overwrite, resume, json_)
+        return
     from moembed.runs.pretrain import load_pretraining
     from moembed.runs.pretrain import pretrain as run
 

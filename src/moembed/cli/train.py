@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.options import MODEL, AllowPickle, Json, Overrides, Overwrite, Resume, Seed, load_model
+from moembed.cli.options import (
+    MODEL,
+    AllowPickle,
+    DryRun,
+    Json,
+    Overrides,
+    Overwrite,
+    Resume,
+    Seed,
+    load_model,
+)
 from moembed.console import print_json, print_table
 
 _WORDS = ["expert", "words", "pieces of words"]
@@ -45,9 +55,7 @@ def train(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the recipe will do, and stop before its first step.")
-    ] = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Train on your own pairs: JSONL, Parquet or CSV with columns query, document[, negative…].

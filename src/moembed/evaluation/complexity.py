@@ -8,7 +8,7 @@
 
 Source: Tang and Yang, *Do We Need Domain-Specific Embedding Models? An Empirical Investigation*
 (arXiv 2409.18511), whose abstract names four measures of the complexity of a data set; which they are follows
-other people's accounts, for the paper itself was out of reach. Its fourth asks a chat model questions about
+other people's accounts. Its fourth asks a chat model questions about
 the texts; here any system that scores the items takes its place. Gunning, *The Technique of Clear Writing*
 (1952); Liu, *Dependency distance as a metric of language comprehension difficulty* (2008).
 """

@@ -20,6 +20,7 @@ from moembed.experiment.budget import Budget
 from moembed.experiment.outcome import FAILED, RESULT, SCORES, Finished, finished, read_routing, scores_file
 from moembed.experiment.settings import Job, Plan
 from moembed.files import InUseError, locked, read_json, write_json
+from moembed.folder.bases import locate_base
 from moembed.machine import made
 from moembed.runs.bench import forget_peak, resident_memory
 from moembed.runs.evaluate import load_tasks, sample_tasks
@@ -46,7 +47,8 @@ def run_jobs(plan: Plan, budget: Budget) -> Progress:
     A job that another process works on is left to it. A training that was stopped goes on where it was.
 
     Raises:
-        UserError: tasks that cannot be read, cells that see other pairs, a finished job of another recipe.
+        UserError: there is no base, tasks that cannot be read, cells that see other pairs, a finished job of
+            another recipe.
     """
     progress = Progress()
     # ---- what cannot be compared is refused before anything is trained
@@ -54,6 +56,7 @@ def run_jobs(plan: Plan, budget: Budget) -> Progress:
     todo = [job for job in plan.chosen if (job.cell, job.seed) not in done]
     if not todo:
         return progress
+    _require_a_base(todo)
     options = EvaluationOptions(sample=plan.config.sample, dims=plan.config.dims, baselines=False)
     tasks = load_tasks(plan.config.tasks, options)
     if plan.config.sample:
@@ -84,6 +87,25 @@ def run_jobs(plan: Plan, budget: Budget) -> Progress:
             progress.done.append(job)
             say(f"{name}: done in {duration(time.monotonic() - start)}")
     return progress
+
+
+def _require_a_base(jobs: Sequence[Job]) -> None:
+    """
+    Raises:
+        UserError: no base of any job can be had, so that all of them would fail one after the other.
+    """
+    error: UserError | None = None
+    for base, revision, allow_pickle in {
+        (job.config.base, job.config.revision, job.config.allow_pickle): None for job in jobs
+    }:
+        try:
+            locate_base(base, revision, allow_pickle)
+        except UserError as found:
+            error = error or found
+        else:
+            return
+    if error:
+        raise error
 
 
 @contextmanager

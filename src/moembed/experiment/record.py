@@ -52,8 +52,16 @@ def _parts(file: Path, overrides: Sequence[str], result: Result, plots: Sequence
 
     # ---- tables and plots
     yield "## Scores"
-    yield _about(result.comparison, config.control)
+    yield _about(result.comparison)
     yield markdown(table.HEAD, table.score_rows(result))
+    if config.tune:
+        yield (
+            f"Every cell stands here at the {next(iter(config.tune))} that is best for it by these scores, "
+            "which flatters all cells alike. Mean at every value, ± the standard deviation over seeds:"
+        )
+        yield markdown(*table.tuned_rows(result))
+        if edges := table.at_the_edge(result):
+            yield edges
     yield from (f"![{place.stem}]({place.name})" for place in plots)
     yield markdown(*table.task_rows(result))
     for dim, compared in result.dims.items():
@@ -87,12 +95,12 @@ def _parts(file: Path, overrides: Sequence[str], result: Result, plots: Sequence
     yield f"```yaml\n{file.read_text(encoding='utf-8').strip()}\n```"
 
 
-def _about(comparison: Comparison, control: str) -> str:
+def _about(comparison: Comparison) -> str:
     tasks = formatting.plural(len(comparison.tasks), "task")
     return (
         f"Mean over {tasks} of the main metric, with a 95 % interval over items and, where a cell has "
         f"several seeds, over seeds; ± is the standard deviation over seeds. The difference is paired "
-        f"item by item with {control}; p after Holm's correction over the cells."
+        f"item by item with {comparison.reference}; p after Holm's correction over the cells."
     )
 
 

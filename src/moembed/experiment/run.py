@@ -132,7 +132,7 @@ def forecast(
     for cell in dict.fromkeys(job.cell for job in plan.chosen):
         jobs = plan.of(cell)
         own = [_took(known[cell, job.seed]) for job in jobs if (cell, job.seed) in known]
-        changes = plan.config.cells[cell] or {}
+        changes = plan.config.variants[cell].changes
         rows.append(
             Forecast(
                 cell=cell,

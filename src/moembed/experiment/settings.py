@@ -27,6 +27,9 @@ class ExperimentConfig(Strict):
 
     ``conclusion`` is what you read in the tables, once there are any; the record prints it before them.
 
+    ``tune`` trains every cell at several values of one key, ``{"optim.learning_rate": [1e-4, 4e-4]}``, and
+    compares each cell at the value that is best for it.
+
     ``tasks`` are folders and files as ``moembed evaluate --tasks`` reads them; ``sample`` takes so many
     queries of each retrieval task. ``dims`` scores the vectors cut to so many coordinates as well.
     ``keep_models`` false removes the weights of a run once it is scored.
@@ -39,6 +42,7 @@ class ExperimentConfig(Strict):
     recipe: dict[str, Any] = Field(default_factory=dict)
     cells: dict[str, dict[str, Any] | None] = Field(min_length=2)
     control: str
+    tune: dict[str, tuple[float, ...]] = Field(default_factory=dict, max_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
     sample: int | None = Field(default=None, ge=1)
     dims: tuple[int, ...] = ()
@@ -60,11 +64,40 @@ class ExperimentConfig(Strict):
                 raise ValueError(f"a cell has a folder of its name, which cannot be {name!r}")
         return value
 
+    @field_validator("tune")
+    @classmethod
+    def _choose_among_some(cls, value: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for key, values in value.items():
+            if len(set(values)) < max(2, len(values)):
+                raise ValueError(f"{key} has nothing to choose from: give two values and more, each once")
+        return value
+
+    @model_validator(mode="after")
+    def _tuned_once(self) -> ExperimentConfig:
+        for name, changes in self.cells.items():
+            if own := self.tune.keys() & (changes or {}).keys():
+                raise ValueError(
+                    f"cell {name!r} sets {min(own)}, which tune sets for every cell: leave it out"
+                )
+        return self
+
     @model_validator(mode="after")
     def _control_is_a_cell(self) -> ExperimentConfig:
         if self.control not in self.cells:
             raise ValueError(f"control {self.control!r} is no cell; the cells are {', '.join(self.cells)}")
         return self
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """What is trained, by its name: every cell, at every value of ``tune`` if there is one."""
+        found: dict[str, Variant] = {}
+        for cell, changes in self.cells.items():
+            own = dict(changes or {})
+            if not self.tune:
+                found[cell] = Variant(cell, own)
+            for key, values in self.tune.items():
+                found |= {f"{cell} at {value:g}": Variant(cell, own | {key: value}) for value in values}
+        return found
 
     @property
     def evaluation(self) -> str:
@@ -77,10 +110,18 @@ class ExperimentConfig(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One cell trained with one seed, where it lies, and `ExperimentConfig.evaluation`."""
+class Variant:
+    """A cell, at one value of what is tuned."""
 
     cell: str
+    changes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One variant of a cell trained with one seed, where it lies, and `ExperimentConfig.evaluation`."""
+
+    cell: str  # the name of the variant: that of the cell where nothing is tuned
     seed: int
     folder: Path
     config: TrainConfig
@@ -100,7 +141,7 @@ def _hash(value: Any) -> str:
 class Plan:
     """All jobs of an experiment: a seed of every cell after the other, the control first.
 
-    ``only`` are the cells to run; none: all.
+    ``only`` are the cells, or variants of them, to run; none: all.
     """
 
     config: ExperimentConfig
@@ -110,7 +151,9 @@ class Plan:
 
     @property
     def chosen(self) -> list[Job]:
-        return [job for job in self.jobs if not self.only or job.cell in self.only]
+        variants = self.config.variants
+        wanted = {name for name, variant in variants.items() if {name, variant.cell} & {*self.only}}
+        return [job for job in self.jobs if not self.only or job.cell in wanted]
 
     def of(self, cell: str) -> list[Job]:
         return [job for job in self.jobs if job.cell == cell]
@@ -128,15 +171,16 @@ def read_plan(path: Path, overrides: Sequence[str], seeds: int, only: Sequence[s
     """
     config = load(ExperimentConfig, path, overrides)
     config = config if config.name else config.model_copy(update={"name": path.stem})
-    if unknown := [name for name in only if name not in config.cells]:
+    variants = config.variants
+    if unknown := [name for name in only if name not in {*config.cells, *variants}]:
         raise UserError(f"there is no cell {unknown[0]!r}; the cells are {', '.join(config.cells)}")
     common: Any = path.parent / config.recipe_file if config.recipe_file else {}
-    cells = {name: _cell(config, name, common) for name in config.cells}
+    cells = {name: _cell(config, name, variant.changes, common) for name, variant in variants.items()}
     steps = {name: cell.steps for name, cell in cells.items()}
     if len(set(steps.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in steps.items())
         raise UserError(f"{path}: cells are compared after equal steps, but they differ ({told})")
-    order = [config.control, *(name for name in config.cells if name != config.control)]
+    order = sorted(variants, key=lambda name: variants[name].cell != config.control)
     jobs = []
     for seed in range(seeds):
         for name in order:
@@ -145,12 +189,11 @@ def read_plan(path: Path, overrides: Sequence[str], seeds: int, only: Sequence[s
     return Plan(config, jobs, seeds, tuple(only))
 
 
-def _cell(config: ExperimentConfig, name: str, common: Any) -> TrainConfig:
-    changes: Mapping[str, Any] = config.cells[name] or {}
+def _cell(config: ExperimentConfig, name: str, changes: Mapping[str, Any], common: Any) -> TrainConfig:
     try:
         if reserved := {"out", "seed"} & {*changes, *config.recipe}:
             raise UserError(f"{min(reserved)} is set by the experiment: leave it out")
-        cell = resolve(TrainConfig, common, {"out": "unused"} | config.recipe | dict(changes))
+        cell = resolve(TrainConfig, common, {"out": "unused"} | config.recipe | changes)
     except UserError as error:
         raise UserError(f"cell {name}: {error}") from None
     if cell.steps is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from moembed.compare import formatting
 from moembed.compare.comparison import compare
+from moembed.compare.formatting import listing
 from moembed.compare.results import SCORE, Comparison, as_json
 from moembed.compare.scores import MAIN, Scores, statistic
 from moembed.experiment.grid import failures
@@ -49,7 +50,9 @@ class Result:
     """What is known of an experiment so far.
 
     Attributes:
-        finished: by cell, its finished jobs in the order of seeds.
+        finished: by cell (by variant, where a key is tuned), its finished jobs in the order of seeds.
+        best: by cell its variant with the highest mean score; the tables are of these.
+        means: by variant the mean score of every finished seed.
         full: the scores of whole vectors.
         dims: those of vectors cut to so many coordinates.
         failed: name of a job -> why.
@@ -57,6 +60,8 @@ class Result:
 
     plan: Plan
     finished: dict[str, list[Finished]]
+    best: dict[str, str]
+    means: dict[str, list[float]]
     full: Compared
     dims: dict[int, Compared]
     failed: dict[str, str]
@@ -78,11 +83,12 @@ class Result:
         return {
             "name": plan.config.name,
             "question": plan.config.question,
-            "control": plan.config.control,
+            "control": self.best.get(plan.config.control, plan.config.control),
             "seeds": plan.seeds,
             "jobs": len(plan.jobs),
             "runs": {cell: [job.to_json() for job in jobs] for cell, jobs in self.finished.items()},
             "failed": self.failed,
+            "means": self.means,
             "dims": {str(dim): compared.to_json() for dim, compared in self.dims.items()},
             **self.full.to_json(),
         }
@@ -101,23 +107,40 @@ def read_result(plan: Plan) -> Result:
             done.setdefault(job.cell, []).append(found)
             ready.append(job)
     _require_same_batches(done)
+    means: dict[str, list[float]] = {}
+    for job in ready:
+        means.setdefault(job.cell, []).append(_mean(scores(job)))
+    best = _best(plan, means)
+    ready = [job for job in ready if job.cell in best.values()]
+    control = best.get(plan.config.control)
     return Result(
         plan=plan,
         finished=done,
-        full=_compared(plan, ready, None),
-        dims={dim: _compared(plan, ready, dim) for dim in plan.config.dims},
+        best=best,
+        means=means,
+        full=_compared(control, ready, None),
+        dims={dim: _compared(control, ready, dim) for dim in plan.config.dims},
         failed=failures(plan.jobs),
     )
 
 
-def _compared(plan: Plan, ready: Sequence[Job], dim: int | None) -> Compared:
+def _best(plan: Plan, means: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """By cell, its variant with the highest mean; the first of equal ones."""
+    best: dict[str, str] = {}
+    for name, variant in plan.config.variants.items():
+        if name in means:
+            other = best.setdefault(variant.cell, name)
+            if fmean(means[name]) > fmean(means[other]):
+                best[variant.cell] = name
+    return best
+
+
+def _compared(control: str | None, ready: Sequence[Job], dim: int | None) -> Compared:
     systems: dict[str, list[dict[str, Scores]]] = {}
     for job in ready:
         systems.setdefault(job.cell, []).append(scores(job, dim))
-    control = plan.config.control
-    enough = len(systems) > 1 and control in systems
     return Compared(
-        comparison=compare(systems, control) if enough else None,
+        comparison=compare(systems, control) if control and len(systems) > 1 else None,
         spread={cell: stdev(map(_mean, runs)) if len(runs) > 1 else None for cell, runs in systems.items()},
     )
 
@@ -185,6 +208,36 @@ def task_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     return ["task", "metric", "items", *cells], rows
 
 
+def tuned_rows(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a row per cell, its mean ± standard deviation over seeds at every value of ``tune``."""
+    config = result.plan.config
+    ((key, values),) = config.tune.items()
+    rows = [
+        [cell, *(_tuned(result, cell, f"{cell} at {value:g}") for value in values)] for cell in config.cells
+    ]
+    return [f"cell, by {key}", *(f"{value:g}" for value in values)], rows
+
+
+def at_the_edge(result: Result) -> str:
+    """A sentence on the cells whose best value is the largest or the smallest that was tried; "": none."""
+    ((key, values),) = result.plan.config.tune.items()
+    ends = {min(values), max(values)}
+    found = [name for cell, name in result.best.items() if name in {f"{cell} at {value:g}" for value in ends}]
+    if not found:
+        return ""
+    return f"At the edge of what was tried, so that another {key} may be better still: {listing(found)}."
+
+
+def _tuned(result: Result, cell: str, variant: str) -> str:
+    runs = result.means.get(variant, [])
+    if not runs:
+        return ""
+    told = formatting.decimal(fmean(runs)) + (
+        f" ± {formatting.decimal(stdev(runs))}" if len(runs) > 1 else ""
+    )
+    return f"{told}, best" if result.best[cell] == variant else told
+
+
 def cost_rows(result: Result) -> list[list[str]]:
     return [[cell, *_cost(result.finished[cell])] for cell in _cells(result)]
 
@@ -226,5 +279,5 @@ def _moved(found: Sequence[Routing]) -> list[str]:
 
 
 def _cells(result: Result) -> list[str]:
-    """The finished cells in the order of the file."""
-    return [cell for cell in result.plan.config.cells if cell in result.finished]
+    """The finished cells in the order of the file, where a key is tuned the best variant of each."""
+    return [result.best[cell] for cell in result.plan.config.cells if cell in result.best]

@@ -13,23 +13,17 @@ from typing import Any
 
 from moembed.config import config_hash
 from moembed.console import say
-from moembed.data.text import read_texts
 from moembed.embedder import Embedder
 from moembed.files import require_replaceable
-from moembed.folder.bases import locate_base, read_base
-from moembed.runs.distill import DistillConfig, build, open_teacher, open_texts
-from moembed.runs.dry_run import Plan, common_facts, dry_run, dry_run_reranker, given_settings
+from moembed.folder.bases import read_base
+from moembed.runs.dry_run import Plan, dry_run, dry_run_reranker, given_settings
 from moembed.runs.merge import checked_weights
-from moembed.runs.pretrain import PretrainConfig, prepared
+from moembed.runs.pretrain import PretrainConfig
 from moembed.runs.stages import MergeConfig, Stage, StagesPlan
+from moembed.runs.text_plans import dry_run_distillation, dry_run_pretraining
 from moembed.runs.train import TrainConfig
 from moembed.runs.train_reranker import RerankerConfig
 from moembed.runs.train_stages import merge_plan, require_sources
-from moembed.runs.training_run import model_facts
-from moembed.training.distillation.task import sampler_of
-from moembed.training.masked_lm.corpus import open_corpus
-from moembed.training.masked_lm.task import MaskedLMTask
-from moembed.training.parallel import ALONE
 
 
 def dry_run_stages(plan: StagesPlan, overwrite: bool = False, resume: bool = False) -> list[Plan]:
@@ -62,54 +56,8 @@ def _plan(stage: Stage, models: Mapping[str, str], keep: Path) -> Plan:
     if isinstance(config, RerankerConfig):
         return dry_run_reranker(config, resume=True, keep=keep)
     if isinstance(config, PretrainConfig):
-        return _pretraining(config, keep)
-    return _distillation(config, keep)
-
-
-def _pretraining(config: PretrainConfig, keep: Path) -> Plan:
-    """The texts are tokenised, as the run will do it again."""
-    model, heads, head = prepared(locate_base(config.base), config)
-    model.save_pretrained(keep)
-    with TemporaryDirectory() as place:
-        texts = read_texts(config.data, lambda note: say(f"note: {note}"))
-        backend = model.tokenizer.backend
-        corpus = open_corpus(Path(place), texts, backend, config.sequence_length, config.packed, [])
-        task = MaskedLMTask(config, model.train(), heads, corpus, ALONE)
-        sources = [
-            {"source": part.language.name, "sequences": len(part.language), "trained_on": part.num_train}
-            for part in task.parts
-        ]
-        facts = common_facts("pretraining", config, task, config.steps, task.sampler)
-    return {
-        **facts,
-        "model": f"{model_facts(model, config, config.precision, ALONE)}, {head}",
-        "sources": sources,
-        "loss": [f"{name}: {share:.0%} of the sequences" for name, share in config.shares.items()],
-    }
-
-
-def _distillation(config: DistillConfig, keep: Path) -> Plan:
-    """The teacher's vectors are not made."""
-    teacher = open_teacher(config.teacher)
-    model, notes = build(config, teacher)
-    model.save_pretrained(keep)
-    for note in notes:
-        say(note)
-    texts = open_texts(config, model, teacher)
-    sampler = sampler_of(config, texts)
-    steps = max(1, round(config.epochs * sampler.total_steps)) if config.epochs else config.steps
-    end = {"steps": steps, "minutes": config.minutes, "epochs": config.epochs}
-    return {
-        "task": "distillation",
-        "out": config.out,
-        "length": {key: value for key, value in end.items() if value is not None}
-        | {"batch_size": config.batch_size, "steps_per_epoch": sampler.total_steps},
-        "model": model_facts(model, config, config.precision, ALONE),
-        "sources": [
-            {"source": some.name, "texts": len(some.texts), "trained_on": some.num_train} for some in texts
-        ],
-        "loss": [f"{config.loss.kind} distance from the vectors of {config.teacher}"],
-    }
+        return dry_run_pretraining(config, resume=True, keep=keep)
+    return dry_run_distillation(config, resume=True, keep=keep)
 
 
 def _merging(config: MergeConfig, models: Mapping[str, str], keep: Path) -> Plan:

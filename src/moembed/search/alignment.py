@@ -14,8 +14,8 @@ training vectors alone, with the share ``strength`` of it that goes:
 Of either, the means of the groups are ``m + (1 - strength) · (mean_g - m)`` afterwards, so with strength 1
 they are equal. The vectors are of length 1 before; whoever uses them makes them so again.
 
-Sources: the notes on *Multimodal Deep Learning for Low-Resource Settings* give the shift of two groups, the
-paper itself was out of reach; means of languages are subtracted in Libovický, Rosa and Fraser, *On the
+Sources: *Multimodal Deep Learning for Low-Resource Settings* shifts two groups, which follows other people's
+accounts of it; means of languages are subtracted in Libovický, Rosa and Fraser, *On the
 Language Neutrality of Pre-trained Multilingual Representations* (2020); directions are taken out of all
 vectors in Yang et al., *A Simple and Effective Method To Eliminate the Self Language Bias in Multilingual
 Representations* (2021), which finds them in the vectors of each language, and in Xie et al., *Discovering

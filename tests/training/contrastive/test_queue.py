@@ -60,6 +60,28 @@ def test_the_loss_is_that_of_a_batch_with_these_columns(kind: str, make_model: M
     assert (queue.filled, queue.vectors[4].shape) == (20, (20, 16))
 
 
+def test_a_queue_that_comes_in_late_holds_its_newest(make_model: MakeModel) -> None:
+    """Six steps of four documents, four hard negatives: it fills from the first, and is seen later."""
+    schedule = {0: 0, 0.4: 0, 0.8: 20}
+    task = task_of(make_model, steps=6, loss={"queue": 20}, schedules={"loss.queue": schedule})
+    past: list[torch.Tensor] = []
+    for step, newest in enumerate([0, 0, 0, 5, 13, 20]):
+        batch = task.batch(step)
+        rows = F.normalize(torch.randn(batch.chunks.rows, 16, generator=seeded(step)), dim=-1)
+        shape = task.at(step).loss
+        assert shape.queue == newest
+        assert task.objective.queue is not None
+        joined, known, owner_N = task.objective.queue.join({4: rows[4:]}, batch, shape.queue)
+        expected = torch.stack([*rows[4:], *past[len(past) - min(newest, len(past)) :]])
+        torch.testing.assert_close(joined[4], expected)
+        assert known.text_N.shape == owner_N.shape == (len(expected),)
+        past = (past + list(rows[4:]))[-20:]
+        task.objective.queue.push()
+    # the loss takes as many as the step says
+    late, none = task.at(5).loss, task.at(0).loss
+    assert task.objective({4: rows}, batch, late) > task.objective({4: rows}, batch, none)
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -108,6 +108,8 @@ def test_a_scheduled_run_resumes_bit_for_bit(
             {"schedules": {"loss.weight.gamma": {0: -2}}, "loss": {"weight": {"kind": "focal"}}},
             "the schedule of loss.weight.gamma has the value -2",
         ),
+        ({"schedules": {"loss.queue": {0: 0, 1: 8}}}, "loss.queue has a schedule and is 0: set it to the"),
+        ({"schedules": {"loss.queue": {0: 9}}, "loss": {"queue": 8}}, "the value 9 and the queue holds 8"),
         ({"schedules": {"loss.weight.alpha": {0: 1}}}, "0 weights of loss.weight have alpha: it is for one"),
     ],
 )  # fmt: skip

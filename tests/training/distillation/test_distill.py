@@ -269,6 +269,25 @@ def test_both_roles_are_one_where_no_model_tells_them_apart(
     assert (len(found[0].texts), found[0].num_train) == (len(TEXTS), len(TEXTS) - 6)
 
 
+def test_a_dry_run_says_what_the_run_does(
+    run: Run, student_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    config = recipe(tmp_path, steps=4)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        json.dumps(config.model_dump(mode="json", exclude_defaults=True) | {"task": "distillation"})
+    )
+    code, out, err = run("train", path, "--dry-run", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert not (tmp_path / "run").exists()
+    code, _, err = run("train", path)
+    assert code == 0, err
+    assert plan["model"] in err
+    assert f"recipe {plan['recipe']}" in err
+    assert plan["length"]["steps"] == len(metrics(tmp_path / "run")) == 4
+
+
 def test_the_command(run: Run, student_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
     recipe(tmp_path)
     options = ("--teacher", teacher_folder, "--student", student_folder, "--texts", tmp_path / "texts.txt")

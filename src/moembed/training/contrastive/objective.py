@@ -31,7 +31,6 @@ from moembed.training.contrastive.settings import (
     LossConfig,
     TripletConfig,
 )
-from moembed.training.contrastive.shaping import ShapingConfig
 from moembed.training.contrastive.teachers import Distilled
 from moembed.types import UserError
 
@@ -74,13 +73,13 @@ class Objective(nn.Module):
         return self.fixed if self.log_scale is None else (-self.log_scale).exp()
 
     def forward(
-        self, vectors: dict[int, Tensor], batch: PairBatch, shape: ShapingConfig | None = None,
+        self, vectors: dict[int, Tensor], batch: PairBatch, shape: LossConfig | None = None,
         tally: Tally | None = None, plain: bool = False,
     ) -> Tensor:  # fmt: skip
         """This process's share of the batch's loss; ``vectors[l]``, ``(B, M)``, are those after l layers.
 
         Args:
-            shape: masks, weights and terms, where they are others than those of the config.
+            shape: masks, weights, terms and length of the queue, where they are others than in the config.
             tally: counts negatives and weights, those of all prefixes and depths.
             plain: without masks, weights, terms and queue of the recipe's own, so that runs compare.
         """
@@ -102,7 +101,7 @@ class Objective(nn.Module):
         document = {depth: vector_BM[first:] for depth, vector_BM in vectors.items()}
         known, owner_N = batch.known, batch.owner_N
         if self.queue is not None and not plain:
-            document, known, owner_N = self.queue.join(document, batch)
+            document, known, owner_N = self.queue.join(document, batch, (shape or self.config).queue)
         known, owner_N = known.to(device), owner_N.to(device)
         if batch.loss == "triplet":
             options: dict[str, Any] = {"choice": self._choice(owner_N, plain)}

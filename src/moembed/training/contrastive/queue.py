@@ -39,23 +39,27 @@ class VectorQueue:
         self._coming: tuple[dict[int, Tensor], Tensor] | None = None
 
     def join(
-        self, documents: Mapping[int, Tensor], batch: PairBatch
+        self, documents: Mapping[int, Tensor], batch: PairBatch, newest: int
     ) -> tuple[dict[int, Tensor], Duplicates | Guided | SameLabel, Tensor]:
-        """The candidates of a step with those of the queue behind them, their mask and their owners.
+        """The candidates of a step, with the newest of the queue behind them, their mask and their owners.
 
         The step's own are kept for ``push``.
         """
         self._coming = {depth: vector_NM.detach() for depth, vector_NM in documents.items()}, batch.key_N
-        if not self.filled:
+        count = min(newest, self.filled)
+        if not count:
             return dict(documents), batch.known, batch.owner_N
+        place_K = torch.arange(self.next - count, self.next) % self.size
         joined = {
-            depth: torch.cat([vector_NM, self.vectors[depth][: self.filled].to(vector_NM.dtype)])
+            depth: torch.cat(
+                [vector_NM, self.vectors[depth][place_K.to(vector_NM.device)].to(vector_NM.dtype)]
+            )
             for depth, vector_NM in documents.items()
         }
-        key_N = torch.cat([batch.key_N, self.key_K[: self.filled]])
+        key_N = torch.cat([batch.key_N, self.key_K[place_K]])
         answers = Duplicates.of(batch.query_key_Q, key_N, batch.known.positive_Q)
         known = replace(batch.known, known=answers) if isinstance(batch.known, Guided) else answers
-        owner_N = torch.cat([batch.owner_N, torch.full((self.filled,), FOREIGN)])
+        owner_N = torch.cat([batch.owner_N, torch.full((count,), FOREIGN)])
         return joined, known, owner_N
 
     def push(self) -> None:

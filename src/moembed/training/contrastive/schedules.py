@@ -17,11 +17,22 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from moembed.training.contrastive.shaping import OPTIONS, ShapingConfig
+from moembed.training.contrastive.shaping import OPTIONS, WeightConfig
 
 Points = dict[float, float]  # share of the run -> value
-WHOLE = {"negatives": 0, "batch_size": 2}  # numbers of things, and the least there may be
+QUEUE = "loss.queue"
+WHOLE = {"negatives": 0, "batch_size": 2, QUEUE: 0}  # numbers of things, the least there may be
 OF_WEIGHTS = {"loss.weight.alpha": "alpha", "loss.weight.gamma": "gamma", "loss.weight.width": "width"}
+
+
+class ScheduledLoss(Protocol):
+    """Of a loss; see `LossConfig`."""
+
+    @property
+    def weight(self) -> tuple[WeightConfig, ...]: ...
+
+    @property
+    def queue(self) -> int: ...
 
 
 class Scheduled(Protocol):
@@ -31,7 +42,7 @@ class Scheduled(Protocol):
     def schedules(self) -> Mapping[str, Points]: ...
 
     @property
-    def loss(self) -> ShapingConfig: ...
+    def loss(self) -> ScheduledLoss: ...
 
     @property
     def model_fields_set(self) -> set[str]: ...
@@ -67,16 +78,18 @@ def at(config: Config, share: float) -> Config:
     if not schedules:
         return config
     now = values(schedules, share)
-    changed: dict[str, Any] = {name: number for name, number in now.items() if name in WHOLE}
-    loss: ShapingConfig = getattr(config, "loss")  # noqa: B009
+    loss = getattr(config, "loss")  # noqa: B009
+    changed = {name: number for name, number in now.items() if name in WHOLE and name != QUEUE}
+    of_loss: dict[str, Any] = {"queue": now[QUEUE]} if QUEUE in now else {}
+    weights: tuple[WeightConfig, ...] = loss.weight
     for name, option in OF_WEIGHTS.items():
         if name in now:
             weights = tuple(
                 weight.model_copy(update={option: now[name]}) if option in OPTIONS[weight.kind] else weight
-                for weight in loss.weight
+                for weight in weights
             )
-            loss = loss.model_copy(update={"weight": weights})
-    return config.model_copy(update=changed | {"loss": loss})
+    of_loss["weight"] = weights
+    return config.model_copy(update=changed | {"loss": loss.model_copy(update=of_loss)})
 
 
 def require_in_range(config: Scheduled) -> None:
@@ -97,6 +110,8 @@ def require_in_range(config: Scheduled) -> None:
         )
     if "negatives" in config.schedules and "negatives" in config.model_fields_set:
         raise ValueError("negatives has a schedule, which says how many: leave negatives itself out")
+    if config.schedules.get(QUEUE) and not config.loss.queue:
+        raise ValueError(f"{QUEUE} has a schedule and is 0: set it to the largest of the schedule")
     if sizes := config.schedules.get("batch_size"):
         if config.epochs is not None:
             raise ValueError("a schedule of batch_size needs steps: epochs would not say how many there are")
@@ -112,6 +127,11 @@ def _require(config: Scheduled, name: str, number: float) -> None:
         if number != round(number) or number < WHOLE[name]:
             raise ValueError(
                 f"the schedule of {name} has the value {number:g}; it is a whole number from {WHOLE[name]} on"
+            )
+        if name == QUEUE and number > config.loss.queue > 0:
+            raise ValueError(
+                f"the schedule of {QUEUE} has the value {number:g} and the queue holds {config.loss.queue}: "
+                f"set {QUEUE} to the largest of the schedule"
             )
         return
     option = OF_WEIGHTS[name]

@@ -1,0 +1,85 @@
+"""What a recipe that trains on texts, and not on pairs, will do: pretraining and distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from moembed.config import config_hash
+from moembed.console import say
+from moembed.data.text import read_texts
+from moembed.files import require_replaceable
+from moembed.folder.bases import locate_base
+from moembed.runs.distill import DistillConfig, build, open_teacher, open_texts
+from moembed.runs.dry_run import Plan, common_facts, given_settings
+from moembed.runs.pretrain import PretrainConfig, prepared
+from moembed.runs.training_run import model_facts
+from moembed.training.distillation.task import sampler_of
+from moembed.training.masked_lm.corpus import open_corpus
+from moembed.training.masked_lm.task import MaskedLMTask
+from moembed.training.parallel import ALONE
+
+
+def dry_run_pretraining(
+    config: PretrainConfig, overwrite: bool = False, resume: bool = False, keep: Path | None = None
+) -> Plan:
+    """What ``moembed pretrain`` would do. The texts are tokenised, as the run will do it again.
+
+    Args:
+        keep: a folder for the model as it is before the first step; None: nobody needs it.
+
+    Raises:
+        UserError: whatever the run would refuse before its first step.
+    """
+    if not resume:
+        require_replaceable(Path(config.out), overwrite)
+    model, heads, head = prepared(locate_base(config.base), config)
+    if keep:
+        model.save_pretrained(keep)
+    with TemporaryDirectory() as place:
+        texts = read_texts(config.data, lambda note: say(f"note: {note}"))
+        backend = model.tokenizer.backend
+        corpus = open_corpus(Path(place), texts, backend, config.sequence_length, config.packed, [])
+        task = MaskedLMTask(config, model.train(), heads, corpus, ALONE)
+        sources = [
+            {"source": part.language.name, "sequences": len(part.language), "trained_on": part.num_train}
+            for part in task.parts
+        ]
+        facts = common_facts("pretraining", config, task, config.steps, task.sampler)
+    return {
+        **facts,
+        "model": f"{model_facts(model, config, config.precision, ALONE)}, {head}",
+        "sources": sources,
+        "loss": [f"{name}: {share:.0%} of the sequences" for name, share in config.shares.items()],
+    }
+
+
+def dry_run_distillation(
+    config: DistillConfig, overwrite: bool = False, resume: bool = False, keep: Path | None = None
+) -> Plan:
+    """The same for ``task: distillation``. The teacher's vectors are not made."""
+    if not resume:
+        require_replaceable(Path(config.out), overwrite)
+    teacher = open_teacher(config.teacher)
+    model, notes = build(config, teacher)
+    if keep:
+        model.save_pretrained(keep)
+    for note in notes:
+        say(note)
+    texts = open_texts(config, model, teacher)
+    sampler = sampler_of(config, texts)
+    steps = max(1, round(config.epochs * sampler.total_steps)) if config.epochs else config.steps
+    end = {"steps": steps, "minutes": config.minutes, "epochs": config.epochs}
+    return {
+        "task": "distillation",
+        "out": config.out,
+        "recipe": config_hash(config),
+        "length": {key: value for key, value in end.items() if value is not None}
+        | {"batch_size": config.batch_size, "steps_per_epoch": sampler.total_steps},
+        "settings": given_settings(config),
+        "model": model_facts(model, config, config.precision, ALONE),
+        "sources": [
+            {"source": some.name, "texts": len(some.texts), "trained_on": some.num_train} for some in texts
+        ],
+        "loss": [f"{config.loss.kind} distance from the vectors of {config.teacher}"],
+    }
