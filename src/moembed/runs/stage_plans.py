@@ -19,7 +19,8 @@ from moembed.folder.bases import read_base
 from moembed.runs.dry_run import Plan, dry_run, dry_run_reranker, given_settings
 from moembed.runs.merge import checked_weights
 from moembed.runs.pretrain import PretrainConfig
-from moembed.runs.stages import MergeConfig, Stage, StagesPlan
+from moembed.runs.stage_keys import MergeConfig
+from moembed.runs.stages import Stage, StagesPlan
 from moembed.runs.text_plans import dry_run_distillation, dry_run_pretraining
 from moembed.runs.train import TrainConfig
 from moembed.runs.train_reranker import RerankerConfig
