@@ -148,10 +148,11 @@ def expert_load(
         words: how many typical words and pieces of words to give for every expert; 0 for none.
 
     Returns:
-        ``texts``, those of them that were cut (``truncated``), ``tokens``, and per MoE layer the share of the pairs each expert got, the mean entropy of
-        the router in nats, the mean probability of the chosen experts, the number of unused experts, how far
-        the experts are apart (`moembed.moe.experts.Experts.distance`), and what
-        `moembed.runs.expert_words.ExpertWords.layer` says of words. Prompts are tokens like others.
+        ``texts``, how many of them were cut (``truncated``), ``tokens``, and per MoE layer the share of the
+        pairs each expert got, the mean entropy of the router in nats, the mean probability of the chosen
+        experts, the number of unused experts, how far the experts are apart
+        (`moembed.moe.experts.Experts.distance`), and what `moembed.runs.expert_words.ExpertWords.layer` says
+        of words. Prompts are tokens like others.
 
     Raises:
         UserError: a dense model, no rows, or a row without a string in ``column``.
