@@ -15,6 +15,7 @@ from moembed import Reranker, UserError, train, train_stages
 from moembed.config import read_values
 from moembed.embedder import Embedder
 from moembed.runs import train_stages as stages_module
+from moembed.runs.stage_plans import dry_run_stages
 from moembed.runs.stages import Stage, plan_stages
 from moembed.runs.train_stages import StageResult, last_scored, score_changes
 from training_runs import PAIRS, assert_same_weights, interrupt_at, save_animals
@@ -255,8 +256,10 @@ def test_what_a_later_stage_needs_is_looked_for_before_the_first(
 
 def test_a_run_does_not_remove_what_it_reads(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "base").rename(tmp_path / "run")  # a model folder, which --overwrite may replace
-    with pytest.raises(UserError, match=r"stage first: it reads .*run, which --overwrite would remove"):
-        train_stages(values, base=str(tmp_path / "run"), overwrite=True)
+    plan = plan_stages(values, {"base": str(tmp_path / "run")})
+    for start in (train_stages, dry_run_stages):
+        with pytest.raises(UserError, match=r"stage first: it reads .*run, which --overwrite would remove"):
+            start(plan, overwrite=True)
     assert (tmp_path / "run" / "config.json").exists()
 
 

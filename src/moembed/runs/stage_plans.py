@@ -24,7 +24,7 @@ from moembed.runs.stages import Stage, StagesPlan
 from moembed.runs.text_plans import dry_run_distillation, dry_run_pretraining
 from moembed.runs.train import TrainConfig
 from moembed.runs.train_reranker import RerankerConfig
-from moembed.runs.train_stages import merge_plan, require_sources
+from moembed.runs.train_stages import merge_plan, require_outside, require_sources
 
 
 def dry_run_stages(plan: StagesPlan, overwrite: bool = False, resume: bool = False) -> list[Plan]:
@@ -36,6 +36,8 @@ def dry_run_stages(plan: StagesPlan, overwrite: bool = False, resume: bool = Fal
     if not resume:
         require_replaceable(Path(plan.out), overwrite)
     require_sources(plan)
+    if overwrite and not resume:
+        require_outside(plan)
     found: list[Plan] = []
     with TemporaryDirectory() as place:
         models = {str(stage.model): str(Path(place) / stage.name) for stage in plan.stages}

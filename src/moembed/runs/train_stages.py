@@ -109,7 +109,7 @@ def _run(plan: StagesPlan, resume: bool, overwrite: bool, world: World) -> Stage
             raise UserError(f"{run} is no run of several stages, so there is nothing to resume")
         require_sources(plan)
         if overwrite and not resume:
-            _require_outside(plan)
+            require_outside(plan)
         finished = _finished(plan) if resume else []
         if world.first and not resume:
             require_free(run, overwrite)
@@ -210,8 +210,12 @@ def require_sources(plan: StagesPlan) -> None:
             raise UserError(f"stage {stage.name}: {error}") from None
 
 
-def _require_outside(plan: StagesPlan) -> None:
-    """Refuse to remove with the folder of the run what its stages are to read."""
+def require_outside(plan: StagesPlan) -> None:
+    """Refuse to remove with the folder of the run what its stages are to read.
+
+    Raises:
+        UserError: a model or data in that folder.
+    """
     made = {str(stage.model) for stage in plan.stages}
     for stage in plan.stages:
         models = [model for model, *_ in bases(stage.config) if model not in made]
