@@ -211,7 +211,7 @@ def _cell(config: ExperimentConfig, name: str, changes: Mapping[str, Any], commo
     try:
         if reserved := {"out", "seed"} & {*changes, *config.recipe}:
             raise UserError(f"{min(reserved)} is set by the experiment: leave it out")
-        told = {"out": "unused"} | config.recipe | changes
+        told: dict[str, Any] = {"out": "unused", **config.recipe, **changes}
         # what is tuned comes last, so that no section takes it back
         last = {key: told.pop(key) for key in config.tune if key in told}
         cell = resolve(TrainConfig, common, told | last)
