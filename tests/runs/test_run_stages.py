@@ -178,7 +178,7 @@ def test_dotted_keys_above_the_stages_are_sections(values: dict[str, Any]) -> No
     nested = plan_stages(values | {"loss": {"z": 0.1, "temperature": 0.5}, "optim": {"weight_decay": 0}})
     assert [stage.config for stage in dotted.stages] == [stage.config for stage in nested.stages]
     assert [stage.config.loss.temperature for stage in dotted.stages] == [0.5, 0.5]
-    with pytest.raises(UserError, match="second: unknown key 'loss.tempreature', did you mean"):
+    with pytest.raises(UserError, match=r"second: unknown key 'loss.tempreature', did you mean"):
         plan_stages(values | {"loss.tempreature": 0.5, "stages": [{"name": "second"}]})
 
 
