@@ -85,6 +85,35 @@ def test_a_row_may_hold_lists(tmp_path: Path) -> None:
     assert pairs == {("a", "b"), ("b", "a"), ("c", "d"), ("d", "c")}
 
 
+def test_what_is_left_out_is_said_and_languages_stay(run: Run, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "label": 1, "language": "en", "source": "web", "page": 3},
+        {"text": "b", "label": 1, "language": "de"},
+        {"text": "a", "label": 1, "language": "fr", "author": "me"},
+        {"text": ["c", "d"], "label": [2, 2], "language": ["nl", "sv"], "source": "book"},
+    ]
+    file, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "pairs.jsonl"
+    code, _, err = run("data", "convert", file, "--task", "classification", "--out", out)
+    assert code == 0, err
+    assert "note: 1 texts are repetitions within their label and count once" in err
+    assert "note: columns not read: page, author" in err
+    assert read(out) == [
+        {"query": "a", "document": "b", "label": "1", "language": "en", "source": "web"},
+        {"query": "b", "document": "a", "label": "1", "language": "de"},
+        {"query": "c", "document": "d", "label": "2", "language": "nl", "source": "book"},
+        {"query": "d", "document": "c", "label": "2", "language": "sv", "source": "book"},
+    ]
+    assert load_source(SourceConfig(path=str(out), label="label")).languages(range(4)) == [
+        "en",
+        "de",
+        "nl",
+        "sv",
+    ]
+    scored = write(tmp_path / "sts.jsonl", [{"text1": "a", "text2": "b", "score": 1, "page": 3}])
+    code, _, err = run("data", "convert", scored, "--task", "sts", "--out", tmp_path / "sts-pairs.jsonl")
+    assert (code, err) == (0, "note: columns not read: page\n")
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
@@ -108,6 +137,11 @@ def test_a_row_may_hold_lists(tmp_path: Path) -> None:
         ),
         ([{"text": "a", "label": 1.5}], "--task clustering", "column 'label' is of type float"),
         ([{"texts": ["a"], "label": 1}], "--task clustering", "not as many labels"),
+        (
+            [{"texts": ["a"], "label": [1], "language": ["en", "de"]}],
+            "--task clustering",
+            "column 'language' lists 2 values for 1 texts",
+        ),
         ([{"text1": "a", "text2": "b", "score": "high"}], "--task sts", "is 'high', no number"),
         ([{"text1": "a", "text2": "b", "score": 1}], "--task sts --label score", "--label means nothing for"),
     ],

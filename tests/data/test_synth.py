@@ -263,6 +263,21 @@ def test_answers_that_cannot_be_used_are_counted_by_reason(corpus: Path, tmp_pat
             synth(corpus, tmp_path / "none.jsonl", server.url, queries=1)
 
 
+def test_a_run_with_many_refusals_can_be_run_again(corpus: Path, tmp_path: Path) -> None:
+    """What was answered before is not asked again, and says that the generator answers."""
+
+    def picky(payload: dict[str, Any]) -> Reply:
+        asked_of = animal_of(payload["messages"][-1]["content"])
+        return model(payload) if asked_of == "mole" else (400, {"error": {"message": "no"}}, {})
+
+    with chat_server(picky) as server:
+        once = synth(corpus, tmp_path / "pairs.jsonl", server.url, concurrency=1)
+        again = synth(corpus, tmp_path / "pairs.jsonl", server.url, concurrency=1)
+    assert (once.asked, once.reused, once.rows) == (1, 0, 2)
+    assert (again.asked, again.reused, again.rows) == (0, 1, 2)
+    assert again.rejected == once.rejected == {"query": {"refused": 5}}
+
+
 def test_near_duplicates_of_other_documents_are_left_out(corpus: Path, tmp_path: Path) -> None:
     def alike(payload: dict[str, Any]) -> Reply:
         number = ANIMALS.index(animal_of(payload["messages"][-1]["content"]))

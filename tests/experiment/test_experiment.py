@@ -306,6 +306,14 @@ def test_every_cell_is_compared_at_the_value_that_is_best_for_it(run: Run, grid:
             },
             "cell 'dense' sets optim.learning_rate, which tune sets",
         ),
+        (
+            {
+                "tune": {"optim.learning_rate": [1e-4, 2e-4]},
+                "cells": {"dense": {"optim": {"weight_decay": 0}}, "moe": MOE},
+            },
+            r"cell 'dense' sets the section optim.*dot its keys, as in optim\.key",
+        ),
+        ({"tune": {"optim.learning_rate": [1e-4, 1.0000001e-4]}}, "two values that both read 0.0001"),
         ({"tune": {"optim.rate": [1, 2]}}, "learning_rate"),
     ],
 )
@@ -313,6 +321,14 @@ def test_what_cannot_be_tuned_is_refused(grid: Path, changes: dict[str, Any], se
     change(grid, **changes)
     with pytest.raises(UserError, match=sentence):
         read_plan(grid, [], 1)
+
+
+def test_no_section_takes_a_tuned_value_back(grid: Path) -> None:
+    recipe = json.loads(grid.read_text())["recipe"]
+    recipe = {"optim.learning_rate": 1e-5} | {key: recipe[key] for key in recipe if "optim" not in key}
+    change(grid, tune={"optim.learning_rate": [1e-4, 2e-4]}, recipe=recipe | {"optim": {"weight_decay": 0}})
+    rates = {job.cell: job.config.optim.learning_rate for job in read_plan(grid, [], 1).jobs}
+    assert (rates["dense at 0.0001"], rates["dense at 0.0002"]) == (1e-4, 2e-4)
 
 
 def test_a_variant_and_its_cell_name_what_to_run(grid: Path) -> None:

@@ -159,6 +159,15 @@ def test_learned_product_codes_are_those_of_the_nearest_and_become_codes() -> No
     assert fixed.num_bytes < table.num_bytes
 
 
+def test_learned_product_codes_do_not_depend_on_the_precision_of_training() -> None:
+    """The centroids that training chooses are those that are stored as codes."""
+    table = made("dpq", matrix(rows=4000))
+    token_N = torch.arange(4000)
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen_ND = table.lookup(token_N)
+    assert torch.equal(chosen_ND, table.lookup(token_N))
+
+
 def test_codes_that_name_nothing_are_found() -> None:
     product = made("pq", matrix(100))
     assert isinstance(product, Product)

@@ -103,6 +103,15 @@ def test_the_load_is_what_the_routers_did(
     assert f"{len(texts)} texts, {load['tokens']} tokens" in out
 
 
+def test_texts_that_are_cut_are_counted(run: Run, folder: Path, tmp_path: Path) -> None:
+    source = write_texts(tmp_path / "texts.jsonl", ["worms", "worms " * 50, "owls " * 31])
+    code, out, _ = run("inspect", folder, "--texts", source, "--role", "none", "--json")
+    load = json.loads(out)["expert_load"]
+    assert (code, load["texts"], load["truncated"], load["tokens"]) == (0, 3, 2, 3 + 32 + 32)
+    code, out, _ = run("inspect", folder, "--texts", source, "--role", "none")
+    assert "3 texts (2 cut: longer than the model reads), 67 tokens" in " ".join(out.split())
+
+
 def test_column_and_role_choose_what_is_read(run: Run, folder: Path, tmp_path: Path) -> None:
     source = write_texts(tmp_path / "texts.jsonl", ["worms"], column="body")
     tokens = {}

@@ -93,6 +93,22 @@ def test_a_transplanted_base(run: Run, texts_file: Path, tmp_path: Path, hf_fold
     assert Embedder.from_pretrained(tmp_path / "model").encode(["Maulwurf"]).shape == (1, 16)
 
 
+def test_a_model_may_take_its_own_place(
+    run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder
+) -> None:
+    base = hf_folder("bert")[0]
+    before = Embedder.from_pretrained(base, device="cpu")
+    vectors, pieces = before.encode(TEXTS["en"]), before.encoder.spec.vocab_size
+    gone = ("tokenizer", tmp_path / "gone.jsonl", "--base", base, "--trim", "--out", base, "--overwrite")
+    assert run(*gone)[0] == 2
+    np.testing.assert_array_equal(Embedder.from_pretrained(base, device="cpu").encode(TEXTS["en"]), vectors)
+    code, _, err = run("tokenizer", texts_file, *gone[2:])
+    assert code == 0, err
+    after = Embedder.from_pretrained(base, device="cpu")
+    assert after.encoder.spec.vocab_size < pieces
+    np.testing.assert_array_equal(after.encode(TEXTS["en"]), vectors)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

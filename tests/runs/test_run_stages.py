@@ -15,8 +15,9 @@ from moembed import Reranker, UserError, train, train_stages
 from moembed.config import read_values
 from moembed.embedder import Embedder
 from moembed.runs import train_stages as stages_module
+from moembed.runs.stage_plans import dry_run_stages
 from moembed.runs.stages import Stage, plan_stages
-from moembed.runs.train_stages import StageResult, score_changes
+from moembed.runs.train_stages import StageResult, last_scored, score_changes
 from training_runs import PAIRS, assert_same_weights, interrupt_at, save_animals
 
 
@@ -172,6 +173,20 @@ def test_keys_above_the_stages_and_overrides(values: dict[str, Any], tmp_path: P
     assert (told(moved.stages[1])["layers"], moved.stages[2].folder) == (2, Path("elsewhere/second"))
 
 
+def test_dotted_keys_above_the_stages_are_sections(values: dict[str, Any]) -> None:
+    dotted = plan_stages({"loss.temperature": 0.5, "loss": {"z": 0.1}, "optim.weight_decay": 0} | values)
+    nested = plan_stages(values | {"loss": {"z": 0.1, "temperature": 0.5}, "optim": {"weight_decay": 0}})
+    assert [stage.config for stage in dotted.stages] == [stage.config for stage in nested.stages]
+    assert [stage.config.loss.temperature for stage in dotted.stages] == [0.5, 0.5]
+    with pytest.raises(UserError, match=r"second: unknown key 'loss.tempreature', did you mean"):
+        plan_stages(values | {"loss.tempreature": 0.5, "stages": [{"name": "second"}]})
+
+
+def test_the_table_of_words_is_compressed_once(values: dict[str, Any]) -> None:
+    plan = plan_stages(values | {"vocabulary": {"method": "int8"}})
+    assert ["vocabulary" in told(stage) for stage in plan.stages] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -186,6 +201,14 @@ def test_keys_above_the_stages_and_overrides(values: dict[str, Any], tmp_path: P
         (lambda v: v.update(stages=[]), "stages"),
         (lambda v: v.update(stesp=1), "stesp is a key above the stages.*did you mean steps"),
         (lambda v: v["stages"].append({"task": "merge", "models": ["first"]}), "stage stage-3: models"),
+        (
+            lambda v: v["stages"].insert(0, {"name": "m", "task": "merge", "models": ["first", "second"]}),
+            "stage m: it merges first, which is no stage before it: none",
+        ),
+        (
+            lambda v: v["stages"].append({"name": "m", "task": "merge", "models": ["m", "second"]}),
+            "stage m: it merges m, which is no stage before it: first, second",
+        ),
         (
             lambda v: v["stages"].extend(
                 [{"name": "r", "task": "reranking"}, {"name": "after"}]
@@ -211,6 +234,55 @@ def test_what_is_refused_elsewhere(values: dict[str, Any], tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({"evaluate": {"tasks": ["gone"], "every_steps": 1}}, "gone does not exist"),
+        ({"item_pairs": {"vectors": "gone.npy", "items": "gone.jsonl"}}, "gone.npy does not exist"),
+        ({"base": "gone/away/model"}, "gone/away/model does not exist"),
+        ({"task": "merge", "models": ["first", "frist/x/y"]}, "frist/x/y does not exist"),
+    ],
+)
+def test_what_a_later_stage_needs_is_looked_for_before_the_first(
+    stage: dict[str, Any], words: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("stages: []\n")
+    values["stages"].append(stage)
+    with pytest.raises(UserError, match=f"stage stage-3: {words}"):
+        train_stages(values, overwrite=True)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
+
+
+def test_a_run_does_not_remove_what_it_reads(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "base").rename(tmp_path / "run")  # a model folder, which --overwrite may replace
+    plan = plan_stages(values, {"base": str(tmp_path / "run")})
+    for start in (train_stages, dry_run_stages):
+        with pytest.raises(UserError, match=r"stage first: it reads .*run, which --overwrite would remove"):
+            start(plan, overwrite=True)
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_only_a_run_of_stages_goes_on_as_one(run: Run, values: dict[str, Any], tmp_path: Path) -> None:
+    alone = {key: value for key, value in values.items() if key != "stages"}
+    train(alone)
+    (tmp_path / "run" / "first").mkdir()
+    (tmp_path / "run" / "first" / "notes.txt").write_text("mine")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    code, _, err = run("train", recipe, "--resume")
+    assert (code, "is no run of several stages, so there is nothing to resume" in err) == (2, True)
+    assert (tmp_path / "run" / "first" / "notes.txt").exists()
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_what_may_change_in_a_run_may_change_in_a_stage(values: dict[str, Any]) -> None:
+    train_stages(values)
+    again = train_stages(values, resume=True, workers=0, save_every=2, keep_checkpoints=1)
+    assert [result.steps for result in again.stages] == [2, 3]
+
+
 # ---- scores from stage to stage ------------------------------------------------------------------
 
 
@@ -234,3 +306,9 @@ def test_a_stage_that_lowers_the_score_is_told(
     assert changes(0.5, 0.4, 0.2) == [f"{front}-0.1000, within the tolerance of 0.2"]
     assert changes(0.5, 0.4, 0.05) == [f"warning: {front}-0.1000, which the tolerance of 0.05 does not allow"]
     assert "do not compare" in changes(0.5, 0.4, 0.05, "b")[0]
+
+
+def test_a_score_of_zero_is_a_score(tmp_path: Path) -> None:
+    lines = [{"evaluation_mean": 0.5}, {"evaluation_mean": 0.0}, {"loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert last_scored(tmp_path) == {"evaluation_mean": 0.0}

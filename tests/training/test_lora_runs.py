@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from conftest import MakeModel, NewModel, Run
-from moembed import UserError
+from moembed import TrainConfig, UserError
+from moembed.config import validate
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
 from moembed.folder.read import read_folder
 from moembed.model.adapters import plain
 from moembed.moe.router import RouterConfig
-from moembed.runs.train import load_recipe
+from moembed.runs.train import load_recipe, prepared
 from moembed.training.contrastive.settings import ContrastiveConfig
 from moembed.training.lora import Adapters, matrices
 from moembed.training.optim import OptimConfig, adamw
@@ -208,6 +209,26 @@ def test_reranking_and_masked_words_learn_by_adapters_too(
         assert changed == {
             f"layers.0.{name}.weight" for name in ("attention.qkv", "attention.out", "ffn.up", "ffn.down")
         }
+
+
+def test_a_table_of_words_that_has_to_learn_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    make_model(num_layers=1).save_pretrained(tmp_path / "base")
+    rows = [{"query": pair.query, "document": pair.document} for pair in PAIRS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values: dict[str, Any] = {
+        "base": str(tmp_path / "base"), "data": str(tmp_path / "rows.jsonl"), "out": str(tmp_path / "run"),
+        "steps": 1, "batch_size": 8, "lora": {"rank": 2},
+    }  # fmt: skip
+    for method in ("hash", "quotient_remainder", "dpq"):
+        with pytest.raises(UserError, match=rf"vocabulary.method {method} has to be trained, and with lora"):
+            validate(TrainConfig, values | {"vocabulary": {"method": method, "ratio": 0.5}})
+    config = validate(TrainConfig, values | {"vocabulary": {"method": "int8"}})
+    told: list[str] = []
+    prepared(config, told.append)
+    assert [line for line in told if "compressed (int8)" in line and line.endswith("it stays as it is")]
+    told = []
+    prepared(config.model_copy(update={"lora": None}), told.append)
+    assert [line for line in told if "compressed (int8)" in line and "its floats learn" in line]
 
 
 def reranker_state(out: Path) -> dict[str, torch.Tensor]:

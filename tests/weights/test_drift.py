@@ -160,6 +160,25 @@ def test_words_are_compared_token_by_token(make_model: MakeModel, backend: Backe
     assert found["relative"] == pytest.approx(4 / float(rows.norm()), rel=1e-5)
 
 
+def test_words_of_another_width_are_not_compared(
+    make_model: MakeModel, backend: Backend, tmp_path: Path, run: Run
+) -> None:
+    before = saved(make_model(), tmp_path / "before")
+    wide = make_model(width=32).parts()
+    values = json.loads(backend.to_str())
+    values["model"]["vocab"] |= {"badger": len(values["model"]["vocab"])}
+    extended, _ = with_tokenizer(wide, Backend.from_str(json.dumps(values)), {})
+    after = saved(Embedder(extended), tmp_path / "after")
+    code, out, err = run("drift", before, after, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert "word.weight" in report["reshaped"]
+    assert report["vocabulary"]["added"] == 1
+    code, _, err = run("drift", before, after)
+    assert (code, "are in both models, 1 are new" in err) == (0, True)
+    assert "of another shape, so not compared: word.weight" in err
+
+
 def test_rows_that_pad_a_vocabulary_are_no_tokens(make_model: MakeModel, tmp_path: Path) -> None:
     before = saved(make_model(), tmp_path / "before")
     parts = read_folder(tmp_path / "before")

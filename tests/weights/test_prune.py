@@ -79,12 +79,15 @@ def test_the_command_takes_out_what_the_texts_do_not_use(
     parts = upcycled(make_model(num_layers=2), UpcycleConfig(num_experts=6, init="noise", router=router))
     Embedder(parts).save_pretrained(tmp_path / "model")
     file = tmp_path / "texts.jsonl"
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    code, out, err = run(
-        "prune", tmp_path / "model", "--texts", file, "--drop", "3", "--out", tmp_path / "small", "--json"
-    )
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "worms " * 50]))
+    command = ("prune", tmp_path / "model", "--texts", file, "--drop", "3", "--out", tmp_path / "small")
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert "9 texts, 1 of them cut: longer than the model reads" in " ".join(out.split())
+    code, out, err = run(*command, "--overwrite", "--json")
     assert code == 0, err
     made = json.loads(out)
+    assert (made["texts"], made["truncated"]) == (9, 1)
     model = Embedder(parts).eval()
     prompt = role_prompt("document", model.tokenizer.prompts, model.tokenizer.default_prompt)
     layers = expert_load(model, file, prompt_name=prompt, words=0)["layers"]

@@ -56,8 +56,9 @@ def drift(
 def _say_the_rest(report: dict[str, Any]) -> None:
     words = report["vocabulary"]
     if words["added"] or words["removed"]:
+        compared = "" if "word.weight" in report["reshaped"] else " and compared"
         say(
-            f"of the tokens {words['shared']:,} are in both models and compared, {words['added']:,} are new "
+            f"of the tokens {words['shared']:,} are in both models{compared}, {words['added']:,} are new "
             f"and {words['removed']:,} are gone"
         )
     for key, what in (("added", "only after"), ("removed", "only before"), ("reshaped", "of another shape")):

@@ -72,23 +72,24 @@ def _print_plan(plan: Mapping[str, Any]) -> None:
         )
     if "first_batch" in plan:
         print_table("the first batch", ["", ""], _rows(plan["first_batch"]))
+    if "learning_rate" in plan:
+        _print_rates(plan["learning_rate"])
     if "optimizer" in plan:
-        _print_learning(plan)
+        groups = [[_text(value) for value in group.values()] for group in plan["optimizer"]]
+        heads = ["parameters", "tensors", "learning rate", "weight decay", "first"]
+        print_table("what is learned, and how fast (0: it stays as it is)", heads, groups)
     if "memory" in plan:
         _print_memory(plan["memory"])
     print_table("settings that are not at their default", ["", ""], _rows(plan["settings"]))
 
 
-def _print_learning(plan: Mapping[str, Any]) -> None:
-    if plan["learning_rate"]:
-        unit = next(iter(plan["learning_rate"][0]))
-        rates = [[_text(row[unit]), f"{row['rate']:.3g}"] for row in plan["learning_rate"]]
-        print_table("the learning rate", [unit, "rate"], rates)
-    else:
+def _print_rates(rates: Sequence[Mapping[str, float]]) -> None:
+    if not rates:
         say("the learning rate follows the clock after a warm-up in steps: it cannot be told before")
-    groups = [[_text(value) for value in group.values()] for group in plan["optimizer"]]
-    heads = ["parameters", "tensors", "learning rate", "weight decay", "first"]
-    print_table("what is learned, and how fast (0: it stays as it is)", heads, groups)
+        return
+    unit = next(iter(rates[0]))
+    rows = [[_text(row[unit]), f"{row['rate']:.3g}"] for row in rates]
+    print_table("the learning rate", [unit, "rate"], rows)
 
 
 def _print_memory(memory: Mapping[str, Any]) -> None:

@@ -37,7 +37,8 @@ def prune(
         [str(layer.layer), " ".join(map(str, layer.dropped)), f"{layer.share:.1%}"] for layer in made.layers
     ]
     print_table("taken out", ["layer", "experts", "of all visits"], rows)
+    cut = f", {made.truncated:,} of them cut: longer than the model reads" if made.truncated else ""
     print(
         f"{made.out}: {made.experts} experts a layer, {made.parameters:,} parameters instead of "
-        f"{made.parameters_before:,}; by {made.texts:,} texts"
+        f"{made.parameters_before:,}; by {made.texts:,} texts{cut}"
     )

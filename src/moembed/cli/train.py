@@ -207,7 +207,8 @@ def _print_load(load: dict[str, Any]) -> None:
         ]
         for layer in load["layers"]
     ]
-    title = f"{load['texts']:,} texts, {load['tokens']:,} tokens"
+    cut = f" ({load['truncated']:,} cut: longer than the model reads)" if load["truncated"] else ""
+    title = f"{load['texts']:,} texts{cut}, {load['tokens']:,} tokens"
     print_table(title, ["layer", "entropy", "top mass", "dead", "distance", "share of each expert"], rows)
     for layer in load["layers"]:
         if "experts" in layer:

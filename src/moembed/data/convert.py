@@ -35,7 +35,9 @@ class Converted:
     skipped: int = 0
     labels: int = 0
     alone: int = 0  # texts that are the only one of their label
+    repeated: int = 0  # texts that their label has already
     columns: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)  # columns of which nothing is kept
     notes: list[str] = field(default_factory=list)
 
 
@@ -45,10 +47,11 @@ def convert_file(
 ) -> Converted:  # fmt: skip
     """Write pairs that a source of ``task_type`` ``task`` reads.
 
-    ``sts``: every row becomes ``query``, ``document``, ``score``; ``language`` and ``source`` go along.
+    ``sts``: every row becomes ``query``, ``document``, ``score``.
     ``classification`` and ``clustering``: every text becomes the ``query`` of one pair. Its ``document`` is a
     random other text of its label, ``negative`` has so many random texts of other labels, whose labels are in
     ``negative_labels``. A row may hold lists of texts and of labels, as the clustering tasks of MTEB do.
+    ``language`` and ``source`` go along: those of the row, of which a pair has its ``query``.
 
     Args:
         columns: of ``first``, ``second`` and ``score``, or of ``text`` and ``label``; None: the one of the
@@ -68,18 +71,21 @@ def convert_file(
             write(row)
             done.pairs += 1
         if not done.pairs:
-            why = f": {done.notes[0]}" if done.notes else ""
+            why = f": {'; '.join(done.notes)}" if done.notes else ""
             raise UserError(f"{path} holds no pairs for task {task}{why}")
+    if done.unread:
+        done.notes.append(f"columns not read: {', '.join(done.unread)}")
     return done
 
 
 def _rows(
     path: str, task: Task, columns: dict[str, str | None], done: Converted, skip: bool
 ) -> Iterator[dict[str, Any]]:
-    """Checked rows: of ``sts`` pairs, else ``{"text", "label"}``, several of a row with lists."""
+    """Checked rows: of ``sts`` pairs, else ``text`` and ``label``, several of a row with lists."""
     read: Callable[[Row, dict[str, str]], list[dict[str, Any]]] = _scored if task == "sts" else _labelled
     names = {"first": _FIRST, "second": _SECOND, "score": _SCORE}
     usual = names if task == "sts" else {"text": _TEXT, "label": _LABEL}
+    others: dict[str, None] = {}  # columns; of all rows, for each of a JSONL file may have its own
     for shard in shards(path):
         for number, row in shard.rows():
             try:
@@ -88,6 +94,7 @@ def _rows(
                 if not done.columns:
                     done.columns = {key: _column(row, key, columns.get(key), of) for key, of in usual.items()}
                 found = read(row, done.columns)
+                others |= dict.fromkeys(name for name in row if name not in _KEPT)
             except UserError as error:  # no row would do
                 raise UserError(f"{path}: {error}") from None
             except ValueError as error:
@@ -99,6 +106,7 @@ def _rows(
                 continue
             done.rows += 1
             yield from found
+    done.unread = [name for name in others if name not in done.columns.values()]
 
 
 def _column(row: Row, key: str, asked: str | None, usual: Sequence[str]) -> str:
@@ -118,8 +126,12 @@ def _column(row: Row, key: str, asked: str | None, usual: Sequence[str]) -> str:
 
 def _scored(row: Row, columns: dict[str, str]) -> list[dict[str, Any]]:
     first, second = (_text(row, columns[key]) for key in ("first", "second"))
-    kept = {name: row[name] for name in _KEPT if row.get(name) is not None}
-    return [{"query": first, "document": second, "score": score_of(row, columns["score"])} | kept]
+    scored = {"query": first, "document": second, "score": score_of(row, columns["score"])}
+    return [scored | _kept(row, columns)]
+
+
+def _kept(row: Row, columns: dict[str, str]) -> dict[str, Any]:
+    return {name: row[name] for name in _KEPT if name not in columns.values() and row.get(name) is not None}
 
 
 def _labelled(row: Row, columns: dict[str, str]) -> list[dict[str, Any]]:
@@ -128,12 +140,23 @@ def _labelled(row: Row, columns: dict[str, str]) -> list[dict[str, Any]]:
         raise ValueError(missing_column(text, row))
     texts = as_list(row[text])
     if texts is None:
-        return [{"text": _text(row, text), "label": label_of(row, label)}]
+        return [{"text": _text(row, text), "label": label_of(row, label)} | _kept(row, columns)]
     labels = as_list(row.get(label))
     if labels is None or len(labels) != len(texts):
         raise ValueError(f"column {text!r} lists {len(texts)} texts, and {label!r} not as many labels")
-    pairs = zip(texts, labels, strict=True)
-    return [{"text": _text({text: t}, text), "label": label_of({label: one}, label)} for t, one in pairs]
+    found = []
+    for number, (one, name) in enumerate(zip(texts, labels, strict=True)):
+        kept = {key: _of(value, key, number, len(texts)) for key, value in _kept(row, columns).items()}
+        found.append({"text": _text({text: one}, text), "label": label_of({label: name}, label)} | kept)
+    return found
+
+
+def _of(value: Any, column: str, number: int, count: int) -> Any:
+    """What a row with lists says of one of its texts: an item of a list, or the same of all."""
+    some = as_list(value)
+    if some is not None and len(some) != count:
+        raise ValueError(f"column {column!r} lists {len(some)} values for {count} texts")
+    return value if some is None else some[number]
 
 
 def _text(row: Row, column: str) -> str:
@@ -149,9 +172,13 @@ def _of_labels(
 ) -> Iterator[dict[str, Any]]:
     """A pair for every text that has another one of its label; equal texts of a label count once."""
     texts: dict[str, list[str]] = {}
+    first = {(row["label"], row["text"]): row for row in reversed(rows)}
     for label, text in dict.fromkeys((row["label"], row["text"]) for row in rows):
         texts.setdefault(label, []).append(text)
     done.labels = len(texts)
+    done.repeated = len(rows) - len(first)
+    if done.repeated:
+        done.notes.append(f"{done.repeated:,} texts are repetitions within their label and count once")
     if len(texts) < 2:
         raise UserError(
             f"all texts have the label {next(iter(texts), '')!r}, so there is nothing to tell apart"
@@ -175,7 +202,7 @@ def _of_labels(
                 wrong = [everything[i if i < start else i + len(some)] for i in drawn]
                 wrong = [(t, one) for t, one in wrong if t not in (text, some[other])]
                 pair |= {"negative": [t for t, _ in wrong], NEGATIVE_LABELS: [one for _, one in wrong]}
-            yield pair
+            yield pair | {name: row[name] for row in [first[label, text]] for name in _KEPT if name in row}
         start += len(some)
     if done.alone:
         done.notes.append(f"{done.alone:,} labels have a single text, and it is left out")

@@ -70,15 +70,24 @@ class ExperimentConfig(Strict):
         for key, values in value.items():
             if len(set(values)) < max(2, len(values)):
                 raise ValueError(f"{key} has nothing to choose from: give two values and more, each once")
+            names = [_told(one) for one in values]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{key} has two values that both read {twice[0]}: give values further apart")
         return value
 
     @model_validator(mode="after")
     def _tuned_once(self) -> ExperimentConfig:
-        for name, changes in self.cells.items():
-            if own := self.tune.keys() & (changes or {}).keys():
-                raise ValueError(
-                    f"cell {name!r} sets {min(own)}, which tune sets for every cell: leave it out"
-                )
+        for tuned in self.tune:
+            for name, changes in self.cells.items():
+                if tuned in (changes or {}):
+                    raise ValueError(
+                        f"cell {name!r} sets {tuned}, which tune sets for every cell: leave it out"
+                    )
+                if section := [key for key in changes or {} if tuned.startswith(f"{key}.")]:
+                    raise ValueError(
+                        f"cell {name!r} sets the section {section[0]}, in which tune sets {tuned}: dot its "
+                        f"keys, as in {section[0]}.key"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -96,7 +105,7 @@ class ExperimentConfig(Strict):
             if not self.tune:
                 found[cell] = Variant(cell, own)
             for key, values in self.tune.items():
-                found |= {f"{cell} at {value:g}": Variant(cell, own | {key: value}) for value in values}
+                found |= {variant_name(cell, value): Variant(cell, own | {key: value}) for value in values}
         return found
 
     @property
@@ -107,6 +116,15 @@ class ExperimentConfig(Strict):
     @property
     def folder(self) -> Path:
         return Path(self.out or f"runs/experiments/{self.name}")
+
+
+def variant_name(cell: str, value: float) -> str:
+    """What a cell is called at one value of what is tuned."""
+    return f"{cell} at {_told(value)}"
+
+
+def _told(value: float) -> str:
+    return f"{value:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +211,10 @@ def _cell(config: ExperimentConfig, name: str, changes: Mapping[str, Any], commo
     try:
         if reserved := {"out", "seed"} & {*changes, *config.recipe}:
             raise UserError(f"{min(reserved)} is set by the experiment: leave it out")
-        cell = resolve(TrainConfig, common, {"out": "unused"} | config.recipe | changes)
+        told: dict[str, Any] = {"out": "unused", **config.recipe, **changes}
+        # what is tuned comes last, so that no section takes it back
+        last = {key: told.pop(key) for key in config.tune if key in told}
+        cell = resolve(TrainConfig, common, told | last)
     except UserError as error:
         raise UserError(f"cell {name}: {error}") from None
     if cell.steps is None:

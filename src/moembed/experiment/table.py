@@ -14,7 +14,7 @@ from moembed.compare.results import SCORE, Comparison, as_json
 from moembed.compare.scores import MAIN, Scores, statistic
 from moembed.experiment.grid import failures
 from moembed.experiment.outcome import Finished, Routing, finished, scores
-from moembed.experiment.settings import Job, Plan
+from moembed.experiment.settings import Job, Plan, variant_name
 from moembed.types import UserError
 
 HEAD = ["cell", "seeds", "score", "± seeds", "less the control", "p (Holm)"]
@@ -213,7 +213,8 @@ def tuned_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     config = result.plan.config
     ((key, values),) = config.tune.items()
     rows = [
-        [cell, *(_tuned(result, cell, f"{cell} at {value:g}") for value in values)] for cell in config.cells
+        [cell, *(_tuned(result, cell, variant_name(cell, value)) for value in values)]
+        for cell in config.cells
     ]
     return [f"cell, by {key}", *(f"{value:g}" for value in values)], rows
 
@@ -222,7 +223,9 @@ def at_the_edge(result: Result) -> str:
     """A sentence on the cells whose best value is the largest or the smallest that was tried; "": none."""
     ((key, values),) = result.plan.config.tune.items()
     ends = {min(values), max(values)}
-    found = [name for cell, name in result.best.items() if name in {f"{cell} at {value:g}" for value in ends}]
+    found = [
+        name for cell, name in result.best.items() if name in {variant_name(cell, value) for value in ends}
+    ]
     if not found:
         return ""
     return f"At the edge of what was tried, so that another {key} may be better still: {listing(found)}."

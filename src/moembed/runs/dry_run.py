@@ -107,17 +107,19 @@ def dry_run_reranker(
 
 def common_facts(kind: str, config: Any, task: Any, steps: int | None, sampler: Sampler) -> Plan:
     """Where the run ends, its settings, its learning rate and what is learned."""
+    return length_facts(kind, config, steps, sampler) | {"optimizer": _groups(task.module, config.optim)}
+
+
+def length_facts(kind: str, config: Any, steps: int | None, sampler: Sampler) -> Plan:
+    """The same without what is learned, which the task alone knows."""
     end = {"steps": steps} | {key: getattr(config, key, None) for key in ("minutes", "epochs")}
+    length = {key: value for key, value in end.items() if value is not None}
     return {
-        "task": kind,
-        "out": config.out,
-        "recipe": config_hash(config),
-        "length": {key: value for key, value in end.items() if value is not None}
-        | {"batch_size": config.batch_size, "steps_per_epoch": sampler.total_steps},
+        "task": kind, "out": config.out, "recipe": config_hash(config),
+        "length": length | {"batch_size": config.batch_size, "steps_per_epoch": sampler.total_steps},
         "settings": given_settings(config),
         "learning_rate": _rates(config.optim, steps),
-        "optimizer": _groups(task.module, config.optim),
-    }
+    }  # fmt: skip
 
 
 def given_settings(config: Strict) -> dict[str, Any]:

@@ -148,23 +148,26 @@ def expert_load(
         words: how many typical words and pieces of words to give for every expert; 0 for none.
 
     Returns:
-        ``texts``, ``tokens``, and per MoE layer the share of the pairs each expert got, the mean entropy of
-        the router in nats, the mean probability of the chosen experts, the number of unused experts, how far
-        the experts are apart (`moembed.moe.experts.Experts.distance`), and what
-        `moembed.runs.expert_words.ExpertWords.layer` says of words. Prompts are tokens like others.
+        ``texts``, how many of them were cut (``truncated``), ``tokens``, and per MoE layer the share of the
+        pairs each expert got, the mean entropy of the router in nats, the mean probability of the chosen
+        experts, the number of unused experts, how far the experts are apart
+        (`moembed.moe.experts.Experts.distance`), and what `moembed.runs.expert_words.ExpertWords.layer` says
+        of words. Prompts are tokens like others.
 
     Raises:
         UserError: a dense model, no rows, or a row without a string in ``column``.
     """
     if model.encoder.spec.moe is None:
         raise UserError("this model has no experts, so there is no load to show")
-    count = 0
+    count = truncated = 0
     stats: dict[int, RouterStats] = {}
     seen = ExpertWords(model.encoder.spec.moe.num_experts) if words else None
     for rows in iter_rows(source, BLOCK_ROWS):
         texts = column_texts(rows, column, source, count)
         count += len(texts)
-        for part in _route(model, texts, prompt_name, seen):
+        token_rows, cut = model.tokenizer.rows(texts, prompt=model.tokenizer.prompt(prompt_name))
+        truncated += cut
+        for part in _route(model, texts, token_rows, prompt_name, seen):
             stats[part.layer] = stats[part.layer] + part if part.layer in stats else part
     if not stats:
         raise UserError(f"{source} holds no rows to show the load of")
@@ -175,14 +178,14 @@ def expert_load(
         | (seen.layer(layer, words) if seen else {})
         for layer in sorted(stats)
     ]
-    return {"texts": count, "tokens": tokens, "layers": layers}
+    return {"texts": count, "truncated": truncated, "tokens": tokens, "layers": layers}
 
 
 def _route(
-    model: Embedder, texts: list[str], prompt_name: str | None, seen: ExpertWords | None
-) -> Iterator[RouterStats]:
+    model: Embedder, texts: list[str], token_rows: list[list[int]], prompt_name: str | None,
+    seen: ExpertWords | None,
+) -> Iterator[RouterStats]:  # fmt: skip
     prompt = model.tokenizer.prompt(prompt_name)
-    token_rows, _ = model.tokenizer.rows(texts, prompt=prompt)
     word_rows = model.tokenizer.word_rows(texts, prompt=prompt) if seen else []
     tags = model.tag_numbers(texts, role=prompt_name)
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)

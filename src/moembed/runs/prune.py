@@ -26,8 +26,11 @@ class PrunedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
+    """``truncated`` of the texts were longer than the model reads, and were cut."""
+
     out: str
     texts: int
+    truncated: int
     experts: int
     parameters: int
     parameters_before: int
@@ -60,4 +63,5 @@ def prune_model(
     write_card(Path(out), str(out), base_name(model))
     assert made.spec.moe is not None
     now, before = (Embedder(one).num_parameters() for one in (made, parts))
-    return Pruned(str(out), load["texts"], made.spec.moe.num_experts, now, before, layers)
+    count, cut = load["texts"], load["truncated"]
+    return Pruned(str(out), count, cut, made.spec.moe.num_experts, now, before, layers)

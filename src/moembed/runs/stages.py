@@ -29,48 +29,13 @@ import yaml
 from pydantic import Field
 
 from moembed.config import Strict, changed, parse_override, read_values, validate
-from moembed.runs.distill import DistillConfig
-from moembed.runs.merge import Method
-from moembed.runs.pretrain import PretrainConfig
-from moembed.runs.train import ENDS, TrainConfig
-from moembed.runs.train_reranker import RerankerConfig
+from moembed.runs.stage_keys import FIRST, ONCE, TASKS, StageConfig, require_known, root_of, takes
+from moembed.runs.train import ENDS
+from moembed.training.checkpoint import FREE
 from moembed.types import UserError
 
-# of the form of the model: done once, by the first stage that has them
-ONCE = {"revision", "allow_pickle", "layers", "widen", "upcycle", "head", "pooling", "attention", "rope"}
-ONCE |= {"pad_vocabulary"}
-FIRST = ONCE | {"base"}
-SAME = {"steps", "optim"}  # mean the same, whatever their types
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED = ("model",)
-
-
-class MergeConfig(Strict):
-    """``models`` are names of stages before this one, or models by folder or hub id; so is ``base``.
-
-    The other keys are those of `moembed.runs.merge.MergePlan`.
-    """
-
-    out: str
-    models: tuple[str, ...] = Field(min_length=2)
-    method: Method = "average"
-    weights: tuple[float, ...] | None = None
-    base: str | None = None
-    scale: float = Field(default=1.0, ge=0)
-    density: float = Field(default=0.2, gt=0, le=1)
-    probe: str | None = None
-
-
-StageConfig = TrainConfig | PretrainConfig | DistillConfig | RerankerConfig | MergeConfig
-TASKS: dict[str, type[StageConfig]] = {
-    "contrastive": TrainConfig,
-    "pretraining": PretrainConfig,
-    "distillation": DistillConfig,
-    "reranking": RerankerConfig,
-    "merge": MergeConfig,
-}
-
-PAIRS = {TrainConfig, RerankerConfig}  # read the same pairs
 
 
 class _Outline(Strict):
@@ -107,12 +72,12 @@ class Stage:
         return {"name": self.name, "task": self.task} | told
 
     def recipe(self, others: Sequence[str]) -> str:
-        """Hash of what was asked for, wherever it lies; keys a later version adds do not change it.
+        """Hash of what was asked for, but for what may change on resuming; keys of later versions leave it.
 
         Args:
             others: recipes of the stages before this one.
         """
-        left_out = {"out"} | ({"base"} if self.start else set())
+        left_out = {*FREE} | ({"base"} if self.start else set())
         told = self.config.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
         if self.task == "merge":  # of stages, their names
             told = {key: self._named(told[key]) if key in ("models", "base") else told[key] for key in told}
@@ -175,44 +140,62 @@ def plan_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
     """
     overrides = dict(overrides or {})
     outline_keys = set(_Outline.model_fields)
-    plain = {key: value for key, value in overrides.items() if _root(key) != "stages"}
+    plain = {key: value for key, value in overrides.items() if root_of(key) != "stages"}
     whole: dict[str, Any] = {key: plain.pop(key) for key in ("out", "tolerance") if key in plain}
     outline = validate(_Outline, {k: v for k, v in values.items() if k in outline_keys} | whole)
-    common = {key: value for key, value in values.items() if key not in outline_keys}
+    given = {key: value for key, value in values.items() if key not in outline_keys}
+    # whole sections first, so that none takes back what a dotted key sets in it
+    common = changed({}, dict(sorted(given.items(), key=lambda item: "." in str(item[0]))))
 
     entries = [_entry(number, raw) for number, raw in enumerate(outline.stages, 1)]
-    names = [name for name, *_ in entries]
+    names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two stages are called {twice[0]}: give them different names")
     own = _own_overrides({key: value for key, value in overrides.items() if key not in plain}, names, whole)
-    tasks = [task for _, task, _, _ in entries]
+    tasks = [entry.task for entry in entries]
     reference = TASKS["contrastive" if "contrastive" in tasks else tasks[0]]
-    kinds = [TASKS[task] for task in tasks]
-    _require_known({**common, **plain}, kinds, reference)
-    common = _changed(common, {key: value for key, value in plain.items() if _root(key) in FIRST})
+    require_known({**common, **plain}, [TASKS[task] for task in tasks], reference)
+    common = _changed(common, {key: value for key, value in plain.items() if root_of(key) in FIRST})
 
     stages: list[Stage] = []
     done: set[str] = set()  # keys of ONCE that a stage has had
-    for name, task, start, delta in entries:
-        kind = TASKS[task]
-        start = _start(name, task, start, delta, stages)
+    for entry in entries:
+        start = _start(entry, stages)
         taken = {
             key: value for key, value in common.items()
-            if _takes(kind, reference, key) and key not in done and (key != "base" or start is None)
+            if takes(TASKS[entry.task], reference, key) and key not in done and (key != "base" or not start)
         }  # fmt: skip
         done |= ONCE & taken.keys()
-        told = _changed(_changed({}, taken), delta)
-        for_all = {
-            key: value for key, value in plain.items()
-            if _takes(kind, reference, _root(key)) and (_root(key) not in FIRST or _root(key) in delta)
-        }  # fmt: skip
-        told = _changed(_changed(told, for_all), own.get(name, {}))
-        stages.append(_stage(name, task, start, told, outline.out, stages))
+        told = _changed(_told(entry, taken, plain, reference), own.get(entry.name, {}))
+        if entry.task == "merge":
+            _require_before(entry.name, told, names[: len(stages)], names)
+        stages.append(_stage(entry, start, told, outline.out, stages))
     return StagesPlan(outline.out, outline.tolerance, tuple(stages))
 
 
-def _entry(number: int, raw: Mapping[str, Any]) -> tuple[str, str, str | None, dict[str, Any]]:
-    """Name, task, the stage it starts from, and the other keys of an entry of the list."""
+def _told(
+    entry: _Entry, taken: Mapping[str, Any], overrides: Mapping[str, Any], reference: type[StageConfig]
+) -> dict[str, Any]:
+    """The keys of a stage: those from above the list, its own over them, then overrides for all stages."""
+    for_all = {
+        key: value for key, value in overrides.items()
+        if takes(TASKS[entry.task], reference, root_of(key))
+        and (root_of(key) not in FIRST or root_of(key) in entry.delta)
+    }  # fmt: skip
+    return _changed(_changed(_changed({}, taken), entry.delta), for_all)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry of the list: ``start`` is what ``from`` names, ``delta`` its other keys."""
+
+    name: str
+    task: str
+    start: str | None
+    delta: dict[str, Any]
+
+
+def _entry(number: int, raw: Mapping[str, Any]) -> _Entry:
     delta = dict(raw)
     name, task = delta.pop("name", f"stage-{number}"), delta.pop("task", "contrastive")
     start = delta.pop("from", None)
@@ -224,13 +207,12 @@ def _entry(number: int, raw: Mapping[str, Any]) -> tuple[str, str, str | None, d
         close = difflib.get_close_matches(str(task), TASKS, n=1)
         hint = f", did you mean {close[0]}?" if close else ""
         raise UserError(f"stage {name}: task must be one of {', '.join(TASKS)}, not {task!r}{hint}")
-    return name, task, start, delta
+    return _Entry(name, task, start, delta)
 
 
-def _start(
-    name: str, task: str, start: str | None, delta: Mapping[str, Any], before: Sequence[Stage]
-) -> str | None:
+def _start(entry: _Entry, before: Sequence[Stage]) -> str | None:
     """The stage whose model a stage starts from: the one that it names, else the one before."""
+    name, task, start, delta = entry.name, entry.task, entry.start, entry.delta
     if task == "merge":
         if start is not None:
             raise UserError(f"stage {name}: a merge has models, a list, and no from")
@@ -255,30 +237,14 @@ def _start(
     return start
 
 
-def _root(key: object) -> str:
-    return str(key).partition(".")[0]
-
-
-def _takes(kind: type[StageConfig], reference: type[StageConfig], key: str) -> bool:
-    """Whether a key above the list is for stages of a kind: they have it, and mean the same by it."""
-    if kind is MergeConfig or key not in kind.model_fields or key in ("out", "task"):
-        return False
-    asked = reference.model_fields.get(key)
-    if asked is None or key in SAME or (key == "data" and {kind, reference} == PAIRS):
-        return True
-    return bool(asked.annotation == kind.model_fields[key].annotation)
-
-
-def _require_known(
-    given: Mapping[str, Any], kinds: Sequence[type[StageConfig]], reference: type[StageConfig]
-) -> None:
-    for key in given:
-        root = _root(key)
-        if not any(_takes(kind, reference, root) for kind in kinds):
-            known = sorted({name for kind in kinds for name in kind.model_fields if name != "out"})
-            close = difflib.get_close_matches(root, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close and close[0] != root else ""
-            raise UserError(f"{root} is a key above the stages, and no stage takes it from there{hint}")
+def _require_before(name: str, told: Mapping[str, Any], before: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a merge of a stage that is not done by then."""
+    models = told.get("models")
+    asked = [told.get("base"), *(models if isinstance(models, (list, tuple)) else [])]
+    if later := [one for one in asked if one in names and one not in before]:
+        raise UserError(
+            f"stage {name}: it merges {later[0]}, which is no stage before it: {', '.join(before) or 'none'}"
+        )
 
 
 def _own_overrides(
@@ -306,9 +272,10 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def _stage(
-    name: str, task: str, start: str | None, told: dict[str, Any], out: str, before: Sequence[Stage]
+    entry: _Entry, start: str | None, told: dict[str, Any], out: str, before: Sequence[Stage]
 ) -> Stage:
     """The stage with its config, in which names of stages have become folders."""
+    name, task = entry.name, entry.task
     models = {stage.name: str(stage.model) for stage in before}
     place = {"out": str(Path(out) / name)}
     if start is not None:

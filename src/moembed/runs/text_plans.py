@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from moembed.config import config_hash
 from moembed.console import say
 from moembed.data.text import read_texts
 from moembed.files import require_replaceable
 from moembed.folder.bases import locate_base
 from moembed.runs.distill import DistillConfig, build, open_teacher, open_texts
-from moembed.runs.dry_run import Plan, common_facts, given_settings
+from moembed.runs.dry_run import Plan, common_facts, length_facts
 from moembed.runs.pretrain import PretrainConfig, prepared
 from moembed.runs.training_run import model_facts
 from moembed.training.distillation.task import sampler_of
@@ -69,14 +68,8 @@ def dry_run_distillation(
     texts = open_texts(config, model, teacher)
     sampler = sampler_of(config, texts)
     steps = max(1, round(config.epochs * sampler.total_steps)) if config.epochs else config.steps
-    end = {"steps": steps, "minutes": config.minutes, "epochs": config.epochs}
     return {
-        "task": "distillation",
-        "out": config.out,
-        "recipe": config_hash(config),
-        "length": {key: value for key, value in end.items() if value is not None}
-        | {"batch_size": config.batch_size, "steps_per_epoch": sampler.total_steps},
-        "settings": given_settings(config),
+        **length_facts("distillation", config, steps, sampler),
         "model": model_facts(model, config, config.precision, ALONE),
         "sources": [
             {"source": some.name, "texts": len(some.texts), "trained_on": some.num_train} for some in texts

@@ -9,7 +9,7 @@ from typing import Any
 
 from moembed.console import progress_bar, say
 from moembed.data.text import TextConfig, read_texts
-from moembed.files import locked, replacing, require_free
+from moembed.files import locked, replacing, require_replaceable
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
@@ -57,7 +57,7 @@ def make_tokenizer(
     if plan.extend_by is not None and plan.base is None:
         raise UserError("--extend adds pieces to the tokenizer of a model: name the model with --base")
     with locked(out):
-        require_free(out, overwrite)
+        require_replaceable(out, overwrite)
         return _alone(paths, out, plan, column) if plan.base is None else _for_base(paths, out, plan, column)
 
 

@@ -24,6 +24,7 @@ from moembed.files import locked
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.inference.member import member
+from moembed.model.words.compressors import COMPRESSORS
 from moembed.model.words.table import WordTable
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
@@ -97,6 +98,15 @@ class TrainConfig(ContrastiveConfig):
                 "as in a cell of an experiment, a recipe has one stage"
             )
         return values
+
+    @model_validator(mode="after")
+    def _words_that_learn(self) -> TrainConfig:
+        if self.lora and self.vocabulary and COMPRESSORS[self.vocabulary.method].by_training:
+            raise ValueError(
+                f"vocabulary.method {self.vocabulary.method} has to be trained, and with lora the table of "
+                "words stays as it is: leave lora out, or choose a method that needs no training"
+            )
+        return self
 
     @field_validator("validation")
     @classmethod
@@ -221,9 +231,10 @@ def prepared(config: TrainConfig, tell: Callable[[str], object]) -> Ready:
     model = build(read_base(config.base, config.revision, config.allow_pickle), config, mixture)
     if isinstance(words := model.encoder.word, WordTable):
         whole = 4 * words.rows * words.width
+        learns = "with lora it stays as it is" if config.lora else "its floats learn, its codes, if any, stay"
         tell(
             f"the table of words is compressed ({words.method}): {words.num_bytes:,} bytes of {whole:,} in "
-            "float32; its floats learn, its codes, if it has any, stay"
+            f"float32; {learns}"
         )
     positions, limit = model.encoder.spec.max_length, model.tokenizer.max_length
     config, model.tokenizer.max_length, notes = fit_lengths(config, positions, limit)

@@ -14,10 +14,12 @@ from moembed.config import read_values
 from moembed.console import say
 from moembed.data.files import find
 from moembed.files import locked, read_json, replacing, require_free, write_json, write_text
+from moembed.folder.bases import locate_base
 from moembed.runs.distill import distill
 from moembed.runs.merge import MergePlan, merge
 from moembed.runs.pretrain import pretrain
-from moembed.runs.stages import MergeConfig, Stage, StageConfig, StagesPlan, plan_stages
+from moembed.runs.stage_keys import MergeConfig, StageConfig
+from moembed.runs.stages import Stage, StagesPlan, has_stages, plan_stages
 from moembed.runs.train import train
 from moembed.runs.train_reranker import train_reranker
 from moembed.training.checkpoint import latest
@@ -103,7 +105,11 @@ def _run(plan: StagesPlan, resume: bool, overwrite: bool, world: World) -> Stage
     with world.first_ahead():
         if resume and not run.is_dir():
             raise UserError(f"{run} does not exist, so there is nothing to resume")
+        if resume and not has_stages(run / "recipe.yaml"):
+            raise UserError(f"{run} is no run of several stages, so there is nothing to resume")
         require_sources(plan)
+        if overwrite and not resume:
+            require_outside(plan)
         finished = _finished(plan) if resume else []
         if world.first and not resume:
             require_free(run, overwrite)
@@ -156,10 +162,11 @@ def _carry_out(stage: Stage, recipe: str, world: World) -> StageResult:
                 merge(stage.config.models, stage.model, merge_plan(stage.config))
         return StageResult(stage.name, stage.task, recipe, f"{stage.name}/model", 0, 0.0)
     done = _RUNNERS[stage.task](stage.config, resume=resume)
-    last = next((line for line in read_metrics(stage.folder / "metrics.jsonl")[::-1] if _score(line)), {})
+    last = last_scored(stage.folder)
     return StageResult(
         stage.name, stage.task, recipe, f"{stage.name}/model", done.steps, done.seconds,
-        last.get("evaluation_metric"), _score(last), last.get("evaluation_texts"), done.stopped_by_user,
+        last.get("evaluation_metric"), last.get("evaluation_mean"), last.get("evaluation_texts"),
+        done.stopped_by_user,
     )  # fmt: skip
 
 
@@ -171,8 +178,10 @@ _RUNNERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _score(line: Mapping[str, Any]) -> float | None:
-    return line.get("evaluation_mean")
+def last_scored(run: Path) -> dict[str, Any]:
+    """The last line of the metrics of a run with a score of an evaluation, which may be 0; else none."""
+    lines = read_metrics(run / "metrics.jsonl")[::-1]
+    return next((line for line in lines if line.get("evaluation_mean") is not None), {})
 
 
 def merge_plan(config: MergeConfig) -> MergePlan:
@@ -181,18 +190,45 @@ def merge_plan(config: MergeConfig) -> MergePlan:
 
 
 def require_sources(plan: StagesPlan) -> None:
-    """Look for the files of all stages, so that the last one does not end for want of them.
+    """Look for the files and the models of all stages, so that the last one does not end for want of them.
 
     Raises:
-        UserError: local files that are not there.
+        UserError: local files or models that are not there.
     """
+    made = {str(stage.model) for stage in plan.stages}
     for stage in plan.stages:
-        for path in source_paths(stage.config):
-            if path != "docstrings" and "://" not in path and not path.startswith("hf:"):
-                try:
-                    find(path)
-                except UserError as error:
-                    raise UserError(f"stage {stage.name}: {error}") from None
+        try:
+            for path in filter(_is_local, source_paths(stage.config)):
+                find(path)
+            for path in looked_at(stage.config):
+                if not Path(path).exists():
+                    raise UserError(f"{path} does not exist")
+            for model, revision, allow_pickle in bases(stage.config):
+                if model not in made:
+                    locate_base(model, revision, allow_pickle)
+        except UserError as error:
+            raise UserError(f"stage {stage.name}: {error}") from None
+
+
+def require_outside(plan: StagesPlan) -> None:
+    """Refuse to remove with the folder of the run what its stages are to read.
+
+    Raises:
+        UserError: a model or data in that folder.
+    """
+    made = {str(stage.model) for stage in plan.stages}
+    for stage in plan.stages:
+        models = [model for model, *_ in bases(stage.config) if model not in made]
+        for path in (*models, *filter(_is_local, source_paths(stage.config)), *looked_at(stage.config)):
+            if Path(path).exists() and Path(path).resolve().is_relative_to(Path(plan.out).resolve()):
+                raise UserError(
+                    f"stage {stage.name}: it reads {path}, which --overwrite would remove with {plan.out}: "
+                    "choose another folder for the run, or move it"
+                )
+
+
+def _is_local(path: str) -> bool:
+    return path != "docstrings" and "://" not in path and not path.startswith("hf:")
 
 
 def source_paths(config: StageConfig) -> list[str]:
@@ -201,6 +237,20 @@ def source_paths(config: StageConfig) -> list[str]:
         return [config.probe] if config.probe else []
     sources = [*config.data, *getattr(config, "validation", ())]
     return [source.path for source in sources]
+
+
+def looked_at(config: StageConfig) -> list[str]:
+    """Files and folders that a stage reads beside its pairs or texts; they are local ones."""
+    evaluate, items = getattr(config, "evaluate", None), getattr(config, "item_pairs", None)
+    found = [*(evaluate.tasks if evaluate else ()), *((items.vectors, items.items) if items else ())]
+    return [path for path in found if path]
+
+
+def bases(config: StageConfig) -> list[tuple[str, str | None, bool]]:
+    """Models that a stage starts from, by name, revision and whether pickles are read."""
+    if isinstance(config, MergeConfig):
+        return [(name, None, False) for name in (*config.models, config.base) if name]
+    return [(config.base, getattr(config, "revision", None), getattr(config, "allow_pickle", False))]
 
 
 def _finished(plan: StagesPlan) -> list[StageResult]:

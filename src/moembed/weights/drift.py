@@ -117,6 +117,9 @@ def drift(
         expert_layer = _EXPERTS.match(name)
         block = blocks.get(int(expert_layer[1])) if expert_layer else None
         if name == "word.weight" and word_rows is not None and name in before:
+            if before[name].shape[1:] != tensor.shape[1:]:
+                reshaped.append(name)
+                continue
             one, other = before[name][list(word_rows[0])], tensor[list(word_rows[1])]
             tensors.append(TensorDrift(name, layer, kind, Moved.of(one, other)))
         elif name in before and before[name].shape != tensor.shape:

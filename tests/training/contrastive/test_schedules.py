@@ -110,6 +110,14 @@ def test_a_scheduled_run_resumes_bit_for_bit(
         ),
         ({"schedules": {"loss.queue": {0: 0, 1: 8}}}, "loss.queue has a schedule and is 0: set it to the"),
         ({"schedules": {"loss.queue": {0: 9}}, "loss": {"queue": 8}}, "the value 9 and the queue holds 8"),
+        (
+            {"schedules": {"negatives": {0: 2, 1: 0}}, "loss": {"in_batch": False}},
+            "loss.in_batch is false and the schedule of negatives has the value 0: there would be no",
+        ),
+        (
+            {"schedules": {"negatives": {0: 0, 1: 2}}, "distill": {"teachers": "a", "candidates": "own"}},
+            "distill.candidates own ranks a query's hard negatives, and the schedule of negatives has",
+        ),
         ({"schedules": {"loss.weight.alpha": {0: 1}}}, "0 weights of loss.weight have alpha: it is for one"),
     ],
 )  # fmt: skip

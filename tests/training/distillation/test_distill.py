@@ -285,7 +285,14 @@ def test_a_dry_run_says_what_the_run_does(
     assert code == 0, err
     assert plan["model"] in err
     assert f"recipe {plan['recipe']}" in err
-    assert plan["length"]["steps"] == len(metrics(tmp_path / "run")) == 4
+    lines = metrics(tmp_path / "run")
+    assert plan["length"]["steps"] == len(lines) == 4
+    rates = {line["step"]: line["learning_rate"] for line in lines}
+    assert plan["learning_rate"]
+    for row in plan["learning_rate"]:
+        assert row["rate"] == pytest.approx(rates[row["step"]], rel=1e-4)
+    code, out, err = run("train", path, "--dry-run", "--overwrite")
+    assert (code, "the learning rate" in out) == (0, True), err
 
 
 def test_the_command(run: Run, student_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:

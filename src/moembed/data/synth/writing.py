@@ -26,7 +26,7 @@ from moembed.types import UserError
 
 Row = dict[str, Any]
 
-_TRIED = 5  # questions refused, and none answered, before the generator is given up
+_TRIED = 5  # questions refused, and none answered now or earlier, before the generator is given up
 
 
 class SynthConfig(Strict):
@@ -123,7 +123,7 @@ class Writer:
         except RefusedError as error:
             with self._lock:
                 self.refused.append(str(error))
-                if len(self.refused) >= _TRIED and not self.asked:
+                if len(self.refused) >= _TRIED and not (self.asked or self.reused):
                     raise UserError(f"the first {_TRIED} questions were refused: {error}") from None
             raise
         self.log.add(key, answer)

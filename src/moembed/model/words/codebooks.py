@@ -123,8 +123,10 @@ class LearnedProduct(WordTable):
         parts, _, size = self.centroid_SKC.shape
         row_SNC = row_ND.detach().view(-1, parts, size).transpose(0, 1).float()
         centroid_SKC = self.centroid_SKC.float()
-        # |q - c|² without |q|², which no choice depends on
-        distance_SNK = centroid_SKC.square().sum(-1)[:, None] - 2 * row_SNC @ centroid_SKC.mT
+        # in float32 whatever the precision of training, so that the choice is that of `fixed`
+        with torch.autocast(row_ND.device.type, enabled=False):
+            # |q - c|² without |q|², which no choice depends on
+            distance_SNK = centroid_SKC.square().sum(-1)[:, None] - 2 * row_SNC @ centroid_SKC.mT
         return distance_SNK.argmin(-1).T
 
     @torch.no_grad()

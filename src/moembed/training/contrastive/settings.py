@@ -241,10 +241,14 @@ class ContrastiveConfig(LoopConfig):
     def _one_end(self) -> ContrastiveConfig:
         if sum(end is not None for end in (self.steps, self.epochs, self.minutes)) != 1:
             raise ValueError("give exactly one of steps, epochs and minutes")
-        if self.distill and self.distill.candidates == "own" and self.negatives == 0:
-            raise ValueError("distill.candidates own ranks a query's hard negatives, and negatives is 0")
-        if not self.loss.in_batch and self.negatives == 0:
-            raise ValueError("loss.in_batch is false and negatives is 0: there would be no negative at all")
+        # between two points of a schedule there is no 0 unless one of them is 0
+        none = "negatives is 0" if self.negatives == 0 else ""
+        if 0 in self.schedules.get("negatives", {}).values():
+            none = "the schedule of negatives has the value 0"
+        if none and self.distill and self.distill.candidates == "own":
+            raise ValueError(f"distill.candidates own ranks a query's hard negatives, and {none}")
+        if none and not self.loss.in_batch:
+            raise ValueError(f"loss.in_batch is false and {none}: there would be no negative at all")
         require_in_range(self)
         return self
 
