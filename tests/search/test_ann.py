@@ -20,6 +20,7 @@ from conftest import Run
 from moembed.search import ann_build, qdrant_edge
 from moembed.search import plan as planning
 from moembed.search.ann import AnnPart
+from moembed.search.columns import Columns
 from moembed.search.embed import EmbedConfig
 from moembed.search.index import Index
 from moembed.search.index_compress import compress_index
@@ -110,6 +111,18 @@ def test_the_graph_finds_nearly_all_and_scores_as_the_exact_search(folder: Path,
     info = index.info()
     assert (info["engine"], info["engine_recall"]) == ("qdrant-edge", record.recall)
     assert info["engine_bytes"] > 0
+
+
+def test_a_column_of_long_texts_is_not_read_for_the_engine(tmp_path: Path, monkeypatch) -> None:
+    real, read = Columns.pieces, []
+    monkeypatch.setattr(Columns, "pieces", lambda self, name: read.append(name) or real(self, name))
+    source = write_jsonl(
+        tmp_path / "docs.jsonl", [{"text": f"{n} {'long ' * 40}", "page": n} for n in range(40)]
+    )
+    index_file(ToyModel(), source, tmp_path / "index", EmbedConfig(block_rows=16), engine="qdrant-edge")
+    record = AnnPart.of(Index.open(tmp_path / "index").manifest)
+    assert record is not None
+    assert set(record.fields) == set(read) == {"page"}
 
 
 _VALUES = {

@@ -110,6 +110,9 @@ def _fields(reader: PartReader) -> dict[str, tuple[str, str]]:
     """The columns that the engine can filter by as we do, with the name and the kind of their field."""
     fields: dict[str, tuple[str, str]] = {}
     for column, kind in reader.columns.items():
+        # a long text that no sample holds is not read: a whole column of them may be more than the memory
+        if kind == TEXT and reader.samples is not None and column not in reader.samples.names:
+            continue
         pieces = [piece for piece in reader.rows_of_columns.pieces(column) if piece is not None]
         # true and false as 1 and 0: version 0.9 of the engine finds neither by its own kind
         name = where_qdrant.WHOLE if kind == FLAG else None
