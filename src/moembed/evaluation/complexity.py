@@ -22,13 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from moembed.compare.scores import MAIN, Scores
+from moembed.compare.scores import MAIN, STATISTICS, Scores
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import PairTask, Task
 from moembed.types import UserError
 
 MEASURES = ("readability", "entropy", "dependency", "error")
 PARSER = "en_core_web_sm"
+# kinds of task whose single items have a score: the others are summed up by a correlation or the like
+ITEM_KINDS = {kind for kind, metric in MAIN.items() if metric not in STATISTICS}
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _SENTENCE_END = re.compile(r"[.!?。！？]+(?:\s|$)|\n+")
