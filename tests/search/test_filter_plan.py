@@ -226,3 +226,14 @@ def test_texts_that_are_too_much_for_one_array_are_asked_piece_by_piece(folder: 
     for kind in ("pre", "in", "post"):
         hits, _ = find(index._reader, Search(query_QM, 9, read_where('lang = "de"'), plan=kind))
         assert all(row["lang"] == "de" for row in index.rows(hits.index.ravel()))
+
+
+def test_a_share_that_another_thread_forgets_is_still_known_here(index: Index) -> None:
+    class Forgetful(dict):
+        def __setitem__(self, where, share):
+            """Another thread clears it at once."""
+
+    search = Search(np.ones((1, 8), np.float32), 3, read_where("page < 100"))
+    wanted = find(index._reader, search)[0].index
+    reader = replace(index._reader, shares=Forgetful())
+    np.testing.assert_array_equal(find(reader, search)[0].index, wanted)

@@ -159,6 +159,33 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         Index.open(tmp_path / "i").search(model.encode_tokens(["w1"]))
 
 
+def test_an_exact_search_scores_all_rows_and_the_other_says_what_chose_some(
+    tmp_path: Path, monkeypatch
+) -> None:
+    rows = [row(number) for number in range(40)]
+    put(tmp_path, rows)
+    monkeypatch.setattr("moembed.search.late_search.CANDIDATES", 1)
+    monkeypatch.setattr("moembed.search.late_search._SHARE", 1)
+    monkeypatch.setattr("moembed.search.late_search._BLOCK", 7)
+    model, index = ToyTokens(), Index.open(tmp_path / "i")
+    # a MUVERA that chooses the rows with the least products, the first ones of equal ones
+    monkeypatch.setattr(
+        type(index.fde), "queries", lambda fde, tokens: np.zeros((len(tokens), fde.config.dim))
+    )
+    asked = ["w1 w3", "w5", "w2 w2 w6 w0"]
+    documents = model.encode_tokens([one["text"] for one in rows])
+    for where, first in ((None, 0), ("year >= 2013", 13)):
+        hits = index.search(asked, 3, where=where, model=model, exact=True)
+        assert hits.plan.engine == "exact"
+        for q, query_TM in enumerate(model.encode_tokens(asked)):
+            score_N = maxsim_scores(query_TM, documents)
+            np.testing.assert_allclose(hits.score[q], np.sort(score_N[first:])[:-4:-1], atol=1e-6)
+            np.testing.assert_allclose(score_N[hits.index[q]], hits.score[q], atol=1e-6)
+            assert len({number for number in hits.index[q].tolist() if number >= first}) == 3
+        assert index.search(asked, 3, where=where, model=model).plan.engine == "muvera"
+    assert index.info()["engine"] == "muvera"
+
+
 def test_from_the_command_line(run: Run, make_model: MakeModel, tmp_path: Path) -> None:
     parts = change_pooling(make_model().parts(), PoolingOptions(name="tokens", include_prompt=False))
     Embedder(parts).save_pretrained(tmp_path / "model")

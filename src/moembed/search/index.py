@@ -24,6 +24,7 @@ from moembed.search.index_manifest import open_version, parts_of
 from moembed.search.index_model import load_model, searched_space
 from moembed.search.index_reader import PartReader
 from moembed.search.index_search import Search, find
+from moembed.search.late_search import ENGINE as MUVERA
 from moembed.search.plan import Plan
 from moembed.search.where import Where, read_where
 from moembed.search.where_mask import require_columns
@@ -157,7 +158,7 @@ class Index:
         """The best ``min(k, N)`` of the N rows that meet ``where``, for every query; ties by lower row.
 
         ``IndexHits.index`` counts the rows of the index that are not deleted. In a multi-vector index scores
-        are those of MaxSim, of the candidates that `moembed.search.late_search` takes.
+        are those of MaxSim, of the candidates that `moembed.search.late_search` takes, or of all rows.
 
         Args:
             queries: texts, embedded by ``model``; or their vectors ``(Q, dim)``, in a multi-vector index
@@ -166,7 +167,7 @@ class Index:
             hybrid: rank by vectors and BM25 together, see `moembed.search.hybrid`; needs texts.
             weight: of hybrid search, how much the vectors count, 0 to 1; None: ranks are added.
             model: default: the model that made the index, loaded once.
-            exact: compare all rows, where the index has an approximate engine too.
+            exact: compare all rows, where an approximate engine or encodings of tokens would choose some.
 
         Raises:
             UserError: ``k`` below 1, vectors that do not fit, a condition that the columns cannot answer, a
@@ -225,7 +226,7 @@ class Index:
         if search.weight is not None and search.texts is None:
             raise UserError("weight is of hybrid search alone: ask for hybrid too")
         search = self._encoded(search)
-        hits, plan = find(self._reader, search, None if exact else self._engine())
+        hits, plan = find(self._reader, replace(search, exact=exact), None if exact else self._engine())
         return IndexHits(hits.index, hits.score, self, plan)
 
     def _encoded(self, search: Search) -> Search:
@@ -297,7 +298,7 @@ class Index:
             "parts": len(self._reader.parts),
             "deleted_rows": sum(part.rows - part.live for part in self._reader.parts),
             "rows_of_an_unfinished_update": sum(part.rows for part in parts_of(manifest, "pending")),
-            "engine": ann.engine if ann else "exact",
+            "engine": ann.engine if ann else "exact" if self.fde is None else MUVERA,
             "engine_recall": ann.recall if ann else None,
             "engine_bytes": ann.bytes(self.path) if ann else 0,
             "bytes": sum(file.stat().st_size for file in self._reader.files()),
