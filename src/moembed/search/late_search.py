@@ -87,7 +87,7 @@ def late_search(queries: TokenVectors, candidate_QC: np.ndarray, tokens: Tokens,
 
 
 def late_scan(queries: TokenVectors, rows: int, tokens: Tokens, k: int) -> Hits:
-    """The best ``min(k, rows)`` of all ``rows`` documents by exact MaxSim, for every query; ties by lower number."""
+    """The best ``k`` of all ``rows`` documents of every query by exact MaxSim; ties by lower number."""
     index_QK = [np.zeros(0, np.int64) for _ in range(len(queries))]
     score_QK = [np.zeros(0, np.float32) for _ in range(len(queries))]
     for start in range(0, rows, _BLOCK):
