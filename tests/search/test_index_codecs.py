@@ -204,6 +204,36 @@ def test_what_cannot_be_compressed_is_refused_and_left_alone(tmp_path: Path) -> 
     assert contents(tmp_path / "i") == before
 
 
+class Silent(ToyModel):
+    """A text of blanks has no token, and a vector of zeros."""
+
+    def _drawn(self, text: str) -> list[float]:
+        return super()._drawn(text) if text.strip() else [0.0] * self.dim
+
+
+def test_a_text_without_a_token_gets_no_code(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(4)]
+    config = EmbedConfig(block_rows=3, model_path="toy", prompt="")  # type: ignore[arg-type]
+    source = tmp_path / "docs.jsonl"
+    write_jsonl(source, [*rows, row(4, text=" ")])
+    index_file(Silent(), source, tmp_path / "i", config)
+    for name in ("int8", "binary", "lsh:2", "bebr:2"):
+        with pytest.raises(
+            UserError, match=r"the row 'd4' has no token, and a code would give it a direction"
+        ):
+            compress_index(tmp_path / "i", name)
+    assert Index.open(tmp_path / "i").codec == "float32"
+    delete_rows(tmp_path / "i", ["d4"])
+    compress_index(tmp_path / "i", "int8")
+    with pytest.raises(UserError, match=r"the row 'd4' has no token"):
+        index_file(Silent(), source, tmp_path / "i", config)
+    require_coded(tmp_path / "i", rows)
+    write_jsonl(source, [*rows, row(4, text=" ")])
+    index_file(Silent(), source, tmp_path / "j", config)
+    compress_index(tmp_path / "j", "float16")
+    assert Index.open(tmp_path / "j").search(embedded(["moles"]), 5).score[0].tolist().count(0) == 1
+
+
 def test_an_update_that_was_killed_is_finished_first(tmp_path: Path) -> None:
     put(tmp_path, [row(number) for number in range(4)])
     with killed_after(5):

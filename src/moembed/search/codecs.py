@@ -109,6 +109,11 @@ class Float16(Float32):
     dtype = np.float16
 
 
+def keeps_zeros(codec: Codec) -> bool:
+    """Whether a vector of zeros stays one: by other codecs it gets a direction, and is near to some queries."""
+    return isinstance(codec, Float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Int8(_FloatQueries):
     """Each dimension in 256 steps from its smallest value among the documents to its largest.

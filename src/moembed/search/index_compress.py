@@ -54,7 +54,7 @@ def compress_index(path: str | Path, name: str, *, seed: int = 0) -> CompressSum
 
     Raises:
         UserError: no finished index, one of other codes, an update that is under way, a codec that cannot be
-            made of these vectors, a full disk, another process that writes there: the index is as it was.
+            made of these vectors, a text without a token, a full disk, another process that writes there: the index is as it was.
     """
     path = Path(path)
     codec_kind(name)
@@ -78,11 +78,10 @@ def compress_index(path: str | Path, name: str, *, seed: int = 0) -> CompressSum
             assert keys is not None
             live_K = part.live_rows()
             if len(live_K):
-                some = codes.stored(np.asarray(floats.vectors(part))[live_K])
+                ids = [keys.ids[row] for row in live_K.tolist()]
+                some = codes.stored(np.asarray(floats.vectors(part))[live_K], ids)
                 kept = [rows[row] for row in live_K.tolist()]
-                left = Keys(
-                    [keys.ids[row] for row in live_K.tolist()], keys.text_N[live_K], keys.row_N[live_K]
-                )
+                left = Keys(ids, keys.text_N[live_K], keys.row_N[live_K])
                 coded.append(codes.write(kept, left, some, part.truncated, part.source))
         changed = {
             "format_version": CODED,
