@@ -294,6 +294,17 @@ def test_a_damaged_one_is_told_not_served_and_made_anew(tmp_path: Path, harm: st
     assert index.search(queries(), 5).plan.engine == "qdrant-edge"
 
 
+def test_another_version_of_the_engine_makes_it_anew(tmp_path: Path, monkeypatch) -> None:
+    first = AnnPart.of(make(tmp_path / "index", range(60), engine="qdrant-edge").manifest)
+    assert AnnPart.of(make(tmp_path / "index", range(60)).manifest) == first
+    monkeypatch.setattr(ann_build, "installed", lambda name: "99.1")
+    second = AnnPart.of(make(tmp_path / "index", range(60)).manifest)
+    assert first is not None
+    assert second is not None
+    assert (second.version, second.folder != first.folder) == ("99.1", True)
+    assert Index.open(tmp_path / "index").search(queries(), 5).plan.engine == "qdrant-edge"
+
+
 def test_without_the_library_an_index_is_searched_exactly_and_said_so(tmp_path: Path, monkeypatch) -> None:
     make(tmp_path / "index", range(50), engine="qdrant-edge")
     monkeypatch.setitem(sys.modules, "qdrant_edge", None)

@@ -110,7 +110,7 @@ class Float16(Float32):
 
 
 def keeps_zeros(codec: Codec) -> bool:
-    """Whether a vector of zeros stays one: by other codecs it gets a direction, and is near to some queries."""
+    """Whether a vector of zeros stays one: of other codecs it gets a direction, near to some queries."""
     return isinstance(codec, Float32)
 
 

@@ -54,7 +54,8 @@ def compress_index(path: str | Path, name: str, *, seed: int = 0) -> CompressSum
 
     Raises:
         UserError: no finished index, one of other codes, an update that is under way, a codec that cannot be
-            made of these vectors, a text without a token, a full disk, another process that writes there: the index is as it was.
+            made of these vectors, a text without a token, a full disk, another process that writes there: the
+            index is as it was.
     """
     path = Path(path)
     codec_kind(name)

@@ -62,15 +62,15 @@ class PartWriter:
         """Vectors as they are stored.
 
         Raises:
-            UserError: vectors that are not finite; of codes a vector of zeros, which would be near to queries.
+            UserError: vectors that are not finite; of codes, a vector of zeros, which has no direction.
         """
         assert vector_NM.shape[1] == self.dim
         unit_rows(vector_NM, "vector")
         if self.codec is not None and not keeps_zeros(self.codec) and not vector_NM.any(axis=1).all():
             known = ids[int(np.argmin(vector_NM.any(axis=1)))]
             raise UserError(
-                f"the text of the row {known!r} has no token, and a code would give it a direction: leave the "
-                "row out"
+                f"the text of the row {known!r} has no token, and a code would give it a direction: leave "
+                "the row out"
             )
         return vector_NM.astype(np.float32) if self.codec is None else self.codec.encode(vector_NM)
 
