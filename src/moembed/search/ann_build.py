@@ -58,8 +58,8 @@ def require_engine_of(path: Path, engine: str | None) -> None:
 
 
 def refresh(path: Path, engine: str | None, graph_from: int | None = None) -> AnnPart | None:
-    """Make the approximate part of an index that was committed, unless it is there, of the installed version of
-    the engine, and covers enough.
+    """Make the approximate part of an index that was committed, unless it is there, was written by this version
+    of the engine and covers enough.
 
     Hold ``files.locked``. Until it is whole the index is searched with the one before.
 
@@ -79,9 +79,9 @@ def refresh(path: Path, engine: str | None, graph_from: int | None = None) -> An
             commit(path, {name: value for name, value in manifest.items() if name != "ann"}, _ADVICE)
         return None
     reader = PartReader(path, tuple(parts_of(manifest)), manifest["dim"], manifest.get("column"))
-    if there and there.engine == engine and there.version == _version() and there.is_current(reader):
-        if not there.problem(path, True):
-            return there
+    is_ours = there is not None and (there.engine, there.version) == (engine, _version())
+    if there and is_ours and there.is_current(reader) and not there.problem(path, True):
+        return there
     made = _made(path, reader, engine, graph_from)
     commit(path, {**manifest, "ann": asdict(made)}, _ADVICE)
     return made
