@@ -374,6 +374,21 @@ def test_the_command_line_builds_and_says_its_recall(run: Run, tmp_path: Path, m
     assert told["engine"] == "exact"
 
 
+def test_a_codec_for_an_index_with_a_graph_is_refused_before_texts_are_embedded(
+    run: Run, tmp_path: Path, make_model
+) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    source = write_jsonl(tmp_path / "docs.jsonl", rows(range(40)))
+    made = ("index", source, "--model", tmp_path / "model", "--out", tmp_path / "index")
+    assert run(*made, "--engine", "qdrant-edge")[0] == 0
+    write_jsonl(tmp_path / "docs.jsonl", rows(range(50)))
+    code, _, err = run(*made, "--codec", "int8")
+    assert (code, "which takes floats, not codes" in err) == (2, True), err
+    assert len(Index.open(tmp_path / "index")) == 40
+    code, out, err = run(*made, "--codec", "int8", "--engine", "exact")
+    assert (code, "int8 codes of" in out) == (0, True), err
+
+
 def test_codes_and_an_approximate_engine_exclude_each_other(tmp_path: Path) -> None:
     make(tmp_path / "graph", range(60), engine="qdrant-edge")
     with pytest.raises(UserError, match="searched by qdrant-edge, which takes floats, not codes"):

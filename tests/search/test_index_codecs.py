@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from toys import ToyModel, contents, killed_after, write_jsonl
 
+from conftest import MakeModel, Run
 from moembed.encoding import Vectors
 from moembed.search.codecs import as_searched, fit_codec
 from moembed.search.embed import EmbedConfig, embed_file
@@ -250,6 +251,28 @@ def test_a_folder_of_vectors_can_be_compressed(tmp_path: Path) -> None:
     embed_file(ToyModel(), tmp_path / "docs.jsonl", tmp_path / "i", EmbedConfig(block_rows=2))
     compress_index(tmp_path / "i", "binary")
     require_coded(tmp_path / "i", [row(number) for number in range(5)])
+
+
+def test_a_codec_that_cannot_be_is_refused_before_texts_are_embedded(
+    run: Run, make_model: MakeModel, tmp_path: Path
+) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    source = write_jsonl(tmp_path / "docs.jsonl", [row(number) for number in range(4)])
+    made = ("index", source, "--model", tmp_path / "model", "--out", tmp_path / "i")
+    code, _, err = run(*made, "--codec", "pq", "--bits-per-dim", "8")
+    assert code == 2
+    assert "there are 4; the index" in err
+    assert "was built, and its vectors stay float32" in err
+    assert (len(Index.open(tmp_path / "i")), Index.open(tmp_path / "i").codec) == (4, "float32")
+    code, out, err = run(*made, "--codec", "binary")
+    assert (code, "binary codes of" in out) == (0, True), err
+    write_jsonl(tmp_path / "docs.jsonl", [row(number) for number in range(6)])
+    before = contents(tmp_path / "i")
+    code, _, err = run(*made, "--codec", "int8")
+    assert (code, "from which no int8 can be made" in err) == (2, True), err
+    assert contents(tmp_path / "i") == before
+    assert run(*made, "--codec", "binary")[0] == 0
+    assert len(Index.open(tmp_path / "i")) == 6
 
 
 # ---- another model searches ------------------------------------------------------------------------------

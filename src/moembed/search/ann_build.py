@@ -58,8 +58,8 @@ def require_engine_of(path: Path, engine: str | None) -> None:
 
 
 def refresh(path: Path, engine: str | None, graph_from: int | None = None) -> AnnPart | None:
-    """Make the approximate part of an index that was committed, unless it is there, was written by this version
-    of the engine and covers enough.
+    """Make the approximate part of an index that was committed, unless it is there, of this version of the
+    engine, and covers enough.
 
     Hold ``files.locked``. Until it is whole the index is searched with the one before.
 

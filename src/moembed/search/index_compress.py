@@ -116,9 +116,23 @@ def _ready(path: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"an update of {path} is under way: finish it with the command that started it, then compress"
         )
+    require_codec(path, name)
+    return manifest
+
+
+def require_codec(path: Path, name: str, engine: str | None = None) -> None:
+    """Refuse a codec that an index, where there is one, cannot be stored in, whatever its rows will be.
+
+    Args:
+        engine: that it is about to get; None: it keeps its own.
+
+    Raises:
+        UserError: a multi-vector index, one that an approximate engine searches, one of other codes.
+    """
+    manifest = read_manifest(path) or {}
     if "multivector" in manifest:
         raise UserError(f"{path} has the vectors of all tokens, and codecs are for one vector of a row")
-    if "ann" in manifest:
+    if "ann" in manifest and engine != "exact":
         raise UserError(
             f"{path} is searched by {manifest['ann']['engine']}, which takes floats, not codes: run moembed "
             "index on it with --engine exact first"
@@ -129,7 +143,6 @@ def _ready(path: Path, name: str) -> dict[str, Any]:
             f"{path} holds codes of {there['name']}, from which no {name} can be made: make another index of "
             "its documents"
         )
-    return manifest
 
 
 def _sample(reader: PartReader, seed: int) -> np.ndarray:
