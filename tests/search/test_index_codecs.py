@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from toys import ToyModel, contents, killed_after, write_jsonl
 
 from conftest import MakeModel, Run
 from moembed.encoding import Vectors
+from moembed.search import index_bridge
 from moembed.search.codecs import as_searched, fit_codec
 from moembed.search.embed import EmbedConfig, embed_file
 from moembed.search.exact import top_k
@@ -24,7 +26,7 @@ from moembed.search.index_compress import compress_index
 from moembed.search.index_file import IndexSummary, delete_rows, index_file
 from moembed.search.index_manifest import CODED, UPDATED, read_manifest
 from moembed.search.stores.push import push_index
-from moembed.types import UserError
+from moembed.types import TruncationWarning, UserError
 
 CODECS = ["float16", "int8", "binary", "binary-symmetric", "lsh:2", "bebr:2", "bebr-symmetric:2", "pq:2"]
 
@@ -314,6 +316,32 @@ def test_a_new_model_searches_the_codes_of_the_old_one_over_a_bridge(bridged: Pa
     put(bridged.parent, [row(number) for number in range(210)], prompt=None)  # later versions keep the bridge
     assert index.search(asked[:1], 1, model=Better())[0][0].id == "d0"
     assert Index.open(bridged).search(["text number 205"], 1, model=Better())[0][0].id == "d205"
+
+
+def test_a_bridge_is_read_once(bridged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, read = index_bridge.read_arrays, []
+    monkeypatch.setattr(
+        index_bridge, "read_arrays", lambda file, stamp: read.append(file) or real(file, stamp)
+    )
+    index = Index.open(bridged)
+    found = [index.search(["text number 9"], 3, model=Better()).index.tolist() for _ in range(4)]
+    assert found == [found[0]] * 4
+    assert len(read) == 1
+
+
+class Cutting(Better):
+    """It reads texts of 14 letters."""
+
+    def vectors(self, texts: Any, **options: Any) -> Vectors:
+        return replace(super().vectors(texts, **options), truncated=sum(len(text) > 14 for text in texts))
+
+
+def test_texts_that_a_new_model_cuts_are_told(bridged: Path) -> None:
+    summary = bridge_index(bridged, Cutting("short"))
+    assert summary.truncated == 100  # from text number 100 on
+    assert "; 100 texts longer than the model reads were cut" in str(summary)
+    with pytest.warns(TruncationWarning, match="1 of 2 questions were longer than the model reads"):
+        Index.open(bridged).search(["moles", "a long question"], 1, model=Cutting("short"))
 
 
 def test_new_codes_are_comparable_with_old_ones(bridged: Path) -> None:

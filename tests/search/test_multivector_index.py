@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from moembed.search.index_manifest import MULTI_VECTOR, read_manifest
 from moembed.search.late_search import maxsim_scores
 from moembed.search.stores.push import push_index
 from moembed.search.token_parts import as_tokens
-from moembed.types import UserError
+from moembed.types import TruncationWarning, UserError
 from moembed.weights.pooling import PoolingOptions, change_pooling
 
 FDE = FdeConfig(8, repetitions=2, k_sim=2, d_proj=3, seed=5)
@@ -184,6 +185,17 @@ def test_an_exact_search_scores_all_rows_and_the_other_says_what_chose_some(
             assert len({number for number in hits.index[q].tolist() if number >= first}) == 3
         assert index.search(asked, 3, where=where, model=model).plan.engine == "muvera"
     assert index.info()["engine"] == "muvera"
+
+
+class CuttingTokens(ToyTokens):
+    def encode_tokens(self, texts: Iterable[str], **options: Any) -> TokenVectors:
+        return replace(super().encode_tokens(list(texts), **options), truncated=1)
+
+
+def test_a_question_that_is_cut_is_told(tmp_path: Path) -> None:
+    put(tmp_path, [row(number) for number in range(4)])
+    with pytest.warns(TruncationWarning, match="1 of 1 questions were longer than the model reads"):
+        Index.open(tmp_path / "i").search("w1 w3", model=CuttingTokens())
 
 
 def test_from_the_command_line(run: Run, make_model: MakeModel, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, View
 from moembed.search.ann import AnnPart, AnnSearcher
 from moembed.search.fde import Fde, FdeConfig
 from moembed.search.hybrid import require_weight
-from moembed.search.index_bridge import bridge_of
+from moembed.search.index_bridge import Bridge, bridge_of
 from moembed.search.index_codec import read_codec
 from moembed.search.index_manifest import open_version, parts_of
-from moembed.search.index_model import load_model, searched_space
+from moembed.search.index_model import load_model, searched_space, told_if_cut
 from moembed.search.index_reader import PartReader
 from moembed.search.index_search import Search, find
 from moembed.search.late_search import ENGINE as MUVERA
@@ -77,6 +77,7 @@ class Index:
     _lock: BinaryIO = field(repr=False, compare=False)  # while it is open, no writer removes our files
     _ann: list[AnnSearcher | None] = field(default_factory=list, repr=False, compare=False)
     _models: list[TextEncoder] = field(default_factory=list, repr=False, compare=False)
+    _bridges: dict[str, Bridge] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, space_id: str | None = None) -> Index:
@@ -176,10 +177,10 @@ class Index:
         if isinstance(queries, (np.ndarray, TokenVectors)):
             if hybrid:
                 raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
-            return self._find(_asked(queries, k, self._condition(where), None, weight), exact)
+            return self._find(Search.of(queries, k, self._condition(where), None, weight), exact)
         texts = [queries] if isinstance(queries, str) else list(queries)
         found, listed = self.embed_queries(texts, model), texts if hybrid else None
-        return self._find(_asked(found, k, self._condition(where), listed, weight), exact)
+        return self._find(Search.of(found, k, self._condition(where), listed, weight), exact)
 
     def find(
         self,
@@ -205,19 +206,22 @@ class Index:
         Raises:
             UserError: the model is not there, or makes vectors of another space, to which neither a declared
                 relation nor a bridge leads.
+
+        Warns:
+            TruncationWarning: questions were longer than the model reads.
         """
         if model is None:
             if not self._models:
                 self._models.append(load_model(self.path, self.manifest))
             model = self._models[0]
-        if bridge := bridge_of(self.path, self.manifest, model):
-            return bridge.vectors(model.vectors(texts, role="query").array)
+        if bridge := bridge_of(self.path, self.manifest, model, self._bridges):
+            return bridge.vectors(told_if_cut(model.vectors(texts, role="query")).array)
         view = View(dim=self.dim) if self.fde is None else FULL
         self.require_space(searched_space(model, self.manifest.get("role"), view, self.space_id))
         if self.fde is None:
-            return model.vectors(texts, role="query", view=view).array
+            return told_if_cut(model.vectors(texts, role="query", view=view)).array
         assert isinstance(model, TokenEncoder)  # it is in the space of this index
-        return model.encode_tokens(texts, role="query")
+        return told_if_cut(model.encode_tokens(texts, role="query"))
 
     def _find(self, search: Search, exact: bool) -> IndexHits:
         require_weight(search.weight)
@@ -312,17 +316,3 @@ class Index:
         if len(self):  # columns are those of rows: an index without any has none, and nothing to find
             require_columns(condition, self.columns)
         return condition
-
-
-def _asked(
-    queries: np.ndarray | TokenVectors,
-    k: int,
-    where: Where | None,
-    texts: Sequence[str] | None,
-    weight: float | None,
-) -> Search:
-    """What is looked for, before queries are as rows are compared with them."""
-    if isinstance(queries, TokenVectors):
-        nothing_Q0 = np.zeros((len(queries), 0), np.float32)
-        return Search(nothing_Q0, k, where, texts, weight, tokens=queries)
-    return Search(queries, k, where, texts, weight)

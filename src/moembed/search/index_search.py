@@ -49,6 +49,21 @@ class Search:
     tokens: TokenVectors | None = None
     exact: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        queries: np.ndarray | TokenVectors,
+        k: int,
+        where: Where | None,
+        texts: Sequence[str] | None,
+        weight: float | None,
+    ) -> Search:
+        """What is looked for, before queries are as rows are compared with them."""
+        if isinstance(queries, TokenVectors):
+            nothing_Q0 = np.zeros((len(queries), 0), np.float32)
+            return cls(nothing_Q0, k, where, texts, weight, tokens=queries)
+        return cls(queries, k, where, texts, weight)
+
 
 def find(reader: PartReader, search: Search, ann: AnnSearcher | None = None) -> tuple[Hits, Plan]:
     """The best rows of every query, as numbers among those that are not deleted, and how they were found.
