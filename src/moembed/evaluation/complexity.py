@@ -65,11 +65,14 @@ def _fog(text: str) -> float:
 
 
 def syllables(word: str) -> int:
-    """Groups of vowels, less a silent e at the end, which that of ``table`` is not; at least 1."""
+    """Groups of vowels, less a silent e at the end, as in ``mole`` and ``unique``; at least 1.
+
+    That of ``table``, ``coffee`` and ``movie`` is not silent.
+    """
     low = word.lower()
     groups = len(_VOWELS.findall(low))
-    silent = low.endswith("e") and not re.search("[^aeiouy]le$", low) and groups > 1
-    return max(1, groups - silent)
+    silent = re.search("([^aeiouy]|[gq]u)e$", low) and not re.search("[^aeiouy]le$", low)
+    return groups - 1 if silent and groups > 1 else max(1, groups)
 
 
 def entropy(texts: Sequence[str]) -> np.ndarray:
