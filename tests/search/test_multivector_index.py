@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -185,6 +186,16 @@ def test_an_exact_search_scores_all_rows_and_the_other_says_what_chose_some(
             assert len({number for number in hits.index[q].tolist() if number >= first}) == 3
         assert index.search(asked, 3, where=where, model=model).plan.engine == "muvera"
     assert index.info()["engine"] == "muvera"
+
+
+def test_a_file_of_tokens_that_is_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
+    put(tmp_path, [row(number) for number in range(3)])
+    index, model = Index.open(tmp_path / "i"), ToyTokens()
+    index.search("w1 w3", model=model)
+    (tokens,) = (tmp_path / "i").glob("*.tokens.npy")
+    os.truncate(tokens, 200)  # what was mapped would end the process
+    with pytest.raises(UserError, match=r"tokens\.npy is damaged"):
+        index.search("w1 w3", model=model)
 
 
 class CuttingTokens(ToyTokens):
