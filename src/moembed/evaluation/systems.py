@@ -258,7 +258,8 @@ class CodedEncoder(WrappedEncoder):
         else:
             seen = self.fitted.decode(self.fitted.encode(array))
         # a text without a token has no direction, and scores 0 as with floats, whatever its code says
-        array = np.where(array.any(axis=1)[:, None], seen, np.float32(0))
+        has_direction_N1 = array.any(axis=1, keepdims=True)
+        array = np.where(has_direction_N1, seen, np.float32(0))
         return Vectors(array, found.truncated, self.space(role=role, prompt=prompt))
 
     @property

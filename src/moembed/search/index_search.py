@@ -74,8 +74,8 @@ def find(reader: PartReader, search: Search, ann: AnnSearcher | None = None) -> 
     # BM25 needs all rows that meet a condition: then the exact search has the work already
     by_words = search.texts is not None and search.where is not None
     if ann is None or search.exact or search.plan is not None or by_words:
-        hits, plan = _exactly(reader, search)
-        return hits, plan if search.tokens is None or search.exact else replace(plan, engine=ENGINE)
+        found, how = _exactly(reader, search)
+        return found, how if search.tokens is None or search.exact else replace(how, engine=ENGINE)
     plan, condition = _approximate_plan(reader, search, ann)
     if plan is None:
         return _exactly(reader, search)
