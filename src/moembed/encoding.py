@@ -197,6 +197,11 @@ def truncate(vector_NM: np.ndarray, dim: int | None) -> np.ndarray:
     return cut_NM / np.where(norm_N1 > 0, norm_N1, 1)
 
 
+def cut_texts(count: int) -> str:
+    """The sentence on texts that were cut."""
+    return f"{count:,} texts longer than the model reads were cut"
+
+
 @dataclass(frozen=True, slots=True)
 class SpaceRelation:
     """A model was trained to give the vectors of another one: its queries may search the other's documents.

@@ -28,7 +28,21 @@ from moembed.types import UserError
 
 @pytest.mark.parametrize(
     ("word", "count"),
-    [("mole", 1), ("moles", 2), ("table", 2), ("the", 1), ("readability", 5), ("owl", 1), ("rhythm", 1)],
+    [
+        ("mole", 1),
+        ("moles", 2),
+        ("table", 2),
+        ("the", 1),
+        ("readability", 5),
+        ("owl", 1),
+        ("rhythm", 1),
+        ("committee", 3),
+        ("coffee", 2),
+        ("agree", 2),
+        ("movie", 2),
+        ("unique", 2),
+        ("value", 2),
+    ],
 )
 def test_syllables_are_groups_of_vowels(word: str, count: int) -> None:
     assert syllables(word) == count

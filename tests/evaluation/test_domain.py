@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from conftest import MakeModel, Run
-from moembed.compare.scores import Scores
+from moembed.compare.scores import Scores, load_scores, save_scores
 from moembed.evaluation.domain import LEAST, compare_suites
 from moembed.types import UserError
 
@@ -182,7 +182,45 @@ def test_mistakes_are_one_sentence(place: Path, run: Run) -> None:
         ((*both, "--measures", "error"), "name it with error_of"),
         ((*both, "--error-of", "bm25"), "which measures does not name"),
         ((*both, "--measures", "error", "--error-of", "gpt"), "none of the systems: bm25"),
+        ((*both, "--parser", "en_core_web_sm"), "parser is for the measure dependency"),
     ]:
         code, _, err = run("evaluate", "bm25", *arguments)
         assert (code, complaint in err) == (2, True), err
         assert err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_what_cannot_be_compared_is_told_before_anything_is_evaluated(
+    place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluated(*_: object) -> None:
+        raise AssertionError("hours of work that are lost")
+
+    monkeypatch.setattr("moembed.runs.suites.evaluate", evaluated)
+    pairs = [{"sentence1": f"owl {i}", "sentence2": f"mole {i}", "score": i} for i in range(9)]
+    for name in ("alike", "near"):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+        Path(f"{name}.yaml").write_text(json.dumps({"tasks": [f"{name}.jsonl"]}))
+    both, sts = ("--suite", "law.yaml", "--against", "web.yaml"), ("--suite", "near.yaml", "--against")
+    errors = ("--measures", "error", "--error-of")
+    for arguments, complaint in [
+        (("model", *sts, "web.yaml"), "near and web share no kind of task"),
+        (("bm25", *sts, "alike.yaml"), "near and alike share no kind of task"),
+        (("model", *sts, "alike.yaml", *errors, "model"), "is known where single items have a score"),
+        (("model", *both, *errors, "base"), "error_of base is none of the systems: bm25, static, model"),
+        (("model", "--no-baselines", *both, *errors, "model"), "no other system is compared"),
+    ]:
+        code, _, err = run("evaluate", *arguments)
+        assert (code, complaint in err) == (2, True), err
+
+
+def test_a_file_of_an_earlier_evaluation_does_not_take_the_place_of_its_scores(place: Path, run: Run) -> None:
+    command = ("evaluate", "model", "--no-baselines", "--suite", "law.yaml", "--against", "web.yaml")
+    command = (*command, "--keep", "kept", "--out", "out.json")
+    assert run(*command)[0] == 0
+    first = json.loads(Path("out.json").read_text())["suites"]["drops"]["model"]
+    made, about = load_scores("kept/model.parquet")
+    for one in made:
+        one.values["ndcg@10"] = np.full(len(one.item), float(one.task == "web"))
+    save_scores("kept/z-older.parquet", made, about)
+    assert run(*command)[0] == 0
+    assert json.loads(Path("out.json").read_text())["suites"]["drops"]["model"] == first

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from conftest import MakeModel
-from moembed.encoding import no_bar
+from moembed.encoding import TokenVectors, no_bar
+from moembed.evaluation import tasks
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.metrics import Qrels, evaluate_ranking
 from moembed.evaluation.tasks import evaluate
@@ -52,6 +53,20 @@ def test_rankings_are_those_of_all_scores(make_model: MakeModel, kind: str) -> N
     np.testing.assert_allclose(found, expected)
     assert (expected < 1).any()
     assert outcome.truncated["some"] == 0
+
+
+def test_reranking_scores_what_is_judged_alone(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, scored = tasks.maxsim_scores, []
+
+    def counted(query_TM: np.ndarray, documents: TokenVectors) -> np.ndarray:
+        scored.append(len(documents))
+        return real(query_TM, documents)
+
+    monkeypatch.setattr(tasks, "maxsim_scores", counted)
+    evaluate(task_of("reranking"), make_model(pooling="tokens", num_layers=1))
+    assert scored == [2, 2, 2]
 
 
 @pytest.mark.parametrize("options", [{"codecs": ("int8",)}, {"dims": (4,)}, {"cache": "x"}, {"processes": 2}])

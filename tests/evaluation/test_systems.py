@@ -9,7 +9,7 @@ import pytest
 
 from conftest import TEXTS, MakeModel
 from moembed.embedder import Embedder
-from moembed.encoding import truncate
+from moembed.encoding import Vectors, truncate
 from moembed.evaluation.static import StaticEncoder
 from moembed.evaluation.systems import CachedEncoder, CachedVectors, KeepsDocuments, MeasuredEncoder
 
@@ -70,6 +70,32 @@ def test_smaller_vectors_come_from_those_known(model: Embedder) -> None:
     assert bits.bytes_per_vector == 1
     assert len({one.space(role="document") for one in (model, small, bits)}) == 3
     assert encoder.texts == len(TEXTS) + 3  # nothing was embedded again
+
+
+class Given:
+    """An encoder whose vectors are given, by the numbers that the texts are."""
+
+    def __init__(self, vector_NM: np.ndarray) -> None:
+        self.vector_NM, self.dim, self.max_length = vector_NM, vector_NM.shape[1], None
+
+    def space(self, **_: object) -> str:
+        return "given"
+
+    def vectors(self, texts: list[str], **_: object) -> Vectors:
+        return Vectors(self.vector_NM[[int(text) for text in texts]], 0, "given")
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8", "binary", "binary-symmetric", "lsh:2"])
+def test_a_text_without_a_token_scores_0_in_every_codec(codec: str) -> None:
+    array = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float32)
+    array[4] = 0
+    known = CachedVectors(Given(array))
+    known.vectors([str(row) for row in range(9)], role="document")
+    small = known.smaller(codec, 8)
+    for role in ("document", "query"):
+        seen = small.vectors([str(row) for row in range(9)], role=role).array
+        assert np.flatnonzero(~seen.any(axis=1)).tolist() == [4]
+        assert seen.dtype == np.float32
 
 
 def test_documents_are_kept_until_others_come(model: Embedder) -> None:

@@ -58,6 +58,14 @@ def test_a_prompt_that_is_left_out_is_read_and_has_no_vector(make_model: MakeMod
     assert found.space != all_of.space
 
 
+def test_a_prompt_around_the_text_cannot_be_left_out(make_model: MakeModel) -> None:
+    whole = make_model(pooling="tokens")
+    model = Embedder(change_pooling(whole.parts(), PoolingOptions(name="tokens", include_prompt=False)))
+    assert len(whole.encode_tokens(["moles"], prompt="one {} two")) == 1
+    with pytest.raises(UserError, match="pooling leaves prompts out"):
+        model.encode_tokens(["moles"], prompt="one {} two")
+
+
 def test_one_with_a_projection_is_the_same_from_its_folder(
     make_model: MakeModel, texts: list[str], tmp_path: Path
 ) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from conftest import MakeModel, Run
+from moembed.compare.scores import Scores
 from moembed.embedder import Embedder
 from moembed.evaluation.files import load_any
 from moembed.evaluation.tasks import evaluate
 from moembed.inference.languages import detect
+from moembed.runs import align
 from moembed.search.alignment import group_means, projection, shift
 from moembed.search.composed import ComposedEncoder
 from moembed.search.index_model import open_encoder
@@ -79,7 +81,7 @@ def test_the_strength_is_chosen_by_tasks_and_all_are_reported(place: Path, run: 
     made = json.loads(out)
     assert [entry["strength"] for entry in made["sweep"]] == [0, 0.5, 1]
     scores = [entry["score"]["value"] for entry in made["sweep"]]
-    assert made["strength"] == [0, 0.5, 1][int(np.argmax(scores))]
+    assert made["strength"] == [0.5, 1][int(np.argmax(scores[1:]))]
     assert made["sweep"][0]["difference"] is None
     assert made["sweep"][2]["difference"]["mean"] == pytest.approx(scores[2] - scores[0])
     gaps = [entry["gap"] for entry in made["sweep"]]
@@ -99,6 +101,56 @@ def test_the_strength_is_chosen_by_tasks_and_all_are_reported(place: Path, run: 
         )
         value_Q = evaluate(task, Embedder("one")).values["f1"]
         assert entry["tasks"]["bitext"]["value"] == pytest.approx(value_Q.mean())
+
+
+def test_nothing_moved_is_not_taken_where_it_was_not_asked_for(
+    place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, compared = align.compare, []
+
+    def swept(encoder: object, tasks: object, made: dict[float, object], bar: object) -> object:
+        items = ["0", "1", "2"]
+        return {
+            strength: {
+                "bitext": Scores(
+                    "bitext", "bitext", items, [""] * 3, np.ones(3), {"f1": np.full(3, 1 - strength)}
+                )
+            }
+            for strength in made
+        }
+
+    monkeypatch.setattr(align, "_sweep", swept)
+    monkeypatch.setattr(align, "compare", lambda *given: compared.append(given) or real(*given))
+    options = (
+        "--texts",
+        "texts.jsonl",
+        "--tasks",
+        "bitext.jsonl",
+        "--json",
+        "--overwrite",
+        "--out",
+        "aligned",
+    )
+    code, out, err = run("align", "model", *options, "--strengths", "0.5,0.75")
+    assert code == 0, err
+    assert json.loads(out)["strength"] == 0.5
+    assert "nothing moved (strength 0) scores 1.000 on the tasks, above the 0.500 of strength 0.5" in err
+    assert len(compared) == 1
+    code, out, err = run("align", "model", *options)
+    assert (code, json.loads(out)["strength"]) == (0, 0)
+    assert "nothing moved" not in err
+
+
+def test_texts_that_are_cut_are_told(place: Path, run: Run) -> None:
+    with Path("texts.jsonl").open("a") as opened:
+        opened.write(json.dumps({"text": "The mole digs. " * 90, "language": "en"}) + "\n")
+    code, out, err = run("align", "model", "--texts", "texts.jsonl", "--out", "aligned", "--json")
+    assert (code, json.loads(out)["truncated"]) == (0, 1), err
+    assert "1 texts longer than the model reads were cut" in err
+    options = ("--texts", "texts.jsonl", "--dim", "4", "--json", "--out", "both")
+    code, out, err = run("fuse", "model", "other", *options)
+    assert (code, json.loads(out)["truncated"]) == (0, 1), err
+    assert "1 texts longer than the model reads were cut" in err
 
 
 def test_two_models_are_one_in_evaluate_and_search(place: Path, run: Run) -> None:

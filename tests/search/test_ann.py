@@ -20,6 +20,7 @@ from conftest import Run
 from moembed.search import ann_build, qdrant_edge
 from moembed.search import plan as planning
 from moembed.search.ann import AnnPart
+from moembed.search.columns import Columns
 from moembed.search.embed import EmbedConfig
 from moembed.search.index import Index
 from moembed.search.index_compress import compress_index
@@ -110,6 +111,18 @@ def test_the_graph_finds_nearly_all_and_scores_as_the_exact_search(folder: Path,
     info = index.info()
     assert (info["engine"], info["engine_recall"]) == ("qdrant-edge", record.recall)
     assert info["engine_bytes"] > 0
+
+
+def test_a_column_of_long_texts_is_not_read_for_the_engine(tmp_path: Path, monkeypatch) -> None:
+    real, read = Columns.pieces, []
+    monkeypatch.setattr(Columns, "pieces", lambda self, name: read.append(name) or real(self, name))
+    source = write_jsonl(
+        tmp_path / "docs.jsonl", [{"text": f"{n} {'long ' * 40}", "page": n} for n in range(40)]
+    )
+    index_file(ToyModel(), source, tmp_path / "index", EmbedConfig(block_rows=16), engine="qdrant-edge")
+    record = AnnPart.of(Index.open(tmp_path / "index").manifest)
+    assert record is not None
+    assert set(record.fields) == set(read) == {"page"}
 
 
 _VALUES = {
@@ -281,6 +294,17 @@ def test_a_damaged_one_is_told_not_served_and_made_anew(tmp_path: Path, harm: st
     assert index.search(queries(), 5).plan.engine == "qdrant-edge"
 
 
+def test_another_version_of_the_engine_makes_it_anew(tmp_path: Path, monkeypatch) -> None:
+    first = AnnPart.of(make(tmp_path / "index", range(60), engine="qdrant-edge").manifest)
+    assert AnnPart.of(make(tmp_path / "index", range(60)).manifest) == first
+    monkeypatch.setattr(ann_build, "installed", lambda name: "99.1")
+    second = AnnPart.of(make(tmp_path / "index", range(60)).manifest)
+    assert first is not None
+    assert second is not None
+    assert (second.version, second.folder != first.folder) == ("99.1", True)
+    assert Index.open(tmp_path / "index").search(queries(), 5).plan.engine == "qdrant-edge"
+
+
 def test_without_the_library_an_index_is_searched_exactly_and_said_so(tmp_path: Path, monkeypatch) -> None:
     make(tmp_path / "index", range(50), engine="qdrant-edge")
     monkeypatch.setitem(sys.modules, "qdrant_edge", None)
@@ -348,6 +372,21 @@ def test_the_command_line_builds_and_says_its_recall(run: Run, tmp_path: Path, m
     assert (told["filter"], told["engine"]) == ("none", "qdrant-edge")
     told = json.loads(run("search", tmp_path / "index", "text", "--json", "--explain", "--exact")[1])["plan"]
     assert told["engine"] == "exact"
+
+
+def test_a_codec_for_an_index_with_a_graph_is_refused_before_texts_are_embedded(
+    run: Run, tmp_path: Path, make_model
+) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    source = write_jsonl(tmp_path / "docs.jsonl", rows(range(40)))
+    made = ("index", source, "--model", tmp_path / "model", "--out", tmp_path / "index")
+    assert run(*made, "--engine", "qdrant-edge")[0] == 0
+    write_jsonl(tmp_path / "docs.jsonl", rows(range(50)))
+    code, _, err = run(*made, "--codec", "int8")
+    assert (code, "which takes floats, not codes" in err) == (2, True), err
+    assert len(Index.open(tmp_path / "index")) == 40
+    code, out, err = run(*made, "--codec", "int8", "--engine", "exact")
+    assert (code, "int8 codes of" in out) == (0, True), err
 
 
 def test_codes_and_an_approximate_engine_exclude_each_other(tmp_path: Path) -> None:

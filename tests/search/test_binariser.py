@@ -13,7 +13,7 @@ from toys import ToyModel
 
 from moembed.encoding import truncate
 from moembed.evaluation.systems import CachedVectors
-from moembed.search.binariser import Bebr, BebrSymmetric, bit_balance, unit
+from moembed.search.binariser import Bebr, BebrSymmetric, unit
 from moembed.search.binariser_training import Recurrence, noisy, ranking_loss, train_binariser
 from moembed.search.codecs import (
     CODECS_OF_BITS,
@@ -36,6 +36,14 @@ def vectors(rows: int, dim: int = DIM, seed: int = 0, rank: int = 6) -> np.ndarr
     rng = np.random.default_rng(seed)
     basis = np.random.default_rng(99).standard_normal((rank, dim))
     return unit(rng.standard_normal((rows, rank)) @ basis + 0.3 * rng.standard_normal((rows, dim)) + 3)
+
+
+def bit_balance(code_NB: np.ndarray, dim: int, bits: int) -> float:
+    """The mean entropy of a bit among these codes: 1 where half of them have it, 0 where all or none do."""
+    planes = np.split(code_NB, bits, axis=1)
+    share = np.concatenate([np.unpackbits(plane, axis=-1, count=dim).mean(axis=0) for plane in planes])
+    share = np.clip(share, 1e-12, 1 - 1e-12)
+    return float(np.mean(-share * np.log2(share) - (1 - share) * np.log2(1 - share)))
 
 
 @pytest.fixture(scope="module")

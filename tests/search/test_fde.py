@@ -80,7 +80,8 @@ def test_a_sketch_adds_every_coordinate_once(monkeypatch: pytest.MonkeyPatch) ->
     for one, vectors in zip(whole, given_, strict=True):
         np.testing.assert_allclose(one, slow(encoding, vectors, True), atol=1e-5)
     monkeypatch.setattr(fde, "_TOKENS", 2)  # texts a few at a time, one longer than a block
-    np.testing.assert_array_equal(encoding.documents(given_), whole)
+    # a product of other rows may round otherwise, by the last bits of numbers of size 1
+    np.testing.assert_allclose(encoding.documents(given_), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_queries_and_documents_draw_the_same_numbers() -> None:
@@ -150,7 +151,7 @@ def test_numbers_of_partitions_are_gray_codes() -> None:
     number = np.arange(4096)
     bits = gray_bits(number)
     np.testing.assert_array_equal(gray_number(bits), number)
-    assert (np.bitwise_count(bits[1:] ^ bits[:-1]) == 1).all()
+    assert {bin(apart).count("1") for apart in (bits[1:] ^ bits[:-1]).tolist()} == {1}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,15 @@ def test_numbers_of_partitions_are_gray_codes() -> None:
 def test_settings_out_of_range_are_one_sentence(values: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         FdeConfig.parse(values, WIDTH)
+
+
+def test_documents_are_encoded_with_numpy_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(np, "bitwise_count", raising=False)  # NumPy 2 alone has it
+    config = FdeConfig(WIDTH, repetitions=2, k_sim=3, d_proj=2)
+    some = tokens([2, 5], 1)
+    found = Fde(config).documents(some)
+    for text, vectors in enumerate(some):
+        np.testing.assert_allclose(found[text], slow(Fde(config), vectors, True), atol=1e-5)
 
 
 def test_settings_by_name_and_what_cannot_be_encoded() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,3 +207,33 @@ def test_explain_says_how_the_filter_was_met(run: Run, tmp_path, make_model):
     assert json.loads(run(*command, "--json")[1]) == told["hits"]
     code, _, err = run(*command, "--explain")
     assert (code, "they alone were scored; it leaves 5 rows" in err) == (0, True)
+
+
+def test_texts_that_are_too_much_for_one_array_are_asked_piece_by_piece(folder: Path, monkeypatch) -> None:
+    query_QM = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    wanted = {where: Index.open(folder).search(query_QM, 9, where=where).index for where in CONDITIONS}
+    real = pa.concat_arrays
+
+    def joined(arrays: list[pa.Array]) -> pa.Array:
+        if any(pa.types.is_string(array.type) for array in arrays):
+            raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+        return real(arrays)
+
+    monkeypatch.setattr(pa, "concat_arrays", joined)
+    index = Index.open(folder)
+    for where, found in wanted.items():
+        np.testing.assert_array_equal(index.search(query_QM, 9, where=where).index, found)
+    for kind in ("pre", "in", "post"):
+        hits, _ = find(index._reader, Search(query_QM, 9, read_where('lang = "de"'), plan=kind))
+        assert all(row["lang"] == "de" for row in index.rows(hits.index.ravel()))
+
+
+def test_a_share_that_another_thread_forgets_is_still_known_here(index: Index) -> None:
+    class Forgetful(dict):
+        def __setitem__(self, where, share):
+            """Another thread clears it at once."""
+
+    search = Search(np.ones((1, 8), np.float32), 3, read_where("page < 100"))
+    wanted = find(index._reader, search)[0].index
+    reader = replace(index._reader, shares=Forgetful())
+    np.testing.assert_array_equal(find(reader, search)[0].index, wanted)

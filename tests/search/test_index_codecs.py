@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from toys import ToyModel, contents, killed_after, write_jsonl
 
+from conftest import MakeModel, Run
 from moembed.encoding import Vectors
+from moembed.search import index_bridge
 from moembed.search.codecs import as_searched, fit_codec
 from moembed.search.embed import EmbedConfig, embed_file
 from moembed.search.exact import top_k
@@ -23,7 +26,7 @@ from moembed.search.index_compress import compress_index
 from moembed.search.index_file import IndexSummary, delete_rows, index_file
 from moembed.search.index_manifest import CODED, UPDATED, read_manifest
 from moembed.search.stores.push import push_index
-from moembed.types import UserError
+from moembed.types import TruncationWarning, UserError
 
 CODECS = ["float16", "int8", "binary", "binary-symmetric", "lsh:2", "bebr:2", "bebr-symmetric:2", "pq:2"]
 
@@ -204,6 +207,36 @@ def test_what_cannot_be_compressed_is_refused_and_left_alone(tmp_path: Path) -> 
     assert contents(tmp_path / "i") == before
 
 
+class Silent(ToyModel):
+    """A text of blanks has no token, and a vector of zeros."""
+
+    def _drawn(self, text: str) -> list[float]:
+        return super()._drawn(text) if text.strip() else [0.0] * self.dim
+
+
+def test_a_text_without_a_token_gets_no_code(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(4)]
+    config = EmbedConfig(block_rows=3, model_path="toy", prompt="")  # type: ignore[arg-type]
+    source = tmp_path / "docs.jsonl"
+    write_jsonl(source, [*rows, row(4, text=" ")])
+    index_file(Silent(), source, tmp_path / "i", config)
+    for name in ("int8", "binary", "lsh:2", "bebr:2"):
+        with pytest.raises(
+            UserError, match=r"the row 'd4' has no token, and a code would give it a direction"
+        ):
+            compress_index(tmp_path / "i", name)
+    assert Index.open(tmp_path / "i").codec == "float32"
+    delete_rows(tmp_path / "i", ["d4"])
+    compress_index(tmp_path / "i", "int8")
+    with pytest.raises(UserError, match=r"the row 'd4' has no token"):
+        index_file(Silent(), source, tmp_path / "i", config)
+    require_coded(tmp_path / "i", rows)
+    write_jsonl(source, [*rows, row(4, text=" ")])
+    index_file(Silent(), source, tmp_path / "j", config)
+    compress_index(tmp_path / "j", "float16")
+    assert Index.open(tmp_path / "j").search(embedded(["moles"]), 5).score[0].tolist().count(0) == 1
+
+
 def test_an_update_that_was_killed_is_finished_first(tmp_path: Path) -> None:
     put(tmp_path, [row(number) for number in range(4)])
     with killed_after(5):
@@ -220,6 +253,28 @@ def test_a_folder_of_vectors_can_be_compressed(tmp_path: Path) -> None:
     embed_file(ToyModel(), tmp_path / "docs.jsonl", tmp_path / "i", EmbedConfig(block_rows=2))
     compress_index(tmp_path / "i", "binary")
     require_coded(tmp_path / "i", [row(number) for number in range(5)])
+
+
+def test_a_codec_that_cannot_be_is_refused_before_texts_are_embedded(
+    run: Run, make_model: MakeModel, tmp_path: Path
+) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    source = write_jsonl(tmp_path / "docs.jsonl", [row(number) for number in range(4)])
+    made = ("index", source, "--model", tmp_path / "model", "--out", tmp_path / "i")
+    code, _, err = run(*made, "--codec", "pq", "--bits-per-dim", "8")
+    assert code == 2
+    assert "there are 4; the index" in err
+    assert "was built, and its vectors stay float32" in err
+    assert (len(Index.open(tmp_path / "i")), Index.open(tmp_path / "i").codec) == (4, "float32")
+    code, out, err = run(*made, "--codec", "binary")
+    assert (code, "binary codes of" in out) == (0, True), err
+    write_jsonl(tmp_path / "docs.jsonl", [row(number) for number in range(6)])
+    before = contents(tmp_path / "i")
+    code, _, err = run(*made, "--codec", "int8")
+    assert (code, "from which no int8 can be made" in err) == (2, True), err
+    assert contents(tmp_path / "i") == before
+    assert run(*made, "--codec", "binary")[0] == 0
+    assert len(Index.open(tmp_path / "i")) == 6
 
 
 # ---- another model searches ------------------------------------------------------------------------------
@@ -261,6 +316,32 @@ def test_a_new_model_searches_the_codes_of_the_old_one_over_a_bridge(bridged: Pa
     put(bridged.parent, [row(number) for number in range(210)], prompt=None)  # later versions keep the bridge
     assert index.search(asked[:1], 1, model=Better())[0][0].id == "d0"
     assert Index.open(bridged).search(["text number 205"], 1, model=Better())[0][0].id == "d205"
+
+
+def test_a_bridge_is_read_once(bridged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, read = index_bridge.read_arrays, []
+    monkeypatch.setattr(
+        index_bridge, "read_arrays", lambda file, stamp: read.append(file) or real(file, stamp)
+    )
+    index = Index.open(bridged)
+    found = [index.search(["text number 9"], 3, model=Better()).index.tolist() for _ in range(4)]
+    assert found == [found[0]] * 4
+    assert len(read) == 1
+
+
+class Cutting(Better):
+    """It reads texts of 14 letters."""
+
+    def vectors(self, texts: Any, **options: Any) -> Vectors:
+        return replace(super().vectors(texts, **options), truncated=sum(len(text) > 14 for text in texts))
+
+
+def test_texts_that_a_new_model_cuts_are_told(bridged: Path) -> None:
+    summary = bridge_index(bridged, Cutting("short"))
+    assert summary.truncated == 100  # from text number 100 on
+    assert "; 100 texts longer than the model reads were cut" in str(summary)
+    with pytest.warns(TruncationWarning, match="1 of 2 questions were longer than the model reads"):
+        Index.open(bridged).search(["moles", "a long question"], 1, model=Cutting("short"))
 
 
 def test_new_codes_are_comparable_with_old_ones(bridged: Path) -> None:

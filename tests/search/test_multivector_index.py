@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from moembed.search.index_manifest import MULTI_VECTOR, read_manifest
 from moembed.search.late_search import maxsim_scores
 from moembed.search.stores.push import push_index
 from moembed.search.token_parts import as_tokens
-from moembed.types import UserError
+from moembed.types import TruncationWarning, UserError
 from moembed.weights.pooling import PoolingOptions, change_pooling
 
 FDE = FdeConfig(8, repetitions=2, k_sim=2, d_proj=3, seed=5)
@@ -157,6 +159,54 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     put(tmp_path, [row(1)], model=ToyModel(), config=EmbedConfig(model_path="toy"))
     with pytest.raises(UserError, match="one vector of each query"):
         Index.open(tmp_path / "i").search(model.encode_tokens(["w1"]))
+
+
+def test_an_exact_search_scores_all_rows_and_the_other_says_what_chose_some(
+    tmp_path: Path, monkeypatch
+) -> None:
+    rows = [row(number) for number in range(40)]
+    put(tmp_path, rows)
+    monkeypatch.setattr("moembed.search.late_search.CANDIDATES", 1)
+    monkeypatch.setattr("moembed.search.late_search._SHARE", 1)
+    monkeypatch.setattr("moembed.search.late_search._BLOCK", 7)
+    model, index = ToyTokens(), Index.open(tmp_path / "i")
+    # a MUVERA that chooses the rows with the least products, the first ones of equal ones
+    monkeypatch.setattr(
+        type(index.fde), "queries", lambda fde, tokens: np.zeros((len(tokens), fde.config.dim))
+    )
+    asked = ["w1 w3", "w5", "w2 w2 w6 w0"]
+    documents = model.encode_tokens([one["text"] for one in rows])
+    for where, first in ((None, 0), ("year >= 2013", 13)):
+        hits = index.search(asked, 3, where=where, model=model, exact=True)
+        assert hits.plan.engine == "exact"
+        for q, query_TM in enumerate(model.encode_tokens(asked)):
+            score_N = maxsim_scores(query_TM, documents)
+            np.testing.assert_allclose(hits.score[q], np.sort(score_N[first:])[:-4:-1], atol=1e-6)
+            np.testing.assert_allclose(score_N[hits.index[q]], hits.score[q], atol=1e-6)
+            assert len({number for number in hits.index[q].tolist() if number >= first}) == 3
+        assert index.search(asked, 3, where=where, model=model).plan.engine == "muvera"
+    assert index.info()["engine"] == "muvera"
+
+
+def test_a_file_of_tokens_that_is_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
+    put(tmp_path, [row(number) for number in range(3)])
+    index, model = Index.open(tmp_path / "i"), ToyTokens()
+    index.search("w1 w3", model=model)
+    (tokens,) = (tmp_path / "i").glob("*.tokens.npy")
+    os.truncate(tokens, 200)  # what was mapped would end the process
+    with pytest.raises(UserError, match=r"tokens\.npy is damaged"):
+        index.search("w1 w3", model=model)
+
+
+class CuttingTokens(ToyTokens):
+    def encode_tokens(self, texts: Iterable[str], **options: Any) -> TokenVectors:
+        return replace(super().encode_tokens(list(texts), **options), truncated=1)
+
+
+def test_a_question_that_is_cut_is_told(tmp_path: Path) -> None:
+    put(tmp_path, [row(number) for number in range(4)])
+    with pytest.warns(TruncationWarning, match="1 of 1 questions were longer than the model reads"):
+        Index.open(tmp_path / "i").search("w1 w3", model=CuttingTokens())
 
 
 def test_from_the_command_line(run: Run, make_model: MakeModel, tmp_path: Path) -> None:

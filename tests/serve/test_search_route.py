@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from moembed.embedder import Embedder
 from moembed.reranker import Reranker
 from moembed.search.embed import EmbedConfig
+from moembed.search.fde import FdeConfig
 from moembed.search.index import Index
 from moembed.search.index_file import index_file
 from moembed.serve.searching import open_index
@@ -165,6 +166,15 @@ def test_an_index_of_another_model_is_refused(index: Index, make_model: Any, tmp
         open_index(index.path, make_model(seed=9))
     with pytest.raises(UserError, match="not an index"):
         open_index(tmp_path, make_model(seed=9))
+
+
+def test_a_multi_vector_index_is_refused(make_model: Any, tmp_path: Path) -> None:
+    model = make_model(pooling="tokens", num_layers=1)
+    (tmp_path / "documents.jsonl").write_text(json.dumps(DOCUMENTS[0]))
+    config = EmbedConfig(multivector=FdeConfig(model.dim, repetitions=2, k_sim=2, d_proj=3))
+    index_file(model, tmp_path / "documents.jsonl", tmp_path / "index", config)
+    with pytest.raises(UserError, match="is a multi-vector index, which is not served: search it with"):
+        open_index(tmp_path, model)
 
 
 def test_a_condition_that_is_too_deep_is_a_sentence(searching: TestClient) -> None:

@@ -45,12 +45,13 @@ def align(
 ) -> None:
     """Close the gap between languages, or other groups of texts, in the vectors of a model.
 
-    The gap is found on training texts. The strength is the one that scores best on the tasks, where there are
-    any; all strengths are reported.
+    The gap is found on training texts. With tasks, the strength is the one of --strengths that scores best on
+    them; all strengths are reported, and 0 with them.
 
     Example: `moembed align me5-small --texts texts.parquet --by language --out models/aligned`
     """
-    from moembed.runs.align import AlignPlan, few_texts
+    from moembed.encoding import cut_texts
+    from moembed.runs.align import AlignPlan, few_texts, unmoved_is_better
     from moembed.runs.align import align as run
 
     chosen = _numbers("--strengths", strengths or (SWEEP if tasks else "1"))
@@ -58,6 +59,10 @@ def align(
     made = run(model, out, plan, overwrite, progress_bar)
     if few := few_texts(made):
         say(f"note: the means of {', '.join(few)} rest on few texts, and hold much of what these are about")
+    if made.truncated:
+        say(f"note: {cut_texts(made.truncated)}")
+    if better := unmoved_is_better(made):
+        say(f"note: {better}")
     if json_:
         print_json(asdict(made))
         return
@@ -100,11 +105,14 @@ def fuse(
 
     Example: `moembed fuse minilm me5-small --weights 0.3,0.7 --texts texts.jsonl --dim 384 --out models/both`
     """
-    from moembed.runs.align import FusePlan
-    from moembed.runs.align import fuse as run
+    from moembed.encoding import cut_texts
+    from moembed.runs.fuse import FusePlan
+    from moembed.runs.fuse import fuse as run
 
     shares = _numbers("--weights", weights) if weights else None
     made = run(models, out, FusePlan(shares, dim, texts, column, role, sample), overwrite, progress_bar)
+    if made.truncated:
+        say(f"note: {cut_texts(made.truncated)}")
     if json_:
         print_json(asdict(made))
         return

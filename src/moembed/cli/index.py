@@ -107,7 +107,7 @@ def build(
     """
     from moembed.search.embed import EmbedConfig
     from moembed.search.fde import FdeConfig
-    from moembed.search.index_compress import compress_index
+    from moembed.search.index_compress import require_codec
     from moembed.search.index_file import index_file
     from moembed.search.index_manifest import index_folder, read_manifest
     from moembed.search.index_model import model_name
@@ -120,6 +120,8 @@ def build(
             f"--codec makes codes, which are searched exactly, and --engine is {engine}: take one"
         )
     out = index_folder(out)
+    if coded:
+        require_codec(out, coded, engine)
     made = read_manifest(out) if model is None else None
     if model is None:
         if made is None:
@@ -151,12 +153,25 @@ def build(
             embedder, source, out, config, id_column=id_, delete_missing=delete_missing, engine=engine,
             progress=show,
         )  # fmt: skip
-    note = "" if coded is None else f"; {compress_index(out, coded)}"
+    note = "" if coded is None else f"; {_compressed(out, coded)}"
     if json_:
         print_json({**asdict(found), "path": str(found.path), "message": f"{found}{note}"})
         return
     print(f"{found}{note}")
     print(f'search it:  moembed search {out} "your question"')
+
+
+def _compressed(out: Path, codec: str) -> str:
+    """What became of the vectors of an index that was just committed."""
+    from moembed.search.index_compress import compress_index
+    from moembed.search.index_manifest import read_manifest
+
+    try:
+        return str(compress_index(out, codec))
+    except UserError as error:
+        if "codec" in (read_manifest(out) or {}):
+            raise
+        raise UserError(f"{error}; the index {out} was built, and its vectors stay float32") from None
 
 
 @index.command("delete")

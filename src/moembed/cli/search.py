@@ -39,7 +39,10 @@ def search(
     rerank: Annotated[str | None, typer.Option(help=f"Order what was found by this. {RERANKER}")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compare all rows, where the index has an approximate engine too.")
+        bool,
+        typer.Option(
+            "--exact", help="Compare all rows, where an approximate engine or MUVERA would choose some."
+        ),
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Also say how the filter was met.")] = False,
     allow_pickle: AllowPickle = False,

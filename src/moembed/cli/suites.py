@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
 def suite_options(measures: str | None, parser: str | None, error_of: str | None) -> SuiteOptions:
     """The options that were given; where nothing names measures, those that need nothing."""
-    from moembed.evaluation.complexity import PARSER
     from moembed.runs.suites import SuiteOptions
 
     chosen = SuiteOptions().measures
     if measures is not None:
         chosen = tuple(part.strip() for part in measures.split(",") if part.strip())
-    return SuiteOptions(chosen, parser or PARSER, error_of)
+    return SuiteOptions(chosen, parser, error_of)
 
 
 def show_suites(found: DomainComparison) -> None:

@@ -22,13 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from moembed.compare.scores import MAIN, Scores
+from moembed.compare.scores import MAIN, STATISTICS, Scores
 from moembed.evaluation.beir import RetrievalTask
 from moembed.evaluation.files import PairTask, Task
 from moembed.types import UserError
 
 MEASURES = ("readability", "entropy", "dependency", "error")
 PARSER = "en_core_web_sm"
+# kinds of task whose single items have a score: the others are summed up by a correlation or the like
+ITEM_KINDS = {kind for kind, metric in MAIN.items() if metric not in STATISTICS}
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _SENTENCE_END = re.compile(r"[.!?。！？]+(?:\s|$)|\n+")
@@ -63,11 +65,14 @@ def _fog(text: str) -> float:
 
 
 def syllables(word: str) -> int:
-    """Groups of vowels, less a silent e at the end, which that of ``table`` is not; at least 1."""
+    """Groups of vowels, less a silent e at the end, as in ``mole`` and ``unique``; at least 1.
+
+    That of ``table``, ``coffee`` and ``movie`` is not silent.
+    """
     low = word.lower()
     groups = len(_VOWELS.findall(low))
-    silent = low.endswith("e") and not re.search("[^aeiouy]le$", low) and groups > 1
-    return max(1, groups - silent)
+    silent = re.search("([^aeiouy]|[gq]u)e$", low) and not re.search("[^aeiouy]le$", low)
+    return groups - 1 if silent and groups > 1 else max(1, groups)
 
 
 def entropy(texts: Sequence[str]) -> np.ndarray:

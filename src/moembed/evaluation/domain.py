@@ -119,10 +119,7 @@ def compare_suites(
     sides = [[task for task in tasks if task in kinds_of] for _, tasks in (domain, general)]
     shared = [kind for kind in MAIN if all(any(kinds_of[task] == kind for task in tasks) for tasks in sides)]
     if not shared:
-        raise UserError(
-            f"{domain[0]} and {general[0]} share no kind of task, and scores of different kinds are no one "
-            "scale: add tasks of one kind to both"
-        )
+        raise UserError(no_shared_kind(domain[0], general[0]))
     kept = [[task for task in tasks if kinds_of[task] in shared] for tasks in sides]
     whole = {name: s for name, s in scored.items() if all(task in s for tasks in kept for task in tasks)}
     if not whole:
@@ -133,12 +130,25 @@ def compare_suites(
     for measure, values in (complexity or {}).items():
         others = {name: s for name, s in whole.items() if measure != "error" or name != judge}
         if not others:
-            raise UserError(f"the errors of {judge} are to sort the items, and no other system is compared")
+            raise UserError(no_other_system(judge))
         strata[measure] = stratified(others, kept, shared, values, parts)
     left_out = [task for tasks in sides for task in tasks if kinds_of[task] not in shared]
     return DomainComparison(
         domain[0], general[0], shared, drops, _rank(list(runs.values())), strata, left_out
     )
+
+
+def no_shared_kind(domain: str, general: str) -> str:
+    """Why two suites cannot be compared."""
+    return (
+        f"{domain} and {general} share no kind of task, and scores of different kinds are no one scale: add "
+        "tasks of one kind to both"
+    )
+
+
+def no_other_system(judge: str | None) -> str:
+    """Why the errors of a system cannot be a measure."""
+    return f"the errors of {judge} are to sort the items, and no other system is compared"
 
 
 def _suite(scores: Mapping[str, Scores], tasks: Sequence[str], kinds: Sequence[str]) -> Runs:

@@ -254,9 +254,12 @@ class CodedEncoder(WrappedEncoder):
         found = super().vectors(texts, role=role, prompt=prompt, progress=progress)
         array = truncate(found.array, self.size)
         if role == "query" and self.documents is not None:
-            array = self.fitted.query(array)
+            seen = self.fitted.query(array)
         else:
-            array = self.fitted.decode(self.fitted.encode(array))
+            seen = self.fitted.decode(self.fitted.encode(array))
+        # a text without a token has no direction, and scores 0 as with floats, whatever its code says
+        has_direction_N1 = array.any(axis=1, keepdims=True)
+        array = np.where(has_direction_N1, seen, np.float32(0))
         return Vectors(array, found.truncated, self.space(role=role, prompt=prompt))
 
     @property

@@ -20,6 +20,7 @@ from moembed.evaluation.metrics import METRICS, Qrels, evaluate_ranking, parse_m
 from moembed.evaluation.rows import EqualTexts, numbered
 from moembed.search import exact
 from moembed.search.late_search import maxsim_scores
+from moembed.search.token_parts import take
 from moembed.types import UserError
 
 DEFAULT_METRICS = {
@@ -149,15 +150,17 @@ def _ranked(task: RetrievalTask, encode: _Encode, k: int) -> np.ndarray:
 def _ranked_late(task: RetrievalTask, encoder: TokenEncoder, k: int, progress: Progress | None) -> np.ndarray:
     queries = encoder.encode_tokens(task.queries, role="query", progress=progress)
     documents = encoder.encode_tokens(task.documents, role="document", progress=progress)
-    scored = (maxsim_scores(query_TM, documents) for query_TM in queries)
     qrels = task.qrels
     if task.kind == "retrieval":
         own_Q = task.own_Q
         wanted = k + (own_Q is not None)
+        scored = (maxsim_scores(query_TM, documents) for query_TM in queries)
         ranked = [np.argsort(-score_N, kind="stable")[:wanted] for score_N in scored]
         return without_own(np.stack(ranked), own_Q, k)
+    candidates = np.split(qrels.document, qrels.offset[1:-1])  # of every query
     judged = [
-        score_N[qrels.document[qrels.offset[q] : qrels.offset[q + 1]]] for q, score_N in enumerate(scored)
+        maxsim_scores(query_TM, take(documents, document_R))
+        for query_TM, document_R in zip(queries, candidates, strict=True)
     ]
     return _reranked(np.concatenate(judged), qrels)
 

@@ -18,6 +18,7 @@ from moembed.model.head import Head
 from moembed.model.pooling import Pooling, PoolingConfig
 from moembed.model.vectors import unit_vectors
 from moembed.packing import pack, token_budget
+from moembed.prompts import in_front_alone
 from moembed.tokenizer import check_prompt
 from moembed.types import UserError
 
@@ -80,7 +81,8 @@ class TokenSentences(TaggedSentences):
             tag, progress, batch_tokens: as of ``Embedder.encode``.
 
         Raises:
-            UserError: the model makes one vector of a text; no texts; a tag that is not known.
+            UserError: the model makes one vector of a text; no texts; a tag that is not known; a prompt with
+                text behind the text, where prompts are left out.
         """
         if not self.pooling.config.per_token:
             raise UserError(
@@ -91,7 +93,8 @@ class TokenSentences(TaggedSentences):
         listed, prefix = as_texts(texts), self.prefix(role, prompt)
         check_prompt(prefix)
         tags = self.tag_numbers(listed, role=role, prompt=prompt, tag=tag)
-        known = None if self.pooling.config.include_prompt else self.tokenizer.prompt_tokens(prefix)
+        leaves_out = not self.pooling.config.include_prompt
+        known = self.tokenizer.prompt_tokens(in_front_alone(prefix)) if leaves_out else None
         found: list[np.ndarray] = []
         truncated = 0
         for rows, cut in windows(self.tokenizer, listed, prefix):

@@ -1,4 +1,4 @@
-"""`moembed align` and `moembed fuse`: what is done to finished vectors: a gap closed, two put together."""
+"""`moembed align`: a gap closed in finished vectors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,7 @@ import torch
 from moembed.client.connection import is_url
 from moembed.compare.comparison import compare
 from moembed.compare.estimates import Difference, Estimate
-from moembed.compare.results import SCORE
+from moembed.compare.results import SCORE, Comparison
 from moembed.compare.scores import Scores
 from moembed.data.sources import iter_rows
 from moembed.embedder import Embedder
@@ -31,11 +30,9 @@ from moembed.folder.modules import is_composed
 from moembed.inference.languages import detect, known_languages
 from moembed.report.card import write_card
 from moembed.runs.system import num_texts
-from moembed.runs.upcycle import texts_of
 from moembed.search.alignment import GroupMeans, group_means, projection, require_share
 from moembed.search.composed import ComposedEncoder, LanguageShift, write_composed
 from moembed.search.embed import column_texts
-from moembed.search.fusion import reduction
 from moembed.search.index_model import open_encoder
 from moembed.types import UserError
 from moembed.weights.projection import add_behind
@@ -53,7 +50,8 @@ class AlignPlan:
         texts: JSONL, Parquet or CSV of training texts, with the column ``column``.
         by: the column that names the group of each text.
         role: what the texts are embedded for.
-        strengths: shares of the gap; of several the one that scores best on ``tasks``.
+        strengths: shares of the gap; of several the one that scores best on ``tasks``, where 0, nothing
+            moved, is scored too.
         tasks: for choosing the strength: not those that the result is to be judged by.
         sample: texts of a group, the first ones.
     """
@@ -82,7 +80,10 @@ class StrengthScore:
 
 @dataclass(frozen=True, slots=True)
 class Aligned:
-    """What was written, with which strength, found on how many texts of every group."""
+    """What was written, with which strength, found on how many texts of every group.
+
+    ``truncated``: texts that were longer than the model reads.
+    """
 
     out: str
     method: Method
@@ -90,6 +91,7 @@ class Aligned:
     groups: dict[str, int]
     parameters: int
     sweep: list[StrengthScore]
+    truncated: int
 
 
 def align(
@@ -118,15 +120,18 @@ def align(
         )
     encoder = open_model(model)
     with bar("texts", len(texts)) as advance:
-        vector_NM = encoder.vectors(texts, role=plan.role, progress=advance).array
+        found = encoder.vectors(texts, role=plan.role, progress=advance)
+    vector_NM = found.array
     means = group_means(vector_NM, groups)
     languages = lru_cache(maxsize=None)(_language)  # every strength asks for those of the same texts
 
     strengths = sorted({0.0, *plan.strengths}) if tasks else list(plan.strengths)
     made = {strength: _aligned(encoder, means, plan.method, strength, languages) for strength in strengths}
     scores = _sweep(encoder, tasks, made, bar)
-    sweep = [_entry(strength, scores, made[strength], vector_NM, texts, groups) for strength in strengths]
-    best = max(sweep, key=lambda entry: entry.score.value if entry.score else 0.0)
+    compared = _compared(scores) if tasks else None
+    sweep = [_entry(strength, compared, made[strength], vector_NM, texts, groups) for strength in strengths]
+    asked = [entry for entry in sweep if entry.strength in plan.strengths]
+    best = max(asked, key=_score)
     result = made[best.strength]
 
     if plan.method == "project" and isinstance(encoder, Embedder):
@@ -137,66 +142,9 @@ def align(
     else:
         write_composed(Path(out), [stored_name(model)], result)
     counts = {name: groups.count(name) for name in means.names}
-    return Aligned(str(out), plan.method, best.strength, counts, result.num_parameters(), sweep)
-
-
-@dataclass(frozen=True, slots=True)
-class FusePlan:
-    """How vectors are put together, see `moembed.search.fusion`.
-
-    Attributes:
-        weights: of each model's cosine; None: as much of each.
-        dim: coordinates that are kept; None: all, and no texts are needed.
-        texts, column: training texts that say which directions those are.
-        sample: how many of them, the first ones.
-    """
-
-    weights: tuple[float, ...] | None = None
-    dim: int | None = None
-    texts: Path | None = None
-    column: str = "text"
-    role: str = "document"
-    sample: int = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """What was written. ``kept``: the share of the squared length of training vectors that is left."""
-
-    out: str
-    models: list[str]
-    weights: list[float]
-    dim: int
-    kept: float
-    parameters: int
-
-
-def fuse(
-    models: Sequence[str], out: str | Path, plan: FusePlan, overwrite: bool = False, bar: Bar = no_bar
-) -> Fused:
-    """Put the vectors of several models side by side, in fewer coordinates where asked, and write to ``out``
-    a folder that names the models.
-
-    Raises:
-        UserError: fewer than two models, texts without a dim or a dim without texts, weights that do not fit.
-    """
-    if len(models) < 2:
-        raise UserError("putting vectors together takes at least two models")
-    if (plan.dim is None) != (plan.texts is None):
-        raise UserError("fewer coordinates are fitted to texts: give both dim and texts, or neither")
-    require_replaceable(Path(out), overwrite)
-    encoders = [open_model(name) for name in models]
-    together = ComposedEncoder(encoders, plan.weights)
-    kept = 1.0
-    if plan.texts is not None and plan.dim is not None:
-        texts = list(islice(texts_of(plan.texts, plan.column), plan.sample))
-        with bar("texts", len(texts)) as advance:
-            vector_NM = together.vectors(texts, role=plan.role, progress=advance).array
-        linear, kept = reduction(vector_NM, plan.dim)
-        together = ComposedEncoder(encoders, plan.weights, linear=linear)
-    write_composed(Path(out), [stored_name(name) for name in models], together)
-    weights = [round(weight, 6) for weight in together.weights]
-    return Fused(str(out), list(models), weights, together.dim, kept, together.num_parameters())
+    return Aligned(
+        str(out), plan.method, best.strength, counts, result.num_parameters(), sweep, found.truncated
+    )
 
 
 def grouped_texts(plan: AlignPlan) -> tuple[list[str], list[str]]:
@@ -229,6 +177,17 @@ def grouped_texts(plan: AlignPlan) -> tuple[list[str], list[str]]:
 def few_texts(aligned: Aligned) -> list[str]:
     """The groups whose mean rests on few texts."""
     return [name for name, count in aligned.groups.items() if count < _FEW]
+
+
+def unmoved_is_better(aligned: Aligned) -> str | None:
+    """The sentence on tasks that are solved best with nothing moved, where that was not asked for."""
+    of = {entry.strength: _score(entry) for entry in aligned.sweep}
+    if of.get(0.0, 0.0) <= of[aligned.strength]:
+        return None
+    return (
+        f"nothing moved (strength 0) scores {of[0.0]:.3f} on the tasks, above the {of[aligned.strength]:.3f} "
+        f"of strength {aligned.strength:g}: the model as it was serves them better"
+    )
 
 
 def open_model(name: str) -> TextEncoder:
@@ -283,24 +242,31 @@ def _sweep(
     return scores
 
 
+def _compared(scores: Mapping[float, dict[str, Scores]]) -> Comparison:
+    """All strengths, each against 0."""
+    return compare({f"{strength:g}": [by_task] for strength, by_task in scores.items()}, "0")
+
+
+def _score(entry: StrengthScore) -> float:
+    return entry.score.value if entry.score else 0.0
+
+
 def _entry(
     strength: float,
-    scores: Mapping[float, dict[str, Scores]],
+    compared: Comparison | None,
     made: ComposedEncoder,
     vector_NM: np.ndarray,
     texts: list[str],
     groups: Sequence[str],
 ) -> StrengthScore:
     gap = group_means(made.transformed(vector_NM, texts), groups).gap
-    if not scores[strength]:
+    if compared is None:
         return StrengthScore(strength, gap)
-    names = {one: f"{one:g}" for one in scores}
-    found = compare({names[one]: [by_task] for one, by_task in scores.items()}, names[0.0])
-    own = names[strength]
+    own = f"{strength:g}"
     return StrengthScore(
         strength,
         gap,
-        found.overall.metrics[own][SCORE],
-        found.overall.differences[own][SCORE] if strength else None,
-        {name: cells.metrics[own][cells.main] for name, cells in found.tasks.items()},
+        compared.overall.metrics[own][SCORE],
+        compared.overall.differences[own][SCORE] if strength else None,
+        {name: cells.metrics[own][cells.main] for name, cells in compared.tasks.items()},
     )

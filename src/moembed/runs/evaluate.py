@@ -221,11 +221,12 @@ def _require_own_files(names: Iterable[str]) -> None:
     """Refuse two systems whose scores would go to one file, where the second would replace the first."""
     files: dict[str, str] = {}
     for name in names:
-        if (other := files.setdefault(_file_name(name), name)) != name:
-            raise UserError(f"the scores of {other} and {name} would both be {_file_name(name)}: rename one")
+        if (other := files.setdefault(score_file(name), name)) != name:
+            raise UserError(f"the scores of {other} and {name} would both be {score_file(name)}: rename one")
 
 
-def _file_name(system: str) -> str:
+def score_file(system: str) -> str:
+    """The name of the file in ``keep`` that holds the scores of a system."""
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', system).strip('-.') or 'model'}.parquet"
 
 
@@ -235,7 +236,7 @@ def _keep(folder: Path, name: str, outcome: Outcome) -> bool:
         return True
     about = {"system": name, **outcome.about}
     try:
-        save_scores(folder / _file_name(name), list(outcome.scores.values()), about)
+        save_scores(folder / score_file(name), list(outcome.scores.values()), about)
     except UserError as error:
         warnings.warn(f"the scores of {name} are not kept: {error}; the evaluation goes on", stacklevel=3)
         return False

@@ -10,14 +10,16 @@ from tempfile import TemporaryDirectory
 
 from moembed.compare.scores import Scores, load_scores
 from moembed.encoding import Bar, no_bar
-from moembed.evaluation.complexity import MEASURES, PARSER, complexities, dependency
-from moembed.evaluation.domain import DomainComparison, compare_suites
+from moembed.evaluation.complexity import ITEM_KINDS, MEASURES, PARSER, complexities, dependency
+from moembed.evaluation.domain import DomainComparison, compare_suites, no_other_system, no_shared_kind
 from moembed.evaluation.files import load_any
 from moembed.evaluation.result import EvaluationResult
 from moembed.evaluation.suite import load_suite
-from moembed.runs.evaluate import BASELINES, Models, evaluate
+from moembed.runs.evaluate import Models, evaluate, name_systems, score_file
 from moembed.runs.system import EvaluationOptions
 from moembed.types import UserError
+
+BM25, RANKINGS = "bm25", {"retrieval", "reranking"}  # all that BM25 is scored on
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +28,13 @@ class SuiteOptions:
 
     Attributes:
         measures: of complexity, see `moembed.evaluation.complexity`.
-        parser: a model of spaCy, for the measure ``dependency``.
+        parser: a model of spaCy, for the measure ``dependency``; None: see `moembed.evaluation.complexity`.
         error_of: a system of the evaluation, for the measure ``error``; it is not compared there.
         parts: into how many parts the items are cut.
     """
 
     measures: tuple[str, ...] = ("readability", "entropy")
-    parser: str = PARSER
+    parser: str | None = None
     error_of: str | None = None
     parts: int = 3
 
@@ -56,21 +58,25 @@ def evaluate_suites(
     if twice := {path.resolve() for path in own} & {path.resolve() for path in other}:
         raise UserError(f"{sorted(twice)[0]} is in both suites: take it out of one")
     _require_measures(suites)
-    given = [models] if isinstance(models, (str, Path)) else list(models)
-    known = dict.fromkeys([*map(str, given), *(BASELINES if options.baselines else ())])
-    if suites.error_of and suites.error_of not in known:
-        raise UserError(f"error_of {suites.error_of} is none of the systems: {', '.join(known)}")
+    sides = [_named(paths) for paths in (own, other)]
+    names = list(name_systems(models, options.baselines, options.allow_pickle))
+    _require_comparable((domain, general), [set(tasks.values()) for tasks in sides], names, suites.error_of)
     with TemporaryDirectory() as scratch:
         folder = Path(options.keep) if options.keep else Path(scratch)
         result = evaluate(models, [*own, *other], replace(options, keep=folder), bar)
-        systems = _kept(folder, result.systems)
-    names = [[load_any(path).name for path in paths] for paths in (own, other)]
+        systems = _kept(folder, result)
     judge = systems.get(suites.error_of or "", {})
-    values = complexities([load_any(path) for path in (*own, *other)], suites.measures, judge, suites.parser)
+    loaded = [load_any(path) for path in (*own, *other)]
+    values = complexities(loaded, suites.measures, judge, suites.parser or PARSER)
     compared = compare_suites(
-        systems, (domain, names[0]), (general, names[1]), values, suites.parts, suites.error_of
+        systems, (domain, list(sides[0])), (general, list(sides[1])), values, suites.parts, suites.error_of
     )
     return result, compared
+
+
+def _named(paths: Sequence[Path]) -> dict[str, str]:
+    """Names of tasks -> their kinds; the tasks themselves are not kept in memory."""
+    return {task.name: task.kind for task in map(load_any, paths)}
 
 
 def _require_measures(suites: SuiteOptions) -> None:
@@ -81,15 +87,44 @@ def _require_measures(suites: SuiteOptions) -> None:
         raise UserError("the measure error needs the system whose errors count: name it with error_of")
     if suites.error_of and "error" not in suites.measures:
         raise UserError("error_of is for the measure error, which measures does not name")
+    if suites.parser and "dependency" not in suites.measures:
+        raise UserError("parser is for the measure dependency, which measures does not name")
     if "dependency" in suites.measures:
-        dependency(suites.parser)
+        dependency(suites.parser or PARSER)
 
 
-def _kept(folder: Path, systems: Sequence[str]) -> dict[str, dict[str, Scores]]:
-    """The scores of every item, by system and task, of the files of this evaluation."""
+def _require_comparable(
+    suites: tuple[str, str], sides: Sequence[set[str]], systems: Sequence[str], judge: str | None
+) -> None:
+    """What the comparison would refuse is told before hours of evaluation.
+
+    Args:
+        sides: the kinds of the tasks of both suites.
+        judge: the system whose errors count.
+    """
+    ranked_alone = all(name == BM25 for name in systems)
+    shared = {kind for kind in sides[0] & sides[1] if not ranked_alone or kind in RANKINGS}
+    if not shared:
+        raise UserError(no_shared_kind(*suites))
+    if judge is None:
+        return
+    if judge not in systems:
+        raise UserError(f"error_of {judge} is none of the systems: {', '.join(systems)}")
+    if not any(kind in shared and (judge != BM25 or kind in RANKINGS) for kind in ITEM_KINDS):
+        raise UserError(
+            f"the error of {judge} is known where single items have a score, and both suites have no kind of "
+            f"task in common on which it has such scores: take another measure"
+        )
+    if not any(name != judge and (name != BM25 or shared <= RANKINGS) for name in systems):
+        raise UserError(no_other_system(judge))
+
+
+def _kept(folder: Path, result: EvaluationResult) -> dict[str, dict[str, Scores]]:
+    """The scores of every item, by system and task, of the files that this evaluation wrote."""
+    scored = {name for task in result.tasks.values() for name in task.metrics}
     found: dict[str, dict[str, Scores]] = {}
-    for file in sorted(folder.glob("*.parquet")):
-        scores, about = load_scores(file)
-        if about.get("system") in systems:
-            found[about["system"]] = {one.task: one for one in scores}
-    return {name: found[name] for name in systems if name in found}
+    for name in result.systems:
+        if name in scored and name not in (result.unkept or []):
+            scores, _ = load_scores(folder / score_file(name))
+            found[name] = {one.task: one for one in scores}
+    return found

@@ -4,7 +4,7 @@ The parts of an index stay the truth. The approximate part is made of them, in a
 never changes, and the manifest says which parts it covers. Rows of parts that it does not cover yet are
 compared one by one, rows that were deleted since are left out, and all scores are computed again from the
 stored vectors: what an update adds is found at once. When a tenth of the rows are not covered, or covered and
-deleted, an update makes it anew.
+deleted, an update makes it anew; so does another version of the engine.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class AnnPart:
     """What the manifest says of an approximate part.
 
     Attributes:
+        version: of the engine that wrote it.
         folder: its name in the index.
         parts: numbers of the parts that it covers.
         fields: of every column that it can filter by, name and kind of the field.

@@ -58,7 +58,8 @@ def require_engine_of(path: Path, engine: str | None) -> None:
 
 
 def refresh(path: Path, engine: str | None, graph_from: int | None = None) -> AnnPart | None:
-    """Make the approximate part of an index that was committed, unless it is there and covers enough.
+    """Make the approximate part of an index that was committed, unless it is there, of this version of the
+    engine, and covers enough.
 
     Hold ``files.locked``. Until it is whole the index is searched with the one before.
 
@@ -78,7 +79,8 @@ def refresh(path: Path, engine: str | None, graph_from: int | None = None) -> An
             commit(path, {name: value for name, value in manifest.items() if name != "ann"}, _ADVICE)
         return None
     reader = PartReader(path, tuple(parts_of(manifest)), manifest["dim"], manifest.get("column"))
-    if there and there.engine == engine and there.is_current(reader) and not there.problem(path, True):
+    is_ours = there is not None and (there.engine, there.version) == (engine, _version())
+    if there and is_ours and there.is_current(reader) and not there.problem(path, True):
         return there
     made = _made(path, reader, engine, graph_from)
     commit(path, {**manifest, "ann": asdict(made)}, _ADVICE)
@@ -100,16 +102,23 @@ def _made(path: Path, reader: PartReader, engine: str, graph_from: int | None) -
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{engine} cannot write {folder} ({reason}): {_ADVICE}") from None
     parts = tuple(part.number for part in reader.parts)
-    version = installed(qdrant_edge.DISTRIBUTION) or "unknown"
-    made = AnnPart(engine, version, folder.name, parts, fields, stamps, 1.0, 0, len(reader))
+    made = AnnPart(engine, _version(), folder.name, parts, fields, stamps, 1.0, 0, len(reader))
     recall, sample = _recall(reader, AnnSearcher(reader, made, path))
     return replace(made, recall=recall, sample=sample)
+
+
+def _version() -> str:
+    """Of the engine: another one may not read what this one wrote."""
+    return installed(qdrant_edge.DISTRIBUTION) or "unknown"
 
 
 def _fields(reader: PartReader) -> dict[str, tuple[str, str]]:
     """The columns that the engine can filter by as we do, with the name and the kind of their field."""
     fields: dict[str, tuple[str, str]] = {}
     for column, kind in reader.columns.items():
+        # a long text that no sample holds is not read: a whole column of them may be more than the memory
+        if kind == TEXT and reader.samples is not None and column not in reader.samples.names:
+            continue
         pieces = [piece for piece in reader.rows_of_columns.pieces(column) if piece is not None]
         # true and false as 1 and 0: version 0.9 of the engine finds neither by its own kind
         name = where_qdrant.WHOLE if kind == FLAG else None

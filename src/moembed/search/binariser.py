@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -49,7 +49,6 @@ class Bebr:
         restore_UMM: R_t of every bit but the first.
     """
 
-    symmetric: ClassVar[bool] = False
     mean_M: np.ndarray
     binarise_UMM: np.ndarray
     restore_UMM: np.ndarray
@@ -146,7 +145,6 @@ class BebrSymmetric(Bebr):
     """Queries are codes too: cosines of code values, which are whole numbers in units of ``2^(1-bits)``."""
 
     __slots__ = ()
-    symmetric = True
 
     def decode(self, code_NB: np.ndarray) -> np.ndarray:
         return self.values(code_NB)
@@ -160,11 +158,3 @@ def unit(vector_NM: np.ndarray) -> np.ndarray:
     vector_NM = np.asarray(vector_NM, np.float32)
     norm_N1 = np.linalg.norm(vector_NM, axis=1, keepdims=True)
     return vector_NM / np.where(norm_N1 > 0, norm_N1, 1)
-
-
-def bit_balance(code_NB: np.ndarray, dim: int, bits: int) -> float:
-    """The mean entropy of a bit among these codes: 1 where half of them have it, 0 where all or none do."""
-    planes = np.split(code_NB, bits, axis=1)
-    share = np.concatenate([np.unpackbits(plane, axis=-1, count=dim).mean(axis=0) for plane in planes])
-    share = np.clip(share, 1e-12, 1 - 1e-12)
-    return float(np.mean(-share * np.log2(share) - (1 - share) * np.log2(1 - share)))

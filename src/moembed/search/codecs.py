@@ -37,8 +37,6 @@ class Codec(Protocol):
     ``decode`` and ``query`` give both sides of a search, whose cosines are the scores. Some rotate both.
     """
 
-    symmetric: ClassVar[bool]  # whether queries are searched with as codes, too
-
     @classmethod
     def fit(cls, document_NM: np.ndarray, *args: Any, **kwargs: Any) -> Codec: ...  # of some also bits, seed
 
@@ -84,7 +82,6 @@ class _Width(_FloatQueries):
 class Float32(_Width):
     """Every coordinate as it is."""
 
-    symmetric: ClassVar[bool] = False
     dtype: ClassVar[type[np.floating]] = np.float32
     dim: int
 
@@ -109,6 +106,11 @@ class Float16(Float32):
     dtype = np.float16
 
 
+def keeps_zeros(codec: Codec) -> bool:
+    """Whether a vector of zeros stays one: of other codecs it gets a direction, near to some queries."""
+    return isinstance(codec, Float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Int8(_FloatQueries):
     """Each dimension in 256 steps from its smallest value among the documents to its largest.
@@ -117,7 +119,6 @@ class Int8(_FloatQueries):
     the step, half a step off at most within the range.
     """
 
-    symmetric: ClassVar[bool] = False
     low_M: np.ndarray
     step_M: np.ndarray
 
@@ -155,7 +156,6 @@ class Binary(_Width):
     The dot product of a float query with ± 1 is the asymmetric search: the query keeps its magnitudes.
     """
 
-    symmetric: ClassVar[bool] = False
     dim: int
 
     @classmethod
@@ -177,7 +177,6 @@ class BinarySymmetric(Binary):
     """Queries are bits too: the order of cosines is the order of Hamming distances."""
 
     __slots__ = ()
-    symmetric = True
 
     def query(self, query_QM: np.ndarray) -> np.ndarray:
         return self.decode(self.encode(query_QM))
@@ -193,7 +192,6 @@ class Projected:
     Source: Charikar, *Similarity estimation techniques from rounding algorithms* (2002).
     """
 
-    symmetric: ClassVar[bool] = False
     mean_M: np.ndarray
     projection_PM: np.ndarray
 

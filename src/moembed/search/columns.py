@@ -1,7 +1,8 @@
 """Columns of an index, held in memory once they were read, and the rows that meet a condition.
 
 A column comes in pieces, one of each part. Where all pieces have one type they are joined, so that a
-condition is one pass over an array and not one call for every part.
+condition is one pass over an array and not one call for every part. Texts of more than 2 GiB stay in pieces:
+no array of Arrow's plain string type holds them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Columns:
 
     def __init__(self, sizes: Sequence[int], read: Callable[[int, str], pa.Array | None]) -> None:
         self._sizes, self._read = list(sizes), read
-        self._whole: dict[str, pa.Array | None] = {}  # None: pieces of several types
+        self._whole: dict[str, pa.Array | None] = {}  # None: in pieces
         self._pieces: dict[str, list[pa.Array | None]] = {}  # of those
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class Columns:
         return [self._piece(name, place) for place in range(len(self._sizes))]
 
     def _column(self, name: str) -> pa.Array | None:
-        """All of a column; None where its pieces have several types."""
+        """All of a column; None where its pieces have several types, or are too much for one array."""
         if name not in self._whole:
             pieces = [self._read(place, name) for place in range(len(self._sizes))]
             kinds = {piece.type for piece in pieces if piece is not None and not pa.types.is_null(piece.type)}
@@ -67,7 +68,11 @@ class Columns:
                     pa.nulls(size, kind) if piece is None else piece.cast(kind)
                     for piece, size in zip(pieces, self._sizes, strict=True)
                 ]
-                self._whole[name] = pa.concat_arrays(filled) if filled else pa.nulls(0)
+                try:
+                    self._whole[name] = pa.concat_arrays(filled) if filled else pa.nulls(0)
+                except pa.ArrowInvalid:  # offsets of 32 bits reach 2 GiB of text
+                    self._pieces[name] = list(filled)
+                    self._whole[name] = None
         return self._whole[name]
 
     def _piece(self, name: str, place: int) -> pa.Array | None:

@@ -188,7 +188,8 @@ class Fde:
     def _nearest(self, bits_T: np.ndarray, length_N: np.ndarray, start_N: np.ndarray) -> np.ndarray:
         """For every document and partition, the first token on the other side of the fewest planes."""
         bits_B = gray_bits(np.arange(self.config.partitions))
-        apart_TB = np.bitwise_count(bits_T[:, None] ^ bits_B).astype(np.int64)
+        ones_B = np.array([bin(number).count("1") for number in range(self.config.partitions)])
+        apart_TB = ones_B[bits_T[:, None] ^ bits_B]
         token_T1 = np.arange(len(bits_T))[:, None]
         least_NB = np.minimum.reduceat(apart_TB * len(bits_T) + token_T1, start_N, axis=0)
         return least_NB % len(bits_T)

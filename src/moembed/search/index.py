@@ -18,12 +18,13 @@ from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, View
 from moembed.search.ann import AnnPart, AnnSearcher
 from moembed.search.fde import Fde, FdeConfig
 from moembed.search.hybrid import require_weight
-from moembed.search.index_bridge import bridge_of
+from moembed.search.index_bridge import Bridge, bridge_of
 from moembed.search.index_codec import read_codec
 from moembed.search.index_manifest import open_version, parts_of
-from moembed.search.index_model import load_model, searched_space
+from moembed.search.index_model import load_model, searched_space, told_if_cut
 from moembed.search.index_reader import PartReader
 from moembed.search.index_search import Search, find
+from moembed.search.late_search import ENGINE as MUVERA
 from moembed.search.plan import Plan
 from moembed.search.where import Where, read_where
 from moembed.search.where_mask import require_columns
@@ -76,6 +77,7 @@ class Index:
     _lock: BinaryIO = field(repr=False, compare=False)  # while it is open, no writer removes our files
     _ann: list[AnnSearcher | None] = field(default_factory=list, repr=False, compare=False)
     _models: list[TextEncoder] = field(default_factory=list, repr=False, compare=False)
+    _bridges: dict[str, Bridge] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, space_id: str | None = None) -> Index:
@@ -157,7 +159,7 @@ class Index:
         """The best ``min(k, N)`` of the N rows that meet ``where``, for every query; ties by lower row.
 
         ``IndexHits.index`` counts the rows of the index that are not deleted. In a multi-vector index scores
-        are those of MaxSim, of the candidates that `moembed.search.late_search` takes.
+        are those of MaxSim, of the candidates that `moembed.search.late_search` takes, or of all rows.
 
         Args:
             queries: texts, embedded by ``model``; or their vectors ``(Q, dim)``, in a multi-vector index
@@ -166,7 +168,7 @@ class Index:
             hybrid: rank by vectors and BM25 together, see `moembed.search.hybrid`; needs texts.
             weight: of hybrid search, how much the vectors count, 0 to 1; None: ranks are added.
             model: default: the model that made the index, loaded once.
-            exact: compare all rows, where the index has an approximate engine too.
+            exact: compare all rows, where an approximate engine or encodings of tokens would choose some.
 
         Raises:
             UserError: ``k`` below 1, vectors that do not fit, a condition that the columns cannot answer, a
@@ -175,10 +177,10 @@ class Index:
         if isinstance(queries, (np.ndarray, TokenVectors)):
             if hybrid:
                 raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
-            return self._find(_asked(queries, k, self._condition(where), None, weight), exact)
+            return self._find(Search.of(queries, k, self._condition(where), None, weight), exact)
         texts = [queries] if isinstance(queries, str) else list(queries)
         found, listed = self.embed_queries(texts, model), texts if hybrid else None
-        return self._find(_asked(found, k, self._condition(where), listed, weight), exact)
+        return self._find(Search.of(found, k, self._condition(where), listed, weight), exact)
 
     def find(
         self,
@@ -204,19 +206,22 @@ class Index:
         Raises:
             UserError: the model is not there, or makes vectors of another space, to which neither a declared
                 relation nor a bridge leads.
+
+        Warns:
+            TruncationWarning: questions were longer than the model reads.
         """
         if model is None:
             if not self._models:
                 self._models.append(load_model(self.path, self.manifest))
             model = self._models[0]
-        if bridge := bridge_of(self.path, self.manifest, model):
-            return bridge.vectors(model.vectors(texts, role="query").array)
+        if bridge := bridge_of(self.path, self.manifest, model, self._bridges):
+            return bridge.vectors(told_if_cut(model.vectors(texts, role="query")).array)
         view = View(dim=self.dim) if self.fde is None else FULL
         self.require_space(searched_space(model, self.manifest.get("role"), view, self.space_id))
         if self.fde is None:
-            return model.vectors(texts, role="query", view=view).array
+            return told_if_cut(model.vectors(texts, role="query", view=view)).array
         assert isinstance(model, TokenEncoder)  # it is in the space of this index
-        return model.encode_tokens(texts, role="query")
+        return told_if_cut(model.encode_tokens(texts, role="query"))
 
     def _find(self, search: Search, exact: bool) -> IndexHits:
         require_weight(search.weight)
@@ -225,7 +230,7 @@ class Index:
         if search.weight is not None and search.texts is None:
             raise UserError("weight is of hybrid search alone: ask for hybrid too")
         search = self._encoded(search)
-        hits, plan = find(self._reader, search, None if exact else self._engine())
+        hits, plan = find(self._reader, replace(search, exact=exact), None if exact else self._engine())
         return IndexHits(hits.index, hits.score, self, plan)
 
     def _encoded(self, search: Search) -> Search:
@@ -297,7 +302,7 @@ class Index:
             "parts": len(self._reader.parts),
             "deleted_rows": sum(part.rows - part.live for part in self._reader.parts),
             "rows_of_an_unfinished_update": sum(part.rows for part in parts_of(manifest, "pending")),
-            "engine": ann.engine if ann else "exact",
+            "engine": ann.engine if ann else "exact" if self.fde is None else MUVERA,
             "engine_recall": ann.recall if ann else None,
             "engine_bytes": ann.bytes(self.path) if ann else 0,
             "bytes": sum(file.stat().st_size for file in self._reader.files()),
@@ -311,17 +316,3 @@ class Index:
         if len(self):  # columns are those of rows: an index without any has none, and nothing to find
             require_columns(condition, self.columns)
         return condition
-
-
-def _asked(
-    queries: np.ndarray | TokenVectors,
-    k: int,
-    where: Where | None,
-    texts: Sequence[str] | None,
-    weight: float | None,
-) -> Search:
-    """What is looked for, before queries are as rows are compared with them."""
-    if isinstance(queries, TokenVectors):
-        nothing_Q0 = np.zeros((len(queries), 0), np.float32)
-        return Search(nothing_Q0, k, where, texts, weight, tokens=queries)
-    return Search(queries, k, where, texts, weight)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from moembed.encoding import TextEncoder
+from moembed.encoding import TextEncoder, cut_texts
 from moembed.files import locked
 from moembed.search.binariser import Bebr, BebrSymmetric, unit
 from moembed.search.exact import top_k
@@ -55,6 +55,7 @@ class BridgeSummary:
         rows: texts that the new model embedded.
         looked_at: of them those that the bridge did not learn from.
         found_first: share of these whose own row is the nearest of all ``rows``.
+        truncated: texts that were longer than the new model reads.
     """
 
     path: Path
@@ -62,11 +63,13 @@ class BridgeSummary:
     rows: int
     looked_at: int
     found_first: float
+    truncated: int
 
     def __str__(self) -> str:
         return (
             f"{self.path} can be searched with the new model, too: learned from {self.rows - self.looked_at} "
             f"texts; of {self.looked_at} others, {self.found_first:.1%} find their own row first"
+            + (f"; {cut_texts(self.truncated)}" if self.truncated else "")
         )
 
 
@@ -94,7 +97,8 @@ def bridge_index(
                 f"{path} has {len(row_K)} rows, and a bridge is learned from {2 * _KEPT_OUT} or more"
             )
         texts = [str(row.get(manifest["column"]) or "") for _, row in reader.rows(row_K, with_ids=False)]
-        new_NK, value_NM = unit(model.vectors(texts, role=role).array), reader.vectors_at(row_K)
+        found = model.vectors(texts, role=role)
+        new_NK, value_NM = unit(found.array), reader.vectors_at(row_K)
         kept_out = np.arange(len(row_K)) % _KEPT_OUT == 0
         bridge = _learned(new_NK[~kept_out], value_NM[~kept_out], codec, seed)
         query_QM = codec.query(bridge.vectors(new_NK[kept_out]))
@@ -107,7 +111,8 @@ def bridge_index(
         others = [one for one in manifest.get("bridges", []) if one["space_id"] != space_id]
         changed = {"bridges": [*others, entry], "next_number": number + 1, "version": manifest["version"] + 1}
         commit(path, {**manifest, **changed}, ADVICE)
-        return BridgeSummary(path, space_id, len(row_K), int(kept_out.sum()), found_first)
+        looked_at = int(kept_out.sum())
+        return BridgeSummary(path, space_id, len(row_K), looked_at, found_first, found.truncated)
 
 
 def _learned(new_NK: np.ndarray, value_NM: np.ndarray, codec: Bebr, seed: int) -> Bridge:
@@ -134,8 +139,13 @@ def _ready(path: Path) -> tuple[dict[str, Any], Bebr]:
     return manifest, codec
 
 
-def bridge_of(path: Path, manifest: Mapping[str, Any], model: TextEncoder) -> Bridge | None:
+def bridge_of(
+    path: Path, manifest: Mapping[str, Any], model: TextEncoder, known: dict[str, Bridge] | None = None
+) -> Bridge | None:
     """The bridge over which queries of this model may search the index; None: there is none.
+
+    Args:
+        known: bridges of this version that were read already, by space; gets the one that is found.
 
     Raises:
         UserError: its file or the calibration of the codes is missing or was changed.
@@ -147,10 +157,15 @@ def bridge_of(path: Path, manifest: Mapping[str, Any], model: TextEncoder) -> Br
     entry = next((one for one in entries if one["space_id"] == space_id), None)
     if entry is None:
         return None
+    if known is not None and space_id in known:
+        return known[space_id]
     codec = read_codec(path, manifest)
     assert isinstance(codec, Bebr)
     try:
         arrays = read_arrays(path / entry["file"], entry["stamp"])
     except DamagedPartError as error:
         raise UserError(f"{error.what}: make the bridge again with `moembed index bridge`") from None
-    return Bridge(arrays["into_MK"], arrays["shift_M"], codec)
+    found = Bridge(arrays["into_MK"], arrays["shift_M"], codec)
+    if known is not None:
+        known[space_id] = found
+    return found

@@ -54,7 +54,8 @@ def compress_index(path: str | Path, name: str, *, seed: int = 0) -> CompressSum
 
     Raises:
         UserError: no finished index, one of other codes, an update that is under way, a codec that cannot be
-            made of these vectors, a full disk, another process that writes there: the index is as it was.
+            made of these vectors, a text without a token, a full disk, another process that writes there: the
+            index is as it was.
     """
     path = Path(path)
     codec_kind(name)
@@ -78,11 +79,10 @@ def compress_index(path: str | Path, name: str, *, seed: int = 0) -> CompressSum
             assert keys is not None
             live_K = part.live_rows()
             if len(live_K):
-                some = codes.stored(np.asarray(floats.vectors(part))[live_K])
+                ids = [keys.ids[row] for row in live_K.tolist()]
+                some = codes.stored(np.asarray(floats.vectors(part))[live_K], ids)
                 kept = [rows[row] for row in live_K.tolist()]
-                left = Keys(
-                    [keys.ids[row] for row in live_K.tolist()], keys.text_N[live_K], keys.row_N[live_K]
-                )
+                left = Keys(ids, keys.text_N[live_K], keys.row_N[live_K])
                 coded.append(codes.write(kept, left, some, part.truncated, part.source))
         changed = {
             "format_version": CODED,
@@ -116,9 +116,23 @@ def _ready(path: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"an update of {path} is under way: finish it with the command that started it, then compress"
         )
+    require_codec(path, name)
+    return manifest
+
+
+def require_codec(path: Path, name: str, engine: str | None = None) -> None:
+    """Refuse a codec that an index, where there is one, cannot be stored in, whatever its rows will be.
+
+    Args:
+        engine: that it is about to get; None: it keeps its own.
+
+    Raises:
+        UserError: a multi-vector index, one that an approximate engine searches, one of other codes.
+    """
+    manifest = read_manifest(path) or {}
     if "multivector" in manifest:
         raise UserError(f"{path} has the vectors of all tokens, and codecs are for one vector of a row")
-    if "ann" in manifest:
+    if "ann" in manifest and engine != "exact":
         raise UserError(
             f"{path} is searched by {manifest['ann']['engine']}, which takes floats, not codes: run moembed "
             "index on it with --engine exact first"
@@ -129,7 +143,6 @@ def _ready(path: Path, name: str) -> dict[str, Any]:
             f"{path} holds codes of {there['name']}, from which no {name} can be made: make another index of "
             "its documents"
         )
-    return manifest
 
 
 def _sample(reader: PartReader, seed: int) -> np.ndarray:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from moembed.encoding import SpaceRelation, TextEncoder, View
-from moembed.types import UserError
+from moembed.encoding import SpaceRelation, TextEncoder, TokenVectors, Vectors, View
+from moembed.types import TruncationWarning, UserError
 
 if TYPE_CHECKING:
     from moembed.client.model import Client
     from moembed.embedder import Embedder
     from moembed.inference.static import StaticEmbedder
     from moembed.search.composed import ComposedEncoder
+
+Found = TypeVar("Found", Vectors, TokenVectors)
+
+
+def told_if_cut(found: Found) -> Found:
+    """Vectors of questions, after a warning where some were longer than the model reads."""
+    if found.truncated:
+        questions = len(found.array if isinstance(found, Vectors) else found)
+        warnings.warn(
+            f"{found.truncated} of {questions} questions were longer than the model reads, and were cut",
+            TruncationWarning,
+            stacklevel=4,
+        )
+    return found
 
 
 def model_name(path: Path, manifest: Mapping[str, Any]) -> str:

@@ -69,7 +69,7 @@ class PartReader:
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
     _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     _maps: dict[int, _Map] = field(default_factory=dict, repr=False, compare=False)
-    _tokens: dict[int, TokenVectors] = field(default_factory=dict, repr=False, compare=False)
+    _tokens: dict[int, tuple[int, TokenVectors]] = field(default_factory=dict, repr=False, compare=False)
 
     shares: dict[Where, float | None] = field(default_factory=dict, repr=False, compare=False)
 
@@ -148,12 +148,17 @@ class PartReader:
         assert self.token_dim is not None
         found = [TokenVectors(np.zeros((0, self.token_dim), np.float32), np.zeros(0, np.int64))]
         for number, _, row_K in self._places(index_K):
-            part = self.parts[number]
-            if part.number not in self._tokens:
-                rows, tokens = self._checked(part, 0), self._checked(part, 3)
-                self._tokens[part.number] = read_tokens(rows, tokens, self.token_dim)
-            found.append(take(self._tokens[part.number], row_K))
+            found.append(take(self._mapped_tokens(self.parts[number], self.token_dim), row_K))
         return joined(found)
+
+    def _mapped_tokens(self, part: Part, token_dim: int) -> TokenVectors:
+        size, known = self._tokens.get(part.number, (None, None))
+        file = part.files(self.path)[3][0]
+        if known is None or _size(str(file)) != size:  # see ``_mapped``
+            known = read_tokens(self._checked(part, 0), file, token_dim)
+            self._checked(part, 3)
+            self._tokens[part.number] = file.stat().st_size, known
+        return known
 
     def queries(self, query_QM: np.ndarray) -> np.ndarray:
         """Vectors of queries as they are compared with what ``vectors`` yields."""

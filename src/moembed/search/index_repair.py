@@ -63,15 +63,15 @@ def _require_source(part: Part, error: DamagedPartError, source: str | None) -> 
 
 def _written_again(writer: PartWriter, part: Part, which: int, error: DamagedPartError, embed: Embed) -> Part:
     rows, keys = writer.rows(part)
+    keys = keys or made_keys(writer.path, [part], writer.column)[1][0]
     stored: np.ndarray | TokenVectors
     if which in (1, 3):
         warnings.warn(f"{error.what}: its texts are embedded again", stacklevel=5)
         column = writer.column or ""
         found = embed([str(row.get(column)) for row in rows])
-        stored = writer.stored(found.array) if isinstance(found, Vectors) else found
+        stored = writer.stored(found.array, keys.ids) if isinstance(found, Vectors) else found
         truncated = found.truncated
     else:
         warnings.warn(f"{error.what}: its terms are counted again", stacklevel=5)
         stored, truncated = writer.payload(part), part.truncated
-    keys = keys or made_keys(writer.path, [part], writer.column)[1][0]
     return replace(writer.write(rows, keys, stored, truncated, part.source), deleted_N=part.deleted_N)

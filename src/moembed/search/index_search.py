@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from moembed.encoding import TokenVectors
 from moembed.search import plan as planning
 from moembed.search.exact import pair_scores, search_parts
 from moembed.search.hybrid import best_terms, by_ranks, by_weight, window
-from moembed.search.late_search import best_products, late_search, num_candidates
+from moembed.search.late_search import ENGINE, best_products, late_scan, late_search, num_candidates
 from moembed.search.plan import Plan
 from moembed.search.where import Where, comparisons
 from moembed.search.where_mask import mask
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moembed.search.index_reader import PartReader
 
 _SHARES = 256  # conditions whose share is remembered
+_UNKNOWN: Final = "unknown"  # None is a share that no sample tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Search:
         plan: the kind of plan to use; None: the cheapest.
         tokens: of the queries, in a multi-vector index, where ``query_QM`` are their encodings; None: rows
             have one vector each.
+        exact: give all rows a score, also where an engine or encodings would choose some.
     """
 
     query_QM: np.ndarray
@@ -45,6 +47,22 @@ class Search:
     weight: float | None = None
     plan: planning.Kind | None = None
     tokens: TokenVectors | None = None
+    exact: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        queries: np.ndarray | TokenVectors,
+        k: int,
+        where: Where | None,
+        texts: Sequence[str] | None,
+        weight: float | None,
+    ) -> Search:
+        """What is looked for, before queries are as rows are compared with them."""
+        if isinstance(queries, TokenVectors):
+            nothing_Q0 = np.zeros((len(queries), 0), np.float32)
+            return cls(nothing_Q0, k, where, texts, weight, tokens=queries)
+        return cls(queries, k, where, texts, weight)
 
 
 def find(reader: PartReader, search: Search, ann: AnnSearcher | None = None) -> tuple[Hits, Plan]:
@@ -54,8 +72,10 @@ def find(reader: PartReader, search: Search, ann: AnnSearcher | None = None) -> 
         ann: the approximate engine, where it is to be asked.
     """
     # BM25 needs all rows that meet a condition: then the exact search has the work already
-    if ann is None or search.plan is not None or (search.texts is not None and search.where is not None):
-        return _exactly(reader, search)
+    by_words = search.texts is not None and search.where is not None
+    if ann is None or search.exact or search.plan is not None or by_words:
+        found, how = _exactly(reader, search)
+        return found, how if search.tokens is None or search.exact else replace(how, engine=ENGINE)
     plan, condition = _approximate_plan(reader, search, ann)
     if plan is None:
         return _exactly(reader, search)
@@ -100,11 +120,13 @@ def _share(reader: PartReader, where: Where | None, names: list[str], test: Meet
     """The share of the rows that meet a condition, as the samples say; kept for the next search."""
     if len(reader) <= planning.SMALL or reader.samples is None or where is None:
         return None
-    if where not in reader.shares:
-        if len(reader.shares) >= _SHARES:
+    share = reader.shares.get(where, _UNKNOWN)
+    if isinstance(share, str):
+        share = reader.samples.share(names, test)
+        if len(reader.shares) >= _SHARES:  # another thread may do so at any moment
             reader.shares.clear()
-        reader.shares[where] = reader.samples.share(names, test)
-    return reader.shares[where]
+        reader.shares[where] = share
+    return share
 
 
 def _approximate_plan(reader: PartReader, search: Search, ann: AnnSearcher) -> tuple[Plan | None, Any]:
@@ -176,8 +198,11 @@ def _among(reader: PartReader, search: Search, meets_N: np.ndarray | None, gathe
 def _late(reader: PartReader, search: Search, tokens: TokenVectors, meets_N: np.ndarray | None) -> Hits:
     """The best rows by MaxSim among those that meet the condition."""
     row_N = np.arange(len(reader)) if meets_N is None else np.flatnonzero(meets_N)
-    vectors = reader.vectors() if meets_N is None else reader.gathered(row_N)
     depth = _depth(search)
+    if search.exact:
+        hits = late_scan(tokens, len(row_N), lambda place_C: reader.tokens_at(row_N[place_C]), depth)
+        return Hits(row_N[hits.index], hits.score)
+    vectors = reader.vectors() if meets_N is None else reader.gathered(row_N)
     candidate_QC = best_products(search.query_QM, vectors, num_candidates(depth))
     hits = late_search(tokens, candidate_QC, lambda place_C: reader.tokens_at(row_N[place_C]), depth)
     return Hits(row_N[hits.index], hits.score)

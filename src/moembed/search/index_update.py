@@ -226,7 +226,7 @@ class IndexUpdate:
         stored_NB = self._writer.empty(len(block))
         if isinstance(found, Vectors):
             places = [place for place, new in enumerate(block) if new.old is None]
-            stored_NB[places] = self._writer.stored(found.array)
+            stored_NB[places] = self._writer.stored(found.array, [block[place].id for place in places])
         for place, new in enumerate(block):
             if new.old is not None:
                 stored_NB[place] = self._vector(new.old)

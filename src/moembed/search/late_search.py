@@ -1,4 +1,5 @@
-"""The best documents by MaxSim: candidates by the products of encodings, then exact scores of these alone."""
+"""The best documents by MaxSim: candidates by the products of encodings, then exact scores of these alone; or
+exact scores of all."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from moembed.types import Hits, UserError
 
 CANDIDATES = 400  # documents of every query that get an exact score, at least
 _SHARE = 4  # and at least so many times as many as are asked for
+_BLOCK = 1024  # documents whose token vectors are in memory at a time
+ENGINE = "muvera"  # what a plan calls the search among candidates
 
 Tokens = Callable[[np.ndarray], TokenVectors]  # of documents, by their numbers
 
@@ -80,4 +83,20 @@ def late_search(queries: TokenVectors, candidate_QC: np.ndarray, tokens: Tokens,
         index_QK.append(candidate_C[best])
         score_QK.append(score_C[best])
     shape = len(queries), min(k, candidate_QC.shape[1])
+    return Hits(np.array(index_QK, np.int64).reshape(shape), np.array(score_QK, np.float32).reshape(shape))
+
+
+def late_scan(queries: TokenVectors, rows: int, tokens: Tokens, k: int) -> Hits:
+    """The best ``k`` of all ``rows`` documents of every query by exact MaxSim; ties by lower number."""
+    index_QK = [np.zeros(0, np.int64) for _ in range(len(queries))]
+    score_QK = [np.zeros(0, np.float32) for _ in range(len(queries))]
+    for start in range(0, rows, _BLOCK):
+        number_N = np.arange(start, min(start + _BLOCK, rows))
+        documents = tokens(number_N)
+        for q, query_TM in enumerate(queries):
+            index_C = np.append(index_QK[q], number_N)
+            score_C = np.append(score_QK[q], maxsim_scores(query_TM, documents))
+            best = np.argsort(-score_C, kind="stable")[:k]
+            index_QK[q], score_QK[q] = index_C[best], score_C[best]
+    shape = len(queries), min(k, rows)
     return Hits(np.array(index_QK, np.int64).reshape(shape), np.array(score_QK, np.float32).reshape(shape))

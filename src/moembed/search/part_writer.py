@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from moembed.encoding import TokenVectors
 from moembed.search.bm25 import Postings
-from moembed.search.codecs import Codec
+from moembed.search.codecs import Codec, keeps_zeros
 from moembed.search.exact import unit_rows
 from moembed.search.fde import Fde
 from moembed.search.index_ids import Keys, stored_keys
@@ -56,16 +56,22 @@ class PartWriter:
     ) -> None:  # fmt: skip
         self.path, self.dim, self.column, self.next_number = path, dim, column, next_number
         self.codec, self.fde = codec, fde
-        self._nothing = self.stored(np.zeros((0, dim), np.float32))
+        self._nothing = self.stored(np.zeros((0, dim), np.float32), [])
 
-    def stored(self, vector_NM: np.ndarray) -> np.ndarray:
+    def stored(self, vector_NM: np.ndarray, ids: Sequence[str]) -> np.ndarray:
         """Vectors as they are stored.
 
         Raises:
-            UserError: vectors that are not finite.
+            UserError: vectors that are not finite; of codes, a vector of zeros, which has no direction.
         """
         assert vector_NM.shape[1] == self.dim
         unit_rows(vector_NM, "vector")
+        if self.codec is not None and not keeps_zeros(self.codec) and not vector_NM.any(axis=1).all():
+            known = ids[int(np.argmin(vector_NM.any(axis=1)))]
+            raise UserError(
+                f"the text of the row {known!r} has no token, and a code would give it a direction: leave "
+                "the row out"
+            )
         return vector_NM.astype(np.float32) if self.codec is None else self.codec.encode(vector_NM)
 
     def empty(self, rows: int) -> np.ndarray:

@@ -35,7 +35,6 @@ class ProductCodes:
         rotation_MM: of OPQ; without it the identity is not stored, but ``(0, 0)``.
     """
 
-    symmetric: ClassVar[bool] = False
     rotates: ClassVar[bool] = False
     centroid_PCD: np.ndarray
     rotation_MM: np.ndarray

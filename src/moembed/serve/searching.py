@@ -145,9 +145,13 @@ def open_index(path: Path, embedder: Embedder) -> Index:
     """The index in a folder, or in a run folder.
 
     Raises:
-        UserError: there is none, it is damaged, or this model did not make it.
+        UserError: there is none, it is damaged, it has vectors of tokens, or this model did not make it.
     """
     opened = Index.open(index_folder(path))
+    if opened.fde is not None:
+        raise UserError(
+            f"{opened.path} is a multi-vector index, which is not served: search it with `moembed search`"
+        )
     with ThreadPoolExecutor(1) as thread:  # hashes the weights; see `Embedder.from_pretrained`
         opened.require_space(thread.submit(_space, opened, embedder).result())
     return opened
