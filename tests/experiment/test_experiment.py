@@ -26,6 +26,7 @@ from moembed.files import locked
 from moembed.folder.read import read_folder
 from moembed.training.contrastive import gradcache
 from moembed.training.interrupt import interruptible
+from moembed.training.log import read_metrics
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 from training_runs import PAIRS, save_animals
@@ -103,6 +104,10 @@ def test_the_record_says_what_compare_says(run: Run, grid: Path) -> None:
     assert 0 < moved["distance"] < 0.5  # copies that four steps have moved apart
     assert moved["highest"] == pytest.approx(np.log(4))
     assert results()["dense/seed-0"]["routing"] is None
+    # every text of every pair of every step, with what the tokenizer puts around it
+    tokens = {name: found["train_tokens"] for name, found in results().items()}
+    rows = read_metrics(Path("runs/experiments/owls/moe/seed-0/run/metrics.jsonl"))
+    assert tokens["moe/seed-0"] == tokens["dense/seed-0"] == sum(row["tokens"] for row in rows) > 4 * 8 * 2
     assert results()["moe/seed-0"]["active_parameters"] < results()["moe/seed-0"]["parameters"]
 
 

@@ -27,6 +27,7 @@ from moembed.runs.evaluate import load_tasks, sample_tasks
 from moembed.runs.system import EvaluationOptions, evaluate_system
 from moembed.runs.train import train
 from moembed.training.checkpoint import latest
+from moembed.training.log import read_metrics
 from moembed.training.memory import trim_heap_now
 from moembed.types import UserError
 
@@ -163,6 +164,7 @@ def _do(job: Job, plan: Plan, tasks: Sequence[Task], options: EvaluationOptions,
         train_bytes=train_bytes,
         encode_bytes=cost.peak_memory_bytes,
         routing=read_routing(run),
+        train_tokens=sum(int(line["tokens"]) for line in read_metrics(run / "metrics.jsonl")),
         made=made(),
     )
     write_json(job.folder / RESULT, result.to_json())

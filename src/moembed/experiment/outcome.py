@@ -47,6 +47,7 @@ class Finished:
     Attributes:
         recipe, evaluation: `Job.recipe`, and what it was scored on.
         batches: hash of the pairs of every step.
+        train_tokens: that its steps embedded, prompts and special tokens included.
         train_bytes, encode_bytes: the most memory the process had while it trained, and while it embedded.
         encode_rate: texts of the tasks embedded per second.
     """
@@ -65,6 +66,7 @@ class Finished:
     train_bytes: int
     encode_bytes: int | None
     routing: Routing | None = None
+    train_tokens: int | None = None
     made: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:

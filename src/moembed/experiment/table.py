@@ -18,7 +18,16 @@ from moembed.experiment.settings import Job, Plan, variant_name
 from moembed.types import UserError
 
 HEAD = ["cell", "seeds", "score", "± seeds", "less the control", "p (Holm)"]
-COSTS = ["cell", "parameters", "active", "texts/s", "memory, training", "memory, encoding", "training"]
+COSTS = [
+    "cell",
+    "parameters",
+    "active",
+    "texts/s",
+    "memory, training",
+    "memory, encoding",
+    "training",
+    "tokens/s",
+]
 ROUTING = [
     "cell",
     "router entropy",
@@ -248,6 +257,7 @@ def cost_rows(result: Result) -> list[list[str]]:
 def _cost(jobs: Sequence[Finished]) -> list[str]:
     rates = [job.encode_rate for job in jobs if job.encode_rate]
     encoding = [job.encode_bytes for job in jobs if job.encode_bytes]
+    trained = [job.train_tokens / job.train_seconds for job in jobs if job.train_tokens and job.train_seconds]
     return [
         formatting.count(jobs[0].parameters),
         formatting.count(jobs[0].active_parameters),
@@ -255,6 +265,7 @@ def _cost(jobs: Sequence[Finished]) -> list[str]:
         formatting.size(max(job.train_bytes for job in jobs)),
         formatting.size(max(encoding)) if encoding else "",
         formatting.duration(fmean(job.train_seconds for job in jobs)),
+        f"{fmean(trained):,.0f}" if trained else "",
     ]
 
 
