@@ -156,7 +156,9 @@ def test_a_pooling_that_learns_is_trained_and_kept(
     learning.save_pretrained(tmp_path / "model")
     assert describe(tmp_path / "model")["parameters"] == learning.num_parameters()
     again = Embedder.from_pretrained(tmp_path / "model", device="cpu")
-    assert np.array_equal(again.encode(texts), learning.encode(texts))
+    assert torch.equal(again.pooling.tensor("1.query"), query)
+    # weights that lie elsewhere in memory may be multiplied in another order: the last bits
+    assert np.abs(again.encode(texts) - learning.encode(texts)).max() <= EQUAL
     assert np.abs(again.encode(texts) - before).max() > EQUAL
     assert again.space() == learning.space() != space
     learning.pooling.load({"1.query": torch.zeros(16)})
