@@ -116,19 +116,24 @@ def read_result(plan: Plan) -> Result:
             done.setdefault(job.cell, []).append(found)
             ready.append(job)
     _require_same_batches(done)
-    means: dict[str, list[float]] = {}
+    scored: dict[str, list[dict[str, Scores]]] = {}
     for job in ready:
-        means.setdefault(job.cell, []).append(_mean(scores(job)))
+        scored.setdefault(job.cell, []).append(scores(job))
+    means = {cell: list(map(_mean, runs)) for cell, runs in scored.items()}
     best = _best(plan, means)
-    ready = [job for job in ready if job.cell in best.values()]
     control = best.get(plan.config.control)
     return Result(
         plan=plan,
         finished=done,
         best=best,
         means=means,
-        full=_compared(control, ready, None),
-        dims={dim: _compared(control, ready, dim) for dim in plan.config.dims},
+        full=_compared(control, {cell: scored[cell] for cell in scored if cell in best.values()}),
+        dims={
+            dim: _compared(
+                control, {cell: _cut(ready, cell, dim) for cell in scored if cell in best.values()}
+            )
+            for dim in plan.config.dims
+        },
         failed=failures(plan.jobs),
     )
 
@@ -144,10 +149,12 @@ def _best(plan: Plan, means: Mapping[str, Sequence[float]]) -> dict[str, str]:
     return best
 
 
-def _compared(control: str | None, ready: Sequence[Job], dim: int | None) -> Compared:
-    systems: dict[str, list[dict[str, Scores]]] = {}
-    for job in ready:
-        systems.setdefault(job.cell, []).append(scores(job, dim))
+def _cut(ready: Sequence[Job], cell: str, dim: int) -> list[dict[str, Scores]]:
+    """The scores of a cell's runs with vectors of so many coordinates."""
+    return [scores(job, dim) for job in ready if job.cell == cell]
+
+
+def _compared(control: str | None, systems: Mapping[str, list[dict[str, Scores]]]) -> Compared:
     return Compared(
         comparison=compare(systems, control) if control and len(systems) > 1 else None,
         spread={cell: stdev(map(_mean, runs)) if len(runs) > 1 else None for cell, runs in systems.items()},

@@ -22,14 +22,7 @@ from moembed.training.parallel import ALONE
 def dry_run_pretraining(
     config: PretrainConfig, overwrite: bool = False, resume: bool = False, keep: Path | None = None
 ) -> Plan:
-    """What ``moembed pretrain`` would do. The texts are tokenised, as the run will do it again.
-
-    Args:
-        keep: a folder for the model as it is before the first step; None: nobody needs it.
-
-    Raises:
-        UserError: whatever the run would refuse before its first step.
-    """
+    """`moembed.runs.dry_run.dry_run` of ``moembed pretrain``: the texts are tokenised too."""
     if not resume:
         require_replaceable(Path(config.out), overwrite)
     model, heads, head = prepared(locate_base(config.base), config)

@@ -49,18 +49,23 @@ class VectorQueue:
         count = min(newest, self.filled)
         if not count:
             return dict(documents), batch.known, batch.owner_N
-        place_K = torch.arange(self.next - count, self.next) % self.size
         joined = {
             depth: torch.cat(
-                [vector_NM, self.vectors[depth][place_K.to(vector_NM.device)].to(vector_NM.dtype)]
+                [vector_NM, *(some.to(vector_NM.dtype) for some in self._newest(self.vectors[depth], count))]
             )
             for depth, vector_NM in documents.items()
         }
-        key_N = torch.cat([batch.key_N, self.key_K[place_K]])
+        key_N = torch.cat([batch.key_N, *self._newest(self.key_K, count)])
         answers = Duplicates.of(batch.query_key_Q, key_N, batch.known.positive_Q)
         known = replace(batch.known, known=answers) if isinstance(batch.known, Guided) else answers
         owner_N = torch.cat([batch.owner_N, torch.full((count,), FOREIGN)])
         return joined, known, owner_N
+
+    def _newest(self, ring: Tensor, count: int) -> tuple[Tensor, ...]:
+        """The newest ``count`` rows, oldest first: views, for a copy in every step would cost."""
+        start = (self.next - count) % self.size
+        whole = start + count <= self.size
+        return (ring[start : start + count],) if whole else (ring[start:], ring[: self.next])
 
     def push(self) -> None:
         """After the step: its candidates become the newest of the queue."""
