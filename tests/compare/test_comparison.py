@@ -98,7 +98,7 @@ def test_a_comparison_is_its_json(three: dict[str, Any]) -> None:
     written = json.loads(json.dumps(result.to_json()))
     assert Comparison.from_json(written) == result
     assert list(written) == [
-        "systems", "reference", "seeds", "tasks", "overall", "kinds", "languages", "lengths", "borda"
+        "systems", "reference", "seeds", "tasks", "overall", "kinds", "languages", "lengths", "borda", "paired"
     ]  # fmt: skip
     assert list(written["tasks"]["owls"]) == [
         "kind", "main", "items", "languages", "metrics", "differences"
@@ -391,6 +391,23 @@ def test_sentences_tell_of_seeds(three: dict[str, Any]) -> None:
     )
 
 
+def test_runs_are_paired_where_they_saw_the_same_batches(three: dict[str, Any]) -> None:
+    """Runs that differ much among themselves, and alike in both systems, hide no difference."""
+
+    def runs(gain: float) -> list[dict[str, Scores]]:
+        return [on(retrieval("owls", gain + luck))[0] for luck in (-0.2, 0, 0.2)]
+
+    systems = {"new": runs(0.01), "old": runs(0.0)}
+    apart, paired = compare(systems), compare(systems, paired=["new"])
+    assert not is_real(apart.overall.differences["new"]["score"])
+    assert is_real(paired.overall.differences["new"]["score"])
+    assert paired.paired == ["new"]
+    assert sentences(paired)[-1] == "Compared run by run, with the same batches in both: new."
+    assert Comparison.from_json(paired.to_json()) == paired
+    with pytest.raises(UserError, match="new has 2 runs and old 3: only as many can be paired"):
+        compare({"new": runs(0.01)[:2], "old": runs(0.0)}, paired=["new"])
+
+
 @pytest.fixture
 def kept(three: dict[str, Any], tmp_path: Path) -> list[Path]:
     paths = []
@@ -421,6 +438,19 @@ def test_the_command(run: Run, kept: list[Path], three: dict[str, Any], tmp_path
     assert code == 0, err
     written = json.loads((tmp_path / "out" / "result.json").read_text())
     assert json.loads(out) == compared(three, "new") == written
+
+
+def test_the_command_pairs_seeds(run: Run, tmp_path: Path) -> None:
+    for name, gain in {"new": 0.01, "old": 0.0}.items():
+        for seed, luck in enumerate((-0.2, 0, 0.2)):
+            about = {"system": name, "space_id": f"{name}-{seed}", "seed": seed}
+            save_scores(tmp_path / f"{name}-{seed}.parquet", [retrieval("owls", gain + luck)], about)
+    systems = [f"{name}={tmp_path}/{name}-*.parquet" for name in ("new", "old")]
+    code, out, err = run("compare", *systems)
+    assert (code, "No clear difference between new and old on owls" in out) == (0, True), err
+    code, out, err = run("compare", *systems, "--pair-seeds")
+    assert (code, "new beats old by 0.010 nDCG@10" in out) == (0, True), err
+    assert "Compared run by run" in out
 
 
 def test_the_command_shows_what_is_asked_for(run: Run, kept: list[Path]) -> None:

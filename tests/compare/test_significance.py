@@ -252,6 +252,35 @@ def test_what_runs_differ_in_item_by_item_counts_once(seed_effect: float, item_e
     assert distance_to_uniform(p_values(experiment)) < 1
 
 
+@pytest.mark.parametrize("together", [0.0, 0.04])
+def test_pairs_of_runs_that_saw_the_same_batches(together: float) -> None:
+    """What the batches do to both goes out: p stays uniform, and a small difference is seen through it."""
+
+    def pair(rng: Rng, seed: int, gain: float) -> tuple[Runs, Runs]:
+        batches_R1 = together * rng.normal(size=(SEEDS, 1))
+        a, b = (trained(rng, 0.005, 0.01) + batches_R1 for _ in "ab")
+        return runs_of(a + gain, draws=199, seed=seed), runs_of(b, draws=199, seed=seed)
+
+    def p_value(gain: float, paired: bool) -> Callable[[Rng, int], float]:
+        return lambda rng, seed: difference(*pair(rng, seed, gain), 60, paired=paired, seed=seed).p_value
+
+    assert distance_to_uniform(p_values(p_value(0.0, True))) < 1
+    seen, seen_apart = (rejected(p_values(p_value(0.03, paired))) for paired in (True, False))
+    assert seen > 0.5
+    assert (seen > 2 * seen_apart) == (together > 0)
+
+
+def test_paired_runs_by_hand() -> None:
+    """Three differences of 1, 2 and 3 hundredths on items that do not vary: 0.02 ± 4.303 · 0.01 / √3."""
+    a, b = np.full((3, 20), 0.5), np.full((3, 20), 0.5)
+    a += np.array([[0.01], [0.02], [0.03]]) + 0.1 * np.arange(3)[:, None]
+    b += 0.1 * np.arange(3)[:, None]
+    gap = difference(runs_of(a, draws=4000), runs_of(b, draws=4000), 20, paired=True)
+    assert gap.mean == pytest.approx(0.02)
+    # 80,000 draws of Student's t: their 2.5 % quantile is known to about 2 %
+    assert gap.high - gap.mean == pytest.approx(4.303 * 0.01 / 3**0.5, rel=0.06)
+
+
 def test_several_runs_against_a_model_that_is_what_it_is() -> None:
     def experiment(rng: Rng, seed: int) -> float:
         fixed = runs_of(0.05 * rng.normal(size=60), draws=199, seed=seed)

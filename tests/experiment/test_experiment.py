@@ -81,7 +81,8 @@ def test_the_record_says_what_compare_says(run: Run, grid: Path) -> None:
     # the figures are those of `moembed compare` on the files of scores
     folder = "runs/experiments/owls"
     patterns = [f"{cell}={folder}/{cell}/seed-*/scores.parquet" for cell in ("dense", "moe")]
-    compared = compare(read_runs(patterns), "dense")
+    compared = compare(read_runs(patterns), "dense", paired=["moe"])
+    assert printed["comparison"]["paired"] == ["moe"]
     gap = compared.overall.differences["moe"][SCORE]
     assert printed["comparison"]["overall"]["differences"]["moe"][SCORE]["p_holm"] == gap.p_holm
     scored = [

@@ -33,6 +33,10 @@ def compare(
     choose: Annotated[
         int | None, typer.Option(min=1, help="Choose so many tasks whose mean ranks the systems as all do.")
     ] = None,
+    pair_seeds: Annotated[
+        bool,
+        typer.Option("--pair-seeds", help="Run i of every system saw the same batches: compare run by run."),
+    ] = False,
     by: Annotated[
         Literal["task", "language", "length"] | None, typer.Option(help="Show these alone; default: all.")
     ] = None,
@@ -59,7 +63,8 @@ def compare(
         systems = files.read_runs(runs)
         if len(systems) < 2:
             raise UserError("give two runs or more: one has nothing to be compared to")
-        result = compare(files.only(systems, metric) if metric else systems, reference)
+        paired = set(systems) - {reference or list(systems)[-1]} if pair_seeds else ()
+        result = compare(files.only(systems, metric) if metric else systems, reference, paired=paired)
         if choose:
             _, tasks, score_ST = score_table(result)
             result = replace(result, chosen=choose_tasks(score_ST, tasks, choose))

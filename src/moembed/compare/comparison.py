@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
@@ -21,6 +21,7 @@ from moembed.compare.align import (
     shared_metrics,
 )
 from moembed.compare.estimates import Difference
+from moembed.compare.formatting import plural
 from moembed.compare.ranks import borda_ranks
 from moembed.compare.results import (
     SCORE,
@@ -52,7 +53,9 @@ class _Part:
     swaps: dict[str, dict[str, np.ndarray]]  # metric, system: (D,)
 
 
-def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -> Comparison:
+def compare(
+    systems: Systems, reference: str | None = None, draws: int = 2000, paired: Collection[str] = ()
+) -> Comparison:
     """95 % intervals of every system and of what it has more than the reference, with p-values.
 
     By task, over all tasks, by kind of task, by language and by length of the items. Where tasks are taken
@@ -65,16 +68,23 @@ def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -
         systems: name -> an entry per seed -> task -> scores.
         reference: what the others are compared to; default: the last system.
         draws: resamples of the items, and random swaps of two systems.
+        paired: systems whose run i saw the same batches as run i of the reference.
 
     Raises:
-        UserError: nothing to compare, an unknown reference, a system that has no task in common with it, and
-            what ``align.by_task`` refuses.
+        UserError: nothing to compare, an unknown reference, a system that has no task in common with it,
+            pairs of runs where there are not as many of both, and what ``align.by_task`` refuses.
     """
     names, tasks = list(systems), by_task(systems)
-    plan = _Plan(names, names[-1] if reference is None else reference, draws)
+    plan = _Plan(names, names[-1] if reference is None else reference, draws, frozenset(paired))
     if plan.reference not in names:
         raise UserError(f"no system is called {reference!r}: the reference must be one of {', '.join(names)}")
     require_common_tasks(systems, plan.reference)
+    for name in sorted(plan.paired):
+        if len(systems[name]) != len(systems[plan.reference]):
+            raise UserError(
+                f"{name} has {plural(len(systems[name]), 'run')} and {plan.reference} "
+                f"{len(systems[plan.reference])}: only as many can be paired"
+            )
     parts = {task: plan.part(aligned) for task, aligned in tasks.items()}
     kinds: dict[str, list[_Part]] = {}
     for part in parts.values():
@@ -83,6 +93,7 @@ def compare(systems: Systems, reference: str | None = None, draws: int = 2000) -
         systems=names,
         reference=plan.reference,
         seeds={name: len(seeds) for name, seeds in systems.items()},
+        paired=[name for name in names if name in plan.paired and len(systems[name]) > 1],
         tasks={task: plan.task(part) for task, part in parts.items()},
         overall=MeanCells(*plan.mean(list(parts.values())), len(parts)),
         kinds={
@@ -106,6 +117,7 @@ class _Plan:
     names: list[str]
     reference: str
     draws: int
+    paired: frozenset[str]
 
     def part(self, aligned: Aligned) -> _Part:
         scores, metrics = any_of(aligned), shared_metrics(aligned)
@@ -190,7 +202,7 @@ class _Plan:
                 if name != self.reference and self.reference in runs:
                     swaps = [part.swaps[m][name] for part, m in measured if name in part.swaps[m]]
                     swap_D = np.mean(swaps, axis=0) if len(swaps) == len(measured) else None
-                    gap = difference(own, runs[self.reference], items, swap_D)
+                    gap = difference(own, runs[self.reference], items, swap_D, name in self.paired)
                     differences.setdefault(name, {})[label] = gap
         return metrics, differences
 

@@ -94,6 +94,7 @@ class Comparison:
     Attributes:
         systems: their names, in the order given.
         seeds: how many runs each system has.
+        paired: the systems whose runs were compared to those of the reference one by one.
         tasks, kinds, languages, lengths: by name; see the classes of the values.
         overall: over all tasks.
         borda: the systems that have all tasks, best first; nothing where there are not two of both.
@@ -109,6 +110,7 @@ class Comparison:
     languages: dict[str, GroupCells]
     lengths: dict[str, GroupCells]
     borda: dict[str, BordaRank] = field(default_factory=dict)
+    paired: list[str] = field(default_factory=list)
     chosen: ChosenTasks | None = None
 
     @property

@@ -24,8 +24,12 @@ so as not to count twice. Then p is the share of such draws that lie as far from
 difference from zero, by counting alone.
 
 A system with one run is taken as it is: what is said holds for that model, not for another training of it.
-Runs of two systems are not paired, even where their seeds are the same numbers: a number does not make two
-trainings alike, and if something does, the interval is too wide, not too narrow.
+
+**Pairs of runs.** A number does not make two trainings alike, so runs are not paired by their seeds alone.
+Where run i of both systems saw the same batches, as in an experiment, what a batch does to both goes out in
+their difference: then s² is that of the R differences, and t has R - 1 degrees of freedom, with wider tails.
+Which is narrower, paired or not, depends on how alike the runs are; the choice follows from how they were
+made, not from the figures.
 
 **Bounds.** Deviations are laid around the score, so an interval could end where no score can be: a recall of
 1.03. Its ends are moved to the range of the statistic, of a difference to that of differences.
@@ -105,7 +109,13 @@ def interval(runs: Runs, level: float = 0.95, seed: int = 0) -> Estimate:
 
 
 def difference(
-    a: Runs, b: Runs, items: int, swap_D: np.ndarray | None = None, level: float = 0.95, seed: int = 0
+    a: Runs,
+    b: Runs,
+    items: int,
+    swap_D: np.ndarray | None = None,
+    paired: bool = False,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Difference:
     """What ``a`` has more than ``b``; both hold the same resamples of the same items.
 
@@ -113,10 +123,12 @@ def difference(
         items: how many there are, of all tasks together.
         swap_D: what ``a`` has more when predictions are swapped at random (``swap``, or a mean of it over
             tasks); used where both systems have one run. Without it the p-value is the bootstrap's.
+        paired: run i of ``a`` belongs to run i of ``b``; there are as many of both.
     """
     mean = a.value - b.value
     item_D = a.from_value_D - b.from_value_D
-    deviation_D = _deviation(item_D, [a, b], seed)
+    apart = [Runs(a.value_R - b.value_R, a.draw_RD - b.draw_RD)] if paired else [a, b]
+    deviation_D = _deviation(item_D, apart, seed)
     low, high = _ends(deviation_D, level)
     reach = (a.bounds[0] - b.bounds[1], a.bounds[1] - b.bounds[0])
     low, high = _within(mean + low, mean + high, reach)
@@ -160,7 +172,8 @@ def paired_difference(
         for v, d in zip((a, b), drawn_XD, strict=True)
     )
     swap_XD = swap(statistic, [a], b, draws, np.random.default_rng(seed))
-    return difference(first, second, len(a), None if swap_XD is None else swap_XD[0], level, seed)
+    swap_D = None if swap_XD is None else swap_XD[0]
+    return difference(first, second, len(a), swap_D, level=level, seed=seed)
 
 
 def resample(

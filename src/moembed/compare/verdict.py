@@ -105,3 +105,5 @@ def _seeds(result: Comparison) -> Iterator[str]:
         if single:
             rest = f"; not that of single runs: {formatting.listing(single)}"
         yield f"The intervals count the variation between seeds, from {told}{rest}."
+    if result.paired:
+        yield f"Compared run by run, with the same batches in both: {formatting.listing(result.paired)}."

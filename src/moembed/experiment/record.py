@@ -99,8 +99,9 @@ def _about(comparison: Comparison) -> str:
     tasks = formatting.plural(len(comparison.tasks), "task")
     return (
         f"Mean over {tasks} of the main metric, with a 95 % interval over items and, where a cell has "
-        f"several seeds, over seeds; ± is the standard deviation over seeds. The difference is paired "
-        f"item by item with {comparison.reference}; p after Holm's correction over the cells."
+        f"several seeds, over seeds; ± is the standard deviation over seeds. The difference to "
+        f"{comparison.reference} is paired item by item and, where both have the same seeds, seed by seed; "
+        "p after Holm's correction over the cells."
     )
 
 

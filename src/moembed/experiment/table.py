@@ -127,10 +127,10 @@ def read_result(plan: Plan) -> Result:
         finished=done,
         best=best,
         means=means,
-        full=_compared(control, {cell: scored[cell] for cell in scored if cell in best.values()}),
+        full=_compared(control, done, {cell: scored[cell] for cell in scored if cell in best.values()}),
         dims={
             dim: _compared(
-                control, {cell: _cut(ready, cell, dim) for cell in scored if cell in best.values()}
+                control, done, {cell: _cut(ready, cell, dim) for cell in scored if cell in best.values()}
             )
             for dim in plan.config.dims
         },
@@ -154,9 +154,19 @@ def _cut(ready: Sequence[Job], cell: str, dim: int) -> list[dict[str, Scores]]:
     return [scores(job, dim) for job in ready if job.cell == cell]
 
 
-def _compared(control: str | None, systems: Mapping[str, list[dict[str, Scores]]]) -> Compared:
+def _compared(
+    control: str | None,
+    done: Mapping[str, Sequence[Finished]],
+    systems: Mapping[str, list[dict[str, Scores]]],
+) -> Compared:
+    """Runs of one seed belong together, for they saw the same batches; where both have the same seeds."""
+    comparison = None
+    if control and len(systems) > 1:
+        seeds = {cell: [job.seed for job in done[cell]] for cell in systems}
+        paired = [cell for cell in systems if cell != control and seeds[cell] == seeds.get(control)]
+        comparison = compare(systems, control, paired=paired)
     return Compared(
-        comparison=compare(systems, control) if control and len(systems) > 1 else None,
+        comparison=comparison,
         spread={cell: stdev(map(_mean, runs)) if len(runs) > 1 else None for cell, runs in systems.items()},
     )
 
