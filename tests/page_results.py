@@ -61,6 +61,7 @@ def result(
             name: {"rank": place, "points": float(len(systems) - place)}
             for place, name in enumerate(systems, 1)
         },
+        "paired": [],
         "seeds": dict.fromkeys(systems[:-1], 1) | {systems[-1]: 3},
         "tasks": {
             name: {

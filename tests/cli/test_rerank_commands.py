@@ -52,6 +52,23 @@ def test_a_search_is_reranked(run: Run, reranker: Reranker, tmp_path: Path) -> N
     found = [hit["n"] for hit in json.loads(out)]
     assert found == sorted(nearest, key=lambda n: -scores[n])
 
+    # an evaluation tells what that is worth, beside the model alone
+    task = tmp_path / "moles.jsonl"
+    rows = [{"query": QUERY, "document": TEXTS[4]}, {"query": "night?", "document": TEXTS[3]}]
+    rows += [{"query": f"{n}?", "document": text} for n, text in enumerate(TEXTS[:3])]
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = ("evaluate", tmp_path / "embedder", "--no-baselines", "--tasks", task, "--dtype", "float32")
+    code, out, err = run(*evaluation, "--rerank", tmp_path / "reranker", "--candidates", 3, "--json",
+                         "--keep", tmp_path / "scores")  # fmt: skip
+    assert code == 0, err
+    alone, both = json.loads(out)["systems"]
+    assert both == f"{alone} + {tmp_path}/reranker"
+    metrics = json.loads(out)["tasks"]["moles"]["metrics"]
+    assert metrics[both] != metrics[alone]
+    assert len(list((tmp_path / "scores").iterdir())) == 2
+    code, _, err = run(*evaluation, "--rerank", tmp_path / "embedder")
+    assert (code, "Traceback" in err) == (2, False)
+
     code, _, err = run(*search[:4], tmp_path / "embedder")
     assert code == 2
     assert "error:" in err

@@ -98,7 +98,8 @@ def test_a_comparison_is_its_json(three: dict[str, Any]) -> None:
     written = json.loads(json.dumps(result.to_json()))
     assert Comparison.from_json(written) == result
     assert list(written) == [
-        "systems", "reference", "seeds", "tasks", "overall", "kinds", "languages", "lengths", "borda", "paired"
+        "systems", "reference", "seeds", "tasks", "overall", "kinds", "languages", "lengths", "borda",
+        "paired",
     ]  # fmt: skip
     assert list(written["tasks"]["owls"]) == [
         "kind", "main", "items", "languages", "metrics", "differences"

@@ -78,6 +78,11 @@ def evaluate(
     keep: Annotated[
         Path | None, typer.Option(help="Folder for the scores of every item, for `moembed compare`.")
     ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(help="A cross-encoder that orders what each model finds, as a system of its own."),
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="With --rerank: how many it is given.")] = 50,
     wrong_tags: Annotated[
         float, typer.Option(min=0, max=1, help="Share of texts that experts by language are told wrongly.")
     ] = 0.0,
@@ -110,6 +115,7 @@ def evaluate(
             keep=keep,
             html=html,
             wrong_tags=wrong_tags,
+            rerank=rerank,
         )
         require_outputs(out, None)
         dim, *rest = _dims(dims) or (None,)
@@ -128,7 +134,7 @@ def evaluate(
     options = EvaluationOptions(
         metrics=_listed(metrics or "") or None, sample=sample, dims=_dims(dims), codecs=_listed(codecs),
         baselines=baselines, dtype=dtype, processes=processes, cache=cache, keep=keep,
-        allow_pickle=allow_pickle, wrong_tags=wrong_tags,
+        allow_pickle=allow_pickle, wrong_tags=wrong_tags, rerank=rerank, candidates=candidates,
     )  # fmt: skip
     compared = None
     if suite and against:

@@ -103,6 +103,7 @@ def _chosen(scores: Scores, chosen_Q: np.ndarray) -> Scores:
         language=[language for language, chosen in zip(scores.language, chosen_Q, strict=True) if chosen],
         length=scores.length[chosen_Q],
         values={metric: value[chosen_Q] for metric, value in scores.values.items()},
+        ranked_QK=None if scores.ranked_QK is None else scores.ranked_QK[chosen_Q],
     )
 
 

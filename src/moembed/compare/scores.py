@@ -52,7 +52,8 @@ class Scores:
     ``values`` maps a metric to ``(Q,)`` numbers whose mean is the score, or to ``(Q, 2)`` pairs (what was
     predicted, what is right) whose ``statistic`` is. ``language`` is "" where it is not known, ``length``
     counts characters. Scores of two systems can be compared where ``item`` is equal.
-    ``notes`` says, a sentence each, what of the scores needs a word; it is not saved.
+    ``notes`` says, a sentence each, what of the scores needs a word. ``ranked_QK`` holds, of retrieval and
+    reranking, the rows of the documents that were found, best first, -1 after the last. Both are not saved.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Scores:
     length: np.ndarray
     values: dict[str, np.ndarray]
     notes: list[str] = field(default_factory=list)
+    ranked_QK: np.ndarray | None = None
 
 
 def save_scores(path: str | Path, scores: Sequence[Scores], about: Mapping[str, Any]) -> None:

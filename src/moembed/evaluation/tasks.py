@@ -106,8 +106,8 @@ def evaluate(
 
     if isinstance(task, RetrievalTask):
         if isinstance(encoder, TokenEncoder) and getattr(encoder, "per_token", False):
-            return _ranking(task, names, _ranked_late(task, encoder, _depth(names, top_k), progress))
-        return _ranking(task, names, _ranked(task, encode, _depth(names, top_k)))
+            return score_ranking(task, names, _ranked_late(task, encoder, _depth(names, top_k), progress))
+        return score_ranking(task, names, _ranked(task, encode, _depth(names, top_k)))
     if isinstance(task, PairTask):
         return (_bitext if task.kind == "bitext" else _gold)(task, names, encode)
     return (_classification if task.kind == "classification" else _clustering)(task, names, encode)
@@ -121,10 +121,10 @@ def evaluate_bm25(task: Task, metrics: Sequence[str] | None = None, top_k: int =
     if task.kind == "retrieval":
         own_Q, k = task.own_Q, _depth(names, top_k)
         found = bm25_search(task.queries, task.documents, k + (own_Q is not None))
-        return _ranking(task, names, without_own(found.index, own_Q, k))
+        return score_ranking(task, names, without_own(found.index, own_Q, k))
     every = enumerate(bm25_scores(task.queries, task.documents))
     judged = [score_N[qrels.document[qrels.offset[q] : qrels.offset[q + 1]]] for q, score_N in every]
-    return _ranking(task, names, _reranked(np.concatenate(judged), qrels))
+    return score_ranking(task, names, _reranked(np.concatenate(judged), qrels))
 
 
 # ---- rankings ----------------------------------------------------------------------------------------------
@@ -175,10 +175,12 @@ def _reranked(score_R: np.ndarray, qrels: Qrels) -> np.ndarray:
     return ranked_QK
 
 
-def _ranking(task: RetrievalTask, names: Sequence[str], ranked_QK: np.ndarray) -> Scores:
+def score_ranking(task: RetrievalTask, names: Sequence[str], ranked_QK: np.ndarray) -> Scores:
+    """What the rows of documents that were found, best first and -1 after the last, score by ``names``."""
     language = [task.language.get(query, "") for query in task.query_ids]
     values = evaluate_ranking(ranked_QK, task.qrels, names)
-    return Scores(task.name, task.kind, task.query_ids, language, _lengths(task.queries), values)
+    length = _lengths(task.queries)
+    return Scores(task.name, task.kind, task.query_ids, language, length, values, ranked_QK=ranked_QK)
 
 
 # ---- pairs -------------------------------------------------------------------------------------------------

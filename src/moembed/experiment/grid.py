@@ -23,7 +23,7 @@ from moembed.files import InUseError, locked, read_json, write_json
 from moembed.folder.bases import locate_base
 from moembed.machine import made
 from moembed.runs.bench import forget_peak, resident_memory
-from moembed.runs.evaluate import load_tasks, sample_tasks
+from moembed.runs.evaluated import load_tasks, sample_tasks
 from moembed.runs.system import EvaluationOptions, evaluate_system
 from moembed.runs.train import train
 from moembed.training.checkpoint import latest

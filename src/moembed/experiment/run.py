@@ -25,7 +25,7 @@ from moembed.experiment.settings import Job, Plan, read_plan
 from moembed.experiment.table import Result, read_result
 from moembed.machine import best_dtype
 from moembed.report.plots import require_matplotlib
-from moembed.runs.evaluate import load_tasks, sample_tasks
+from moembed.runs.evaluated import load_tasks, sample_tasks
 from moembed.runs.system import EvaluationOptions, num_texts
 from moembed.runs.train import train
 from moembed.training.log import read_metrics

@@ -15,7 +15,8 @@ from moembed.evaluation.domain import DomainComparison, compare_suites, no_other
 from moembed.evaluation.files import load_any
 from moembed.evaluation.result import EvaluationResult
 from moembed.evaluation.suite import load_suite
-from moembed.runs.evaluate import Models, evaluate, name_systems, score_file
+from moembed.runs.evaluate import evaluate, score_file
+from moembed.runs.evaluated import Models, name_systems
 from moembed.runs.system import EvaluationOptions
 from moembed.types import UserError
 

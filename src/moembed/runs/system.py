@@ -26,6 +26,7 @@ from moembed.folder.modules import is_composed, is_static
 from moembed.inference.static import StaticEmbedder
 from moembed.machine import best_dtype
 from moembed.replicas import Replicas
+from moembed.reranker import Reranker
 from moembed.runs.bench import forget_peak, resident_memory
 from moembed.search.composed import read_composed
 from moembed.types import UserError
@@ -48,6 +49,8 @@ class EvaluationOptions:
         cache: folder that keeps all vectors for the next evaluation.
         keep: folder for the scores of every item, a file a system, for ``moembed compare``.
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
+        rerank: a cross-encoder that orders the best ``candidates`` documents of every model that is named: a
+            system of its own beside it.
         wrong_tags: share of the texts that models with experts by language are told a wrong one of.
     """
 
@@ -62,14 +65,16 @@ class EvaluationOptions:
     keep: str | Path | None = None
     allow_pickle: bool = False
     wrong_tags: float = 0.0
+    rerank: str | Path | Reranker | None = None
+    candidates: int = 50
 
     def __post_init__(self) -> None:
         for name in ("metrics", "dims", "codecs"):
             value = getattr(self, name)
             if isinstance(value, (str, int)):
                 raise UserError(f"{name} is a list, as in {name}=({value!r},), also where there is one")
-        if self.processes < 1 or (self.sample is not None and self.sample < 1):
-            raise UserError("processes and sample are at least 1")
+        if self.processes < 1 or self.candidates < 1 or (self.sample is not None and self.sample < 1):
+            raise UserError("processes, candidates and sample are at least 1")
         if not 0 <= self.wrong_tags <= 1:
             raise UserError(f"wrong_tags {self.wrong_tags} is a share, between 0 and 1")
         if self.wrong_tags and self.cache:
