@@ -2,5 +2,6 @@
 
 SUITES = (
     "start", "shared", "encode", "peers", "train", "demo", "memory", "roofline", "moe", "scaling",
-    "precision", "codecs", "export", "mine", "late", "filter", "metrics", "words", "evaluate", "serve", "gpu",
+    "precision", "codecs", "export", "mine", "late", "filter", "scale", "metrics", "words", "evaluate",
+    "serve", "gpu",
 )  # fmt: skip
