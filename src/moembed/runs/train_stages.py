@@ -295,8 +295,14 @@ def score_changes(results: list[StageResult], tolerance: float | None) -> list[s
         what = (
             f"{now.metric} of stage {now.stage} {now.score:.4f}, of stage {before.stage} {before.score:.4f}"
         )
-        if before.metric != now.metric or before.texts != now.texts:
-            told.append(f"{what}: measured on other texts or by another measure, so they do not compare")
+        if before.metric != now.metric:
+            told.append(f"{what}: other measures, so they do not compare")
+            continue
+        if before.texts != now.texts:
+            told.append(
+                f"{what}: measured on other texts, so they do not compare; where the tasks are the same, "
+                "evaluate.budget_seconds was too short for all of their queries"
+            )
             continue
         change = now.score - before.score
         if tolerance is None:
