@@ -102,11 +102,14 @@ def row_keys(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def _as_text(row: Mapping[str, Any]) -> str:
     there = {name: value for name, value in row.items() if value is not None}
-    return json.dumps(there, sort_keys=True, default=_plain)
+    return _ENCODER.encode(there)
 
 
 def _plain(value: Any) -> str:
     return value.isoformat() if isinstance(value, (date, datetime)) else str(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, default=_plain)  # json.dumps makes one for every row
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,11 +57,13 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _New:
-    """A row to be written; ``old`` has its vector already, if its text is the same."""
+    """A row to be written, with its keys; ``old`` has its vector already, if its text is the same."""
 
     row: dict[str, Any]
     text: str
     id: str
+    text_key: bytes
+    row_key: bytes
     old: _Place | None
 
 
@@ -151,7 +153,7 @@ class IndexUpdate:
                 continue
             known_places = (here, waiting, self._of_text.get(text_key))
             old = next((place for place in known_places if place and place.text_key == text_key), None)
-            self._buffer.append(_New(row, text, known, old))
+            self._buffer.append(_New(row, text, known, text_key, row_key, old))
         while len(self._buffer) >= self._manifest["block_rows"]:
             self._write_block()
 
@@ -196,8 +198,7 @@ class IndexUpdate:
 
     def _write_block(self) -> None:
         """Write the first rows of the buffer as a pending part, with the vectors that are known already."""
-        size = self._manifest["block_rows"]
-        block = self._buffer[:size]
+        block = self._buffer[: self._manifest["block_rows"]]
         missing = [new.text for new in block if new.old is None]
         truncated = 0
         found: Vectors | TokenVectors | None = None
@@ -207,14 +208,16 @@ class IndexUpdate:
             truncated = found.truncated
         stored = self._stored(block, found)
         rows = [new.row for new in block]
-        keys = Keys([new.id for new in block], text_keys([new.text for new in block]), row_keys(rows))
+        text_N = np.array([new.text_key for new in block], dtype="S16")
+        row_N = np.array([new.row_key for new in block], dtype="S16")
+        keys = Keys([new.id for new in block], text_N, row_N)
         part = self._writer.write(rows, keys, stored, truncated, self._source)
         self._pending.append(part)
         self._used[part.number] = list(range(part.rows))
         self.counts["embedded"] += len(missing)
         if self._before is not None:
             self._save(self._before, self._pending, _KEPT)
-        del self._buffer[:size]
+        del self._buffer[: len(block)]
 
     def _stored(
         self, block: Sequence[_New], found: Vectors | TokenVectors | None
