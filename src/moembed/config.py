@@ -56,7 +56,10 @@ def parse_override(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"override {override!r} is not of the form key=value")
-    return key, _parse(text, override)
+    value = _parse(text, override)
+    # a recipe has comments, a command line has none: "out=runs/try #2" is a name
+    commented = isinstance(value, str) and re.fullmatch(re.escape(value) + r"\s+#.*", text.strip())
+    return key, text.strip() if commented else value
 
 
 def read_values(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
@@ -155,7 +158,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-4`` as a string; people mean a number."""
+    """YAML 1.1 reads ``1e-4`` as a string; people mean a number. Of two equal keys it drops the first."""
+
+    def compose_mapping_node(self, anchor: dict[Any, Any] | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if isinstance(key, yaml.ScalarNode) and name in seen and key.value != "<<":
+                problem = f"the key {key.value!r} stands there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(name)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -173,6 +187,8 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where} is not valid YAML{place}: {problem}") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply") from None
+    except ValueError as error:  # a date that is none
+        raise UserError(f"{where} is not valid YAML: {error}") from None
 
 
 def _expanded(value: Any) -> Any:
@@ -188,7 +204,8 @@ def _expanded(value: Any) -> Any:
 
 def _variable(match: re.Match[str]) -> str:
     name, default = match.groups()
-    if found := os.environ.get(name) or default:
+    found = os.environ.get(name) or default
+    if found is not None:  # "${NAME:-}" is a default, too: nothing
         return found
     raise UserError(f"the environment variable {name}, which the recipe names, is not set")
 

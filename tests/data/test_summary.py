@@ -135,6 +135,25 @@ def test_dedup_writes_a_clean_file(run: Run, recipe: Path, tmp_path: Path) -> No
     assert "3 of 4 rows; 1 exact and 0 near duplicates left out" in out
 
 
+def write_task(task: Path, query: str) -> Path:
+    (task / "qrels").mkdir(parents=True)
+    (task / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": "at night"}) + "\n")
+    (task / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": query}) + "\n")
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    return task
+
+
+def test_no_task_hides_another_of_its_name(run: Run, recipe: Path, tmp_path: Path) -> None:
+    first, second = (write_task(tmp_path / place / "night", place) for place in ("a", "b"))
+    collect = ("data", "collect", "--source", "mo", "--root", tmp_path, "--out", tmp_path / "out.jsonl")
+    for command in (("data", "overlap", recipe), collect):
+        code, _, err = run(*command, "--tasks", first, second)
+        assert (code, err) == (
+            2, "error: two tasks have the same name, which counts go by: rename one of the folders\n"
+        )  # fmt: skip
+    assert run("data", "overlap", recipe, "--tasks", first, first)[0] == 0
+
+
 def test_overlap_finds_what_an_evaluation_shares(run: Run, recipe: Path, tmp_path: Path) -> None:
     task = tmp_path / "night"
     (task / "qrels").mkdir(parents=True)

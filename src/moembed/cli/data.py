@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.collect import collect, relevant
+from moembed.cli.collect import collect, open_tasks, relevant
 from moembed.cli.convert import convert
 from moembed.cli.options import Json, Overrides, Overwrite, Seed, SkipBadRows
 from moembed.console import print_json, print_table, progress_bar, say
@@ -181,10 +181,9 @@ def overlap(
     Example: `moembed data overlap recipes/finetune.yaml data=pairs.jsonl --tasks data/scifact data/nfcorpus`
     """
     from moembed.data.overlap import TaskTexts, find_overlap
-    from moembed.evaluation.beir import load_task
     from moembed.runs.train import load_recipe, open_sources
 
-    loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks)]
+    loaded = open_tasks(tasks)
     for task in loaded:
         for note in task.notes:
             say(f"note: {task.name}: {note}")
