@@ -92,6 +92,13 @@ def test_hidden_files_and_those_of_other_kinds_are_left_alone(folder):
     assert len(load(folder)) == 6
 
 
+def test_the_working_directory_has_a_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert load(".").name == load("../squad/.").name == load("./").name == "squad"
+    monkeypatch.chdir(folder / "..")
+    assert SourceConfig(path=f"{folder}/..").called == folder.parent.name
+
+
 def test_links_in_a_folder_are_what_they_lead_to(folder, tmp_path):
     links = tmp_path / "links"
     links.mkdir()

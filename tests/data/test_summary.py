@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from conftest import MakeModel, Run
-from moembed.data.provenance import credit
+from moembed.data.provenance import credit, lacking
 from moembed.data.sources import Source, SourceConfig
 from moembed.data.summary import summarize
 from moembed.report.card import _training
+from moembed.runs.train_sources import TrainSource
 from moembed.types import Pair, UserError
 
 OWLS = [Pair(f"owl {i}", f"the owl {i} hunts at night", ("no owl",)) for i in range(12)]
@@ -118,6 +119,12 @@ def test_licence_and_origin_are_told_or_unknown(run: Run, recipe: Path, tmp_path
     assert credit(SourceConfig(path="a/b.jsonl")) == "a/b.jsonl"
     card = _training(None, [named, "x/a/b.jsonl"])
     assert "- Data: owls.jsonl; license cc-by-4.0; from https://owls.example/x, b.jsonl" in card
+
+
+def test_sources_of_one_name_each_have_a_licence() -> None:
+    known, unknown = TrainSource(path="a/pairs.jsonl", license="MIT"), TrainSource(path="b/pairs.jsonl")
+    assert len(lacking([("pairs", unknown), ("pairs", known)])) == 1
+    assert lacking([("pairs", known)]) == []
 
 
 def test_dedup_writes_a_clean_file(run: Run, recipe: Path, tmp_path: Path) -> None:

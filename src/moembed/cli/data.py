@@ -53,7 +53,7 @@ def inspect(
     for fact in facts:
         for note in fact["notes"]:
             say(f"note: {fact['source']}: {note}")
-    for sentence in lacking({fact["source"]: own for fact, own in zip(facts, plan.data, strict=True)}):
+    for sentence in lacking((fact["source"], own) for fact, own in zip(facts, plan.data, strict=True)):
         say(f"note: {sentence}")
     if json_:
         print_json(facts)
