@@ -95,7 +95,18 @@ def test_keys_of_an_anchor_may_be_said_again(tmp_path: Path) -> None:
     assert (found.optim.rate, found.extra, found.sources[0].rate) == (1, Optim(rate=2), 3)
 
 
-@pytest.mark.parametrize("name", ["runs/try #2", "my file  # 1.jsonl", "a#b", "a=b c"])
+def test_a_text_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "r.yaml"
+    path.write_text("name: ~/runs/mine\n")
+    assert load(Recipe, path).name == f"{tmp_path}/runs/mine"
+    assert (
+        load(Recipe, path, ["name=~/a"]).name == resolve(Recipe, {"name": "~/a"}, {}).name == f"{tmp_path}/a"
+    )
+    assert load(Recipe, path, ["name=a~/b"]).name == "a~/b"
+
+
+@pytest.mark.parametrize("name", ["*.jsonl", "runs/try #2", "my file  # 1.jsonl", "a#b", "a=b c"])
 def test_a_command_line_has_no_comments(name: str) -> None:
     assert load(Recipe, None, [f"name={name}"]).name == name
 

@@ -56,6 +56,8 @@ def parse_override(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"override {override!r} is not of the form key=value")
+    if text.startswith("*"):  # a pattern; as YAML it would be the name of a value that nobody has named
+        return key, text
     value = _parse(text, override)
     # a recipe has comments, a command line has none: "out=runs/try #2" is a name
     commented = isinstance(value, str) and re.fullmatch(re.escape(value) + r"\s+#.*", text.strip())
@@ -192,14 +194,18 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _expanded(value: Any) -> Any:
-    """Every ``${NAME}`` and ``${NAME:-default}`` replaced, in texts at any depth."""
+    """Every ``${NAME}`` and ``${NAME:-default}`` replaced, in texts at any depth, and ``~/`` in front."""
     if isinstance(value, dict):
         return {key: _expanded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_expanded(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _variable, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _variable, value)
+    # no shell does it in a YAML file, and a run would land in a folder that is called "~"
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 def _variable(match: re.Match[str]) -> str:
