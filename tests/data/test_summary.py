@@ -106,6 +106,18 @@ def test_inspect_says_what_a_recipe_reads(run: Run, recipe: Path) -> None:
         assert text in out, text
 
 
+def test_inspect_shows_the_sources_and_batches_of_training(run: Run, recipe: Path) -> None:
+    assert run("data", "inspect", recipe, "batch_size=6")[0] == 2
+    options = ("batch_size=6", "small_sources=skip", "held_out=0.25")
+    code, out, err = run("data", "inspect", recipe, *options, "--json")
+    assert code == 0, err
+    (owls,) = json.loads(out)
+    assert (owls["source"], owls["rows"], owls["batches_per_1000"], owls["batches_per_epoch"]) == (
+        "owls", 12, 1000, 1
+    )  # fmt: skip
+    assert "note: 1 sources have fewer pairs than a batch and are left out" in err
+
+
 def test_licence_and_origin_are_told_or_unknown(run: Run, recipe: Path, tmp_path: Path) -> None:
     owls = {"path": str(tmp_path / "owls.jsonl"), "license": "cc-by-4.0", "origin": "https://owls.example/x"}
     data = f"data={json.dumps([owls, str(tmp_path / 'moles.jsonl')])}"

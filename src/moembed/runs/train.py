@@ -261,6 +261,13 @@ def _finish(config: TrainConfig, result: TrainResult) -> None:
 
 def open_mixture(config: TrainConfig) -> Mixture:
     """The sources of a config that are used, with their weights in the mix and their options."""
+    sources, weights, options = open_used(config)
+    validation = [open_source(source) for source in config.validation]
+    return Mixture(sources, weights, options, validation)
+
+
+def open_used(config: TrainConfig) -> tuple[list[Source], list[float], list[TrainSource]]:
+    """Without those that ``small_sources`` leaves out."""
     sources, weights = open_sources(config)
     used = [
         i for i, source in enumerate(sources)
@@ -268,12 +275,11 @@ def open_mixture(config: TrainConfig) -> Mixture:
     ]  # fmt: skip
     if not used:
         raise UserError(f"every source has fewer pairs than a batch of {config.batch_size}; lower batch_size")
-    validation = [open_source(source) for source in config.validation]
     options = [config.data[i] for i in used]
     # again, for a source that is left out takes its weight along
     tasks = [option.task_type for option in options]
     weights = fixed_share([weights[i] for i in used], tasks, config.retrieval_share)
-    return Mixture([sources[i] for i in used], weights, options, validation)
+    return [sources[i] for i in used], weights, options
 
 
 def open_sources(config: TrainConfig) -> tuple[list[Source], list[float]]:
