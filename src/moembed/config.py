@@ -162,7 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads ``1e-4`` as a string; people mean a number. Of two equal keys it drops the first."""
 
-    def compose_mapping_node(self, anchor: dict[Any, Any] | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
