@@ -74,6 +74,9 @@ def test_null_and_quotes_are_yaml() -> None:
         (b"- 1\n- 2\n", "holds a list"),
         (b"just words", "holds a str"),
         (b"name: \xff\xfe", "is not UTF-8"),
+        (b"steps: 1\nname: a\nsteps: 2\n", r"is not valid YAML \(line 3, column 1\): the key 'steps' stands"),
+        (b"optim: {rate: 1, rate: 2}\n", r"is not valid YAML .*: the key 'rate' stands there twice"),
+        (b"name: 2024-02-31\n", "is not valid YAML: day"),
     ],
 )
 def test_a_broken_file_is_named(content: bytes, complaint: str, tmp_path: Path) -> None:
@@ -81,6 +84,31 @@ def test_a_broken_file_is_named(content: bytes, complaint: str, tmp_path: Path) 
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"broken.yaml {complaint}"):
         load(Recipe, path)
+
+
+def test_keys_of_an_anchor_may_be_said_again(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "optim: &one {rate: 1}\nextra: &two {<<: *one, rate: 2}\nsources: [{<<: *two, rate: 3}]\n"
+    )
+    found = load(Recipe, path)
+    assert (found.optim.rate, found.extra, found.sources[0].rate) == (1, Optim(rate=2), 3)
+
+
+def test_a_text_may_begin_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "r.yaml"
+    path.write_text("name: ~/runs/mine\n")
+    assert load(Recipe, path).name == f"{tmp_path}/runs/mine"
+    assert (
+        load(Recipe, path, ["name=~/a"]).name == resolve(Recipe, {"name": "~/a"}, {}).name == f"{tmp_path}/a"
+    )
+    assert load(Recipe, path, ["name=a~/b"]).name == "a~/b"
+
+
+@pytest.mark.parametrize("name", ["*.jsonl", "runs/try #2", "my file  # 1.jsonl", "a#b", "a=b c"])
+def test_a_command_line_has_no_comments(name: str) -> None:
+    assert load(Recipe, None, [f"name={name}"]).name == name
 
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
@@ -178,6 +206,7 @@ def test_environment_variables_are_filled_in_at_any_depth(
     assert found.name == "here/x/y-$5 ${}"
     assert found.sources[0].rate == 0.25
     assert load(Recipe, path, ["name=${PLACE}"]).name == "here"
+    assert load(Recipe, path, ["name=a${NOWHERE:-}b"]).name == "ab"
     with pytest.raises(UserError, match="variable NOWHERE, which the recipe names, is not set"):
         load(Recipe, path, ["name=${NOWHERE}"])
 

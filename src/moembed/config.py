@@ -56,7 +56,12 @@ def parse_override(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError(f"override {override!r} is not of the form key=value")
-    return key, _parse(text, override)
+    if text.startswith("*"):  # a pattern; as YAML it would be the name of a value that nobody has named
+        return key, text
+    value = _parse(text, override)
+    # a recipe has comments, a command line has none: "out=runs/try #2" is a name
+    commented = isinstance(value, str) and re.fullmatch(re.escape(value) + r"\s+#.*", text.strip())
+    return key, text.strip() if commented else value
 
 
 def read_values(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
@@ -155,7 +160,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-4`` as a string; people mean a number."""
+    """YAML 1.1 reads ``1e-4`` as a string; people mean a number. Of two equal keys it drops the first."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if isinstance(key, yaml.ScalarNode) and name in seen and key.value != "<<":
+                problem = f"the key {key.value!r} stands there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(name)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -173,22 +189,29 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where} is not valid YAML{place}: {problem}") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply") from None
+    except ValueError as error:  # a date that is none
+        raise UserError(f"{where} is not valid YAML: {error}") from None
 
 
 def _expanded(value: Any) -> Any:
-    """Every ``${NAME}`` and ``${NAME:-default}`` replaced, in texts at any depth."""
+    """Every ``${NAME}`` and ``${NAME:-default}`` replaced, in texts at any depth, and ``~/`` in front."""
     if isinstance(value, dict):
         return {key: _expanded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_expanded(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _variable, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", _variable, value)
+    # no shell does it in a YAML file, and a run would land in a folder that is called "~"
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 def _variable(match: re.Match[str]) -> str:
     name, default = match.groups()
-    if found := os.environ.get(name) or default:
+    found = os.environ.get(name) or default
+    if found is not None:  # "${NAME:-}" is a default, too: nothing
         return found
     raise UserError(f"the environment variable {name}, which the recipe names, is not set")
 

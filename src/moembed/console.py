@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _PLAIN_EVERY_SECONDS = 10.0
 
@@ -48,10 +49,12 @@ def results_alone(wanted: bool) -> Iterator[None]:
 def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar with ETA on a terminal, a line every ten seconds elsewhere; yields ``advance(count)``."""
     console = Console(file=sys.stderr)
-    columns = (TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    # as a description, for names of files hold braces and brackets, which a format or markup would read
+    named = TextColumn("{task.description}", markup=False)
+    columns = (named, BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
     done, shown = 0, time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task(what, total=total)
 
         def advance(count: int) -> None:
             nonlocal done, shown
@@ -67,7 +70,12 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
 def print_json(value: Any) -> None:
     """On standard output; NaN and infinity, which JSON lacks, become null."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
-    print(text, file=_result[-1] if _result else None)
+    out = _result[-1] if _result else sys.stdout
+    try:
+        text.encode(getattr(out, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:  # what a terminal cannot show becomes \\xfc there, which is no JSON
+        text = json.dumps(_finite(value), indent=2, allow_nan=False)
+    print(text, file=out)
 
 
 def _finite(value: Any) -> Any:
@@ -82,9 +90,9 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     """``title`` is a line of its own, however narrow the table: rich would wrap it at the table's width."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        table.add_column(Text(name), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # not as markup, which would take "[de]" out of a name
     console = Console()
     if not console.is_terminal:  # a pipe has no width; do not wrap for one
         console = Console(width=200)

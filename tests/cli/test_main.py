@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.console
 
 from conftest import Run
+from moembed import console
 from moembed.cli import main
-from moembed.console import print_json, results_alone, say
+from moembed.console import print_json, print_table, progress_bar, results_alone, say
 
 MOEMBED = [sys.executable, "-c", "import sys; from moembed.cli import main; sys.exit(main())"]
 
@@ -123,6 +127,30 @@ def test_json_stands_alone_on_standard_output(capsys: pytest.CaptureFixture[str]
     with results_alone(False):
         print("a table")
     assert capsys.readouterr().out == "a table\n"
+
+
+def test_json_is_json_on_a_terminal_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", out)
+    for value in ("möle", "möle \N{OWL}"):
+        print_json({value: value})
+    out.flush()
+    first, second = out.buffer.getvalue().decode("latin-1").split("}\n{")  # type: ignore[attr-defined]
+    assert json.loads(f"{first}}}") == {"möle": "möle"}
+    assert json.loads(f"{{{second}") == {"möle \N{OWL}": "möle \N{OWL}"}
+
+
+@pytest.mark.parametrize("name", ["a{1}.jsonl", "a[de].jsonl", "[/de]a.jsonl", "{task}"])
+def test_names_are_shown_as_they_are(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_table(name, ["", "[x]"], [[name, "1"]])
+    out = capsys.readouterr().out
+    assert (out.count(name), out.count("[x]")) == (2, 1)
+    monkeypatch.setattr(console, "Console", partial(rich.console.Console, force_terminal=True))
+    with progress_bar(f"reading {name}", 2) as advance:
+        advance(1)
+    assert f"reading {name}" in capsys.readouterr().err
 
 
 def test_main_gives_standard_output_back(capsys: pytest.CaptureFixture[str]) -> None:

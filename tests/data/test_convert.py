@@ -85,6 +85,19 @@ def test_a_row_may_hold_lists(tmp_path: Path) -> None:
     assert pairs == {("a", "b"), ("b", "a"), ("c", "d"), ("d", "c")}
 
 
+def test_no_text_of_the_label_is_a_negative_in_any_spelling(tmp_path: Path) -> None:
+    rows = [
+        {"text": t, "label": label}
+        for label, t in zip("xxxyyy", ["a", "A ", "b", "c", "B", "d"], strict=True)
+    ]
+    done = convert_file(write(tmp_path / "r.jsonl", rows), tmp_path / "p.jsonl", "classification", {}, 3)
+    assert done.repeated == 1
+    made = {row["query"]: row for row in read(tmp_path / "p.jsonl")}
+    assert set(made) == {"a", "b", "c", "B", "d"}
+    assert made["a"]["document"] == "b"
+    assert sorted(made["a"]["negative"]) == sorted(made["b"]["negative"]) == ["c", "d"]
+
+
 def test_what_is_left_out_is_said_and_languages_stay(run: Run, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"text": "a", "label": 1, "language": "en", "source": "web", "page": 3},

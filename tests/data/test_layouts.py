@@ -92,6 +92,38 @@ def test_hidden_files_and_those_of_other_kinds_are_left_alone(folder):
     assert len(load(folder)) == 6
 
 
+def test_the_working_directory_has_a_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert load(".").name == load("../squad/.").name == load("./").name == "squad"
+    monkeypatch.chdir(folder / "..")
+    assert SourceConfig(path=f"{folder}/..").called == folder.parent.name
+
+
+def test_links_in_a_folder_are_what_they_lead_to(folder, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in folder.iterdir():
+        (links / path.name).symlink_to(path)
+    (links / "more.jsonl").symlink_to(folder)  # a folder of that name is no file
+    assert list(load(links)) == PAIRS
+    (folder / "shard-00001.jsonl.gz").unlink()
+    with pytest.raises((UserError, OSError), match=r"shard-00001.jsonl.gz"):
+        load(links)
+
+
+@pytest.mark.parametrize("held_out", ["dev.jsonl", "test-00000-of-00002.jsonl", "validation.jsonl"])
+def test_the_sides_of_a_split_are_not_trained_on_as_one(tmp_path, held_out):
+    for name in ("train.jsonl", held_out):
+        (tmp_path / name).write_bytes(jsonl(ROWS))
+    with pytest.raises(
+        UserError, match=rf"holds train.jsonl and {held_out}, .* as in {tmp_path}/train.jsonl"
+    ):
+        load(tmp_path)
+    assert len(load(tmp_path / "train.jsonl")) == 6
+    assert len(load(tmp_path / "*.jsonl")) == 12
+    assert sum(map(len, iter_rows(tmp_path, 4))) == 12  # texts to index, not pairs
+
+
 @pytest.mark.parametrize("store", ["memory", "file"])
 def test_object_stores_are_read_by_url(tmp_path, store):
     root = f"memory://{tmp_path.name}" if store == "memory" else f"file://{tmp_path}"

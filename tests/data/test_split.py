@@ -189,3 +189,12 @@ def test_the_command(tmp_path, run):
     assert run(*arguments)[0] == 2
     code, out, _ = run(*arguments, "--overwrite", "--json", "--seed", "3")
     assert (code, json.loads(out)["train"]) == (0, 32)
+
+
+def test_the_rows_that_are_divided_are_not_replaced(tmp_path):
+    split(tmp_path, [{"query": f"q{i}", "document": f"d{i}"} for i in range(40)], near=None)
+    out = tmp_path / "split"
+    for path in (out / "train.jsonl", out / "*.jsonl", out):
+        with pytest.raises(UserError, match=r"split holds .*, which is to be divided: choose another folder"):
+            split_file(SourceConfig(path=str(path), group=None), out, near=None)
+    assert len(list(plain_rows(out / "train.jsonl"))) == 32

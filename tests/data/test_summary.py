@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from conftest import MakeModel, Run
-from moembed.data.provenance import credit
+from moembed.data.provenance import credit, lacking
 from moembed.data.sources import Source, SourceConfig
 from moembed.data.summary import summarize
 from moembed.report.card import _training
+from moembed.runs.train_sources import TrainSource
 from moembed.types import Pair, UserError
 
 OWLS = [Pair(f"owl {i}", f"the owl {i} hunts at night", ("no owl",)) for i in range(12)]
@@ -105,6 +106,18 @@ def test_inspect_says_what_a_recipe_reads(run: Run, recipe: Path) -> None:
         assert text in out, text
 
 
+def test_inspect_shows_the_sources_and_batches_of_training(run: Run, recipe: Path) -> None:
+    assert run("data", "inspect", recipe, "batch_size=6")[0] == 2
+    options = ("batch_size=6", "small_sources=skip", "held_out=0.25")
+    code, out, err = run("data", "inspect", recipe, *options, "--json")
+    assert code == 0, err
+    (owls,) = json.loads(out)
+    assert (owls["source"], owls["rows"], owls["batches_per_1000"], owls["batches_per_epoch"]) == (
+        "owls", 12, 1000, 1
+    )  # fmt: skip
+    assert "note: 1 sources have fewer pairs than a batch and are left out" in err
+
+
 def test_licence_and_origin_are_told_or_unknown(run: Run, recipe: Path, tmp_path: Path) -> None:
     owls = {"path": str(tmp_path / "owls.jsonl"), "license": "cc-by-4.0", "origin": "https://owls.example/x"}
     data = f"data={json.dumps([owls, str(tmp_path / 'moles.jsonl')])}"
@@ -120,6 +133,12 @@ def test_licence_and_origin_are_told_or_unknown(run: Run, recipe: Path, tmp_path
     assert "- Data: owls.jsonl; license cc-by-4.0; from https://owls.example/x, b.jsonl" in card
 
 
+def test_sources_of_one_name_each_have_a_licence() -> None:
+    known, unknown = TrainSource(path="a/pairs.jsonl", license="MIT"), TrainSource(path="b/pairs.jsonl")
+    assert len(lacking([("pairs", unknown), ("pairs", known)])) == 1
+    assert lacking([("pairs", known)]) == []
+
+
 def test_dedup_writes_a_clean_file(run: Run, recipe: Path, tmp_path: Path) -> None:
     arguments = ("data", "dedup", tmp_path / "moles.jsonl", "--out", tmp_path / "clean.jsonl")
     code, out, err = run(*arguments, "--by", "query", "--near", 0.8, "--json")
@@ -133,6 +152,25 @@ def test_dedup_writes_a_clean_file(run: Run, recipe: Path, tmp_path: Path) -> No
     code, out, _ = run(*arguments, "--overwrite")
     assert code == 0
     assert "3 of 4 rows; 1 exact and 0 near duplicates left out" in out
+
+
+def write_task(task: Path, query: str) -> Path:
+    (task / "qrels").mkdir(parents=True)
+    (task / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": "at night"}) + "\n")
+    (task / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": query}) + "\n")
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    return task
+
+
+def test_no_task_hides_another_of_its_name(run: Run, recipe: Path, tmp_path: Path) -> None:
+    first, second = (write_task(tmp_path / place / "night", place) for place in ("a", "b"))
+    collect = ("data", "collect", "--source", "mo", "--root", tmp_path, "--out", tmp_path / "out.jsonl")
+    for command in (("data", "overlap", recipe), collect):
+        code, _, err = run(*command, "--tasks", first, second)
+        assert (code, err) == (
+            2, "error: two tasks have the same name, which counts go by: rename one of the folders\n"
+        )  # fmt: skip
+    assert run("data", "overlap", recipe, "--tasks", first, first)[0] == 0
 
 
 def test_overlap_finds_what_an_evaluation_shares(run: Run, recipe: Path, tmp_path: Path) -> None:

@@ -314,6 +314,14 @@ def test_the_check_keeps_what_finds_its_document(corpus: Path, tmp_path: Path, m
     assert done.kept.get("query", 0) * 2 == done.kept.get("hard_negative", 0)
 
 
+def test_documents_of_a_beir_folder_keep_id_and_language(tmp_path: Path) -> None:
+    for table, row in (("corpus", {"title": "Moles", "language": "en"}), ("queries", {})):
+        cells = {"_id": f"a {table}", "text": "they dig"} | row
+        (tmp_path / f"{table}.jsonl").write_text(json.dumps(cells) + "\n")
+    found = list(Documents(DocumentsFile(path=str(tmp_path), document="text")))
+    assert [(one.id, one.text, one.language) for one in found] == [("a corpus", "Moles they dig", "en")]
+
+
 def test_a_function_is_a_generator(corpus: Path, tmp_path: Path, run: Run, monkeypatch: Any) -> None:
     (tmp_path / "my_writer.py").write_text(
         "def write(prompt, seed=None):\n"
@@ -406,6 +414,15 @@ def test_the_log_of_answers_takes_no_other_file(tmp_path: Path) -> None:
     path.write_text('{"query": "a"}\n')
     with pytest.raises(UserError, match="line 1, is no answer that `moembed synth` wrote"):
         AnswerLog(path)
+    for other in ("a note without an end of line", '{"key'):
+        path.write_text(other)
+        if other.startswith("{"):  # the beginning of a line of ours, which a kill cut short
+            AnswerLog(path).close()
+            assert path.read_text() == ""
+            continue
+        with pytest.raises(UserError, match="line 1, is no answer that `moembed synth` wrote"):
+            AnswerLog(path)
+        assert path.read_text() == other
     endpoint = ChatEndpoint("http://127.0.0.1:9", "m")
     question = Question("s", "p")
     assert question.key(endpoint) != question.key(ChatEndpoint("http://127.0.0.1:9", "n"))

@@ -104,6 +104,21 @@ def test_a_file_cut_off_is_named(tmp_path: Path) -> None:
         read(TextConfig(path=str(path)))
 
 
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path, packed = tmp_path / "en.txt.gz", bytearray(gzip.compress(b"a mole\n" * 9999))
+    packed[30:50] = bytes(20)
+    path.write_bytes(packed)
+    with pytest.raises(UserError, match=r"cannot read .*en.txt.gz, it may be damaged or cut off"):
+        read(TextConfig(path=str(path)))
+
+
+def test_skipped_rows_are_counted_and_told(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "mole"}, {"text": ""}, {"text": "owl"}, [1]])
+    notes: list[str] = []
+    list(read_texts([TextConfig(path=path, bad_rows="skip")], notes.append))
+    assert notes == [f"{path}: 2 bad rows were skipped, the first: {path}, line 2: column 'text' is empty"]
+
+
 def test_columns_that_are_not_used_are_told(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"text": "mole", "title": "Moles", "lang": "en"}])
     notes: list[str] = []

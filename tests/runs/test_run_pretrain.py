@@ -116,6 +116,15 @@ def test_a_model_may_take_its_own_place(
         (("--column", "body"), "there is no column 'body', only 'text', 'language'"),
         (("--kind", "bpe", "--vocab-size", 9), "a bpe vocabulary has at least 261 pieces"),
         (("--base", "nowhere"), "nowhere"),
+        (
+            ("--base", "b", "--extend", 5, "--vocab-size", 90),
+            "--vocab-size is for a new tokenizer, and --extend",
+        ),
+        (
+            ("--base", "b", "--trim", "--kind", "bpe"),
+            "--kind is for a new tokenizer, and --trim keeps that of",
+        ),
+        (("--base", "b", "--trim", "--lowercase"), "--lowercase is for a new tokenizer, and --trim keeps"),
     ],
 )
 def test_mistakes_of_tokenizer_are_one_sentence(
@@ -125,6 +134,18 @@ def test_mistakes_of_tokenizer_are_one_sentence(
     assert code == 2
     assert complaint in err
     assert not (tmp_path / "out").exists()
+
+
+def test_texts_that_cannot_be_used_are_left_out_on_demand(run: Run, texts_file: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "a.jsonl", tmp_path / "out"
+    path.write_text('{"text": "a mole digs"}\n{"text": ""}\n' * 2)
+    arguments = ("tokenizer", path, "--out", out, "--kind", "bpe", "--vocab-size", 300)
+    code, _, err = run(*arguments)
+    assert (code, out.exists()) == (2, False)
+    assert "line 2: column 'text' is empty; correct it, or leave such rows out with --skip-bad-rows" in err
+    code, _, err = run(*arguments, "--skip-bad-rows")
+    assert (code, out.exists()) == (0, True)
+    assert "2 bad rows were skipped, the first" in err
 
 
 # ---- pretrain ------------------------------------------------------------------------------------

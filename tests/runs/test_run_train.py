@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,10 @@ from moembed import TrainConfig, UserError, train
 from moembed.config import resolve
 from moembed.embedder import Embedder
 from moembed.files import locked
+from moembed.runs import train_sources
+from moembed.runs.train_sources import TrainSource, docstring_source
 from moembed.training.contrastive import gradcache
+from moembed.types import Pair
 from training_runs import assert_same_weights
 
 
@@ -244,3 +248,15 @@ def test_layers_and_widen_change_the_base_before_it_is_trained(recipe: Path) -> 
     assert [layer.ffn.width for layer in spec.layers] == [48, 48]
     with pytest.raises(UserError, match=r"layers 9 is not within 1\.\.4"):
         build(read_base(config.base), resolve(TrainConfig, recipe, {"layers": 9}))
+
+
+def test_the_built_in_pairs_mind_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [Pair(f"query {i}", f"document {i}") for i in range(9)]
+    monkeypatch.setattr(train_sources, "collect", lambda: SimpleNamespace(train=pairs))
+    source = docstring_source(TrainSource(path="docstrings", limit=4, name="code"))
+    assert (source.name, list(source)) == ("code", pairs[:4])
+    saved = TrainSource.model_validate(TrainSource(path="docstrings").model_dump())  # as resuming reads it
+    assert len(docstring_source(saved)) == 9
+    for options in ({"negative": "wrong"}, {"split": "test"}, {"title": "title"}):
+        with pytest.raises(UserError, match=f"docstrings has neither .* {next(iter(options))} means nothing"):
+            docstring_source(TrainSource.model_validate({"path": "docstrings"} | options))

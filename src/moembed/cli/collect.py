@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,11 +41,10 @@ def collect(
     """
     from moembed.data.collect.run import collect_pairs
     from moembed.data.overlap import TaskTexts
-    from moembed.evaluation.beir import load_task
 
     if out.exists() and not overwrite:
         raise UserError(f"{out} already exists: choose another name, or pass --overwrite")
-    loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks or ())]
+    loaded = open_tasks(tasks or ())
     known = TaskTexts({task.name: [*task.queries, *relevant(task)] for task in loaded}) if loaded else None
     with progress_bar("collecting", None) as advance:
         done = collect_pairs(source, out, root, min_letters, known, advance)
@@ -66,6 +66,20 @@ def collect(
         for what, some in (("licences", done.licences[name]), ("left out", done.skipped[name])):
             if some:
                 print(f"{name}, {what}: {', '.join(f'{key} {n:,}' for key, n in some.most_common(12))}")
+
+
+def open_tasks(paths: Sequence[Path]) -> list[RetrievalTask]:
+    """The tasks of these folders; the same folder twice counts once.
+
+    Raises:
+        UserError: as `moembed.evaluation.beir.load_task`; two tasks have the same name.
+    """
+    from moembed.evaluation.beir import load_task
+
+    loaded = [load_task(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+    if len({task.name for task in loaded}) < len(loaded):
+        raise UserError("two tasks have the same name, which counts go by: rename one of the folders")
+    return loaded
 
 
 def relevant(task: RetrievalTask) -> list[str]:

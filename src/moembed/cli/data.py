@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.collect import collect, relevant
+from moembed.cli.collect import collect, open_tasks, relevant
 from moembed.cli.convert import convert
 from moembed.cli.options import Json, Overrides, Overwrite, Seed, SkipBadRows
 from moembed.console import print_json, print_table, progress_bar, say
@@ -42,18 +42,21 @@ def inspect(
     """
     from moembed.data.provenance import lacking, provenance
     from moembed.data.summary import summarize
-    from moembed.runs.train import load_recipe, open_sources
+    from moembed.runs.train import load_recipe, open_used
+    from moembed.training.contrastive.task import num_train_rows
 
     plan = load_recipe(recipe, overrides or [])
-    sources, weights = open_sources(plan)
-    lengths = _lengths(plan)
+    sources, weights, used = open_used(plan)
+    if left_out := len(plan.data) - len(used):
+        say(f"note: {left_out} sources have fewer pairs than a batch and are left out")
+    lengths, sizes = _lengths(plan), [num_train_rows(source, plan) for source in sources]
     with progress_bar("comparing pairs", sum(map(len, sources))) as advance:
-        facts = summarize(sources, weights, plan.batch_size, lengths, sample, progress=advance)
-    facts = [fact | provenance(config) for fact, config in zip(facts, plan.data, strict=True)]
+        facts = summarize(sources, weights, plan.batch_size, lengths, sample, progress=advance, sizes=sizes)
+    facts = [fact | provenance(config) for fact, config in zip(facts, used, strict=True)]
     for fact in facts:
         for note in fact["notes"]:
             say(f"note: {fact['source']}: {note}")
-    for sentence in lacking({fact["source"]: own for fact, own in zip(facts, plan.data, strict=True)}):
+    for sentence in lacking((fact["source"], own) for fact, own in zip(facts, used, strict=True)):
         say(f"note: {sentence}")
     if json_:
         print_json(facts)
@@ -181,10 +184,9 @@ def overlap(
     Example: `moembed data overlap recipes/finetune.yaml data=pairs.jsonl --tasks data/scifact data/nfcorpus`
     """
     from moembed.data.overlap import TaskTexts, find_overlap
-    from moembed.evaluation.beir import load_task
     from moembed.runs.train import load_recipe, open_sources
 
-    loaded = [load_task(task) for task in dict.fromkeys(task.resolve() for task in tasks)]
+    loaded = open_tasks(tasks)
     for task in loaded:
         for note in task.notes:
             say(f"note: {task.name}: {note}")

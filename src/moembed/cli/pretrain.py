@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moembed.cli.options import DryRun, Json, Overrides, Overwrite, Resume
+from moembed.cli.options import DryRun, Json, Overrides, Overwrite, Resume, SkipBadRows
 from moembed.console import print_json, print_table, say
 from moembed.types import UserError
 
@@ -16,8 +16,13 @@ from moembed.types import UserError
 def tokenizer(
     texts: Annotated[list[str], typer.Argument(help="JSONL, Parquet, CSV or .txt (a text per line).")],
     out: Annotated[Path, typer.Option(help="Folder of the new tokenizer, or with --base of the new model.")],
-    kind: Annotated[Literal["unigram", "bpe", "wordpiece"], typer.Option()] = "unigram",
-    vocab_size: Annotated[int, typer.Option(min=1, help="Pieces, special tokens included.")] = 32000,
+    kind: Annotated[
+        Literal["unigram", "bpe", "wordpiece"] | None, typer.Option(help="Of a new one. [default: unigram]")
+    ] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pieces of a new one, special tokens included. [default: 32000]"),
+    ] = None,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Lowercase every text first.")] = False,
     base: Annotated[
         str | None, typer.Option(help="Give this model the new tokenizer: a folder, a hub id, or minilm.")
@@ -33,6 +38,7 @@ def tokenizer(
         int, typer.Option(min=1, help="With --trim: how often the texts use a piece that is kept.")
     ] = 1,
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    skip_bad_rows: SkipBadRows = False,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
@@ -49,8 +55,14 @@ def tokenizer(
 
     if min_count > 1 and not trim:
         raise UserError("--min-count says which pieces --trim keeps: give --trim too")
-    plan = TokenizerPlan(kind, vocab_size, lowercase, base, extend, min_count if trim else None)
-    facts = make_tokenizer(texts, out, plan, column, overwrite)
+    of_new = {"--kind": kind, "--vocab-size": vocab_size, "--lowercase": lowercase or None}
+    if (trim or extend is not None) and (asked := [name for name, value in of_new.items() if value]):
+        way = "--trim" if trim else "--extend"
+        raise UserError(f"{asked[0]} is for a new tokenizer, and {way} keeps that of the base: leave it out")
+    plan = TokenizerPlan(
+        kind or "unigram", vocab_size or 32000, lowercase, base, extend, min_count if trim else None
+    )
+    facts = make_tokenizer(texts, out, plan, column, overwrite, skip_bad_rows)
     if json_:
         print_json(facts)
         return

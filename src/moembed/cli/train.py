@@ -216,12 +216,10 @@ def _print_load(load: dict[str, Any]) -> None:
 
 
 def _print_words(layer: dict[str, Any]) -> None:
-    from rich.markup import escape  # a token such as [pad] is no markup
-
     rows = [
         [
             str(number),
-            *(escape(" ".join(entry["label"] for entry in expert[kind])) for kind in ("words", "pieces")),
+            *(" ".join(entry["label"] for entry in expert[kind]) for kind in ("words", "pieces")),
         ]
         for number, expert in enumerate(layer["experts"])
     ]

@@ -106,16 +106,14 @@ class BeirShard:
 
 @dataclass(frozen=True, slots=True)
 class CorpusShard:
-    """The table ``corpus`` of a folder, as rows of ``title`` and ``text``."""
+    """The table ``corpus`` of a folder, as rows of ``title`` and ``text``, with id and language."""
 
     files: tuple[File, ...]
 
     def rows(self, choose: Choose | None = None) -> Iterator[Numbered]:
         for _, row in _with_ids(self.files, None):
-            yield (
-                row.row_number,
-                {column: row.cells[column] for column in ("title", "text") if column in row.cells},
-            )
+            columns = ("_id", "id", "title", "text", "language")
+            yield row.row_number, {name: row.cells[name] for name in columns if name in row.cells}
 
     def where(self, number: int) -> str:
         return " or ".join(where(file, number) for file in self.files[:2])

@@ -13,6 +13,7 @@ from moembed.data.columns import as_list, missing_column
 from moembed.data.grades import NEGATIVE_LABELS, label_of, score_of
 from moembed.data.layouts import shards
 from moembed.data.readers import Row, text_problem
+from moembed.data.text_key import text_key
 from moembed.data.writer import jsonl_writer
 from moembed.types import UserError
 
@@ -172,9 +173,14 @@ def _of_labels(
 ) -> Iterator[dict[str, Any]]:
     """A pair for every text that has another one of its label; equal texts of a label count once."""
     texts: dict[str, list[str]] = {}
-    first = {(row["label"], row["text"]): row for row in reversed(rows)}
-    for label, text in dict.fromkeys((row["label"], row["text"]) for row in rows):
-        texts.setdefault(label, []).append(text)
+    keys: dict[str, set[bytes]] = {}
+    first: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        label, text = row["label"], row["text"]
+        if (key := text_key(text)) not in keys.setdefault(label, set()):
+            keys[label].add(key)
+            texts.setdefault(label, []).append(text)
+            first[label, text] = row
     done.labels = len(texts)
     done.repeated = len(rows) - len(first)
     if done.repeated:
@@ -183,7 +189,7 @@ def _of_labels(
         raise UserError(
             f"all texts have the label {next(iter(texts), '')!r}, so there is nothing to tell apart"
         )
-    # a text of two labels may be drawn as a negative of itself, and is then left out
+    # a text of two labels may be drawn as a negative of the one it has, too, and is then left out
     everything = [(text, label) for label, some in texts.items() for text in some]
     random = np.random.default_rng(seed)
     start = 0
@@ -200,7 +206,7 @@ def _of_labels(
                 drawn = random.choice(room, min(negatives, room), replace=False)
                 # the texts of this label stand together, and are jumped over
                 wrong = [everything[i if i < start else i + len(some)] for i in drawn]
-                wrong = [(t, one) for t, one in wrong if t not in (text, some[other])]
+                wrong = [(t, one) for t, one in wrong if text_key(t) not in keys[label]]
                 pair |= {"negative": [t for t, _ in wrong], NEGATIVE_LABELS: [one for _, one in wrong]}
             yield pair | {name: row[name] for row in [first[label, text]] for name in _KEPT if name in row}
         start += len(some)

@@ -86,8 +86,10 @@ def find(path: str | Path) -> tuple[File | None, list[File]]:
     try:
         system, inner = fsspec.url_to_fs(str(path))
         if system.isdir(inner):
-            inside = [entry["name"] for entry in system.ls(inner, detail=True) if entry["type"] == "file"]
-            return File(system, inner), _sorted(system, inside)
+            inside = [entry for entry in system.ls(inner, detail=True) if entry["type"] != "directory"]
+            # a link counts as what it leads to: the hub's cache has nothing else
+            files = [e["name"] for e in inside if e["type"] == "file" or not system.isdir(e["name"])]
+            return File(system, inner), _sorted(system, files)
         if system.exists(inner):
             return None, [File(system, inner)]
         found = system.glob(inner) if is_pattern(path) else []

@@ -6,6 +6,7 @@ A shard gives numbered rows and says where one of them stands; a source reads it
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 HF = "hf:"  # path: hf:owner/name
+_PART = re.compile(r"-\d+-of-\d+$")  # of the name of a file that holds a part of a split
+_HELD_OUT = {"dev", "test", "valid", "validation", "val", "eval"}
 
 
 class Shard(Protocol):
@@ -91,6 +94,24 @@ def shards(path: str | Path, split: str | None = None, subset: str | None = None
     if missing := sorted(counts.keys() - names.keys()):
         raise UserError(f"{path} lacks the shard {missing[0]} that its counts.json names")
     return [FileShard(file, counts.get(file.name)) for file in data]
+
+
+def require_one_side(path: str | Path) -> None:
+    """Refuse a folder whose files are the sides of a split: training would read them as one, the test too.
+
+    Raises:
+        UserError: files called train lie beside others called dev, test or the like.
+    """
+    folder, files = (None, []) if str(path).startswith(HF) else find(path)
+    if folder is None or is_beir(folder, files):
+        return
+    sides = {_PART.sub("", file.stem): file.name for file in files if file.format}
+    held_out = [name for side, name in sides.items() if side in _HELD_OUT]
+    if "train" in sides and held_out:
+        raise UserError(
+            f"{path} holds {sides['train']} and {held_out[0]}, which training should not see: name the file "
+            f"to read, as in {path}/{sides['train']}, or a pattern for all of them"
+        )
 
 
 def corpus_shards(path: str | Path, split: str | None = None, subset: str | None = None) -> list[Shard]:

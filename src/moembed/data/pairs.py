@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -105,6 +106,8 @@ class SourceConfig(Provenance):
             return self.name
         parts = self.path.removeprefix(HF).rstrip("/").split("/")
         last = next((part for part in reversed(parts) if not is_pattern(part)), self.path)
+        if last in (".", "..", ""):  # which are no names
+            return Path(self.path).resolve().name
         return File(None, last).stem
 
     def advice(self, problem: str) -> str:

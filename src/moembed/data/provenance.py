@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -42,9 +43,9 @@ def credit(source: Located) -> str:
     return "; ".join([source.path, *licence, *([f"from {source.origin}"] if source.origin else [])])
 
 
-def lacking(sources: dict[str, Located]) -> list[str]:
-    """A sentence on the sources, by name, whose licence nobody has said."""
-    names = [name for name, source in sources.items() if source.license is None]
+def lacking(sources: Iterable[tuple[str, Located]]) -> list[str]:
+    """A sentence on the sources, each with its name, whose licence nobody has said."""
+    names = [name for name, source in sources if source.license is None]
     if not names:
         return []
     return [

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from moembed.data.cache import Cache
 from moembed.data.columns import ColumnUse
 from moembed.data.fingerprint import fingerprint
-from moembed.data.layouts import FileShard, Shard, corpus_shards, plain_rows, shards
+from moembed.data.layouts import FileShard, Shard, corpus_shards, plain_rows, require_one_side, shards
 from moembed.data.pairs import PairRecord, SourceConfig, document_of_row, pairs_of_row
 from moembed.data.readers import BLOCK, Numbered, Row, text_problem
 from moembed.types import Pair, UserError
@@ -176,8 +176,10 @@ def load_source(config: SourceConfig, progress: Callable[[int], None] | None = N
         progress: told the number of pairs after each block.
 
     Raises:
-        UserError: missing, damaged or empty file, unknown format or column, a bad row not to be skipped.
+        UserError: missing, damaged or empty file, unknown format or column, a bad row not to be skipped, a
+            folder of the sides of a split.
     """
+    require_one_side(config.path)
     return _load(config, shards(config.path, config.split, config.subset), pairs_of_row, progress)
 
 

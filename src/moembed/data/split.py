@@ -15,7 +15,8 @@ from pathlib import Path
 
 from moembed.data.columns import ColumnUse, missing_column
 from moembed.data.dedup import NearTexts
-from moembed.data.layouts import shards
+from moembed.data.files import find
+from moembed.data.layouts import HF, shards
 from moembed.data.pairs import PairRecord, SourceConfig, pairs_of_row
 from moembed.data.readers import Row
 from moembed.data.text_key import normalize, text_key
@@ -182,8 +183,9 @@ def split_file(
 
     Raises:
         UserError: as `moembed.data.layouts.shards` and ``assign``; a row without usable texts, unless
-            ``source.bad_rows`` skips it; ``near`` without datasketch.
+            ``source.bad_rows`` skips it; ``near`` without datasketch; rows that lie in ``out``.
     """
+    _require_outside(source, out)
     # the first reading: which rows belong together
     blocks, use, skipped, alone = Blocks(near), ColumnUse(), 0, 0
     for _, pairs in _rows(source, use, progress):
@@ -224,6 +226,18 @@ def split_file(
         options = {"source": source.path, "dev": dev, "test": test, "near": near, "seed": seed}
         write_json(folder / "split.json", options | {"group": source.group} | asdict(done))
     return done
+
+
+def _require_outside(source: SourceConfig, out: Path) -> None:
+    """Refuse to put the new folder in the place of the rows it is made of."""
+    if "://" in source.path or source.path.startswith(HF):
+        return
+    folder, files = find(source.path)
+    here = [Path(file.path).resolve() for file in [*files, *([folder] if folder else [])]]
+    if inside := next((path for path in here if path.is_relative_to(out.resolve())), None):
+        raise UserError(
+            f"{out} holds {inside.name}, which is to be divided: choose another folder for the sides"
+        )
 
 
 def _rows(

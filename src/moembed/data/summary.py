@@ -25,6 +25,7 @@ def summarize(
     sample: int = 2000,
     shown: int = 3,
     progress: Callable[[int], None] = lambda rows: None,
+    sizes: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Facts about each source.
 
@@ -33,12 +34,13 @@ def summarize(
         sample: pairs drawn at random for the lengths and the examples; everything else is counted over all.
         shown: examples per source.
         progress: told the rows that were compared.
+        sizes: pairs of each source that are trained on, which batches are made of; default: all.
 
     Raises:
         UserError: what `moembed.data.sampler.Sampler` refuses.
     """
     names = [source.name for source in sources]
-    sampler = Sampler([len(source) for source in sources], weights, batch_size, 0, names)
+    sampler = Sampler(sizes or [len(source) for source in sources], weights, batch_size, 0, names)
     share = sampler.steps_of_sources(1)
     facts = []
     for number, (source, weight) in enumerate(zip(sources, weights, strict=True)):

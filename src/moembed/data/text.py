@@ -5,11 +5,14 @@ Nothing stays in memory but the block at hand, so a corpus may be larger than th
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
+import pyarrow as pa
 from pydantic import Field
 
 from moembed.data.columns import ColumnUse
@@ -36,6 +39,9 @@ class TextConfig(Provenance):
     texts only. ``bad_rows`` says whether a row without a usable text stops the run or is left out.
     """
 
+    # what a complaint advises; commands that spell the option otherwise replace it
+    skip_rows_hint: ClassVar[str] = "set bad_rows=skip to leave such rows out"
+
     path: str
     text: str = "text"
     language: str = "language"
@@ -54,14 +60,14 @@ class TextConfig(Provenance):
 def read_texts(
     configs: Sequence[TextConfig], note: Callable[[str], None] | None = None
 ) -> Iterator[list[Text]]:
-    """All texts in order, in blocks; ``note`` is told of each config which columns were not used.
+    """All texts in order, in blocks; ``note`` is told of each config what was not used or left out.
 
     Raises:
         UserError: missing, damaged or empty file, unknown format or column, a bad row not to be skipped.
     """
     for config in configs:
-        use = ColumnUse()
-        texts = islice(_texts(config, use), config.limit)
+        use, bad = ColumnUse(), Counter[str]()
+        texts = islice(_texts(config, use, bad), config.limit)
         empty = True
         while block := list(islice(texts, _BLOCK)):
             empty = False
@@ -70,19 +76,23 @@ def read_texts(
             languages = f" in {', '.join(config.only)}" if config.only else ""
             raise UserError(f"{config.path} holds no texts{languages}")
         if note:
-            for sentence in _notes(config, use):
+            for sentence in _notes(config, use, bad):
                 note(f"{config.path}: {sentence}")
 
 
-def _notes(config: TextConfig, use: ColumnUse) -> list[str]:
+def _notes(config: TextConfig, use: ColumnUse, bad: Counter[str]) -> list[str]:
     use.used |= {config.text, config.language}
     notes = use.notes({})
     if "language" in config.model_fields_set and config.language not in use.seen:
         notes.append(f"no row has the column {config.language} that language names")
+    if count := bad.total():
+        notes.append(f"{count:,} bad rows were skipped, the first: {next(iter(bad))}")
     return notes
 
 
-def _texts(config: TextConfig, use: ColumnUse) -> Iterator[Text]:
+def _texts(config: TextConfig, use: ColumnUse, bad: Counter[str]) -> Iterator[Text]:
+    """The good texts; the others are counted in ``bad``, by what is wrong with the first of them."""
+
     def choose(columns: Sequence[str]) -> Sequence[str]:
         use.see(columns)
         return config.choose(columns)
@@ -97,9 +107,9 @@ def _texts(config: TextConfig, use: ColumnUse) -> Iterator[Text]:
                 if config.only is None or found.language in config.only:
                     yield found
             elif config.bad_rows == "refuse":
-                raise UserError(
-                    f"{shard.where(number)}: {found}; correct it, or set bad_rows=skip to leave such rows out"
-                )
+                raise UserError(f"{shard.where(number)}: {found}; correct it, or {config.skip_rows_hint}")
+            else:
+                bad[next(iter(bad), f"{shard.where(number)}: {found}")] += 1
 
 
 def _text(row: dict[str, object], config: TextConfig, default: str) -> Text | str:
@@ -141,7 +151,7 @@ class Lines:
                 for number, line in enumerate(lines, start=1):
                     if line := line.strip():
                         yield number, {self.column: line}
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             raise UserError(f"cannot read {self.file}, it may be damaged or cut off: {error}") from None
 
     def where(self, number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from moembed.console import progress_bar, say
 from moembed.data.text import TextConfig, read_texts
@@ -37,8 +37,19 @@ class TokenizerPlan:
     trim_below: int | None = None
 
 
+class TextsFile(TextConfig):
+    """Texts as the command names them: what a complaint advises is its option."""
+
+    skip_rows_hint: ClassVar[str] = "leave such rows out with --skip-bad-rows"
+
+
 def make_tokenizer(
-    paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str = "text", overwrite: bool = False
+    paths: Sequence[str],
+    out: Path,
+    plan: TokenizerPlan,
+    column: str = "text",
+    overwrite: bool = False,
+    skip_bad_rows: bool = False,
 ) -> dict[str, Any]:
     """Learn a tokenizer on texts, or more pieces for that of a base; with a base, write a model folder.
 
@@ -58,29 +69,31 @@ def make_tokenizer(
         raise UserError("--extend adds pieces to the tokenizer of a model: name the model with --base")
     with locked(out):
         require_replaceable(out, overwrite)
-        return _alone(paths, out, plan, column) if plan.base is None else _for_base(paths, out, plan, column)
+        bad_rows: Literal["skip", "refuse"] = "skip" if skip_bad_rows else "refuse"
+        files = [TextsFile(path=path, text=column, bad_rows=bad_rows) for path in paths]
+        return _alone(files, out, plan) if plan.base is None else _for_base(files, out, plan)
 
 
-def _alone(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str) -> dict[str, Any]:
-    backend = learn(plan.kind, lambda: _texts(paths, column), plan.vocab_size, plan.lowercase)
+def _alone(files: Sequence[TextConfig], out: Path, plan: TokenizerPlan) -> dict[str, Any]:
+    backend = learn(plan.kind, lambda: _texts(files), plan.vocab_size, plan.lowercase)
     with replacing(out) as folder:
         for name, content in tokenizer_files(backend, LONGEST).items():
             (folder / name).write_bytes(content)
     return {"pieces": backend.get_vocab_size()}
 
 
-def _for_base(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str) -> dict[str, Any]:
+def _for_base(texts: Sequence[TextConfig], out: Path, plan: TokenizerPlan) -> dict[str, Any]:
     assert plan.base is not None
     parts = read_folder(locate_base(plan.base))
     if plan.trim_below is not None:
-        backend = trim(parts.tokenizer.backend, lambda: _texts(paths, column), plan.trim_below)
+        backend = trim(parts.tokenizer.backend, lambda: _texts(texts), plan.trim_below)
         files = tokenizer_files(backend, parts.tokenizer.max_length, parts.files)
     elif plan.extend_by is None:
-        backend = learn(plan.kind, lambda: _texts(paths, column), plan.vocab_size, plan.lowercase)
+        backend = learn(plan.kind, lambda: _texts(texts), plan.vocab_size, plan.lowercase)
         side = parts.tokenizer.truncation_side
         files = tokenizer_files(backend, parts.tokenizer.max_length, truncation_side=side)
     else:
-        backend = extend(parts.tokenizer.backend, lambda: _texts(paths, column), plan.extend_by)
+        backend = extend(parts.tokenizer.backend, lambda: _texts(texts), plan.extend_by)
         files = tokenizer_files(backend, parts.tokenizer.max_length, parts.files)
     parts, origins = with_tokenizer(parts, backend, files)
     write_folder(out, parts)
@@ -88,10 +101,10 @@ def _for_base(paths: Sequence[str], out: Path, plan: TokenizerPlan, column: str)
     return {"pieces": backend.get_vocab_size(), **asdict(origins)}
 
 
-def _texts(paths: Sequence[str], column: str) -> Iterator[str]:
+def _texts(files: Sequence[TextConfig]) -> Iterator[str]:
     notes: dict[str, None] = {}
     with progress_bar("reading texts", None) as advance:
-        for block in read_texts([TextConfig(path=path, text=column) for path in paths], notes.setdefault):
+        for block in read_texts(files, notes.setdefault):
             yield from (text.text for text in block)
             advance(len(block))
     for note in notes:

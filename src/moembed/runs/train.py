@@ -13,7 +13,6 @@ from pydantic import Field, field_validator, model_validator
 
 from moembed.config import config_hash, load, resolve
 from moembed.console import progress_bar, say
-from moembed.data.docstrings import collect
 from moembed.data.provenance import credit
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig, load_source
@@ -28,7 +27,7 @@ from moembed.model.words.compressors import COMPRESSORS
 from moembed.model.words.table import WordTable
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
-from moembed.runs.train_sources import TrainSource, each_source
+from moembed.runs.train_sources import TrainSource, docstring_source, each_source
 from moembed.runs.training_run import make_run_folder, model_facts, tell_sources
 from moembed.training.contrastive.sample import sample_batch
 from moembed.training.contrastive.settings import ContrastiveConfig, fit_lengths
@@ -37,7 +36,7 @@ from moembed.training.contrastive.task_types import fixed_share
 from moembed.training.contrastive.train import train_contrastive
 from moembed.training.monitors.retrieval import load_tasks
 from moembed.training.parallel import World, joined
-from moembed.types import Pair, UserError
+from moembed.types import UserError
 from moembed.weights.compress_vocabulary import VocabularyConfig, compress_vocabulary
 from moembed.weights.expert_head import ExpertHeadConfig, add_expert_head
 from moembed.weights.pooling import PoolingOptions, change_pooling, look
@@ -262,6 +261,13 @@ def _finish(config: TrainConfig, result: TrainResult) -> None:
 
 def open_mixture(config: TrainConfig) -> Mixture:
     """The sources of a config that are used, with their weights in the mix and their options."""
+    sources, weights, options = open_used(config)
+    validation = [open_source(source) for source in config.validation]
+    return Mixture(sources, weights, options, validation)
+
+
+def open_used(config: TrainConfig) -> tuple[list[Source], list[float], list[TrainSource]]:
+    """Without those that ``small_sources`` leaves out."""
     sources, weights = open_sources(config)
     used = [
         i for i, source in enumerate(sources)
@@ -269,12 +275,11 @@ def open_mixture(config: TrainConfig) -> Mixture:
     ]  # fmt: skip
     if not used:
         raise UserError(f"every source has fewer pairs than a batch of {config.batch_size}; lower batch_size")
-    validation = [open_source(source) for source in config.validation]
     options = [config.data[i] for i in used]
     # again, for a source that is left out takes its weight along
     tasks = [option.task_type for option in options]
     weights = fixed_share([weights[i] for i in used], tasks, config.retrieval_share)
-    return Mixture([sources[i] for i in used], weights, options, validation)
+    return [sources[i] for i in used], weights, options
 
 
 def open_sources(config: TrainConfig) -> tuple[list[Source], list[float]]:
@@ -286,11 +291,11 @@ def open_sources(config: TrainConfig) -> tuple[list[Source], list[float]]:
 
 
 def open_source(source: SourceConfig) -> Source:
-    """The pairs of a file, or the built-in ones of the installed packages (the demo's training side)."""
+    """The pairs of a file, or the built-in ones."""
     if source.path != "docstrings" or Path(source.path).exists():
         with progress_bar(f"reading {source.called}", None) as advance:
             return load_source(source, advance)
-    return Source.from_pairs("docstrings", (Pair(pair.query, pair.document) for pair in collect().train))
+    return docstring_source(source)
 
 
 def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> Embedder:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from pydantic import model_validator
 
-from moembed.data.sources import SourceConfig
+from moembed.data.docstrings import collect
+from moembed.data.sources import Source, SourceConfig
 from moembed.training.contrastive.settings import SourceOptions
+from moembed.types import Pair, UserError
 
 
 class TrainSource(SourceConfig, SourceOptions):
@@ -41,6 +44,27 @@ class TrainSource(SourceConfig, SourceOptions):
                 "label names the classes of task_type classification or clustering: give that too"
             )
         return self
+
+
+_OF_COLUMNS = (
+    *("query", "document", "title", "prompt", "negative", "language", "group", "score", "label", "scores"),
+    *("split", "subset"),
+)
+
+
+def docstring_source(source: SourceConfig) -> Source:
+    """The built-in pairs of the installed packages, the demo's training side.
+
+    Raises:
+        UserError: an option on columns or splits, which they do not have.
+    """
+    defaults = {option: type(source).model_fields[option].default for option in _OF_COLUMNS}
+    if asked := [option for option, default in defaults.items() if getattr(source, option) != default]:
+        raise UserError(
+            f"docstrings has neither columns nor splits, so {asked[0]} means nothing: leave it out"
+        )
+    pairs = (Pair(pair.query, pair.document) for pair in collect().train)
+    return Source.from_pairs(source.called, islice(pairs, source.limit))
 
 
 def each_source(source: Any) -> list[Any]:

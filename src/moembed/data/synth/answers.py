@@ -12,6 +12,8 @@ from moembed.data.synth.generators import Answer
 from moembed.files import writing
 from moembed.types import UserError
 
+_START = b'{"key": "'  # of every line
+
 
 class AnswerLog:
     """Answers by the key of their question. A line is written the moment its answer is there.
@@ -45,6 +47,8 @@ class AnswerLog:
         end = 0
         for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
+                if not (line.startswith(_START) or _START.startswith(line)):  # no half line of ours
+                    self._parsed(b"", number)
                 break
             self._place[self._parsed(line, number)["key"]] = end
             end += len(line)
