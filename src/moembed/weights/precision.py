@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ def in_float32(parts: P) -> P:
 
     A step of training is a small part of a weight: in bfloat16 and float16 most of it is rounded away.
     """
-    changes = {"state": _floats(parts.state), "head_state": _floats(parts.head_state)}
+    changes: dict[str, Any] = {"state": _floats(parts.state), "head_state": _floats(parts.head_state)}
     if isinstance(parts, Parts):
         changes["pooling_state"] = _floats(parts.pooling_state)
     return replace(parts, **changes)
