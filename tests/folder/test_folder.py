@@ -18,15 +18,20 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from conftest import HfFolder, MakeModel, Run
+from conftest import HfFolder, MakeModel, Run, randomise
 from moembed.embedder import Embedder
+from moembed.families.registry import family_of
 from moembed.folder import tokenizer as tokenizer_module
 from moembed.folder import write as folder_module
-from moembed.folder.read import read_folder, read_settings
+from moembed.folder.read import read_config, read_folder, read_settings
 from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
 from moembed.folder.write import write_folder
+from moembed.model.encoder import Encoder
 from moembed.model.pooling import POOLING, Pooling, PoolingConfig
+from moembed.model.spec import EncoderSpec
 from moembed.types import TruncationWarning, UserError
+from moembed.weights.positions import to_rope
+from tiny_configs import CONFIGS, ENCODERS
 
 PLAIN = sorted(m for m in POOLING if not (PoolingConfig(m).learns or PoolingConfig(m).per_token))
 
@@ -258,6 +263,58 @@ def test_long_texts_are_cut_on_the_side_the_folder_says(
         with pytest.warns(TruncationWarning, match="1 of 1 texts were cut at 7 tokens"):
             vectors = load(place).encode(texts)
         assert distance(vectors, theirs.encode(texts)) <= EQUAL
+
+
+@pytest.mark.parametrize("key", ["processor_kwargs", "tokenizer_args"])
+def test_a_length_that_was_set_wins_over_the_arguments_of_the_tokenizer(
+    key: str, hf_folder: HfFolder, tmp_path: Path
+) -> None:
+    folder, _ = hf_folder("bert")
+    (folder / TRANSFORMER).write_text(json.dumps({key: {"model_max_length": 9}}))
+    model = load(folder)
+    model.max_seq_length = 20
+    model.save_pretrained(tmp_path / "again")
+    assert load(tmp_path / "again").max_length == 20
+    assert SentenceTransformer(str(tmp_path / "again"), device="cpu").max_seq_length == 20
+
+
+def test_a_model_without_files_of_its_tokenizer_keeps_the_side_it_cuts(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model()
+    model.tokenizer.truncation_side = "left"
+    model.save_pretrained(tmp_path / "again")
+    texts = ["the mole digs tunnels under the meadow and owls hunt " * 4]
+    assert load(tmp_path / "again").tokenizer.rows(texts) == model.tokenizer.rows(texts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "change"),
+    [
+        ("mistral", {"layer_types": ["sliding_attention"] * 3}, lambda spec: spec.first_layers(1)),
+        (
+            "modernbert",
+            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            lambda spec: to_rope(spec, {}, 333.0, 64)[0],
+        ),
+        (
+            "gte",
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            lambda spec: to_rope(spec, {}, 333.0, 64)[0],
+        ),
+    ],
+)
+def test_no_old_key_of_a_config_wins_over_what_is_written(
+    kind: str, more: dict[str, Any], change: Callable[[EncoderSpec], EncoderSpec], make_model: MakeModel,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    source = {**CONFIGS, **ENCODERS}[kind] | more
+    spec = change(family_of(source).read_config(source))
+    encoder = Encoder(spec)
+    randomise(encoder, 0)
+    parts = replace(make_model().parts(), spec=spec, state=dict(encoder.state_dict()), source=source)
+    write_folder(tmp_path / "model", parts)
+    assert read_config(tmp_path / "model") == spec
 
 
 @pytest.mark.parametrize("key", ["processor_kwargs", "tokenizer_args"])

@@ -19,7 +19,9 @@ from moembed.embedder import Embedder
 from moembed.folder import hub as room
 from moembed.folder.bases import base_name
 from moembed.folder.read import read_config
+from moembed.runs.quantize import QuantizePlan, quantize_model
 from moembed.types import UserError
+from moembed.weights.projection import add_projection
 
 REPO = "me/moles"
 
@@ -227,6 +229,20 @@ def test_a_pickle_is_fetched_only_where_allowed_and_needed(
     assert first.space() == second.space() == model.space()
 
 
+def test_the_pickle_of_a_dense_layer_is_fetched_beside_safetensors(
+    hub: FakeHub, make_model: Any, tmp_path: Path
+) -> None:
+    """As many older models have it: the encoder was converted, the layer behind it was not."""
+    model = Embedder(add_projection(make_model().parts(), 8))
+    files = saved(model, tmp_path / "model")
+    dense = tmp_path / "model" / "2_Dense" / "model.safetensors"
+    torch.save(load_file(dense), tmp_path / "pytorch_model.bin")
+    del files["2_Dense/model.safetensors"]
+    hub.add(REPO, files | {"2_Dense/pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes()})
+    loaded = Embedder.from_pretrained(REPO, device="cpu", allow_pickle=True)
+    assert loaded.space() == model.space()
+
+
 # ---- onto the hub -----------------------------------------------------------------------------------------
 
 
@@ -252,6 +268,18 @@ def test_a_pushed_run_loads_from_the_hub(
     assert shown["url"].startswith(f"{hub.url}/{REPO}/commit/")
     assert sum(path.endswith("/commit/main") for _, path in hub.requests) == 1
     assert Embedder.from_pretrained(REPO, device="cpu").space() == moe_model.space()
+
+
+def test_a_quantized_model_is_pushed_with_its_weights(
+    hub: FakeHub, moe_model: Embedder, tmp_path: Path
+) -> None:
+    moe_model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "texts.jsonl").write_text('{"text": "the mole digs"}\n{"text": "an owl hunts"}\n')
+    plan = QuantizePlan(texts=tmp_path / "texts.jsonl")
+    quantize_model(str(tmp_path / "whole"), tmp_path / "small", plan)
+    assert main(["push", str(tmp_path / "small"), REPO]) == 0
+    here = Embedder.from_pretrained(tmp_path / "small", device="cpu")
+    assert Embedder.from_pretrained(REPO, device="cpu").space() == here.space()
 
 
 def test_a_push_to_a_branch_leaves_the_main_one_alone(hub: FakeHub, make_model: Any, tmp_path: Path) -> None:

@@ -113,6 +113,18 @@ def test_an_extended_folder_keeps_what_its_files_say(backend: Backend) -> None:
     assert files.keys() == {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_tokens_that_were_added_keep_their_ids_too(kind: str) -> None:
+    base = learn(kind, lambda: TEXTS, 320)
+    base.add_special_tokens([AddedToken("<extra>", special=True)])
+    base.add_tokens(["zebra"])
+    made = extend(base, lambda: TEXTS + ["neue Wörter: Dachs, Dachse, Fuchs, Füchse"] * 9, 10)
+    old, new = base.get_vocab(), made.get_vocab()
+    assert len(new) > len(old)
+    assert {piece: new[piece] for piece in old} == old
+    assert sorted(new.values()) == list(range(len(new)))
+
+
 def test_byte_pair_vocabularies_cannot_be_extended() -> None:
     with pytest.raises(
         UserError, match="a vocabulary of kind BPE cannot be extended, only WordPiece and Unigram"

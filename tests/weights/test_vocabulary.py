@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Backend
 
 from conftest import HfFolder, MakeModel
 from moembed.embedder import Embedder
+from moembed.families.flat import FlatConfig
 from moembed.families.registry import family_to_write
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
@@ -43,6 +44,20 @@ def test_extension_by_nothing_keeps_every_vector(make_model: MakeModel, texts: l
     assert origins == Origins(parts.spec.vocab_size, 0, 0)
     assert torch.equal(model.encoder.word.weight, parts.state["word.weight"])
     np.testing.assert_array_equal(model.encode(texts), Embedder(parts).eval().encode(texts))
+
+
+def test_pieces_that_are_read_alike_keep_their_own_rows() -> None:
+    """Two spaces as bytes of the vocabulary, and as a token that was added."""
+    values = json.loads(learn("bpe", lambda: ["mole  owl"] * 4, 300).to_str())
+    values["model"]["vocab"] |= {"ĠĠ": len(values["model"]["vocab"])}
+    backend = Backend.from_str(json.dumps(values))
+    backend.add_tokens(["  "])
+    rows = torch.arange(backend.get_vocab_size() * 4.0).view(-1, 4)
+    spec = FlatConfig(
+        vocab_size=len(rows), width=4, num_layers=1, num_heads=1, ffn_width=4, position="rope"
+    ).spec()
+    _, state, _ = transplant(spec, {"word.weight": rows}, backend, backend)
+    assert torch.equal(state["word.weight"], rows)
 
 
 def test_texts_of_old_pieces_keep_their_vectors(make_model: MakeModel, texts: list[str]) -> None:

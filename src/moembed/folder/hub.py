@@ -21,6 +21,7 @@ _IN_ANY_MODULE = [
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
+    "quantized.safetensors",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -36,9 +37,9 @@ _MODEL_FILES = [
     *_IN_ANY_MODULE,
     *(f"[0-9]*_*/{pattern}" for pattern in _IN_ANY_MODULE),
 ]
-# Fetched on request, and only where the files above hold no weights; never pushed.
+# Fetched on request, and only for a module whose files above hold no weights; never pushed.
 _PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
-_PICKLES += [f"[0-9]*_*/{pattern}" for pattern in _PICKLES]
+_WITHOUT_WEIGHTS = ("_Pooling", "_Normalize")  # how the folders of modules end that have none
 _CARD = "README.md"
 _LOG_IN = "check the name, then run `hf auth login` or set HF_TOKEN"
 _REFUSALS = {
@@ -77,10 +78,18 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None, allow_pickle
     revision = named or revision
     with _one_sentence(f"{name} is neither a folder nor reachable on the hub nor cached", revision):
         folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=_MODEL_FILES))
-        if allow_pickle and not any(folder.rglob("model*.safetensors")):
+        if allow_pickle and (pickles := _pickles(folder)):
             # a snapshot is named after its commit; the branch may have moved on since
-            snapshot_download(repo_id, revision=folder.name, allow_patterns=_PICKLES)
+            snapshot_download(repo_id, revision=folder.name, allow_patterns=pickles)
     return folder
+
+
+def _pickles(folder: Path) -> list[str]:
+    """The pickles of every module that has no safetensors and may have weights."""
+    found = (place for place in (folder, *folder.glob("[0-9]*_*")) if (place / "config.json").is_file())
+    bare = [place for place in found if not any(place.glob("*.safetensors"))]
+    places = [place.relative_to(folder) for place in bare if not place.name.endswith(_WITHOUT_WEIGHTS)]
+    return [(place / name).as_posix() for place in places for name in _PICKLES]
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

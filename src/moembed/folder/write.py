@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from moembed.families.registry import family_to_write
+from moembed.families.registry import Family, family_to_write
 from moembed.files import replacing, write_json
 from moembed.folder.modules import write_modules
 from moembed.folder.parts import Parts
@@ -16,7 +16,9 @@ from moembed.folder.relation import write_relation
 from moembed.folder.settings import SENTENCE_TRANSFORMERS, TRANSFORMER_FILES
 from moembed.folder.tensors import layout_tensors
 from moembed.folder.tokenizer import pad_token
+from moembed.model.spec import EncoderSpec
 from moembed.tokenizer import Tokenizer
+from moembed.types import UserError
 
 
 def write_folder(path: Path, parts: Parts) -> None:
@@ -36,6 +38,8 @@ def write_small_files(folder: Path, parts: Parts) -> None:
     dtype = str(next(iter(parts.state.values())).dtype).removeprefix("torch.")
     tokenizer, files = parts.tokenizer, dict(parts.files)
     kept = json.loads(files.pop(TRANSFORMER_FILES[0], b"{}"))
+    for options in filter(lambda value: isinstance(value, dict), kept.values()):
+        options.pop("model_max_length", None)  # it would win over max_seq_length, which may be another by now
     settings: dict[str, Any] = {
         "model_type": "SentenceTransformer",
         "prompts": tokenizer.prompts,
@@ -65,7 +69,15 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """What transformers needs beside a bare tokenizer.json to batch texts: a name for padding."""
     pad = pad_token(tokenizer.backend)
     named = {"pad_token": pad} if pad else {}
+    named |= {"truncation_side": "left"} if tokenizer.truncation_side == "left" else {}
     return {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokenizer.max_length} | named
+
+
+def _reads_as(values: dict[str, Any], family: Family, spec: EncoderSpec) -> bool:
+    try:
+        return family.read_config(values) == spec
+    except UserError:
+        return False
 
 
 def _config_values(parts: Parts, dtype: str) -> dict[str, Any]:
@@ -75,4 +87,6 @@ def _config_values(parts: Parts, dtype: str) -> dict[str, Any]:
     if source.get("model_type") != family.name or source.keys() == {"model_type"}:
         return written | {"dtype": dtype}
     values = source if family.read_config(source) == parts.spec else source | written
+    if not _reads_as(values, family, parts.spec):  # an old key says otherwise, and wins over a new one
+        values = written
     return values | {key: dtype for key in ("dtype", "torch_dtype") if key in source}

@@ -35,6 +35,7 @@ from moembed.training.distillation.texts import RoleTexts, cut_texts, unique_tex
 from moembed.training.distillation.train import train_distillation
 from moembed.training.parallel import World, joined
 from moembed.types import UserError
+from moembed.weights.precision import in_float32
 from moembed.weights.projection import add_projection
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
@@ -142,7 +143,8 @@ def _run(config: DistillConfig, resume: bool, overwrite: bool, world: World) -> 
 
 def build(config: DistillConfig, teacher: TextEncoder) -> tuple[Embedder, list[str]]:
     """The student a run starts from, and what is to be said of it."""
-    parts = member(read_base(config.base, config.revision, config.allow_pickle), View(layers=config.layers))
+    base = read_base(config.base, config.revision, config.allow_pickle)
+    parts = in_float32(member(base, View(layers=config.layers)))
     require_one_vector(parts.pooling, "a student of `moembed distill`")
     notes = []
     prompts = dict(config.prompts) if config.prompts is not None else _prompts_of(teacher)

@@ -35,6 +35,7 @@ from moembed.training.masked_lm.train import train_masked_lm
 from moembed.training.parallel import World, joined
 from moembed.types import UserError
 from moembed.weights.positions import to_rope
+from moembed.weights.precision import in_float32
 from moembed.weights.vocabulary import pad
 
 
@@ -164,7 +165,7 @@ def prepared(folder: Path, config: PretrainConfig) -> tuple[Embedder, Heads, str
     Raises:
         UserError: what ``build`` refuses; an objective with a decoder, of a model that keeps token vectors.
     """
-    parts = build(read_folder(folder), config)
+    parts = build(in_float32(read_folder(folder)), config)
     vocabulary = parts.tokenizer.backend.get_vocab_size()
     decoded = [name for name, plan in plans(config).items() if plan.decoder_rate is not None]
     if decoded:

@@ -40,6 +40,7 @@ from moembed.types import UserError
 from moembed.weights.compress_vocabulary import VocabularyConfig, compress_vocabulary
 from moembed.weights.expert_head import ExpertHeadConfig, add_expert_head
 from moembed.weights.pooling import PoolingOptions, change_pooling, look
+from moembed.weights.precision import in_float32
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 from moembed.weights.widen import WidenConfig, widen
@@ -302,7 +303,7 @@ def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> 
     """The model a run starts from; ``mixture``: its pairs, which upcycling by clusters looks at."""
     if config.prompts is not None:
         parts.tokenizer.prompts = dict(config.prompts)
-    parts = member(parts, View(layers=config.layers))
+    parts = in_float32(member(parts, View(layers=config.layers)))
     if config.attention:
         parts = look(parts, config.attention)
     if config.pooling:

@@ -28,6 +28,7 @@ from moembed.training.parallel import World, joined
 from moembed.training.reranking.settings import RerankingConfig
 from moembed.training.reranking.train import train_reranking
 from moembed.types import UserError
+from moembed.weights.precision import in_float32
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
@@ -138,7 +139,7 @@ def prepared_reranker(
 def build(config: RerankerConfig) -> Reranker:
     """The model a run starts from; from now on it reads ``max_length`` tokens of a pair."""
     folder = locate_base(config.base, config.revision, config.allow_pickle)
-    parts = fresh_reranker(folder, config.pooling, config.seed, config.allow_pickle)
+    parts = in_float32(fresh_reranker(folder, config.pooling, config.seed, config.allow_pickle))
     if config.upcycle:
         spec, state = upcycle(parts.spec, parts.state, config.upcycle)
         parts = replace(parts, spec=spec, state=state)

@@ -131,7 +131,8 @@ def _extend_wordpiece(values: dict[str, Any], backend: Backend, texts: Texts, co
     learnt = sorted(learner.get_vocab().items(), key=lambda item: item[1])
     new = [piece for piece, _ in learnt if piece not in known][:count]
     start = max(known.values()) + 1
-    values["model"]["vocab"] |= {piece: start + i for i, piece in enumerate(new)}
+    # tokens added behind the vocabulary come into it, or they would be numbered anew behind the new pieces
+    values["model"]["vocab"] |= known | {piece: start + i for i, piece in enumerate(new)}
 
 
 def _extend_unigram(values: dict[str, Any], backend: Backend, texts: Texts, count: int) -> None:

@@ -114,7 +114,7 @@ def _copies(dense: dict[str, Tensor], layer: LayerSpec) -> dict[str, Tensor]:
         if moe.lora is None:
             made[f"{part}_{shape}"] = weight.repeat(moe.num_experts, 1, 1)
         if each and moe.lora is None:  # a part of the block that has none gets zeros
-            own = torch.zeros(len(weight)) if bias is None else bias
+            own = weight.new_zeros(len(weight)) if bias is None else bias
             made[f"{part}_bias_{shape[:2]}"] = own.repeat(moe.num_experts, 1)
         if copies := moe.num_shared_experts:
             silent = part == "down"
@@ -122,8 +122,8 @@ def _copies(dense: dict[str, Tensor], layer: LayerSpec) -> dict[str, Tensor]:
                 weight.repeat(1, copies) * 0 if silent else weight.repeat(copies, 1)
             )
             if moe.bias != "none":
-                start = torch.zeros(len(weight)) if bias is None or silent or not each else bias
+                start = weight.new_zeros(len(weight)) if bias is None or silent or not each else bias
                 made[f"shared.{part}.bias"] = start if silent else start.repeat(copies)
     if moe.bias == "shared":
-        made["bias_D"] = torch.zeros(width)
+        made["bias_D"] = dense["down.weight"].new_zeros(width)
     return made

@@ -54,6 +54,11 @@ def transplant(
     table = mean_D.to(rows.dtype).repeat(max(wanted) + 1, 1)
 
     shared = {number: known[key] for number, key in wanted.items() if key in known}
+    # two pieces may be read alike, as spaces of the vocabulary and added ones: each keeps its own row
+    same = old.get_vocab()
+    for piece, number in new.get_vocab().items():
+        if piece in same and old_spelling(piece) == wanted[number]:
+            shared[number] = same[piece]
     table[list(shared)] = rows[list(shared.values())]
     rest = [number for number in wanted if number not in shared]
     cut = old.encode_batch_fast([wanted[number][1] for number in rest], add_special_tokens=False)
