@@ -133,7 +133,8 @@ def _lifespan(
             await state.model.close()
             if state.index is not None:
                 state.index.close()
-            state.threads.shutdown(wait=False, cancel_futures=True)
+            for threads in (state.threads, state.tokenizing):
+                threads.shutdown(wait=False, cancel_futures=True)
             if traced:
                 tracing.stop_tracing()
 
