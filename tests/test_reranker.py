@@ -275,7 +275,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, pair_backend: Backend) -> Non
         model.scores(QUERY, "worms")
     with pytest.raises(UserError, match="text 1 is not valid Unicode"):
         model.scores(QUERY, ["worms", "\ud800"])
-    with pytest.raises(UserError, match="the query .* is not valid Unicode"):
+    with pytest.raises(UserError, match=r"the query .* is not valid Unicode"):
         model.scores("\ud800", ["worms"])
     with pytest.raises(UserError, match="text 1 is not valid Unicode"):
         model.scores("{} {}", ["{} {}", "\ud800"])
