@@ -172,7 +172,7 @@ def test_what_is_no_json_never_leaves(value: Any) -> None:
 
 
 def test_where_the_server_has_moved_is_told() -> None:
-    moved = (308, {}, {"Location": "https://there.example/info"})
+    moved: tuple[int, Any, dict[str, str]] = (308, {}, {"Location": "https://there.example/info"})
     with (
         scripted(moved) as (url, _),
         pytest.raises(UserError, match=r"points to https://there\.example/info"),
