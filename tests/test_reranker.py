@@ -275,6 +275,10 @@ def test_bad_input_is_one_sentence(tmp_path: Path, pair_backend: Backend) -> Non
         model.scores(QUERY, "worms")
     with pytest.raises(UserError, match="text 1 is not valid Unicode"):
         model.scores(QUERY, ["worms", "\ud800"])
+    with pytest.raises(UserError, match=r"the query .* is not valid Unicode"):
+        model.scores("\ud800", ["worms"])
+    with pytest.raises(UserError, match="text 1 is not valid Unicode"):
+        model.scores("{} {}", ["{} {}", "\ud800"])
     with pytest.raises(UserError, match="k must be a whole number"):
         model.rank(QUERY, ["worms"], k=0)
     model.tokenizer.max_length = 3

@@ -26,7 +26,7 @@ from moembed.model.adapters import plain
 from moembed.model.encoder import Encoder, num_parameters, skeleton
 from moembed.model.score_head import ScoreHead
 from moembed.packing import pack, token_budget
-from moembed.tokenizer import check_prompt
+from moembed.tokenizer import require_unicode
 from moembed.types import Batch, Encoded, TruncationWarning, UserError
 
 _WINDOW = 4096  # pairs that are tokens at one time
@@ -245,7 +245,7 @@ class Reranker(nn.Module):
         """
         if not isinstance(query, str):
             raise UserError(f"the query is a {type(query).__name__}, not a string")
-        check_prompt(query)
+        require_unicode(query, "the query")  # which is no prompt: {} has no meaning in it
         check_limits(batch_tokens, None)
         pairs = [(self.prompt + query, text) for text in as_texts(texts)]
         array, cut = np.zeros(len(pairs), dtype=np.float32), np.zeros(len(pairs), dtype=np.int64)

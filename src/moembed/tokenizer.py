@@ -283,8 +283,13 @@ def check_prompt(prompt: object) -> None:
     if not isinstance(prompt, str):
         raise UserError(f"the prompt must be a string, not a {type(prompt).__name__}")
     split_prompt(prompt)
-    if _has_surrogate(prompt):
-        raise UserError(f"the prompt {prompt!r} is not valid Unicode: it holds half of a surrogate pair")
+    require_unicode(prompt, "the prompt")
+
+
+def require_unicode(text: str, what: str) -> None:
+    """Raise UserError where a text holds half of a surrogate pair, which no tokenizer reads."""
+    if _has_surrogate(text):
+        raise UserError(f"{what} {text!r} is not valid Unicode: it holds half of a surrogate pair")
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -102,7 +102,7 @@ def test_no_texts_and_a_count_of_those_that_are_done(client: Client, texts: list
 
 
 def test_tokens_are_counted_as_the_model_counts(client: Client, model: Embedder, texts: list[str]) -> None:
-    for options in ({}, {"role": "query"}, {"prompt": "owls: "}):
+    for options in ({}, {"role": "query"}, {"prompt": "owls: "}, {"prompt": 'the mole "{}" digs'}):
         assert client.num_tokens([*texts, LONG], **options) == model.num_tokens([*texts, LONG], **options)
 
 

@@ -151,6 +151,35 @@ def test_the_key_comes_from_the_environment_or_the_caller(monkeypatch: pytest.Mo
     assert [one["key"] for one in seen] == ["Bearer one", "Bearer two"]
 
 
+def test_the_line_end_of_a_file_is_no_part_of_a_key() -> None:
+    with scripted((200, INFO, {})) as (url, seen):
+        Client(url, api_key=" one\r\n").close()
+    assert seen[0]["key"] == "Bearer one"
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "two words", "two\nlines", "a\x00b"])
+def test_a_key_that_no_request_can_bring_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(UserError, match="a bearer key cannot have") as caught:
+        Connection("http://127.0.0.1:1", key, 5.0, 0, 1)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1}, b"a"])
+def test_what_is_no_json_never_leaves(value: Any) -> None:
+    with scripted() as (url, seen), pytest.raises(UserError, match="/x is asked for cannot be written"):
+        connect(url).ask("POST", "/x", {"where": value})
+    assert seen == []
+
+
+def test_where_the_server_has_moved_is_told() -> None:
+    moved: tuple[int, Any, dict[str, str]] = (308, {}, {"Location": "https://there.example/info"})
+    with (
+        scripted(moved) as (url, _),
+        pytest.raises(UserError, match=r"points to https://there\.example/info"),
+    ):
+        Client(url)
+
+
 @pytest.mark.parametrize("info", [{}, [], {"model_id": "bert", "version": "1.9"}])
 def test_another_kind_of_server_is_told(info: Any) -> None:
     with scripted((200, info, {})) as (url, _), pytest.raises(UserError, match="no moembed server"):

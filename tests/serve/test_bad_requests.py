@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from typing import Any
@@ -73,6 +74,14 @@ def test_a_page_elsewhere_must_say_json(server: TestClient, media: str, status: 
     headers = {"content-type": media} if media else {}
     reply = server.post("/v1/embeddings", content=b'{"input": "a"}', headers=headers)
     assert reply.status_code == status
+
+
+def test_a_packed_body_is_named(server: TestClient) -> None:
+    content = gzip.compress(b'{"input": "a"}')
+    reply = server.post("/v1/embeddings", content=content, headers=JSON | {"content-encoding": "gzip"})
+    assert "packed with gzip" in check(reply, 415)["message"]
+    plain = server.post("/v1/embeddings", json={"input": "a"}, headers={"content-encoding": "identity"})
+    assert plain.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,35 @@ def test_an_observer_is_told_of_batches_and_of_what_waits(model: Model) -> None:
     assert seen == {"queued": [(4, 2), (5, 3), (0, 0)], "batch": [(5, 3)]}
 
 
+class Late(Silent):
+    """Hears of what waits; whoever submits is slow to tell it."""
+
+    def __init__(self) -> None:
+        self.waiting: tuple[int, int] = (-1, -1)
+
+    def queued(self, tokens: int, rows: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            time.sleep(0.2)
+        self.waiting = tokens, rows
+
+
+def test_what_waits_is_told_in_its_order(model: Model) -> None:
+    observer = Late()
+    batcher = Batcher(model, LIMITS, observer)
+    batcher.start()
+    ask(batcher, [1, 2]).result(SECONDS)
+    assert observer.waiting == (0, 0)
+    model.at_work.clear()
+    model.gate.clear()
+    failed = ask(batcher, *[[BAD] * 40] * 3)
+    assert model.at_work.wait(SECONDS)
+    assert observer.waiting == (80, 2)
+    model.gate.set()
+    assert isinstance(failed.exception(SECONDS), RuntimeError)
+    assert observer.waiting == (0, 0)  # its other parts wait no more
+    batcher.close()
+
+
 def test_a_batch_is_as_large_as_is_computed_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])

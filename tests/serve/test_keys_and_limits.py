@@ -107,6 +107,9 @@ def test_origins_are_none_unless_given(server: TestClient, open_server: Any) -> 
     shared = open_server(cors_origins=("https://page.example",), api_keys=("k",))
     allowed = shared.options("/v1/embeddings", headers=asked)
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+    headers = "authorization, content-type, x-stainless-lang, x-stainless-os"  # of OpenAI's in a browser
+    theirs = shared.options("/v1/embeddings", headers=asked | {"access-control-request-headers": headers})
+    assert (theirs.status_code, theirs.headers["access-control-allow-headers"]) == (200, headers)
     other = shared.options("/v1/embeddings", headers=asked | {"origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
 

@@ -155,6 +155,21 @@ def test_a_connection_serves_many_requests_and_idles(live: Live) -> None:
             assert answer(connection)[0] == 200
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.1])
+def test_who_would_rather_speak_http2_is_answered_in_http1(live: Live, pause: float) -> None:
+    """Java's client sends this with every first request, and the body as ever."""
+    wish = b"connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\nUpgrade: h2c\r\n"
+    body = b'{"input": "upgrade: h2c\\r\\nupgrade: x"}'
+    with live.connect() as connection:
+        for _ in range(2):  # the connection is kept
+            connection.sendall(POST + wish + b"content-length: %d\r\n\r\n" % len(body))
+            time.sleep(pause)
+            connection.sendall(body)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        assert answer(connection)[0] == 200
+
+
 def test_a_body_that_is_refused_early_is_answered(live: Live) -> None:
     """The head says it is too large: 413 comes before the body has been read."""
     with live.connect() as connection:

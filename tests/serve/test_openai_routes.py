@@ -48,6 +48,7 @@ def test_base64_is_the_full_width_in_little_endian(server: TestClient) -> None:
     found = np.stack([np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4") for row in rows])
     assert close(found, plain)
     assert [row["index"] for row in rows] == list(range(len(SHORT)))
+    assert close(vectors(ask(server, input=SHORT, encoding_format=None)), plain)
 
 
 def test_token_ids_are_texts(server: TestClient, served_embedder: Embedder) -> None:

@@ -62,6 +62,19 @@ def test_what_needs_no_key_needs_none_with_a_slash_and_the_rest_does(open_server
     assert locked.post("/embed/", json=POSTS["/embed"]).status_code == 401
 
 
+@pytest.mark.parametrize("path", ["/embed", "/moembed/embed"])
+@pytest.mark.parametrize("root", ["/moembed", "/moembed/"])
+def test_another_path_in_front_changes_nothing(open_server: Any, root: str, path: str) -> None:
+    """Whether or not the proxy takes it away: TEI's errors and statuses, and what needs no key."""
+    proxied = open_server(root_path=root, api_keys=("k",))
+    key = {"authorization": "Bearer k"}
+    assert proxied.post(path, json=POSTS["/embed"], headers=key).status_code == 200
+    refused = proxied.post(path, json={"inputs": "mole " * 60}, headers=key)
+    assert (refused.status_code, set(refused.json())) == (413, {"error", "error_type"})
+    assert set(proxied.post(path, json=POSTS["/embed"]).json()) == {"error", "error_type"}
+    assert proxied.get(f"{path.removesuffix('embed')}health").status_code == 200
+
+
 def test_the_page_keeps_its_slash_also_under_another_path(open_server: Any) -> None:
     proxied = open_server(root_path="/moembed")
     proxied.follow_redirects = False

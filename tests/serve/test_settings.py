@@ -37,6 +37,18 @@ def test_a_file_of_variables(tmp_path: Path) -> None:
     assert (settings.port, settings.model, origin["port"]) == (7, "m", "file")
 
 
+def test_a_file_of_variables_that_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "serve.env"
+    file.write_bytes(b"MOEMBED_SERVE_NAME=m\xfcll\n")
+    with pytest.raises(UserError, match="cannot read the settings"):
+        load_settings({"model": "m"}, file)
+
+
+def test_origins_are_as_browsers_name_them() -> None:
+    settings, _ = load_settings({"model": "m", "cors_origins": "https://a.example/, https://b.example"})
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+
+
 @pytest.mark.parametrize(
     ("flags", "text", "said"),
     [
@@ -48,6 +60,8 @@ def test_a_file_of_variables(tmp_path: Path) -> None:
         ({"model": "m"}, "prot: 1", "did you mean 'port'"),
         ({"model": "m"}, "- port", "keys with values"),
         ({"model": "m"}, "port: [", "cannot read"),
+        ({"model": "m"}, "1: 2", "the key 1"),
+        ({"model": "m", "root_path": "api"}, "", "write /api"),
         ({"model": "m", "max_wait": 0}, "", "max_wait must be above 0"),
         ({"model": "m"}, "max_body_bytes: 2000\nbodies_bytes: 1999", "less than the 2000 that one body"),
         ({"model": "m", "api_keys": ["a", " "]}, "", "must not be empty"),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from live_server import live
 from moembed.embedder import Embedder
-from moembed.reranker import Reranker
+from moembed.reranker import Reranker, Scores
 
+QUESTION = {"query": "q", "texts": ["a"]}
 SHORT = ["moles eat worms", "", "what does a mole eat?"]
 LONG = "mole " * 60
 
@@ -97,6 +104,20 @@ def test_tokens_have_ids_texts_and_places(server: TestClient, served_embedder: E
     assert [token["id"] for token in asked] == served_embedder.rows([text], role="query")[0][0]
 
 
+@pytest.mark.parametrize("prompt", ["mole: ", 'the mole "{}" digs'])
+def test_a_prompt_stands_where_the_model_puts_it(
+    server: TestClient, served_embedder: Embedder, prompt: str
+) -> None:
+    (found,) = server.post("/tokenize", json={"inputs": ["owl"], "prompt": prompt}).json()
+    expected, _ = served_embedder.rows(["owl"], prompt=prompt)
+    assert [token["id"] for token in found] == expected[0]
+
+
+def test_a_prompt_with_two_places_is_refused(server: TestClient) -> None:
+    reply = server.post("/tokenize", json={"inputs": "owl", "prompt": "{} and {}"})
+    assert "more than once" in refusal(reply, 400)
+
+
 def test_info_says_what_is_served(server: TestClient, served_embedder: Embedder) -> None:
     info = server.get("/info").json()
     assert (info["model_id"], info["max_input_length"]) == ("tiny", served_embedder.max_length)
@@ -137,6 +158,75 @@ def test_a_pair_that_is_too_long_is_cut_only_on_demand(open_server: Any, tiny_re
     assert len(cut.json()) == 2
     expected = tiny_reranker.scored("mole", ["owl", LONG]).cut.sum()
     assert (cut.headers["x-truncated-texts"], cut.headers["x-truncated-tokens"]) == ("1", str(expected))
+
+
+@pytest.mark.parametrize("query", ["", "a {} mole", "'{} {}'.format(mole, owl)"])
+def test_a_query_may_be_any_text(open_server: Any, tiny_reranker: Reranker, query: str) -> None:
+    ranking = open_server(reranker=tiny_reranker)
+    found = ranking.post("/rerank", json={"query": query, "texts": SHORT}).json()
+    expected = tiny_reranker.scores(query, SHORT, activation="sigmoid")
+    assert close([rank["score"] for rank in found], np.sort(expected)[::-1])
+
+
+def test_what_was_cut_is_counted(open_server: Any, tiny_reranker: Reranker) -> None:
+    ranking = open_server(reranker=tiny_reranker)
+    cut = ranking.post("/rerank", json={"query": "mole", "texts": ["owl", LONG], "truncate": True})
+    told = ranking.get("/metrics").text.splitlines()
+    assert "moembed_truncated_texts_total 1.0" in told
+    assert f"moembed_truncated_tokens_total {float(cut.headers['x-truncated-tokens'])}" in told
+
+
+class Slow:
+    """A reranker that takes its time; ``ended`` says how it came to an end."""
+
+    max_length = 32
+
+    def __init__(self, scores: float = 0.5) -> None:
+        self.score, self.begun, self.ended = scores, threading.Event(), ""
+
+    def scored(self, query: str, texts: Any, *, activation: Any = None, progress: Any = None) -> Scores:
+        self.begun.set()
+        for _ in range(0 if query == "quick" else 400):
+            time.sleep(0.01)
+            try:
+                if progress is not None:
+                    progress(1)
+            except Exception:
+                self.ended = "stopped"
+                raise
+        self.ended = "done"
+        return Scores(np.full(len(texts), self.score, np.float32), np.zeros(len(texts), np.int64), 1)
+
+
+def test_nobody_is_scored_for_who_has_left(served_embedder: Embedder) -> None:
+    slow, body = Slow(), b'{"query": "q", "texts": ["a"]}'
+    head = b"POST /rerank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    with live(served_embedder, reranker=slow) as url:
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(place, timeout=10) as connection:
+            connection.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+            assert slow.begun.wait(10)
+        end = time.monotonic() + 10
+        while not slow.ended:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert slow.ended == "stopped"
+
+
+def test_tokens_do_not_wait_for_scores(served_embedder: Embedder) -> None:
+    slow = Slow()
+    with live(served_embedder, reranker=slow) as url, ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(httpx2.post, f"{url}/rerank", json=QUESTION, timeout=20) for _ in range(2)]
+        assert slow.begun.wait(10)
+        assert httpx2.post(f"{url}/tokenize", json={"inputs": "owl"}, timeout=20).status_code == 200
+        assert not slow.ended
+        assert [future.result().status_code for future in asked] == [200, 200]
+
+
+def test_a_score_that_is_no_number_is_an_error(open_server: Any) -> None:
+    ranking = open_server(reranker=Slow(float("nan")))
+    reply = ranking.post("/rerank", json={"query": "quick", "texts": ["a", "b"]})
+    assert "text 0" in refusal(reply, 500, "Backend")
 
 
 def test_too_many_that_wait_are_429(open_server: Any, tiny_reranker: Reranker) -> None:

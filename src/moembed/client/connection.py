@@ -40,7 +40,13 @@ class Connection:
             raise UserError("timeout must be above 0, retries at least 0 and in_flight at least 1")
         self.url = url.rstrip("/").removesuffix("/v1")
         self._retries, self._timeout = retries, timeout
-        self._http = _open(self.url, api_key or os.environ.get(KEY_VARIABLE), timeout, in_flight)
+        key = (api_key or os.environ.get(KEY_VARIABLE) or "").strip()  # files end with a line's end
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise UserError(
+                f"the key for {self.url} has a space or a character outside ASCII, which a bearer key "
+                "cannot have"
+            )
+        self._http = _open(self.url, key, timeout, in_flight)
 
     def close(self) -> None:
         self._http.close()
@@ -55,6 +61,8 @@ class Connection:
                 reply = self._http.request(method, path, json=payload)
             except UnicodeEncodeError:
                 raise UserError("a text is not valid Unicode: it holds half of a surrogate pair") from None
+            except (TypeError, ValueError) as error:
+                raise UserError(f"what {path} is asked for cannot be written as JSON: {error}") from None
             except httpx2.TimeoutException:
                 raise UserError(
                     f"{self.url} did not answer {path} within {self._timeout:g} seconds"
@@ -69,6 +77,8 @@ class Connection:
                 problem = f"{self.url} answered {path} with {reply.status_code}: {_sentence(reply)}"
                 if reply.status_code == 401:
                     problem += f"; pass api_key, or set {KEY_VARIABLE}"
+                if reply.has_redirect_location:
+                    problem += f"; it points to {reply.headers['Location']}: give that server's address"
                 if reply.status_code not in _AGAIN:
                     break
                 wait = _seconds(reply.headers.get("Retry-After"))
@@ -91,7 +101,7 @@ def field(reply: Any, name: str, url: str) -> Any:
     return reply[name]
 
 
-def _open(url: str, api_key: str | None, timeout: float, in_flight: int) -> httpx2.Client:
+def _open(url: str, api_key: str, timeout: float, in_flight: int) -> httpx2.Client:
     import httpx2
 
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -102,7 +112,7 @@ def _open(url: str, api_key: str | None, timeout: float, in_flight: int) -> http
             timeout=httpx2.Timeout(timeout, connect=min(timeout, 5.0), pool=None),
         )  # fmt: skip
     except (httpx2.InvalidURL, UnicodeEncodeError) as error:
-        raise UserError(f"{url!r} is no address of a server, or the key is none: {error}") from None
+        raise UserError(f"{url!r} is no address of a server: {error}") from None
 
 
 def _sentence(reply: httpx2.Response) -> str:

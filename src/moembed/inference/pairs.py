@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from moembed.tokenizer import PairTemplate, Tokenizer, check_prompt
+from moembed.tokenizer import PairTemplate, Tokenizer, require_unicode
 from moembed.types import UserError
 
 _PAIRS, _CHARACTERS = 256, 1 << 20  # of the pairs that are encodings at one time
@@ -156,7 +156,7 @@ def _complaint(pairs: Sequence[tuple[str, str]], start: int) -> str:
             if not isinstance(text, str):
                 return f"{name} {place} is a {type(text).__name__}, not a string"
             try:
-                check_prompt(text)
+                require_unicode(text, name)
             except UserError:
                 return f"{name} {place} is not valid Unicode: it holds half of a surrogate pair"
     raise AssertionError("every text is well")

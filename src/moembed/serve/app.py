@@ -34,6 +34,10 @@ The routes under /v1 are OpenAI's, the others TEI's (text-embeddings-inference);
 own, and at / there is a page for people. Where the server has keys, send one as
 `Authorization: Bearer KEY`."""
 
+_EXPOSED = (
+    "x-request-id", "retry-after", "x-compute-tokens", "x-truncated-texts", "x-truncated-tokens", "x-space",
+)  # fmt: skip
+
 
 def create_app(
     settings: ServeSettings,
@@ -86,8 +90,8 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
-            allow_headers=("authorization", "content-type", "x-request-id"),
-            expose_headers=("x-request-id", "retry-after"),
+            allow_headers=("*",),  # OpenAI's client sends many of its own; no cookie is looked at
+            expose_headers=_EXPOSED,
         )
     app.add_middleware(tracing.TraceRequests)
     app.add_middleware(WithoutLastSlash, root_path=settings.root_path)
@@ -96,7 +100,7 @@ def create_app(
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_reply(request.scope["path"], error)
+    return error_reply(request.scope, error)
 
 
 async def _refuse_path(request: Request, error: Exception) -> Response:
@@ -107,7 +111,7 @@ async def _refuse_path(request: Request, error: Exception) -> Response:
         405: f"this path does not take {request.method}; GET /openapi.json says what it takes",
     }
     refused = RequestError(error.status_code, said.get(error.status_code, str(error.detail)))
-    reply = error_reply(request.scope["path"], refused)
+    reply = error_reply(request.scope, refused)
     reply.headers.update(error.headers or {})
     return reply
 
@@ -133,7 +137,8 @@ def _lifespan(
             await state.model.close()
             if state.index is not None:
                 state.index.close()
-            state.threads.shutdown(wait=False, cancel_futures=True)
+            for threads in (state.threads, state.tokenizing):
+                threads.shutdown(wait=False, cancel_futures=True)
             if traced:
                 tracing.stop_tracing()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moembed.serve.errors import RequestError
-from moembed.serve.records import header, record_of
+from moembed.serve.records import header, path_of, record_of
 
 # Told to everyone: whether the server lives, what routes servers of this version have, and the page, which
 # asks for the key itself.
@@ -56,7 +56,7 @@ class RequireKey:
         await self.app(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_of(scope)
         return path in self.open or path.startswith(OPEN_FOLDER)
 
 

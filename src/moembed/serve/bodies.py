@@ -137,7 +137,7 @@ class EmbeddingsBody(Body):
 
     input: AnyInputs
     model: str | None = Field(None, description="The served model; default: the one there is.")
-    encoding_format: EncodingFormat = "float"
+    encoding_format: EncodingFormat | None = "float"  # some clients send null
     dimensions: int | None = Field(None, ge=1, description="A size the model was trained for (/info).")
     user: str | None = Field(None, description="Accepted, as clients send it, and not used.")
     input_type: InputType | None = Field(None, description="Puts the model's prompt for it in front.")
@@ -259,6 +259,9 @@ async def read_body(request: Request, kind: type[_Kind], wrong: int = 400) -> _K
     if media != "application/json":
         said = f"not {media}" if media else "and the request says nothing"
         raise RequestError(415, f"the body must be JSON: send 'Content-Type: application/json', {said}")
+    packed = (header(request.scope, b"content-encoding") or "identity").strip().lower()
+    if packed != "identity":
+        raise RequestError(415, f"the body is packed with {packed[:20]}: this server reads plain JSON")
     try:
         values = orjson.loads(await request.body())
     except orjson.JSONDecodeError as error:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moembed.serve.errors import RequestError, error_body, form_of
-from moembed.serve.records import RequestRecord, header, route_of, start_record
+from moembed.serve.records import RequestRecord, header, path_of, route_of, start_record
 
 if TYPE_CHECKING:  # its library decides at import whether processes count together
     from moembed.serve.metrics import Metrics
@@ -100,7 +100,7 @@ class LogRequests:
     async def _apologise(self, scope: Scope, receive: Receive, answer: _Answer, error: RequestError) -> None:
         if answer.status:  # half of an answer is out: cut it off, so that nobody takes it for whole
             raise error
-        await error_reply(scope["path"], error)(scope, receive, answer.send)
+        await error_reply(scope, error)(scope, receive, answer.send)
 
     def _tell(self, scope: Scope, record: RequestRecord, status: int) -> None:
         route, seconds = route_of(scope), record.seconds
@@ -123,9 +123,9 @@ class LogRequests:
         log.log(level, "request", extra={"fields": fields})
 
 
-def error_reply(path: str, error: RequestError) -> Response:
+def error_reply(scope: Scope, error: RequestError) -> Response:
     """The answer for a failure, in the form that clients of this path know."""
-    status, body = error_body(error, form_of(path))
+    status, body = error_body(error, form_of(path_of(scope)))
     return Response(body, status, media_type="application/json", headers=error.headers())
 
 

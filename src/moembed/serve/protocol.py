@@ -4,11 +4,16 @@ uvicorn has no time limit for the head: its keep-alive timer stops at the first 
 again when that is answered. So one starts here when a connection opens, or brings something while no request
 is at work, and stops when a head is whole. It also ends a client that goes on sending a body that was already
 refused. The time and size of a body have limits of their own, see `moembed.serve.limits`.
+
+Clients that would rather speak HTTP/2, such as Java's, ask for it in the head of a request whose body follows
+as ever (RFC 9110, 7.8: a server may ignore it). The parser takes that body for the other protocol and drops
+it, so the wish is taken out of the head before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from moembed.serve.errors import RequestError, error_body
 
 _MOST_HEAD_BYTES = 64 << 10
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 
 class HeadDeadline(HttpToolsProtocol):
@@ -24,6 +30,7 @@ class HeadDeadline(HttpToolsProtocol):
     header_seconds = 10.0
     _timer: asyncio.TimerHandle | None = None
     _in_head = False
+    _between = True  # requests
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -35,7 +42,7 @@ class HeadDeadline(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        super().data_received(_without_upgrade(data) if self._between else data)
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > _MOST_HEAD_BYTES:
@@ -45,8 +52,12 @@ class HeadDeadline(HttpToolsProtocol):
             self._start()
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._between, self._head_bytes = True, False, 0
         super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._between = True
+        super().on_message_complete()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -79,6 +90,12 @@ class HeadDeadline(HttpToolsProtocol):
             head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
             self.transport.write(f"{head}\r\nconnection: close\r\n\r\n".encode("ascii") + body)
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """What begins with the head of a request, without its wish for another protocol."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"", head) + end + rest if end else data
 
 
 def protocol(header_seconds: float) -> type[asyncio.Protocol]:

@@ -61,6 +61,12 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
+def path_of(scope: Scope) -> str:
+    """The path as routes have it, whether or not a proxy left the path of this server in front."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
 def route_of(scope: Scope) -> str:
     """The route's own path, such as ``/v1/embeddings``; ``unmatched`` for whatever is none.
 

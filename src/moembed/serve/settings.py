@@ -106,6 +106,18 @@ class ServeSettings(BaseSettings):
             raise ValueError("a key has a space or a character outside ASCII, which a bearer key cannot have")
         return keys
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _as_browsers_name_them(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(origin.rstrip("/") for origin in origins)
+
+    @field_validator("root_path")
+    @classmethod
+    def _no_last_slash(cls, path: str) -> str:
+        if path and not path.startswith("/"):
+            raise ValueError(f"it begins with a slash: write /{path.rstrip('/')}")
+        return path.rstrip("/")
+
     @model_validator(mode="after")
     def _room_for_a_body(self) -> ServeSettings:
         if self.bodies_bytes is not None and self.bodies_bytes < self.max_body_bytes:
@@ -192,12 +204,14 @@ def unknown_variables() -> list[str]:
 def _from_file(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"there is no file {file} to read settings from")
-    if file.suffix == ".env" or file.name == ".env":
-        return dict(DotEnvSettingsSource(ServeSettings, env_file=file)())
     try:
+        if file.suffix == ".env" or file.name == ".env":
+            return dict(DotEnvSettingsSource(ServeSettings, env_file=file)())
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the settings in {file}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{file} must hold keys with values, such as port: 8000")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise UserError(f"{file} has the key {odd[0]!r}: the names of settings are words, such as port")
     return values

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from starlette.requests import Request
 
-from moembed.encoding import FULL, View
+from moembed.encoding import FULL, Progress, View
 
 if TYPE_CHECKING:
     from moembed.embedder import Embedder
@@ -89,7 +89,14 @@ class Scorer(Protocol):
 
     @property
     def max_length(self) -> int: ...
-    def scored(self, query: str, texts: Sequence[str], *, activation: str | None = None) -> ScoredTexts: ...
+    def scored(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        activation: str | None = None,
+        progress: Progress | None = None,
+    ) -> ScoredTexts: ...
 
 
 @dataclass
@@ -101,7 +108,9 @@ class State:
     index: ServedIndex | None
     reranker: Scorer | None
     metrics: Metrics
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "moembed-search"))
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "moembed-score"))
+    # of its own: /tokenize does not wait until a reranker has scored thousands of texts
+    tokenizing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "moembed-tokenize"))
     failure: str | None = None
     reranking: int = 0  # requests that wait for the reranker, or are at it
     inspecting: int = 0  # texts that wait to be inspected, or are

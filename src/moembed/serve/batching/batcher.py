@@ -151,18 +151,16 @@ class Batcher:
             if self._closed:
                 raise shutting_down()
             self._queue.put(request.client, parts)
-            waiting = self._queue.tokens, self._queue.rows
+            self._tell_queued()
             self._changed.notify(len(parts))
-        self._observer.queued(*waiting)
         return request.done
 
     def cancel(self, request: Request) -> int:
         """Nobody waits for this request any more: its rows that have not begun are left out; how many."""
         with self._changed:
             rows = self._queue.remove(request.client, request)
-            waiting = self._queue.tokens, self._queue.rows
+            self._tell_queued()
         request.done.cancel()
-        self._observer.queued(*waiting)
         return rows
 
     def close(self, timeout: float = 10.0) -> None:
@@ -209,8 +207,7 @@ class Batcher:
                 return []
             full = self.batch_tokens
             parts = self._queue.take(min(full, max(share, full // _PARTS)))
-            waiting = self._queue.tokens, self._queue.rows
-        self._observer.queued(*waiting)
+            self._tell_queued()
         return parts
 
     def _run(self, parts: list[Part]) -> None:
@@ -280,6 +277,7 @@ class Batcher:
     def _fail(self, request: Request, error: Exception) -> None:
         with self._changed:
             self._queue.remove(request.client, request)
+            self._tell_queued()
         with suppress(InvalidStateError):
             request.done.set_exception(error)
 
@@ -287,9 +285,15 @@ class Batcher:
         """Of requests that are answered already, nothing happens."""
         with self._changed:
             parts = [*begun, *self._queue.clear()]
+            if parts:
+                self._tell_queued()
         for request in {part.request for part in parts}:
             with suppress(InvalidStateError):
                 request.done.set_exception(shutting_down())
+
+    def _tell_queued(self) -> None:
+        """With ``_changed`` held: told later, an older count could be the last that is heard."""
+        self._observer.queued(self._queue.tokens, self._queue.rows)
 
 
 def shutting_down() -> RequestError:

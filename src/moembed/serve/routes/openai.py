@@ -79,7 +79,7 @@ async def embeddings(request: Request) -> Response:
     return json_reply(
         {
             "object": "list",
-            "data": embedding_rows(found.array, body.encoding_format),
+            "data": embedding_rows(found.array, body.encoding_format or "float"),
             "model": state.model.name,
             "usage": {"prompt_tokens": found.tokens, "total_tokens": found.tokens},
             "truncated_texts": sum(map(bool, found.truncated)),

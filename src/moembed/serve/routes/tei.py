@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from moembed import __version__
+from moembed.prompts import split_prompt
 from moembed.serve.bodies import (
     EmbedBody,
     RerankBody,
@@ -35,6 +36,7 @@ from moembed.serve.embedding import (
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import TeiFailure, body_of, failures
 from moembed.serve.records import record_of
+from moembed.serve.refusals import refused
 from moembed.serve.refusals import require_few as require_few_tokens
 from moembed.serve.replies import json_reply
 from moembed.serve.reranking import scored
@@ -155,10 +157,12 @@ async def tokenize(request: Request) -> Response:
     _, prompt = chosen_prompt(state, Purpose(prompt_name=body.prompt_name, prompt=body.prompt))
     require_short(state, prompt or "", body.inputs, "inputs")
     record_of(request.scope).texts = len(body.inputs)
-    texts = [(prompt or "") + text for text in body.inputs]
+    with refused("prompt"):
+        front, behind = split_prompt(prompt or "")
+    texts = [front + text + behind for text in body.inputs]
     loop = asyncio.get_running_loop()
     return json_reply(
-        await loop.run_in_executor(state.threads, _tokens, state, texts, body.add_special_tokens)
+        await loop.run_in_executor(state.tokenizing, _tokens, state, texts, body.add_special_tokens)
     )
 
 
