@@ -21,6 +21,7 @@ _ROW_MASK = 0xFFFFFFFF
 _NOTHING = np.iinfo(np.int64).min  # the key of no document: below every other
 _DENSE = 8  # above one open score in so many, one product of the block is cheaper than the open pairs
 _PAIRS = 8192  # rows gathered at a time to compute open pairs
+_LARGER = 4  # a block of documents may be so many times as large for a few queries
 _CROWD = 4  # open scores for every one that is wanted, above which the block itself says how high the bar is
 
 
@@ -198,9 +199,13 @@ def _blocks(
     """All scores, a block of documents after the other and within it a block of queries after the other."""
     narrow_QM, first = query_QM.astype(np.float32), 0
     sides = (repeat(None) if side is None else side for side in (norms, keep))
+    # for a few queries most of a block's time are its calls; without lengths it is copied to float64
+    size = DOCUMENT_BLOCK * (
+        1 if norms is None else max(1, min(_LARGER, QUERY_BLOCK // max(1, len(query_QM))))
+    )
     for part_NM, norm_N, keep_N in zip(parts, *sides, strict=False):
-        for start in range(0, len(part_NM), DOCUMENT_BLOCK):
-            some = slice(start, start + DOCUMENT_BLOCK)
+        for start in range(0, len(part_NM), size):
+            some = slice(start, start + size)
             documents = _Documents.of(part_NM[some], None if norm_N is None else norm_N[some], first)
             if documents.vector_NM.shape[1] != query_QM.shape[1]:
                 raise UserError(
