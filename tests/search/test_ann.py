@@ -73,6 +73,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows are worth the engine."""
     monkeypatch.setattr(planning, "SMALL", 0)
     monkeypatch.setattr(planning, "FEW", 5)
+    monkeypatch.setattr(planning, "FEW_NUMBERS", 0)
 
 
 def queries(count: int = 3, seed: int = 0) -> np.ndarray:

@@ -56,6 +56,29 @@ def test_both_ways_to_compute_open_scores_agree(dense):
     np.testing.assert_array_equal(hits.score, wanted.score)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_crowded_block_says_itself_how_high_the_bar_is(keep, monkeypatch):
+    """Few scores are computed in float64, also before ``k`` documents have passed."""
+    query_QM, document_NM = normal(3, 32, 1), np.concatenate([normal(1500, 32, 2)] * 2)
+    real, asked = exact._Scores.exact, []
+    monkeypatch.setattr(
+        exact._Scores, "exact", lambda self, row, column: asked.append(len(row)) or real(self, row, column)
+    )
+    keep_N = np.arange(3000) % 7 == 0 if keep else np.ones(3000, bool)
+    norm_N = exact.norms_of(document_NM)
+    hits = exact.search_parts(query_QM, [document_NM], 3000, 9, [norm_N], [keep_N])
+    assert asked[0] <= 3 * 18
+    score_QN = np.where(keep_N, all_scores(query_QM, document_NM), -np.inf)
+    np.testing.assert_array_equal(hits.index, np.argsort(-score_QN, axis=1, kind="stable")[:, :9])
+
+
+def test_the_scores_of_some_pairs_are_those_of_all():
+    query_QM, document_NM = nearly_equal()
+    query_P, document_P = np.divmod(np.arange(0, 20 * 800, 7), 800)
+    found = exact.scores_of(query_QM, query_P, document_NM[document_P])
+    np.testing.assert_array_equal(found, all_scores(query_QM, document_NM)[query_P, document_P])
+
+
 def test_no_float32_score_is_further_off_than_the_slack():
     query_QM, document_NM = normal(50, 384, 1), normal(5000, 384, 2)
     document_NM[:50] = query_QM  # scores of 1 err most

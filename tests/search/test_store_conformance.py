@@ -127,6 +127,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Iterato
     """Opens the store of this test."""
     monkeypatch.setattr(planning, "SMALL", 0)
     monkeypatch.setattr(planning, "FEW", 5)
+    monkeypatch.setattr(planning, "FEW_NUMBERS", 0)
     opened: list[Held] = []
     name = "".join(letter if letter.isalnum() else "_" for letter in request.node.name).lower()
 

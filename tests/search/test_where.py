@@ -82,6 +82,20 @@ def test_what_conditions_find(where, rows):
     assert found(where) == rows
 
 
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint64(), pa.int64(), pa.float32(), pa.float64()])
+def test_numbers_without_missing_values_are_compared_as_those_with_some(kind):
+    """The first are compared by numpy, the others by pyarrow."""
+    extreme = [2.5, math.nan, -math.inf] if pa.types.is_floating(kind) else [int(np.iinfo(str(kind)).max)]
+    values = [0, 1, 7, 100, *extreme]
+    full, holed = pa.array(values, kind), pa.array([*values, None], kind)
+    for op in ("=", "!=", "<", "<=", ">", ">="):
+        for value in (-1, 0, 1, 2.5, 7, 1e30, 2**53 + 1, 2**64 - 1, 2**64, -(2**63)):
+            where = Compare("n", op, value)
+            whole = mask(where, {"n": full}.get, len(full))
+            assert whole.dtype == bool
+            np.testing.assert_array_equal(whole, mask(where, {"n": holed}.get, len(holed))[:-1])
+
+
 def test_times_are_compared_as_times():
     days = [datetime(2024, 1, 31), datetime(2024, 2, 1, 12), None]
     zoned = [day and day.replace(tzinfo=timezone.utc) for day in days]

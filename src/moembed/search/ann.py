@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from moembed.search import qdrant_edge
-from moembed.search.exact import pair_scores
+from moembed.search.exact import scores_of
 from moembed.search.index_parts import DamagedPartError, require_same, require_size
 from moembed.search.index_reader import PartReader
 from moembed.search.where import Where
@@ -29,6 +30,7 @@ from moembed.types import UserError
 ENGINES = ("exact", qdrant_edge.NAME)
 SLACK = 0.1  # the share of the rows that may be uncovered, or covered and deleted
 NEAREST = 10  # neighbours that recall is measured with
+_RESCORED = 8192  # rows whose vectors are copied at a time
 ROW_BITS = 32  # bits of a point's number that say its row; those above say its part
 
 
@@ -128,9 +130,18 @@ class AnnSearcher:
         """A condition in the terms of the engine; None: it would understand it in another way."""
         return as_filter(where, self.record.fields, qdrant_edge.library())
 
-    def rescored(self, query_1M: np.ndarray, row_C: np.ndarray) -> np.ndarray:
-        """The exact cosines of some rows, float64."""
-        return pair_scores(np.repeat(query_1M, len(row_C), axis=0), self._reader.vectors_at(row_C))
+    def rescored(self, query_QM: np.ndarray, found: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The exact cosines of every query with rows of its own, float64."""
+        count_Q = np.array([len(row_C) for row_C in found], np.int64)
+        scores: list[np.ndarray] = []
+        step = max(1, _RESCORED // max(1, int(count_Q.max(initial=0))))  # queries at a time
+        for start in range(0, len(found), step):
+            some = slice(start, start + step)
+            query_C = np.repeat(np.arange(len(count_Q[some])), count_Q[some])
+            vector_CM = self._reader.vectors_at(np.concatenate(found[some]))
+            score_C = scores_of(query_QM[some], query_C, vector_CM)
+            scores += np.split(score_C, np.cumsum(count_Q[some])[:-1])
+        return scores
 
     @cached_property
     def uncovered(self) -> np.ndarray:

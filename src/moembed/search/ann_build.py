@@ -184,8 +184,9 @@ def _recall(reader: PartReader, searcher: AnnSearcher) -> tuple[float, int]:
     query_SM = reader.vectors_at(row_S)
     exact = search_parts(query_SM, reader.vectors(), len(reader), k + 1, reader.norms())
     shares = []
-    for place, found in enumerate(searcher.nearest(query_SM, k + 1)):
+    others = searcher.nearest(query_SM, k + 1)
+    others = [found_C[found_C != own] for found_C, own in zip(others, row_S, strict=True)]
+    for place, score_C in enumerate(searcher.rescored(query_SM, others)):
         bar = exact.score[place][exact.index[place] != row_S[place]][k - 1]
-        score_K = searcher.rescored(query_SM[place : place + 1], found[found != row_S[place]])
-        shares.append(min(k, int((score_K.astype(np.float32) >= bar).sum())) / k)
+        shares.append(min(k, int((score_C.astype(np.float32) >= bar).sum())) / k)
     return float(np.mean(shares)), len(row_S)

@@ -21,6 +21,8 @@ _ROW_MASK = 0xFFFFFFFF
 _NOTHING = np.iinfo(np.int64).min  # the key of no document: below every other
 _DENSE = 8  # above one open score in so many, one product of the block is cheaper than the open pairs
 _PAIRS = 8192  # rows gathered at a time to compute open pairs
+_LARGER = 4  # a block of documents may be so many times as large for a few queries
+_CROWD = 4  # open scores for every one that is wanted, above which the block itself says how high the bar is
 
 
 def top_k(query_QM: np.ndarray, document_NM: np.ndarray, k: int) -> Hits:
@@ -88,6 +90,11 @@ def pair_scores(query_QM: np.ndarray, document_QM: np.ndarray) -> np.ndarray:
         UserError: as ``top_k``.
     """
     return _cosines(unit_rows(query_QM, "query"), unit_rows(document_QM, "document"))
+
+
+def scores_of(query_QM: np.ndarray, query_P: np.ndarray, document_PM: np.ndarray) -> np.ndarray:
+    """The cosine of every document with the query of a number, float64 ``(P,)``, as ``top_k`` scores it."""
+    return _cosines(unit_rows(query_QM, "query")[query_P], unit_rows(document_PM, "document"))
 
 
 def unit_rows(vector_NM: np.ndarray, what: str, first: int = 0) -> np.ndarray:
@@ -168,6 +175,10 @@ class _Scores:
         bar_Q1 = (bar_Q - self.slack).astype(np.float32)[:, None]
         return np.divmod(np.flatnonzero(self.score_QN >= bar_Q1), max(self.score_QN.shape[1], 1))
 
+    def sure_bar(self, k: int) -> np.ndarray:
+        """For every query a score that at least ``k`` documents of this block reach, float64 ``(Q,)``."""
+        return np.partition(self.score_QN, -k, axis=1)[:, -k].astype(np.float64) - self.slack
+
     def exact(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
         """The scores at these places, in steps."""
         if len(row) * _DENSE > self.score_QN.size:
@@ -188,9 +199,13 @@ def _blocks(
     """All scores, a block of documents after the other and within it a block of queries after the other."""
     narrow_QM, first = query_QM.astype(np.float32), 0
     sides = (repeat(None) if side is None else side for side in (norms, keep))
+    # for a few queries most of a block's time are its calls; without lengths it is copied to float64
+    size = DOCUMENT_BLOCK * (
+        1 if norms is None else max(1, min(_LARGER, QUERY_BLOCK // max(1, len(query_QM))))
+    )
     for part_NM, norm_N, keep_N in zip(parts, *sides, strict=False):
-        for start in range(0, len(part_NM), DOCUMENT_BLOCK):
-            some = slice(start, start + DOCUMENT_BLOCK)
+        for start in range(0, len(part_NM), size):
+            some = slice(start, start + size)
             documents = _Documents.of(part_NM[some], None if norm_N is None else norm_N[some], first)
             if documents.vector_NM.shape[1] != query_QM.shape[1]:
                 raise UserError(
@@ -210,9 +225,13 @@ def _merge(best_QK: np.ndarray, scores: _Scores) -> np.ndarray:
     """The ``K`` greatest keys of every query, the least of them first.
 
     A key is one integer per candidate, score above and reversed row below: it orders by score, then by lower
-    row. Once ``K`` documents have passed, few others reach the least of them: only those get a key.
+    row. Once ``K`` documents have passed, few others reach the least of them: only those get a key. Before
+    that, a document below ``K`` others of its own block needs none either.
     """
-    row, column = scores.at_least((best_QK[:, 0] >> 32) / STEPS)
+    bar_Q = (best_QK[:, 0] >> 32) / STEPS
+    row, column = scores.at_least(bar_Q)
+    if len(row) > _CROWD * best_QK.size:
+        row, column = scores.at_least(np.maximum(bar_Q, scores.sure_bar(best_QK.shape[1])))
     if not len(row):
         return best_QK
     count_Q = np.bincount(row, minlength=len(best_QK))

@@ -17,6 +17,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from moembed.types import UserError
 TRUNCATED, SAMPLE = b"moembed.truncated", b"moembed.sample"
 _BLOCK = 2**20
 _GROUP_ROWS = 256  # rows that are read to show one
+_PARSING = Lock()
 
 # Columns that are ours: the id of a row, hashes of its text and of all of it, its number of token vectors.
 ID, TEXT_KEY, ROW_KEY, TOKENS = OURS = ("moembed:id", "moembed:text", "moembed:row", "moembed:tokens")
@@ -87,7 +89,9 @@ def require_same(file: Path, stamp: str | None) -> None:
 def map_vectors(file: Path, rows: int, dim: int, dtype: type | np.dtype = np.float32) -> np.ndarray:
     """The ``(rows, dim)`` vectors of a part, or their codes, mapped and not loaded."""
     try:
-        vector_NM = np.load(file, mmap_mode="r")
+        # numpy reads the header with Python's parser, which in 3.11 may fail where several threads use it
+        with _PARSING:
+            vector_NM = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise DamagedPartError(file, str(error)) from None
     if vector_NM.shape != (rows, dim) or vector_NM.dtype != dtype:

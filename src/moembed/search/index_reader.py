@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from moembed.search.index_parts import (
     require_same,
     require_size,
 )
+from moembed.search.index_places import Lengths, Places
+from moembed.search.matches import KeptMatches
 from moembed.search.selectivity import Samples
 from moembed.search.token_parts import joined, read_tokens, take
 from moembed.search.where import Where
@@ -57,6 +60,7 @@ class PartReader:
         column: the column of the texts, if it is known.
         codec: what the vectors are stored in; they are read as it decodes them. None: float32.
         shares: what was estimated of conditions already.
+        kept: the rows that met conditions.
         token_dim: of a multi-vector index, coordinates of the vector of a token.
     """
 
@@ -67,11 +71,11 @@ class PartReader:
     codec: Codec | None = None
     token_dim: int | None = None
     _sound: set[Path] = field(default_factory=set, repr=False, compare=False)
-    _norms: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     _maps: dict[int, _Map] = field(default_factory=dict, repr=False, compare=False)
     _tokens: dict[int, tuple[int, TokenVectors]] = field(default_factory=dict, repr=False, compare=False)
 
     shares: dict[Where, float | None] = field(default_factory=dict, repr=False, compare=False)
+    kept: KeptMatches = field(default_factory=KeptMatches, repr=False, compare=False)
 
     def require_sizes(self) -> None:
         """
@@ -86,16 +90,16 @@ class PartReader:
         return [file for part in self.parts for file, _ in part.files(self.path)]
 
     @cached_property
+    def _places(self) -> Places:
+        return Places(self.parts)
+
+    @property
     def live(self) -> list[np.ndarray]:
         """Numbers in each part of its rows that are not deleted."""
-        return [part.live_rows() for part in self.parts]
-
-    @cached_property
-    def _end_P(self) -> np.ndarray:
-        return np.cumsum([part.live for part in self.parts])
+        return self._places.live
 
     def __len__(self) -> int:
-        return int(self._end_P[-1]) if self.parts else 0
+        return len(self._places)
 
     @cached_property
     def columns(self) -> dict[str, str]:
@@ -128,7 +132,7 @@ class PartReader:
         """
         index_K = np.fromiter(indices, dtype=np.int64)
         found: dict[int, tuple[str, dict[str, Any]]] = {}
-        for part, where_K, row_K in self._places(index_K):
+        for part, where_K, row_K in self._places.of(index_K):
             rows, ids = read_rows(self._checked(self.parts[part], 0), row_K)
             if ids is None:
                 ids = [self._made_ids[part][row] if with_ids else "" for row in row_K.tolist()]
@@ -137,17 +141,24 @@ class PartReader:
 
     def vectors_at(self, index_K: np.ndarray) -> np.ndarray:
         """Vectors of these rows, ``(K, dim)``."""
-        width = self._decoded(self._none).shape[1]
-        vector_KM = np.empty((len(index_K), width), np.float32)
-        for part, where_K, row_K in self._places(index_K):
-            vector_KM[where_K] = self._decoded(self._mapped(self.parts[part])[row_K])
+        vector_KM = np.empty((len(index_K), self.width), np.float32)
+        if (index_K[1:] < index_K[:-1]).any():
+            order_K = np.argsort(index_K, kind="stable")
+            vector_KM[order_K] = self.vectors_at(index_K[order_K])
+            return vector_KM
+        for part, where_K, row_K in self._places.of(index_K):
+            stored_NB = self._mapped(self.parts[part])
+            if self.codec is None:  # to their place, and not to a copy first
+                stored_NB.take(row_K, axis=0, out=vector_KM[where_K], mode="clip")
+            else:
+                vector_KM[where_K] = self._decoded(stored_NB[row_K])
         return vector_KM
 
     def tokens_at(self, index_K: np.ndarray) -> TokenVectors:
         """Token vectors of these rows, whose numbers ascend."""
         assert self.token_dim is not None
         found = [TokenVectors(np.zeros((0, self.token_dim), np.float32), np.zeros(0, np.int64))]
-        for number, _, row_K in self._places(index_K):
+        for number, _, row_K in self._places.of(index_K):
             found.append(take(self._mapped_tokens(self.parts[number], self.token_dim), row_K))
         return joined(found)
 
@@ -177,10 +188,9 @@ class PartReader:
 
     def norms(self) -> Iterator[np.ndarray]:
         """The lengths of the vectors that ``vectors`` yields, kept in memory once they were computed."""
-        for part, row_K in zip(self.parts, self.live, strict=True):
+        for part, row_K in enumerate(self.live):
             if len(row_K):
-                norm_N = self._norms_of(part)
-                yield norm_N if len(row_K) == part.rows else norm_N[row_K]
+                yield self._lengths.of(part)
 
     def gathered(self, row_K: np.ndarray) -> Iterator[np.ndarray]:
         """The vectors of some rows, given by ascending numbers, copied from all parts a block at a time."""
@@ -190,22 +200,24 @@ class PartReader:
     def gathered_norms(self, row_K: np.ndarray) -> Iterator[np.ndarray]:
         """The lengths of the vectors that ``gathered`` yields."""
         for start in range(0, len(row_K), _GATHERED):
-            some_K = row_K[start : start + _GATHERED]
-            norm_K = np.empty(len(some_K))
-            for part, where_K, stored_K in self._places(some_K):
-                norm_K[where_K] = self._norms_of(self.parts[part])[stored_K]
-            yield norm_K
+            yield self.norms_at(row_K[start : start + _GATHERED])
+
+    def norms_at(self, row_K: np.ndarray) -> np.ndarray:
+        """The lengths of the vectors of some rows, given by ascending numbers."""
+        return self._lengths.at(row_K)
 
     def split(self, flag_N: np.ndarray) -> Iterator[np.ndarray]:
         """What holds for each row, part by part as ``vectors`` yields them."""
-        for part, end in zip(self.parts, self._end_P, strict=True):
-            if part.live:
-                yield flag_N[end - part.live : end]
+        for begin, end in pairwise(self._places.begin_P):
+            if end > begin:
+                yield flag_N[begin:end]
 
-    def _norms_of(self, part: Part) -> np.ndarray:
-        if part.number not in self._norms:
-            self._norms[part.number] = norms_of(self._decoded(self._mapped(part)))
-        return self._norms[part.number]
+    @cached_property
+    def _lengths(self) -> Lengths:
+        return Lengths(
+            self._places,
+            lambda part: norms_of(self._decoded(self._mapped(self.parts[part])))[self.live[part]],
+        )
 
     @cached_property
     def rows_of_columns(self) -> Columns:
@@ -230,18 +242,6 @@ class PartReader:
     def bm25(self) -> Bm25:
         return Bm25([self._postings(part) for part in self.parts], self.live)
 
-    def _places(self, index_K: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """For each part that is needed: its place, which of ``index_K`` it holds, and their rows there."""
-        if index_K.size and not (index_K.min() >= 0 and index_K.max() < len(self)):
-            raise IndexError(f"row numbers must lie in 0..{len(self) - 1}")
-        order_K = np.argsort(index_K, kind="stable")
-        sorted_K = index_K[order_K]
-        cut_P = np.append(0, np.searchsorted(sorted_K, self._end_P))
-        for part in np.flatnonzero(np.diff(cut_P)).tolist():
-            some = slice(cut_P[part], cut_P[part + 1])
-            start = self._end_P[part] - self.parts[part].live
-            yield part, order_K[some], self.live[part][sorted_K[some] - start]
-
     def _mapped(self, part: Part) -> np.ndarray:
         known = self._maps.get(part.number)
         # a file that was cut since it was mapped would end the process when it is read there
@@ -258,6 +258,11 @@ class PartReader:
         """No vectors, as they are stored."""
         nothing_0M = np.zeros((0, self.dim), np.float32)
         return nothing_0M if self.codec is None else self.codec.encode(nothing_0M)
+
+    @cached_property
+    def width(self) -> int:
+        """Coordinates of a vector as it is compared."""
+        return self._decoded(self._none).shape[1]
 
     def _decoded(self, stored_NB: np.ndarray) -> np.ndarray:
         return stored_NB if self.codec is None else self.codec.decode(np.asarray(stored_NB))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +13,7 @@ from moembed.search import plan as planning
 from moembed.search.exact import pair_scores, search_parts
 from moembed.search.hybrid import best_terms, by_ranks, by_weight, window
 from moembed.search.late_search import ENGINE, best_products, late_scan, late_search, num_candidates
+from moembed.search.matches import Matches
 from moembed.search.plan import Plan
 from moembed.search.where import Where, comparisons
 from moembed.search.where_mask import mask
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _SHARES = 256  # conditions whose share is remembered
 _UNKNOWN: Final = "unknown"  # None is a share that no sample tells
+_UNCOVERED: Final = "uncovered"  # rows that the engine does not know are kept apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +95,51 @@ def _exactly(reader: PartReader, search: Search) -> tuple[Hits, Plan]:
     names, test = _test(search.where)
     plan = _plan(reader, search, names, test)
     if plan.kind == "post":
-        hits, enough = _post(reader, search, plan, names, test)
+        hits, enough = _post(reader, search, search.where, plan)
         if enough:
             return hits, plan
         plan = replace(plan, fell_back=True)
-    meets_N = reader.rows_of_columns.meets(names, test)
-    counted = plan.counted(int(meets_N.sum()), len(reader))
+    matches = _matches(reader, search.where, names, test)
+    counted = plan.counted(len(matches), len(reader))
     if search.plan in ("pre", "in"):
         counted = replace(counted, kind=search.plan)
-    hits = _among(reader, search, meets_N, gather=counted.kind == "pre")
-    return (hits if search.texts is None else _fused(reader, search, hits, meets_N)), counted
+    hits = _among(reader, search, matches, gather=counted.kind == "pre")
+    return (hits if search.texts is None else _fused(reader, search, hits, matches)), counted
+
+
+def _matches(reader: PartReader, where: Where, names: list[str], test: Meets) -> Matches:
+    """The rows that meet a condition, kept for the next search."""
+    matches = reader.kept.get(where)
+    if matches is None:
+        matches = Matches(np.flatnonzero(reader.rows_of_columns.meets(names, test)))
+        reader.kept.put(where, matches)
+    return matches
+
+
+def _meet(reader: PartReader, where: Where, row_C: np.ndarray) -> np.ndarray:
+    """Which of some rows meet a condition: bool ``(C,)``."""
+    matches = reader.kept.get(where)
+    if matches is None and reader.kept.room(len(reader), 0) and reader.kept.again(where):
+        matches = _matches(reader, where, *_test(where))
+    if matches is not None:
+        return matches.hold(row_C)
+    return reader.rows_of_columns.meets_at(*_test(where), row_C)
+
+
+def _nearest_of(
+    reader: PartReader, query_QM: np.ndarray, matches: Matches, depth: int, key: Hashable
+) -> Hits:
+    """The nearest of some rows, whose vectors are kept under a key where they are few."""
+    row_K = matches.row_K
+    if matches.vector_KM is None and reader.kept.room(len(row_K), reader.width):
+        matches = Matches(row_K, reader.vectors_at(row_K), reader.norms_at(row_K))
+        reader.kept.put(key, matches)
+    if matches.vector_KM is not None and matches.norm_K is not None:
+        hits = search_parts(query_QM, [matches.vector_KM], len(row_K), depth, [matches.norm_K])
+    else:
+        vectors, norms = reader.gathered(row_K), reader.gathered_norms(row_K)
+        hits = search_parts(query_QM, vectors, len(row_K), depth, norms)
+    return Hits(row_K[hits.index], hits.score)
 
 
 def _test(where: Where) -> tuple[list[str], Meets]:
@@ -135,7 +172,7 @@ def _approximate_plan(reader: PartReader, search: Search, ann: AnnSearcher) -> t
         return Plan("none", engine=ann.record.engine), None
     share = _share(reader, search.where, *_test(search.where))
     condition = ann.condition(search.where)
-    plan = planning.choose_approximate(len(reader), share, condition is not None)
+    plan = planning.choose_approximate(len(reader), reader.width, share, condition is not None)
     return (None if plan is None else replace(plan, engine=ann.record.engine)), condition
 
 
@@ -146,74 +183,74 @@ def _approximately(
     depth = min(_depth(search), len(reader)) if search.where is None else _depth(search)
     wanted = planning.candidates(depth, plan.estimate or 1.0) if plan.kind == "post" else depth
     found = ann.nearest(search.query_QM, wanted, condition if plan.kind == "in" else None)
-    others = ann.uncovered
     if search.where is not None:  # also of what the engine has filtered: a hit never breaks the filter
-        names, test = _test(search.where)
-        row_U, place = np.unique(np.concatenate([others, *found]), return_inverse=True)
-        good = reader.rows_of_columns.meets_at(names, test, row_U)[place]
-        others = others[good[: len(others)]]
-        ends = np.cumsum([len(ann.uncovered), *map(len, found)])
-        goods = np.split(good, ends)[1:-1]
-        found = [row_K[good_K] for row_K, good_K in zip(found, goods, strict=True)]
+        good = _meet(reader, search.where, np.concatenate([np.zeros(0, np.int64), *found]))
+        goods = np.split(good, np.cumsum([0, *map(len, found)]))[1:-1]
+        found = [row_C[good_C] for row_C, good_C in zip(found, goods, strict=True)]
+    others = _uncovered(reader, search.where, ann)
     if len(others):
-        more = search_parts(
-            search.query_QM, reader.gathered(others), len(others), depth, reader.gathered_norms(others)
-        )
-        found = [np.append(row_K, others[more.index[q]]) for q, row_K in enumerate(found)]
+        more = _nearest_of(reader, search.query_QM, others, depth, (_UNCOVERED, search.where))
+        found = [np.append(row_C, more.index[q]) for q, row_C in enumerate(found)]
     if min(map(len, found), default=depth) < depth:
         return None
     index_QK = np.empty((len(found), depth), np.int64)
     score_QK = np.empty(index_QK.shape, np.float32)
-    for q, row_C in enumerate(found):
-        score_C = ann.rescored(search.query_QM[q : q + 1], row_C)
+    for q, (row_C, score_C) in enumerate(zip(found, ann.rescored(search.query_QM, found), strict=True)):
         order_K = np.lexsort((row_C, -score_C))[:depth]
         index_QK[q], score_QK[q] = row_C[order_K], score_C[order_K]
     return Hits(index_QK, score_QK)
+
+
+def _uncovered(reader: PartReader, where: Where | None, ann: AnnSearcher) -> Matches:
+    """The rows that the engine does not know and that meet the condition."""
+    row_K = ann.uncovered
+    if not len(row_K):
+        return Matches(row_K)
+    matches = reader.kept.get((_UNCOVERED, where))
+    if matches is None:
+        matches = Matches(row_K if where is None else row_K[_meet(reader, where, row_K)])
+        reader.kept.put((_UNCOVERED, where), matches)
+    return matches
 
 
 def _depth(search: Search) -> int:
     return search.k if search.texts is None else window(search.k)
 
 
-def _among(reader: PartReader, search: Search, meets_N: np.ndarray | None, gather: bool = False) -> Hits:
+def _among(reader: PartReader, search: Search, matches: Matches | None, gather: bool = False) -> Hits:
     """The nearest rows among those that meet the condition."""
     depth = _depth(search)
     if search.tokens is not None:
-        return _late(reader, search, search.tokens, meets_N)
-    if meets_N is not None and gather:
-        row_K = np.flatnonzero(meets_N)
-        hits = search_parts(
-            search.query_QM, reader.gathered(row_K), len(row_K), depth, reader.gathered_norms(row_K)
-        )
-        return Hits(row_K[hits.index], hits.score)
-    keep = None if meets_N is None else reader.split(meets_N)
-    matched = len(reader) if meets_N is None else int(meets_N.sum())
-    depth = min(depth, matched)
+        return _late(reader, search, search.tokens, matches)
+    if matches is not None and gather:
+        return _nearest_of(reader, search.query_QM, matches, depth, search.where)
+    depth = min(depth, len(reader) if matches is None else len(matches))
     if not depth:
         nothing = np.zeros((len(search.query_QM), 0))
         return Hits(nothing.astype(np.int64), nothing.astype(np.float32))
+    keep = None if matches is None else reader.split(matches.flags(len(reader)))
     return search_parts(search.query_QM, reader.vectors(), len(reader), depth, reader.norms(), keep)
 
 
-def _late(reader: PartReader, search: Search, tokens: TokenVectors, meets_N: np.ndarray | None) -> Hits:
+def _late(reader: PartReader, search: Search, tokens: TokenVectors, matches: Matches | None) -> Hits:
     """The best rows by MaxSim among those that meet the condition."""
-    row_N = np.arange(len(reader)) if meets_N is None else np.flatnonzero(meets_N)
+    row_N = np.arange(len(reader)) if matches is None else matches.row_K
     depth = _depth(search)
     if search.exact:
         hits = late_scan(tokens, len(row_N), lambda place_C: reader.tokens_at(row_N[place_C]), depth)
         return Hits(row_N[hits.index], hits.score)
-    vectors = reader.vectors() if meets_N is None else reader.gathered(row_N)
+    vectors = reader.vectors() if matches is None else reader.gathered(row_N)
     candidate_QC = best_products(search.query_QM, vectors, num_candidates(depth))
     hits = late_search(tokens, candidate_QC, lambda place_C: reader.tokens_at(row_N[place_C]), depth)
     return Hits(row_N[hits.index], hits.score)
 
 
-def _post(reader: PartReader, search: Search, plan: Plan, names: list[str], test: Meets) -> tuple[Hits, bool]:
+def _post(reader: PartReader, search: Search, where: Where, plan: Plan) -> tuple[Hits, bool]:
     """The nearest rows that meet the condition, and whether ``k`` were found for every query."""
     wanted = planning.candidates(search.k, plan.estimate or 1.0)
     found = _among(reader, replace(search, k=wanted), None)
     row_U, place = np.unique(found.index, return_inverse=True)
-    good_QC = reader.rows_of_columns.meets_at(names, test, row_U)[place].reshape(found.index.shape)
+    good_QC = _meet(reader, where, row_U)[place].reshape(found.index.shape)
     if (good_QC.sum(axis=1) < search.k).any():
         return found, False
     order_QK = np.argsort(~good_QC, axis=1, kind="stable")[:, : search.k]  # good ones first
@@ -221,10 +258,10 @@ def _post(reader: PartReader, search: Search, plan: Plan, names: list[str], test
     return Hits(index_QK, np.take_along_axis(found.score, order_QK, axis=1)), True
 
 
-def _fused(reader: PartReader, search: Search, hits: Hits, meets_N: np.ndarray | None) -> Hits:
+def _fused(reader: PartReader, search: Search, hits: Hits, matches: Matches | None) -> Hits:
     """The best rows by vectors and BM25 together."""
     assert search.texts is not None
-    row_N = np.arange(len(reader)) if meets_N is None else np.flatnonzero(meets_N)
+    row_N = np.arange(len(reader)) if matches is None else matches.row_K
     shape = len(search.texts), min(search.k, len(row_N))
     found = [_fused_one(reader, search, q, row_N, hits.index[q]) for q in range(len(search.texts))]
     index_QK = np.array([row_K for row_K, _ in found], np.int64).reshape(shape)

@@ -22,6 +22,9 @@ Kind = Literal["none", "pre", "in", "post"]
 SMALL = 8192  # rows of an index that are not worth an estimate
 IN_FROM, POST_FROM = 0.3, 0.5  # shares of the rows
 FEW = 1000  # rows that are compared one by one, whatever the engine
+# Comparing so many numbers takes a fourth of a millisecond, a walk through a graph half of one and more. But
+# a condition is asked of all rows once, and of more rows than MANY that takes longer than many walks.
+FEW_NUMBERS, MANY = 2**19, 2**18
 _SURPLUS, _SPARE = 1.5, 16  # candidates of ``post``, beyond the k / share that are expected to be needed
 
 
@@ -86,17 +89,22 @@ def choose(rows: int, k: int, share: float | None, ranked_by_terms: bool) -> Pla
     return Plan("in" if share >= IN_FROM else "pre", share)
 
 
-def choose_approximate(rows: int, share: float | None, is_translated: bool) -> Plan | None:
+def choose_approximate(rows: int, dim: int, share: float | None, is_translated: bool) -> Plan | None:
     """The plan for the approximate engine; None: the exact search is better.
 
     Args:
         is_translated: whether the engine understands the condition.
     """
-    if share is None or share * rows <= FEW:
+    if share is None or share * rows <= _few(rows, dim):
         return None
     if is_translated:
         return Plan("in", share)
     return Plan("post", share) if share >= POST_FROM else None
+
+
+def _few(rows: int, dim: int) -> int:
+    """Rows that are compared one by one sooner than a graph is walked."""
+    return max(FEW, FEW_NUMBERS // dim) if rows <= MANY else FEW
 
 
 def candidates(k: int, share: float) -> int:
