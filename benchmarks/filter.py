@@ -181,13 +181,13 @@ def asked(stored: Stored, index: Index, column: str, share: float, repeats: int)
     bound = max(K, round(share * size))
     where = f"{column} < {bound}"
     truth = np.array([scan(stored, column, bound, query_M) for query_M in stored.query_QM])
-    contenders = {
+    contenders: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         SCAN: partial(scan, stored, column, bound),
         EXACT: lambda query_M: index.search(query_M[None], K, where=where, exact=True).index[0],
         OURS: lambda query_M: index.search(query_M[None], K, where=where).index[0],
         ENGINE: partial(engine_alone, index, column, bound),
+        NEW: never_asked_before(index, where),
     }
-    contenders[NEW] = never_asked_before(index, where)
     recalls = {name: recall(map(find, stored.query_QM), truth) for name, find in contenders.items()}
     plans = {
         EXACT: index.search(stored.query_QM[:1], K, where=where, exact=True).plan,
