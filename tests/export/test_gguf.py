@@ -222,6 +222,12 @@ def test_the_facts_say_what_became_of_the_bias(make_model: MakeModel, tmp_path: 
     assert free["min_cosine"] > 0.9999
 
 
+def test_whole_vectors_of_a_model_that_cuts_its_own_are_told(make_model: MakeModel, tmp_path: Path) -> None:
+    parts = replace(make_model(**EXPERTS).parts(), truncate_dim=8)
+    with pytest.warns(UserWarning, match="coordinates: cut them to the first 8, as this model"):
+        export_gguf(parts, tmp_path / "a.gguf", "f32")
+
+
 # ---- tokenizers -------------------------------------------------------------------------------------------
 
 

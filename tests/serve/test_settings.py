@@ -65,6 +65,7 @@ def test_origins_are_as_browsers_name_them() -> None:
         ({"model": "m", "max_wait": 0}, "", "max_wait must be above 0"),
         ({"model": "m"}, "max_body_bytes: 2000\nbodies_bytes: 1999", "less than the 2000 that one body"),
         ({"model": "m", "api_keys": ["a", " "]}, "", "must not be empty"),
+        ({"model": "m"}, "api_keys: []", "give at least one key"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path: Path, flags: dict[str, object], text: str, said: str) -> None:

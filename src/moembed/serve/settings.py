@@ -38,7 +38,7 @@ Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 def _keys(value: Any) -> Any:
     """Keys that are given, and are none, would be a server that is open to all by mistake."""
     found = _split(value)
-    if isinstance(value, str) and not found:
+    if isinstance(value, (str, list)) and not found:  # a tuple is the default
         raise ValueError("it is empty: give at least one key, or leave the setting out")
     return found
 

@@ -9,6 +9,7 @@ llama.cpp fixes the graph of an architecture in its own code, so a file can only
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,12 @@ def export_gguf(parts: Parts, out: Path, kind: Kind, fold_expert_bias: bool = Fa
     except ImportError:
         raise UserError("GGUF needs the library gguf: pip install 'moembed[gguf]'") from None
 
+    if parts.truncate_dim:
+        warnings.warn(
+            f"the file gives vectors of {parts.spec.width} coordinates: cut them to the first "
+            f"{parts.truncate_dim}, as this model does, and scale them to length 1",
+            stacklevel=2,
+        )
     parts = with_whole_vocabulary(parts, "GGUF")
     parts = replace(parts, state={name: tensor.cpu().float() for name, tensor in parts.state.items()})
     architecture, graph = as_graph(parts, fold_expert_bias)
