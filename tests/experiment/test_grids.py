@@ -22,10 +22,11 @@ GRIDS = [file for file in sorted(FOLDER.glob("*.yaml")) if "cells" in yaml.safe_
 def test_a_grid_is_a_plan_of_recipes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEMBED_DATA", "data")
     plan = read_plan(file, [], 2)
-    assert len(plan.jobs) == 2 * len(plan.config.cells)
-    assert plan.jobs[0].cell == plan.config.control
+    variants = plan.config.variants  # where a rate is tuned, every cell at each rate
+    assert len(plan.jobs) == 2 * len(variants)
+    assert variants[plan.jobs[0].cell].cell == plan.config.control
     recipes = {job.recipe for job in plan.jobs if job.seed == 0}
-    assert len(recipes) == len(plan.config.cells), "two cells are the same recipe"
+    assert len(recipes) == len(variants), "two cells are the same recipe"
     assert plan.config.question
     assert f"moembed experiment recipes/experiments/{file.name}" in file.read_text()
 

@@ -231,10 +231,11 @@ def test_contenders_of_filtered_search_are_asked_the_same(
         filter.EXACT,
         filter.ENGINE,
         filter.OURS,
+        filter.NEW,
         filter.OURS,
     ]
     assert (rows[-1].value, rows[-1].met) == (1.0, True)
-    assert rows[-2].target == ">= 5"
+    assert rows[-3].target == ">= 5"
 
 
 # ---- words -------------------------------------------------------------------------------------------------
