@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.numbered import Numbered
 from benchmarks.texts import DATA, mixed
-from moembed.encoding import FULL, Progress, Vectors, View
+from moembed.encoding import View
 from moembed.files import cache_folder, read_json, write_json
 from moembed.runs.bench import Options, Row, clock, interleave, missing, speed_row
 from moembed.search.index import Index
@@ -121,29 +122,6 @@ def keep(folder: Path, vector_NM: np.ndarray) -> None:
     (folder / "unfinished.npy").rename(folder / "vectors.npy")
 
 
-class Known:
-    """A model whose texts begin with the number of their vector."""
-
-    max_length = None
-
-    def __init__(self, vector_NM: np.ndarray) -> None:
-        self.vector_NM, self.dim = vector_NM, vector_NM.shape[1]
-
-    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
-        return "bench-filter"
-
-    def vectors(
-        self,
-        texts: Iterable[str],
-        *,
-        role: str | None = None,
-        prompt: str | None = None,
-        view: View = FULL,
-        progress: Progress | None = None,
-    ) -> Vectors:
-        return Vectors(self.vector_NM[[int(text.split()[0]) for text in texts]], 0, self.space())
-
-
 def build(folder: Path) -> None:
     """The index, then the graph, each timed; what is there already is left as it is."""
     from moembed.search.ann_build import refresh
@@ -154,11 +132,12 @@ def build(folder: Path) -> None:
     if "rows" not in took:
         shutil.rmtree(folder / "index", ignore_errors=True)
         vector_NM = np.load(folder / "vectors.npy")
+        model = Numbered("bench-filter", vector_NM.shape[1], vector_NM.__getitem__)
         ids = [str(n) for n in range(len(vector_NM))]
         table = pq.read_table(folder / "columns.parquet").append_column("_id", pa.array(ids))
         table = table.append_column("text", pa.array([f"{known} moles" for known in ids]))
         pq.write_table(table, folder / "rows.parquet")
-        took["rows"] = clock(lambda: index_file(Known(vector_NM), folder / "rows.parquet", folder / "index"))
+        took["rows"] = clock(lambda: index_file(model, folder / "rows.parquet", folder / "index"))
         write_json(file, took)
     if "graph" not in took:
         took["graph"] = clock(lambda: refresh(folder / "index", "qdrant-edge"))

@@ -8,7 +8,7 @@ be off shows in what the line through the smaller sizes says of the largest one,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moembed.encoding import FULL, Progress, Vectors, View
+from benchmarks.numbered import Numbered
 from moembed.runs.bench import Options, Row, alone, clock
 
 DIM, CENTRES, K = 256, 1000, 10
@@ -27,32 +27,18 @@ CODES, FILTERED = "int8, all rows", "int8, 1 % of the rows"
 _BLOCK = 65_536
 
 
-class Drawn:
-    """A model whose texts are the numbers of their vectors: a centre and noise, by the number alone."""
+def drawn() -> Numbered:
+    """A centre and noise, by the number alone."""
+    centre_CM = np.random.default_rng(0).standard_normal((CENTRES, DIM), dtype=np.float32)
+    noise_CM = np.random.default_rng(1).standard_normal((CENTRES - 1, DIM), dtype=np.float32)
 
-    max_length, dim = None, DIM
-
-    def __init__(self) -> None:
-        self.centre_CM = np.random.default_rng(0).standard_normal((CENTRES, DIM), dtype=np.float32)
-        self.noise_CM = np.random.default_rng(1).standard_normal((CENTRES - 1, DIM), dtype=np.float32)
-
-    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
-        return "bench-scale"
-
-    def vectors(
-        self,
-        texts: Iterable[str],
-        *,
-        role: str | None = None,
-        prompt: str | None = None,
-        view: View = FULL,
-        progress: Progress | None = None,
-    ) -> Vectors:
-        number_N = np.array([int(text) for text in texts])
+    def vectors_of(number_N: np.ndarray) -> np.ndarray:
         # 1,000 and 999 have no common divisor: the first 999,000 pairs of centre and noise are all different
-        vector_NM = self.centre_CM[number_N % CENTRES] + 0.5 * self.noise_CM[number_N % (CENTRES - 1)]
+        vector_NM = centre_CM[number_N % CENTRES] + 0.5 * noise_CM[number_N % (CENTRES - 1)]
         vector_NM[:, 0] += number_N / 4e6  # and those behind them lie beside
-        return Vectors(vector_NM / np.linalg.norm(vector_NM, axis=1, keepdims=True), 0, self.space())
+        return np.asarray(vector_NM / np.linalg.norm(vector_NM, axis=1, keepdims=True))
+
+    return Numbered("bench-scale", DIM, vectors_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +89,7 @@ def make(folder: str) -> tuple[float, float]:
     from moembed.search.index_compress import compress_index
     from moembed.search.index_file import index_file
 
-    model, place = Drawn(), Path(folder)
+    model, place = drawn(), Path(folder)
     whole = clock(lambda: index_file(model, place / "rows.parquet", place / "index"))
     return whole, clock(lambda: compress_index(place / "index", "int8"))
 
@@ -113,7 +99,7 @@ def ask(index: str, size: int, repeats: int) -> dict[str, float]:
     from moembed.search.index import Index
 
     opened = Index.open(index)
-    query_QM = Drawn().vectors(map(str, range(7, 7 + 3))).array
+    query_QM = drawn().vectors(map(str, range(7, 7 + 3))).array
     found: dict[str, float] = {}
     for name, where in {CODES: None, FILTERED: "group = 7"}.items():
         took = [
