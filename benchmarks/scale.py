@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -103,7 +104,7 @@ def ask(index: str, size: int, repeats: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, where in {CODES: None, FILTERED: "group = 7"}.items():
         took = [
-            clock(lambda query_M=query_M, where=where: opened.search(query_M[None], K, where=where))
+            clock(partial(opened.search, query_M[None], K, where=where))
             for query_M in np.tile(query_QM, (repeats + 1, 1))
         ]
         found[name] = float(np.median(took[len(query_QM) :]))
@@ -128,7 +129,7 @@ def carried_on(measured: list[Figures]) -> Iterator[Row]:
     """Every figure at ``FAR`` rows, with the error of the same line where the truth is known."""
     question = f"{FAR:,} x {DIM}, carried on"
     size_S = np.array([found.rows for found in measured], dtype=np.float64)
-    figures = {
+    figures: dict[str, tuple[str, float, list[float]]] = {
         "making it": ("h", 3600, [found.seconds + found.coding for found in measured]),
         "on disk": ("GB", 1e9, [found.disk for found in measured]),
         "memory, making it": ("GB", 1e9, [found.build_memory for found in measured]),

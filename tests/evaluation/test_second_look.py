@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 
 from conftest import MakeModel
+from judged import task_of
 from moembed.encoding import no_bar
-from moembed.evaluation.beir import RetrievalTask
-from moembed.evaluation.metrics import Qrels, evaluate_ranking
+from moembed.evaluation.metrics import evaluate_ranking
 from moembed.evaluation.second_look import rerank
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
 from moembed.reranker import Reranker, Scores
 from moembed.runs.evaluate import evaluate as evaluate_systems
 from moembed.runs.system import EvaluationOptions
 from moembed.types import UserError
-
-DOCUMENTS = ["moles dig tunnels", "voles eat roots at night", "owls hunt voles", "worms", "the night is long"]
-QUERIES = ["what do owls hunt?", "who eats worms at night?", "moles"]
 
 
 class Judge(Reranker):
@@ -30,13 +27,6 @@ class Judge(Reranker):
         self.asked.append(len(texts))
         value = [1.0 + self.right[::-1].index(text) if text in self.right else 0.0 for text in texts]
         return Scores(np.array(value, dtype=np.float32), np.array([text == "worms" for text in texts]), 0)
-
-
-def task_of(kind: str) -> RetrievalTask:
-    query_R, document_R = np.array([0, 0, 1, 1, 2, 2]), np.array([2, 1, 3, 4, 0, 3])
-    qrels = Qrels.from_judgements(query_R, document_R, np.array([1.0, 0, 1, 0, 1, 0]), 3)
-    ids = [f"q{i}" for i in range(3)], [f"d{i}" for i in range(5)]
-    return RetrievalTask("some", QUERIES, DOCUMENTS, qrels, *ids, [], {}, kind)
 
 
 @pytest.mark.parametrize("kind", ["retrieval", "reranking"])

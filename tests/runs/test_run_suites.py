@@ -21,7 +21,7 @@ from moembed.types import Pair, UserError
 
 CPU = Options(repeats=1, quick=True, device="cpu", threads=1)
 bench.suites()  # puts the folder of the suites on the path
-from benchmarks import filter, gpu, layers, models, peers, runtimes, shared, start, train, words  # noqa: E402
+from benchmarks import filter, gpu, layers, models, peers, runtimes, scale, shared, start, train, words  # noqa: E402
 
 
 @pytest.fixture
@@ -236,6 +236,20 @@ def test_contenders_of_filtered_search_are_asked_the_same(
     ]
     assert (rows[-1].value, rows[-1].met) == (1.0, True)
     assert rows[-3].target == ">= 5"
+
+
+def test_what_grows_in_a_straight_line_is_carried_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    size_S = np.array([10.0, 20, 40])
+    assert scale.line(size_S, 3 + 2 * size_S, 1000) == pytest.approx(2003)
+    monkeypatch.setattr(scale, "QUICK", (300, 600))
+    rows = list(scale.rows(CPU))
+    for size in (300, 600):
+        (on_disk,) = [
+            row for row in rows if row.question.startswith(f"{size} x") and row.contender == "on disk"
+        ]
+        assert on_disk.value is not None
+        assert on_disk.value > scale.DIM  # a byte for every coordinate, and ids, text and keys beside
+    assert sum(row.question.endswith("carried on") for row in rows) == 6
 
 
 # ---- words -------------------------------------------------------------------------------------------------
