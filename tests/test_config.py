@@ -86,6 +86,13 @@ def test_a_broken_file_is_named(content: bytes, complaint: str, tmp_path: Path) 
         load(Recipe, path)
 
 
+def test_a_value_that_holds_itself_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: a\nextra: &self {inner: *self}\n")
+    with pytest.raises(UserError, match=r"^a value holds itself: an anchor"):
+        load(Recipe, path)
+
+
 def test_keys_of_an_anchor_may_be_said_again(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(

@@ -44,7 +44,7 @@ def load(kind: type[Config], path: str | Path | None = None, overrides: Sequence
     for override in overrides:
         key, value = parse_override(override)
         _set(values, key.split("."), value, override)
-    return validate(kind, _expanded(values))
+    return validate(kind, _with_environment(values))
 
 
 def parse_override(override: str) -> tuple[str, Any]:
@@ -71,8 +71,7 @@ def read_values(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         UserError: as ``load``.
     """
     values = copy.deepcopy(dict(given)) if isinstance(given, Mapping) else _read(Path(given))
-    expanded: dict[str, Any] = _expanded(values)
-    return expanded
+    return _with_environment(values)
 
 
 def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +109,7 @@ def resolve(kind: type[Config], given: Any, overrides: Mapping[str, Any]) -> Con
                 inner[part] = _given(inner[part])
             inner = inner[part] if isinstance(inner.get(part), dict) else {}
         _set(values, keys, copy.deepcopy(value), key)  # a later override may reach into it
-    return validate(kind, _expanded(values))
+    return validate(kind, _with_environment(values))
 
 
 def _given(config: BaseModel) -> dict[str, Any]:
@@ -191,6 +190,19 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where} is nested too deeply") from None
     except ValueError as error:  # a date that is none
         raise UserError(f"{where} is not valid YAML: {error}") from None
+
+
+def _with_environment(values: dict[str, Any]) -> dict[str, Any]:
+    """``_expanded`` values, which an anchor may have put into themselves.
+
+    Raises:
+        UserError: it has.
+    """
+    try:
+        expanded: dict[str, Any] = _expanded(values)
+    except RecursionError:
+        raise UserError("a value holds itself: an anchor (&name) has its alias (*name) inside") from None
+    return expanded
 
 
 def _expanded(value: Any) -> Any:

@@ -21,6 +21,7 @@ from moembed.export.nomic import to_nomic
 from moembed.families.flat import FlatMoE
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
+from moembed.model.pooling import PoolingConfig
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 from moembed.weights.upcycle import UpcycleConfig, upcycle
@@ -130,6 +131,15 @@ def test_what_the_layout_cannot_say_is_refused(
         to_nomic(make_model(**(ROPE | changes)).parts())
     assert all(complaint in str(error.value) for complaint in complaints)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pooling", ["latent_attention", "multi_layer"])
+def test_pooling_that_learns_is_refused(pooling: str, make_model: MakeModel) -> None:
+    """What reads the layout would take the mean instead."""
+    parts = make_model(**ROPE, **experts(router=RouterConfig(normalize=None))).parts()
+    learned = replace(parts, pooling=PoolingConfig(pooling))
+    with pytest.raises(UserError, match=f"its pooling, {pooling}, has learned weights"):
+        to_nomic(learned)
 
 
 def test_the_command_writes_what_another_run_reads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -137,6 +138,26 @@ def test_experts_without_a_common_ancestor_are_refused(make_model: MakeModel, tm
     with pytest.raises(UserError, match=r"is of another form than .*, which has moe"):
         merge([one_, dense], tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_a_tokenizer_that_reads_otherwise_is_refused_and_other_lengths_are_said(
+    make_model: MakeModel, tmp_path: Path, run: Run
+) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path / "a")
+    shorter = model.parts()
+    shorter.dims = (8,)
+    Embedder(shorter).save_pretrained(tmp_path / "b")
+    _, _, err = run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "m")
+    assert "b was trained at other lengths of the vector than" in err
+
+    file = tmp_path / "b" / "tokenizer.json"
+    values = json.loads(file.read_text())
+    assert values["normalizer"] is not None
+    file.write_text(json.dumps(values | {"normalizer": None}))  # upper case is another word now
+    code, _, err = run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "n")
+    assert code == 2
+    assert "takes texts apart in another way" in err
 
 
 def test_plans_that_do_not_fit_are_one_sentence(make_model: MakeModel, tmp_path: Path, run: Run) -> None:

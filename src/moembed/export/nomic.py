@@ -30,6 +30,9 @@ def to_nomic(parts: Parts) -> Parts:
         raise UserError("the Nomic layout cannot hold this model: it has experts behind pooling")
     if parts.pooling.per_token:
         raise UserError("the Nomic layout cannot hold this model: it makes a vector of every token")
+    if parts.pooling.learns:  # what reads the layout has no code for it, and would take the mean
+        name = " and ".join(parts.pooling.modes)
+        raise UserError(f"the Nomic layout cannot hold this model: its pooling, {name}, has learned weights")
     parts = with_whole_vocabulary(parts, "the Nomic layout")
     spec, state = full_experts(parts.spec.without_noise(), parts.state)
     spec, state = remove_selection_bias(spec, state, "the Nomic layout")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -165,6 +166,8 @@ def _require_same_form(first_name: str, first: Parts, name: str, other: Parts) -
         raise UserError(f"{name} is of another form than {first_name}, which has {'; '.join(found)}")
     if first.tokenizer.backend.get_vocab() != other.tokenizer.backend.get_vocab():
         raise UserError(f"{name} has another vocabulary than {first_name}: their tokens mean other words")
+    if _reading(first) != _reading(other):
+        raise UserError(f"{name} takes texts apart in another way than {first_name}: see tokenizer.json")
     if first.pooling != other.pooling or first.head != other.head:
         raise UserError(f"{name} makes vectors of its states in another way than {first_name}")
     if first.tokenizer.prompts != other.tokenizer.prompts:
@@ -172,3 +175,11 @@ def _require_same_form(first_name: str, first: Parts, name: str, other: Parts) -
     if first.tokenizer.max_length != other.tokenizer.max_length:
         limits = other.tokenizer.max_length, first.tokenizer.max_length
         say(f"note: {name} cuts texts at {limits[0]} tokens, the merged model at {limits[1]}")
+    if first.dims != other.dims:
+        say(f"note: {name} was trained at other lengths of the vector than {first_name}, whose are kept")
+
+
+def _reading(parts: Parts) -> dict[str, Any]:
+    """What a tokenizer does beside looking words up; cutting and padding are the encoder's."""
+    values: dict[str, Any] = json.loads(parts.tokenizer.backend.to_str())
+    return {key: value for key, value in values.items() if key not in ("truncation", "padding", "version")}

@@ -78,7 +78,11 @@ class ServeSettings(BaseSettings):
         None, ge=1024, description="Bytes of all bodies at hand, then 429; default: 8 max_body_bytes."
     )
     max_texts: int = Field(2048, ge=1, description="Texts of a request.")
-    request_tokens: int = Field(524_288, ge=1, description="Tokens of a request.")
+    request_tokens: int = Field(
+        524_288,
+        ge=1,
+        description="Tokens of a request for vectors; one to /rerank is bounded by max_body_bytes.",
+    )
     batch_tokens: int | None = Field(None, ge=1, description="Tokens computed at a time; default: by device.")
     queue_tokens: int | None = Field(
         None, ge=1, description="Tokens that may wait, then 429; default: by device."
