@@ -26,7 +26,7 @@ from moembed.types import UserError
 from postgres_server import MISSING, postgres, programs
 
 DIM, ROWS = 8, 240
-STORES = ("exact", "qdrant-edge", "qdrant", "postgresql")
+STORES = ("exact", "qdrant-edge", "qdrant", "postgresql", "lance")
 
 
 class Held(Protocol):
@@ -139,6 +139,9 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Iterato
         elif request.param == "qdrant":
             pytest.importorskip("qdrant_client")
             made = Database(tmp_path / "index", f"qdrant://{tmp_path}/qdrant", name)
+        elif request.param == "lance":
+            pytest.importorskip("lancedb")
+            made = Database(tmp_path / "index", f"lance://{tmp_path}/lance", name)
         else:
             made = Database(tmp_path / "index", request.getfixturevalue("postgres_url"), name)
         opened.append(made)

@@ -17,10 +17,11 @@ from moembed.search.index import Index
 from moembed.search.index_file import index_file
 from moembed.search.stores.push import PushSummary, as_json, default_name, open_store, push_index, stored_rows
 from moembed.search.stores.store import StoredRow
+from moembed.search.where import read_where
 from moembed.types import UserError
 from postgres_server import MISSING, postgres, programs
 
-KINDS = ("qdrant", "postgresql")
+KINDS = ("qdrant", "postgresql", "lance")
 ROWS = [
     {"_id": f"d{n}", "text": f"text {n}", "lang": "de" if n % 2 else "en", "year": 2000 + n}
     for n in range(30)
@@ -42,6 +43,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "qdrant":
         pytest.importorskip("qdrant_client")
         return f"qdrant://{tmp_path}/qdrant"
+    if request.param == "lance":
+        pytest.importorskip("lancedb")
+        return f"lance://{tmp_path}/lance"
     return request.getfixturevalue("postgres_url")
 
 
@@ -175,6 +179,37 @@ def test_a_table_of_somebody_else_is_left_alone(postgres_url: str, name: str, tm
         assert connection.execute(f"SELECT * FROM {name}").fetchall() == [("1", "precious")]
 
 
+def test_a_lance_table_of_somebody_else_is_left_alone(name: str, tmp_path: Path) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    theirs = lancedb.connect(tmp_path / "lance").create_table(name, [{"id": "1", "mine": "precious"}])
+    with pytest.raises(UserError, match="was not made by"):
+        push(make_index(tmp_path, ROWS), f"lance://{tmp_path}/lance", name)
+    assert theirs.to_arrow().to_pylist() == [{"id": "1", "mine": "precious"}]
+
+
+def test_a_lance_table_can_be_asked_by_columns(name: str, tmp_path: Path) -> None:
+    """What programs that know LanceDB do with it: JSON by key; marks in names and values are no SQL."""
+    lancedb = pytest.importorskip("lancedb")
+    rows = [row | {'it\'s "odd". x': "o'clock" if n == 7 else "-"} for n, row in enumerate(ROWS)]
+    index = make_index(tmp_path, rows)
+    push(index, f"lance://{tmp_path}/lance", name)
+    table = lancedb.connect(tmp_path / "lance").open_table(name)
+    assert table.count_rows("json_get_float(metadata, 'year') >= 2020") == 10
+    store = open_store(f"lance://{tmp_path}/lance", name)
+    where = read_where({"column": 'it\'s "odd". x', "op": "=", "value": "o'clock"})
+    vector_M = np.concatenate(list(index.vectors()))[0]
+    assert [found for found, _ in store.nearest(vector_M, 5, where, index.columns)] == ["d7"]
+
+
+def test_a_lance_table_may_lie_in_object_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    asked = []
+    monkeypatch.setattr(lancedb, "connect", asked.append)
+    for url in ("lance+s3://bucket/folder", "lance+gs://bucket", "lance:///a/folder"):
+        open_store(url, "notes")
+    assert asked == ["s3://bucket/folder", "gs://bucket", "/a/folder"]
+
+
 def test_a_push_that_fails_half_way_leaves_the_table_as_it_was(
     postgres_url: str, name: str, tmp_path: Path
 ) -> None:
@@ -216,11 +251,14 @@ def test_the_command_line_pushes_and_says_where(run: Run, url: str, name: str, t
         ("qdrant://127.0.0.1:1", "Qdrant"),
         ("postgresql://nobody@127.0.0.1:1/x", "PostgreSQL"),
         ("qdrant://host/path", "no address of Qdrant"),
+        ("lance://folder", "no address of LanceDB"),
+        ("lance:///proc/nothing", "LanceDB"),
     ],
 )
 def test_what_cannot_be_reached_is_one_sentence(run: Run, tmp_path: Path, to: str, said: str) -> None:
     pytest.importorskip("qdrant_client")
     pytest.importorskip("psycopg")
+    pytest.importorskip("lancedb")
     index = make_index(tmp_path, ROWS[:2])
     code, _, err = run("index", "push", index.path, "--to", to)
     assert code == 2

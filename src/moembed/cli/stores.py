@@ -13,7 +13,8 @@ from moembed.cli.options import Json, when_interrupted
 from moembed.console import print_json, progress_bar
 
 DATABASES = (
-    "qdrant://host:6333, qdrant+https://host:6333, qdrant:///a/folder or postgresql://user@host/database."
+    "qdrant://host:6333, qdrant+https://host:6333, qdrant:///a/folder, postgresql://user@host/database, "
+    "lance:///a/folder or lance+s3://bucket/folder."
 )
 
 
@@ -28,7 +29,7 @@ def push(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Write an index into Qdrant or PostgreSQL with pgvector, and see that it is searched there as here.
+    """Write an index into Qdrant, PostgreSQL with pgvector or LanceDB; it is then searched there as here.
 
     Rows that are there already, and the same, are left alone: run it again after every change. Passwords and
     keys come from libpq's variables (PGPASSWORD) and from QDRANT_API_KEY.

@@ -15,7 +15,7 @@ import numpy as np
 
 from moembed.search.stores.store import StoredRow, require_condition, require_space
 from moembed.search.where import Where
-from moembed.search.where_sql import as_sql
+from moembed.search.where_sql import Postgres, as_sql
 from moembed.types import UserError
 
 _PAGE = 10_000  # ids asked for at a time
@@ -128,7 +128,7 @@ class PostgresStore:
         from psycopg import sql
 
         known = require_condition(where, kinds)
-        condition, values = ("true", []) if where is None else as_sql(where, known)
+        condition, values = ("true", []) if where is None else as_sql(where, known, Postgres())
         with self._one_sentence():
             self._connection.execute("SET LOCAL enable_indexscan = off")  # every row, none by approximation
             found = self._run(

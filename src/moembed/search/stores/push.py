@@ -79,9 +79,13 @@ def open_store(url: str, name: str) -> VectorStore:
         from moembed.search.stores.postgresql import PostgresStore
 
         return PostgresStore(url, name)
+    if kind in ("lance", "lance+s3", "lance+gs", "lance+az"):
+        from moembed.search.stores.lance import LanceStore
+
+        return LanceStore(url, name)
     raise UserError(
-        "--to is the address of a database: qdrant://host:6333, qdrant+https://host:6333, qdrant:///a/folder "
-        "or postgresql://user@host/database"
+        "--to is the address of a database: qdrant://host:6333, qdrant+https://host:6333, "
+        "qdrant:///a/folder, postgresql://user@host/database, lance:///a/folder or lance+s3://bucket/folder"
     )
 
 
