@@ -1,7 +1,7 @@
 """A table of LanceDB, in a folder or in object storage.
 
 Its columns are ``id``, ``text``, ``metadata`` (JSON), ``digest`` and ``vector``; the space of the vectors
-stands in the metadata of its schema. No approximate index is made; docs/search.md has the line that makes one.
+stands in the metadata of its schema. No approximate index is made; docs/search.md has the line for one.
 """
 
 from __future__ import annotations
