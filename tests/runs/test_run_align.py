@@ -207,3 +207,20 @@ def test_what_cannot_be_done_is_said(place: Path, run: Run, make_model: MakeMode
         code, _, err = run(*arguments)
         assert (code, complaint in err) == (2, True), err
         assert err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_folder_that_names_a_model_does_not_take_its_place(place: Path, run: Run) -> None:
+    """Its weights would be gone, and the folder would name itself."""
+    texts = ("--texts", "texts.jsonl")
+    Path("run").mkdir()
+    Path("other").rename("run/model")  # a run folder stands for the model in it
+    Path("run/recipe.yaml").touch()
+    for command in (
+        ("fuse", "model", "run", "--out", "model"),
+        ("fuse", "model", "run", "--out", "./run"),
+        ("align", "model", *texts, "--method", "shift", "--out", "../" + place.name + "/model"),
+    ):
+        code, _, err = run(*command, "--overwrite")
+        assert (code, "cannot stand in the place of" in err) == (2, True), err
+    assert Embedder("model").dim < Embedder("run").dim
+    assert run("align", "model", *texts, "--out", "model", "--overwrite")[0] == 0  # a whole model may

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from moembed.client.connection import is_url
 from moembed.compare.comparison import compare
 from moembed.compare.estimates import Difference, Estimate
 from moembed.compare.results import SCORE, Comparison
@@ -25,15 +24,14 @@ from moembed.evaluation.systems import CachedVectors
 from moembed.evaluation.tagged import tagged
 from moembed.evaluation.tasks import evaluate
 from moembed.files import require_replaceable
-from moembed.folder.bases import HUB_IDS, base_name, locate_base, read_base
-from moembed.folder.modules import is_composed
+from moembed.folder.bases import base_name, read_base
 from moembed.inference.languages import detect, known_languages
 from moembed.report.card import write_card
+from moembed.runs.opened import open_model, require_apart, stored_name
 from moembed.runs.system import num_texts
 from moembed.search.alignment import GroupMeans, group_means, projection, require_share
 from moembed.search.composed import ComposedEncoder, LanguageShift, write_composed
 from moembed.search.embed import column_texts
-from moembed.search.index_model import open_encoder
 from moembed.types import UserError
 from moembed.weights.projection import add_behind
 
@@ -119,6 +117,9 @@ def align(
             "as de): take the method project, which has to know nothing of a text"
         )
     encoder = open_model(model)
+    whole = plan.method == "project" and isinstance(encoder, Embedder)
+    if not whole:
+        require_apart([model], out)
     with bar("texts", len(texts)) as advance:
         found = encoder.vectors(texts, role=plan.role, progress=advance)
     vector_NM = found.array
@@ -134,7 +135,7 @@ def align(
     best = max(asked, key=_score)
     result = made[best.strength]
 
-    if plan.method == "project" and isinstance(encoder, Embedder):
+    if whole:
         assert result.linear
         weight_MM, bias_M = map(torch.from_numpy, (result.linear.weight_DM, result.linear.bias_D))
         Embedder(add_behind(read_base(model), weight_MM, bias_M)).save_pretrained(out)
@@ -188,25 +189,6 @@ def unmoved_is_better(aligned: Aligned) -> str | None:
         f"nothing moved (strength 0) scores {of[0.0]:.3f} on the tasks, above the {of[aligned.strength]:.3f} "
         f"of strength {aligned.strength:g}: the model as it was serves them better"
     )
-
-
-def open_model(name: str) -> TextEncoder:
-    """An encoder in float32 whose vectors can be worked on.
-
-    Raises:
-        UserError: a server, or vectors that are made of others already.
-    """
-    if is_url(name):
-        raise UserError(f"{name} is a server, and its model may change: name the folder of the model")
-    if is_composed(locate_base(name)):
-        raise UserError(f"{name} is made of other models already: name those")
-    return open_encoder(name)
-
-
-def stored_name(name: str) -> str:
-    """By what another process finds the model: an absolute path, or the name of a packaged or hub model."""
-    there = Path(name).exists()
-    return str(Path(name).resolve()) if there or (name not in HUB_IDS and "/" not in name) else name
 
 
 def _aligned(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moembed.encoding import Bar, no_bar
 from moembed.files import require_replaceable
-from moembed.runs.align import open_model, stored_name
+from moembed.runs.opened import open_model, require_apart, stored_name
 from moembed.runs.upcycle import texts_of
 from moembed.search.composed import ComposedEncoder, write_composed
 from moembed.search.fusion import reduction
@@ -64,6 +64,7 @@ def fuse(
         raise UserError("fewer coordinates are fitted to texts: give both dim and texts, or neither")
     require_replaceable(Path(out), overwrite)
     encoders = [open_model(name) for name in models]
+    require_apart(models, out)
     together = ComposedEncoder(encoders, plan.weights)
     kept, truncated = 1.0, 0
     if plan.texts is not None and plan.dim is not None:
