@@ -224,3 +224,16 @@ def test_a_folder_that_names_a_model_does_not_take_its_place(place: Path, run: R
         assert (code, "cannot stand in the place of" in err) == (2, True), err
     assert Embedder("model").dim < Embedder("run").dim
     assert run("align", "model", *texts, "--out", "model", "--overwrite")[0] == 0  # a whole model may
+
+
+def test_a_model_that_cuts_its_vectors_is_aligned_whole(place: Path, run: Run) -> None:
+    whole_NM = Embedder("model").encode_document(TEXTS)
+    model = Embedder("model")
+    model.dim = 8
+    model.save_pretrained("cut")
+    assert Embedder("cut").encode(TEXTS).shape == (6, 8)
+    code, _, err = run("align", "cut", "--texts", "texts.jsonl", "--out", "aligned")
+    assert code == 0, err
+    assert "cut cuts its vectors to 8 coordinates; all 16 are kept" in err
+    expected_NM = unit(projection(group_means(whole_NM, LANGUAGES), 1.0)(whole_NM))
+    np.testing.assert_allclose(Embedder("aligned").encode_document(TEXTS), expected_NM, atol=1e-5)

@@ -16,6 +16,7 @@ from moembed.compare.comparison import compare
 from moembed.compare.estimates import Difference, Estimate
 from moembed.compare.results import SCORE, Comparison
 from moembed.compare.scores import Scores
+from moembed.console import say
 from moembed.data.sources import iter_rows
 from moembed.embedder import Embedder
 from moembed.encoding import Bar, TextEncoder, no_bar
@@ -120,6 +121,10 @@ def align(
     whole = plan.method == "project" and isinstance(encoder, Embedder)
     if not whole:
         require_apart([model], out)
+    elif isinstance(encoder, Embedder) and encoder.dim < encoder.full_dim:
+        # a layer stands behind the whole vector, before any cut
+        say(f"note: {model} cuts its vectors to {encoder.dim} coordinates; all {encoder.full_dim} are kept")
+        encoder.dim = encoder.full_dim
     with bar("texts", len(texts)) as advance:
         found = encoder.vectors(texts, role=plan.role, progress=advance)
     vector_NM = found.array
