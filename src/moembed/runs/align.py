@@ -53,6 +53,7 @@ class AlignPlan:
             moved, is scored too.
         tasks: for choosing the strength: not those that the result is to be judged by.
         sample: texts of a group, the first ones.
+        tag: of all texts, for models that choose experts by it.
     """
 
     texts: Path
@@ -63,6 +64,7 @@ class AlignPlan:
     strengths: tuple[float, ...] = (1.0,)
     tasks: tuple[Path, ...] = ()
     sample: int = 2000
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +113,15 @@ def align(
         raise UserError("several strengths need tasks to choose by: name some with --tasks, or one strength")
     require_replaceable(Path(out), overwrite)
     tasks = [load_any(path) for path in plan.tasks]
+    if len({task.name for task in tasks}) < len(tasks):
+        raise UserError("two tasks have the same name, which scores go by: rename one of them")
     texts, groups = grouped_texts(plan)
     if plan.method == "shift" and (foreign := sorted(set(groups) - known_languages())):
         raise UserError(
             f"{plan.by} names {foreign[0]!r}, which is no language that can be found in a text (a code such "
             "as de): take the method project, which has to know nothing of a text"
         )
-    encoder = open_model(model)
+    encoder = open_model(model, plan.role, plan.tag)
     whole = plan.method == "project" and isinstance(encoder, Embedder)
     if not whole:
         require_apart([model], out)

@@ -6,24 +6,49 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moembed.client.connection import is_url
-from moembed.encoding import TextEncoder
+from moembed.embedder import Embedder
+from moembed.encoding import ROLES
 from moembed.folder.bases import HUB_IDS, locate_base
 from moembed.folder.modules import is_composed
+from moembed.inference.static import StaticEmbedder
 from moembed.search.index_model import open_encoder
 from moembed.types import UserError
 
 
-def open_model(name: str) -> TextEncoder:
+def open_model(name: str, role: str, tag: str | None = None) -> Embedder | StaticEmbedder:
     """An encoder in float32 whose vectors can be worked on.
 
+    Args:
+        role: what its texts are embedded for.
+        tag: of all texts, for models that choose experts by it.
+
     Raises:
-        UserError: a server, or vectors that are made of others already.
+        UserError: a server, vectors that are made of others already, a role that nobody knows, a tag for a
+            model without.
     """
     if is_url(name):
         raise UserError(f"{name} is a server, and its model may change: name the folder of the model")
     if is_composed(locate_base(name)):
         raise UserError(f"{name} is made of other models already: name those")
-    return open_encoder(name)
+    encoder = open_encoder(name)
+    assert isinstance(encoder, (Embedder, StaticEmbedder))
+    if role not in ROLES and role not in encoder.tokenizer.prompts:  # it would be embedded without a prompt
+        known = ", ".join({**ROLES, **encoder.tokenizer.prompts})
+        raise UserError(f"role {role!r} is not known, and {name} has no prompt of that name (known: {known})")
+    if tag is not None:
+        set_tag(encoder, name, tag)
+    return encoder
+
+
+def set_tag(model: Embedder | StaticEmbedder, name: str, tag: str) -> None:
+    """Take ``tag`` for that of all texts.
+
+    Raises:
+        UserError: the model does not choose experts by tags.
+    """
+    if not isinstance(model, Embedder) or model.tags is None:
+        raise UserError(f"the tag {tag!r} is given, and {name} does not choose experts by tags: leave it out")
+    model.tag = tag
 
 
 def stored_name(name: str) -> str:
