@@ -185,7 +185,7 @@ def inspect(
     if texts is not None:
         loaded = load_model(model, "auto", allow_pickle)
         prompt = None if role == "none" else loaded.role_prompt(role)
-        load = expert_load(loaded, texts, column, prompt, words)
+        load = expert_load(loaded, texts, column, prompt, words, None if role == "none" else role)
     if json_:
         print_json(facts | ({"expert_load": load} if load else {}))
         return
