@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from conftest import MakeModel, Run
+from conftest import MakeModel, Run, complete
 from moembed.embedder import Embedder
 from moembed.types import UserError
 from moembed.weights.pieces import KINDS, learn
@@ -142,3 +143,48 @@ def test_a_first_word_that_is_another_piece_behind_a_prompt_stays() -> None:
     assert pieces(whole, "query: owl") == ["query", ":", "\u0120owl"]
     assert pieces(trim(whole, lambda: ["owl"], 1, ["query: "]), "query: owl") == ["query", ":", "\u0120owl"]
     assert pieces(trim(whole, lambda: ["owl"]), "owl") == ["owl"]
+
+
+def test_ids_in_the_small_files_move_too(tmp_path: Path, run: Run) -> None:
+    """ModernBERT has special tokens behind its words; beyond the vocabulary, transformers refuses them."""
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    words = ["owl", "mole", "owls", "moles", "voles", "worms", "hunt", "night", "o", "w", "l", "s"]
+    numbered = {word: i for i, word in enumerate([*words, *special])}
+    backend = Backend(models.WordPiece(numbered, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(special)
+    backend.post_processor = processors.BertProcessing(("[SEP]", 14), ("[CLS]", 13))
+    ids = {"pad": 15, "cls": 13, "sep": 14, "bos": 13, "eos": 14}
+    config = transformers.ModernBertConfig(
+        vocab_size=17, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32, **{f"{role}_token_id": number for role, number in ids.items()},
+    )  # fmt: skip
+    whole = tmp_path / "whole"
+    transformers.ModernBertModel(config).save_pretrained(whole)
+    names = {f"{name[1:-1].lower()}_token": name for name in special}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(whole)
+    complete(whole)
+    file = whole / "tokenizer_config.json"
+    decoder = {
+        str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+        for token in json.loads(backend.to_str())["added_tokens"]
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": decoder}))
+
+    (tmp_path / "texts.txt").write_text("owl hunt")
+    command = ("tokenizer", tmp_path / "texts.txt", "--base", whole, "--trim")
+    code, _, err = run(*command, "--out", tmp_path / "small")
+    assert code == 0, err
+    small = Embedder.from_pretrained(tmp_path / "small")
+    texts = ["owl hunt", "owl mole"]
+    rows, _ = small.tokenizer.rows(texts)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "small")
+    assert theirs(texts)["input_ids"] == rows
+    assert theirs.pad_token_id == small.tokenizer.backend.token_to_id("[PAD]")
+    loaded = transformers.AutoModel.from_pretrained(tmp_path / "small").config
+    for role, name in (("pad", "[PAD]"), ("cls", "[CLS]"), ("sep", "[SEP]"), ("eos", "[SEP]")):
+        assert getattr(loaded, f"{role}_token_id") == small.tokenizer.backend.token_to_id(name)
+    written = json.loads((tmp_path / "small" / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert {int(number): token["content"] for number, token in written.items()} == {
+        small.tokenizer.backend.token_to_id(name): name for name in special
+    }
