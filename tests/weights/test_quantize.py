@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from conftest import MakeModel, Run
 from moembed.embedder import Embedder
@@ -178,3 +180,23 @@ def test_tags_choose_the_experts_of_the_texts(
     experts = model.spec.layers[1].moe.router.tags
     for name in router["tags"]:
         assert (scores[f"layer 1, expert {experts[name][0]}"] > 0) == (name == tag)
+
+
+def test_texts_without_a_token_say_nothing(model: Embedder, run: Run, tmp_path: Path) -> None:
+    parts = model.parts()
+    values = json.loads(parts.tokenizer.backend.to_str()) | {"post_processor": None}
+    backend = Backend.from_str(json.dumps(values))
+    Embedder(replace(parts, tokenizer=parts.tokenizer.replaced(backend, prompts={}))).save_pretrained(
+        tmp_path / "whole"
+    )
+    scores = []
+    for number, texts in enumerate((["owl", "mole digs"], ["", "owl", "", "mole digs"], ["", ""])):
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        command = ("quantize", tmp_path / "whole", "--texts", file, "--out", tmp_path / str(number), "--json")
+        code, out, err = run(*command)
+        if code:
+            break
+        scores.append([part["score"] for part in json.loads(out)["parts"]])
+    assert (number, code, "holds no texts to find the scores with" in err) == (2, 2, True), err
+    assert scores[0] == scores[1]

@@ -121,14 +121,15 @@ def _calibration(model: Embedder, plan: QuantizePlan) -> list[Batch]:
         texts = [pair.document for pair in collect([Path(np.__file__).parent], 1).train[: plan.sample]]
     else:
         texts = list(islice(texts_of(plan.texts, plan.column), plan.sample))
-    if not texts:
+    rows = model.rows(texts, role="document")[0]
+    tags = model.tag_numbers(texts, role="document")
+    some = [i for i, row in enumerate(rows) if row]  # of a text without a token there are no states
+    if not some:
         raise UserError(
             f"{plan.texts or 'numpy'} holds no texts to find the scores with: name some by --texts"
         )
-    rows = model.rows(texts, role="document")[0]
-    tags = model.tag_numbers(texts, role="document")
-    parts = [slice(start, start + _BATCH) for start in range(0, len(rows), _BATCH)]
-    return [pack(rows[part], tags=tags and tags[part]) for part in parts]
+    parts = [some[start : start + _BATCH] for start in range(0, len(some), _BATCH)]
+    return [pack([rows[i] for i in part], tags=tags and [tags[i] for i in part]) for part in parts]
 
 
 def _write(path: Path, parts: Parts, split: Sequence[Part], bits: Sequence[int]) -> None:
