@@ -18,6 +18,7 @@ from moembed.runs import align
 from moembed.search.alignment import group_means, projection, shift
 from moembed.search.composed import ComposedEncoder
 from moembed.search.index_model import open_encoder
+from moembed.types import UserError
 from tagged_models import tagged_model
 
 GERMAN = ["Der Maulwurf gräbt einen Tunnel.", "Die Eule jagt nachts auf der Wiese.", "Wo wohnen die Eulen?"]
@@ -273,3 +274,18 @@ def test_the_tag_of_the_environment_is_that_of_the_texts(
     assert run("fuse", "tagged", "tagged", "--dim", "2", "--texts", "texts.jsonl", "--out", "both")[0] == 0
     code, _, err = run("align", "model", "--texts", "texts.jsonl", "--out", "x")
     assert (code, "does not choose experts by tags" in err) == (2, True), err
+
+
+def test_a_damaged_config_is_one_sentence(place: Path, run: Run) -> None:
+    texts = ("--texts", "texts.jsonl")
+    assert run("align", "model", *texts, "--method", "shift", "--out", "shifted")[0] == 0
+    file = Path("shifted/config.json")
+    values = json.loads(file.read_text())
+    for key, wrong in (
+        ("weights", None), ("weights", []), ("weights", ["x"]), ("languages", "de"), ("languages", [1, 2]),
+        ("languages", []), ("languages", ["de"]), ("strength", None), ("strength", 7), ("strength", [1]),
+        ("models", [1]), ("models", []),
+    ):  # fmt: skip
+        file.write_text(json.dumps(values | {key: wrong}))
+        with pytest.raises(UserError, match="make the folder again"):
+            open_encoder("shifted")
