@@ -53,7 +53,7 @@ class PairProbe:
             with torch.no_grad():
                 losses = [float(self._loss(made, part)) * len(part) for part in some]
             return sum(losses) / len(rows), {}
-        loss = self._loss(made, self._sampler.batch(step)[1])
+        loss = self._loss(made, self._sampler.batch(step)[1].tolist())
         tensors = _tensors(made)
         slopes = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
         found = {name: slope for name, slope in zip(tensors, slopes, strict=True) if slope is not None}
@@ -62,7 +62,7 @@ class PairProbe:
     def _loss(self, model: Embedder, rows: Sequence[int]) -> Tensor:
         config = ContrastiveConfig(steps=1, query_length=LENGTH, document_length=LENGTH)
         form = SourceFormat.of(model, SourceOptions(), LossConfig())
-        tags = self._tags and self._tags.numbers(self._source, rows)
+        tags = None if self._tags is None else self._tags.numbers(self._source, rows)
         batch = prepare(self._source.pairs(rows), form, model.tokenizer, config, tags=tags)
         vector_BM = torch.zeros(batch.chunks.rows, model.dim)
         for chunk, row_B in zip(batch.chunks.batches, batch.chunks.row_CB, strict=True):

@@ -80,7 +80,8 @@ def _usage(
     encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     encoder.eval()
     tags = Tags.of(spec)
-    batch = pack(rows, tags=tags and [number % len(tags.names) for number in range(len(rows))])
+    in_turn = None if tags is None else [number % len(tags.names) for number in range(len(rows))]
+    batch = pack(rows, tags=in_turn)
     found: dict[int, Tensor] = {}
 
     def note(router: nn.Module, _: Any, routing: Routing) -> None:
