@@ -101,6 +101,8 @@ def test_upcycle_by_tags_and_by_clusters(
     assert all(layer["load"] == [1.0, 0.0] for layer in json.loads(out)["expert_load"]["layers"])
     refused(run("inspect", dense, *where), "does not choose experts by tags: unset it")
     monkeypatch.delenv("MOEMBED_TAG")
+    two = ("--router", "tag", "--tag", "de,nl", "--tag", "fr")
+    refused(run("upcycle", dense, tmp_path / "no", *two, "--experts", 3), "num_experts is 3")
     clusters = ("--init", "cluster", "--experts", 3)
     refused(run("upcycle", dense, tmp_path / "no", *clusters), "looks at the states of texts")
     refused(run("upcycle", dense, tmp_path / "no", *where), "--texts are for --init cluster")

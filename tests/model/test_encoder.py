@@ -221,3 +221,14 @@ def test_a_config_that_does_not_fit_together_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         make_model(**changes)
+
+
+@pytest.mark.parametrize("position", ["absolute", "rope"])
+def test_a_text_without_a_token_is_passed_over(position: str, make_model: MakeModel) -> None:
+    """The fused kernel would end the process: it divides by the length."""
+    encoder = make_model(num_layers=2, position=position, moe=FlatMoE(layers=(1,), num_experts=4)).encoder
+    token_T = torch.tensor([5, 6, 7])
+    with torch.no_grad():
+        found, _ = encoder(token_T, (0, 0, 1, 2))
+        expected, _ = encoder(token_T, (1, 2))
+    torch.testing.assert_close(found[2], expected[2])

@@ -226,6 +226,7 @@ def test_a_table_is_within_its_ratio_and_near_it_or_is_refused(
         ("pq", {}, "needs a ratio"),
         ("low_rank", {}, "or a rank"),
         ("low_rank", {"rank": 2, "ratio": 0.5}, "not both"),
+        ("low_rank", {"rank": 900}, "more than the"),
         ("tensor_train", {"rank": 2, "ratio": 0.5}, "one of them"),
         ("tensor_train", {"rank": 900}, "more than the"),
     ],

@@ -18,6 +18,8 @@ from moembed.runs import align
 from moembed.search.alignment import group_means, projection, shift
 from moembed.search.composed import ComposedEncoder
 from moembed.search.index_model import open_encoder
+from moembed.types import UserError
+from tagged_models import tagged_model
 
 GERMAN = ["Der Maulwurf gräbt einen Tunnel.", "Die Eule jagt nachts auf der Wiese.", "Wo wohnen die Eulen?"]
 ENGLISH = ["The mole digs a tunnel.", "The owl hunts at night on the meadow.", "Where do the owls live?"]
@@ -207,3 +209,83 @@ def test_what_cannot_be_done_is_said(place: Path, run: Run, make_model: MakeMode
         code, _, err = run(*arguments)
         assert (code, complaint in err) == (2, True), err
         assert err.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_folder_that_names_a_model_does_not_take_its_place(place: Path, run: Run) -> None:
+    """Its weights would be gone, and the folder would name itself."""
+    texts = ("--texts", "texts.jsonl")
+    Path("run").mkdir()
+    Path("other").rename("run/model")  # a run folder stands for the model in it
+    Path("run/recipe.yaml").touch()
+    for command in (
+        ("fuse", "model", "run", "--out", "model"),
+        ("fuse", "model", "run", "--out", "./run"),
+        ("align", "model", *texts, "--method", "shift", "--out", "../" + place.name + "/model"),
+    ):
+        code, _, err = run(*command, "--overwrite")
+        assert (code, "cannot stand in the place of" in err) == (2, True), err
+    assert Embedder("model").dim < Embedder("run").dim
+    assert run("align", "model", *texts, "--out", "model", "--overwrite")[0] == 0  # a whole model may
+
+
+def test_a_model_that_cuts_its_vectors_is_aligned_whole(place: Path, run: Run) -> None:
+    whole_NM = Embedder("model").encode_document(TEXTS)
+    model = Embedder("model")
+    model.dim = 8
+    model.save_pretrained("cut")
+    assert Embedder("cut").encode(TEXTS).shape == (6, 8)
+    code, _, err = run("align", "cut", "--texts", "texts.jsonl", "--out", "aligned")
+    assert code == 0, err
+    assert "cut cuts its vectors to 8 coordinates; all 16 are kept" in err
+    expected_NM = unit(projection(group_means(whole_NM, LANGUAGES), 1.0)(whole_NM))
+    np.testing.assert_allclose(Embedder("aligned").encode_document(TEXTS), expected_NM, atol=1e-5)
+
+
+def test_roles_and_tasks_that_would_be_taken_for_others_are_refused(place: Path, run: Run) -> None:
+    Path("more").mkdir()
+    Path("more/bitext.jsonl").write_text(Path("bitext.jsonl").read_text())
+    texts = ("--texts", "texts.jsonl", "--out", "x")
+    for command, complaint in (
+        (("align", "model", *texts, "--role", "querry"), "role 'querry' is not known"),
+        (("fuse", "model", "other", *texts, "--dim", "2", "--role", "querry"), "role 'querry' is not known"),
+        (
+            ("align", "model", *texts, "--tasks", "bitext.jsonl", "--tasks", "more/bitext.jsonl"),
+            "two tasks have the same name",
+        ),
+    ):
+        code, _, err = run(*command)
+        assert (code, complaint in err) == (2, True), err
+    assert run("align", "model", *texts, "--role", "query")[0] == 0
+
+
+def test_the_tag_of_the_environment_is_that_of_the_texts(
+    place: Path, run: Run, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = make_model(num_layers=2, max_positions=128).parts()
+    model = tagged_model(dense, tags=["de", "en"], default_tag="de")
+    model.save_pretrained("tagged")
+    monkeypatch.setenv("MOEMBED_TAG", "en")
+    code, _, err = run("align", "tagged", "--texts", "texts.jsonl", "--out", "aligned")
+    assert code == 0, err
+    plain_NM = model.encode_document(TEXTS, tag="en")
+    expected_NM = unit(projection(group_means(plain_NM, LANGUAGES), 1.0)(plain_NM))
+    aligned_NM = Embedder("aligned").encode_document(TEXTS, tag="en")
+    np.testing.assert_allclose(aligned_NM, expected_NM, atol=1e-5)
+    assert run("fuse", "tagged", "tagged", "--dim", "2", "--texts", "texts.jsonl", "--out", "both")[0] == 0
+    code, _, err = run("align", "model", "--texts", "texts.jsonl", "--out", "x")
+    assert (code, "does not choose experts by tags" in err) == (2, True), err
+
+
+def test_a_damaged_config_is_one_sentence(place: Path, run: Run) -> None:
+    texts = ("--texts", "texts.jsonl")
+    assert run("align", "model", *texts, "--method", "shift", "--out", "shifted")[0] == 0
+    file = Path("shifted/config.json")
+    values = json.loads(file.read_text())
+    for key, wrong in (
+        ("weights", None), ("weights", []), ("weights", ["x"]), ("languages", "de"), ("languages", [1, 2]),
+        ("languages", []), ("languages", ["de"]), ("strength", None), ("strength", 7), ("strength", [1]),
+        ("models", [1]), ("models", []),
+    ):  # fmt: skip
+        file.write_text(json.dumps(values | {key: wrong}))
+        with pytest.raises(UserError, match="make the folder again"):
+            open_encoder("shifted")

@@ -14,6 +14,7 @@ from moembed.embedder import Embedder
 from moembed.runs.inspect import describe, expert_load
 from moembed.types import RouterStats, UserError
 from published import CONFIG, V2_SIZE
+from tagged_models import tagged_model
 
 
 @pytest.fixture
@@ -153,3 +154,15 @@ def test_texts_that_are_none_are_refused(
 def test_a_dense_model_has_no_load(make_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no experts"):
         expert_load(make_model(), write_texts(tmp_path / "texts.jsonl", ["worms"]))
+
+
+def test_roles_are_tags_without_a_prompt(run: Run, make_model: MakeModel, tmp_path: Path) -> None:
+    model = tagged_model(make_model(num_layers=2, prompts={}).parts(), tags=["query", "document"])
+    model.save_pretrained(tmp_path / "tagged")
+    source = write_texts(tmp_path / "texts.jsonl", ["worms"])
+    loads = {}
+    for role in ("query", "document"):
+        code, out, err = run("inspect", tmp_path / "tagged", "--texts", source, "--role", role, "--json")
+        assert code == 0, err
+        loads[role] = json.loads(out)["expert_load"]["layers"][0]["load"]
+    assert loads == {"query": [1.0, 0.0], "document": [0.0, 1.0]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,3 +106,15 @@ def test_mistakes_are_told() -> None:
     ]:
         with pytest.raises(UserError, match=complaint):
             call()
+
+
+def test_the_gap_is_the_mean_distance_whatever_the_number_of_groups() -> None:
+    vector_NM, names = grouped(1, count=60, groups=5)
+    means = group_means(vector_NM, names)
+    apart = [np.linalg.norm(a - b) for i, a in enumerate(means.mean_LM) for b in means.mean_LM[:i]]
+    assert means.gap == pytest.approx(np.mean(apart))
+    many = group_means(unit(np.random.default_rng(0), 1000, 32), [str(i) for i in range(1000)])
+    tracemalloc.start()
+    assert many.gap > 0
+    assert tracemalloc.get_traced_memory()[1] < 4e6  # all differences at once take 256 MB
+    tracemalloc.stop()

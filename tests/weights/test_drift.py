@@ -138,6 +138,16 @@ def test_experts_are_held_against_the_block_that_they_were_made_of(
     assert [(e["layer"], e["expert"]) for e in moved["experts"] if e["relative"]] == [(3, 1)]
 
 
+def test_biases_that_upcycling_drops_are_told(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(num_layers=2)
+    before = saved(model, tmp_path / "dense")
+    parts = model.parts()
+    parts.spec, parts.state = upcycle(parts.spec, parts.state, UpcycleConfig(num_experts=4, bias="shared"))
+    report = drift_report(before, saved(Embedder(parts), tmp_path / "made"))
+    assert report["removed"] == ["layers.1.ffn.up.bias", "layers.1.ffn.down.bias"]
+    assert report["added"] == ["layers.1.ffn.bias_D", "layers.1.ffn.router.weight_ED"]
+
+
 def test_words_are_compared_token_by_token(make_model: MakeModel, backend: Backend, tmp_path: Path) -> None:
     before = saved(make_model(), tmp_path / "before")
     parts = read_folder(tmp_path / "before")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from moembed.runs.merge import MergePlan, merge
 from moembed.types import UserError
 from moembed.weights.ancestry import kinship
 from moembed.weights.merge import arithmetic, average, slerp, ties
+from moembed.weights.upcycle import UpcycleConfig, upcycle
 
 MOE = FlatMoE(layers=(1, 3), num_experts=4, router=RouterConfig(top_k=2))
 
@@ -140,6 +142,31 @@ def test_experts_without_a_common_ancestor_are_refused(make_model: MakeModel, tm
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_experts": 4, "router": {"kind": "soft_merging"}},
+        {"num_experts": 4, "router": {"top_k": 4}},
+        {"num_experts": 1, "router": {"top_k": 1}},
+        {"num_experts": 4, "router": {"kind": "hash"}},
+        {"router": {"kind": "tag", "tags": ["de", "en"]}},
+    ],
+)
+def test_relatives_are_known_whatever_chooses_their_experts(
+    options: dict[str, Any], make_model: MakeModel
+) -> None:
+    parts = make_model(num_layers=2).parts()
+    spec, state = upcycle(parts.spec, parts.state, UpcycleConfig.model_validate({"init": "drop"} | options))
+    generator = torch.Generator().manual_seed(1)
+    moved = {name: x + 1e-3 * torch.randn(x.shape, generator=generator) for name, x in state.items()}
+    assert kinship(spec, state, state).objection() is None
+    assert kinship(spec, state, moved).objection() is None
+    if "layers.1.ffn.router.weight_ED" in state and spec.moe and spec.moe.num_experts > 1:
+        name = "layers.1.ffn.router.weight_ED"
+        permuted = state | {name: state[name][torch.tensor([2, 0, 3, 1])]}
+        assert "the same tokens go to other experts" in str(kinship(spec, state, permuted).objection())
+
+
 def test_a_tokenizer_that_reads_otherwise_is_refused_and_other_lengths_are_said(
     make_model: MakeModel, tmp_path: Path, run: Run
 ) -> None:
@@ -171,8 +198,17 @@ def test_plans_that_do_not_fit_are_one_sentence(make_model: MakeModel, tmp_path:
         ([a, a], MergePlan(weights=(1.0,)), "1 weights were given for 2 models"),
         ([a, a], MergePlan(weights=(1.0, -1.0)), "sum to 0"),
         ([a, a], MergePlan(method="ties", base=a, density=0.0), "density 0.0 is not within"),
+        ([a, a], MergePlan(scale=0.3), "average has no scale to give; it is for arithmetic and ties"),
+        ([a, a], MergePlan(method="arithmetic", base=a, density=0.5), "arithmetic knows no density"),
+        ([a, a], MergePlan(weights=(float("inf"), 1.0)), "weights and scale are finite numbers"),
+        ([a, a], MergePlan(method="arithmetic", base=a, weights=(float("nan"), 1.0)), "are finite numbers"),
+        ([a, a], MergePlan(method="ties", base=a, weights=(1.0, -1.0)), "weights of ties are at least 0"),
     ):
         with pytest.raises(UserError, match=sentence):
             merge(models, tmp_path / "m", plan)
+    Embedder(nudged(make_model(), 1).parts()).save_pretrained(tmp_path / "b")
+    with pytest.raises(UserError, match="holds infinite values"):
+        merge([a, str(tmp_path / "b")], tmp_path / "m", MergePlan("arithmetic", (1e38, 1e38), a, 1e38))
+    assert not (tmp_path / "m").exists()
     code, _, err = run("merge", a, a, "--out", tmp_path / "m", "--weights", "much,little")
     assert (code, err) == (2, "error: --weights 'much,little' is not a list of numbers such as 0.5,0.5\n")

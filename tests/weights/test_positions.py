@@ -12,7 +12,8 @@ from conftest import HfFolder, MakeModel
 from moembed.embedder import Embedder
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
-from moembed.model.rope import RopeSpec
+from moembed.model.block import LayerSpec
+from moembed.model.rope import RopeSpec, YarnBands
 from moembed.types import UserError
 from moembed.weights.positions import to_rope
 
@@ -59,6 +60,19 @@ def test_a_rotary_model_only_gets_another_base(make_model: MakeModel) -> None:
     spec, state = to_rope(parts.spec, parts.state, 10_000.0, parts.spec.max_length)
     assert spec == parts.spec
     assert state == parts.state
+
+
+def test_the_scaling_of_rotary_positions_stays(make_model: MakeModel) -> None:
+    parts = make_model(position="rope").parts()
+    bands = YarnBands(factor=4.0, original_length=16, magnitude=1.1)
+    scaled = RopeSpec(base=50.0, scaling=2.0, bands=bands)
+
+    def with_scaling(_: int, layer: LayerSpec) -> LayerSpec:
+        return layer.model_copy(update={"attention": layer.attention.model_copy(update={"rope": scaled})})
+
+    spec, _ = to_rope(parts.spec.with_layers(with_scaling), parts.state, 500.0, 64)
+    ropes = {layer.attention.rope for layer in spec.layers}
+    assert ropes == {RopeSpec(base=500.0, scaling=2.0, bands=bands)}
 
 
 def test_heads_of_odd_width_are_refused(make_model: MakeModel) -> None:

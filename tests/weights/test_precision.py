@@ -16,6 +16,9 @@ from moembed.embedder import Embedder
 from moembed.folder.read import read_folder
 from moembed.folder.write import write_folder
 from moembed.runs import distill, pretrain, train, train_reranker
+from moembed.runs.compress_vocabulary import compress_model
+from moembed.runs.quantize import QuantizePlan, quantize_model
+from moembed.weights.compress_vocabulary import VocabularyConfig
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
 HALF = [torch.bfloat16, torch.float16]
@@ -64,3 +67,24 @@ def test_a_published_model_in_half_precision_computes_at_once(
     assert {x.dtype for name, x in state.items() if ".router." not in name} == {dtype}
     vectors = Embedder(replace(parts, spec=spec, state=state)).eval().encode(texts)
     assert np.isfinite(vectors).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*is it the model's own")
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("method", ["int8", "int4", "pruning", "tensor_train", "dpq"])
+def test_a_smaller_model_in_half_precision_computes_too(
+    method: str, dtype: torch.dtype, make_model: MakeModel, tmp_path: Path, texts: list[str]
+) -> None:
+    """Compressed words have the precision of the layers; a quantized folder is read in float32."""
+    base = base_of(make_model(num_layers=2, vocab_size=800, width=24), dtype, tmp_path / "base")
+    sizes = {"pruning": {"ratio": 0.7}, "tensor_train": {"ratio": 0.7}, "dpq": {"ratio": 0.4}}
+    plan = VocabularyConfig.model_validate({"method": method, **sizes.get(method, {})})
+    compress_model(base, tmp_path / "words", plan)
+    (tmp_path / "texts.csv").write_text("text\nowl\nmole\n")
+    quantize_model(str(tmp_path / "words"), tmp_path / "small", QuantizePlan(texts=tmp_path / "texts.csv"))
+    for name, wanted in (("words", dtype), ("small", torch.float32)):
+        parts = read_folder(tmp_path / name)
+        assert {x.dtype for x in parts.state.values() if x.is_floating_point()} == {wanted}
+        found = Embedder(parts).eval().encode(texts)
+        expected = Embedder.from_pretrained(tmp_path / name).encode(texts)
+        np.testing.assert_allclose(found, expected, atol=0.05)

@@ -18,8 +18,8 @@ from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.moe.router import RouterConfig
 from moembed.runs.inspect import expert_load
-from moembed.types import UserError
-from moembed.weights.prune import least_used, prune, require_prunable
+from moembed.types import RouterStats, UserError
+from moembed.weights.prune import least_used, prune, require_prunable, shares
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 
 SAME: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}  # sums of equal values in another order
@@ -102,11 +102,46 @@ def test_the_command_takes_out_what_the_texts_do_not_use(
     assert all(torch.equal(small.state[name], tensor) for name, tensor in expected.state.items())
 
 
+@pytest.mark.parametrize("kind", ["soft_merging", "expert_choice"])
+def test_where_all_experts_have_as_many_tokens_the_probability_decides(
+    kind: str, run: Run, make_model: MakeModel, tmp_path: Path, texts: list[str]
+) -> None:
+    """So the expert that goes is the same one, wherever it stands."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    router = RouterConfig.model_validate({"kind": kind})
+    parts = upcycled(make_model(num_layers=2), UpcycleConfig(num_experts=4, router=router, router_std=1.0))
+    found = []
+    for order in (torch.tensor([0, 1, 2, 3]), torch.tensor([3, 0, 1, 2])):
+        name = "layers.1.ffn.router.weight_ED"
+        Embedder(replace(parts, state=parts.state | {name: parts.state[name][order]})).save_pretrained(
+            tmp_path / "model"
+        )
+        command = ("prune", tmp_path / "model", "--texts", file, "--out", tmp_path / "small", "--overwrite")
+        code, out, err = run(*command, "--json")
+        assert code == 0, err
+        (layer,) = json.loads(out)["layers"]
+        assert layer["share"] < 0.25
+        found.append(int(order[layer["dropped"][0]]))
+    assert found[0] == found[1]
+
+
+def test_a_single_visit_is_more_than_none() -> None:
+    """In a file of a million tokens too, where its share is nothing to four digits."""
+    router, count_E = RouterConfig(top_k=1), torch.tensor([10**6, 10**6, 0, 1])
+    nothing = torch.zeros(())
+    stats = RouterStats(0, 2 * 10**6 + 1, count_E, count_E.float(), nothing, nothing, nothing)
+    assert least_used(shares(stats, router), 1) == [2]
+    assert stats.summary()["load"] == [0.5, 0.5, 0.0, 0.0]
+
+
 def test_what_cannot_be_taken_out_is_refused(make_model: MakeModel) -> None:
     with pytest.raises(UserError, match="has no experts"):
         require_prunable(make_model().encoder.spec.moe, 1)
     router = RouterConfig(top_k=2)
     parts = upcycled(make_model(num_layers=2), UpcycleConfig(num_experts=4, router=router))
+    with pytest.raises(UserError, match="-1 experts to take out are none"):
+        require_prunable(parts.spec.moe, -1)
     with pytest.raises(UserError, match="no more than 2 can be taken out, and 3 were asked for"):
         prune(parts, {layer: [0, 1, 2] for layer in parts.spec.moe_layers})
     by_hash = upcycled(

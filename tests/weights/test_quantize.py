@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from conftest import MakeModel, Run
 from moembed.embedder import Embedder
@@ -20,6 +24,7 @@ from moembed.runs.inspect import describe
 from moembed.runs.quantize import QuantizePlan, quantize_model
 from moembed.types import Batch, UserError
 from moembed.weights.quantize import assign, importance, look, mean_bits, ordered, parts_of
+from tagged_models import tagged_model
 
 
 @given(st.integers(1, 5), st.integers(1, 200), st.sampled_from([4, 8]), st.floats(-3, 3), st.integers(0, 99))
@@ -150,3 +155,48 @@ def test_a_damaged_file_is_named(model: Embedder, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(UserError, match="is damaged"):
         Embedder.from_pretrained(tmp_path / "small")
+
+
+@pytest.mark.parametrize(
+    ("router", "told", "tag"),
+    [({"tags": ["query", "document"]}, None, "document"), ({"tags": ["de", "en"]}, "en", "en")],
+)
+def test_tags_choose_the_experts_of_the_texts(
+    router: dict[str, Any], told: str | None, tag: str, make_model: MakeModel, run: Run, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The texts are documents, which may be their tag; else the environment says it, as for any command."""
+    model = tagged_model(make_model(num_layers=2).parts(), **router)
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "texts.csv").write_text("text\n" + "\n".join(f"owl {n}" for n in range(9)))
+    command = ("quantize", tmp_path / "whole", "--texts", tmp_path / "texts.csv", "--out", tmp_path / "small")
+    if told:
+        code, _, err = run(*command)
+        assert (code, "nothing says which tag these texts have" in err) == (2, True), err
+        monkeypatch.setenv("MOEMBED_TAG", told)
+    code, out, err = run(*command, "--json")
+    assert code == 0, err
+    scores = {part["part"]: part["score"] for part in json.loads(out)["parts"]}
+    experts = model.spec.layers[1].moe.router.tags
+    for name in router["tags"]:
+        assert (scores[f"layer 1, expert {experts[name][0]}"] > 0) == (name == tag)
+
+
+def test_texts_without_a_token_say_nothing(model: Embedder, run: Run, tmp_path: Path) -> None:
+    parts = model.parts()
+    values = json.loads(parts.tokenizer.backend.to_str()) | {"post_processor": None}
+    backend = Backend.from_str(json.dumps(values))
+    Embedder(replace(parts, tokenizer=parts.tokenizer.replaced(backend, prompts={}))).save_pretrained(
+        tmp_path / "whole"
+    )
+    scores = []
+    for number, texts in enumerate((["owl", "mole digs"], ["", "owl", "", "mole digs"], ["", ""])):
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        command = ("quantize", tmp_path / "whole", "--texts", file, "--out", tmp_path / str(number), "--json")
+        code, out, err = run(*command)
+        if code:
+            break
+        scores.append([part["score"] for part in json.loads(out)["parts"]])
+    assert (number, code, "holds no texts to find the scores with" in err) == (2, 2, True), err
+    assert scores[0] == scores[1]

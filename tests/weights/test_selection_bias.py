@@ -19,6 +19,7 @@ from moembed.folder.read import read_folder
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
 from moembed.weights.selection_bias import add_selection_bias, remove_selection_bias
+from moembed.weights.upcycle import UpcycleConfig, upcycle
 
 
 def biased(model: Embedder, value: float = 0.0) -> Parts:
@@ -94,3 +95,16 @@ def test_only_tokens_that_choose_can_be_biased(make_model: MakeModel) -> None:
         add_selection_bias(parts.spec, parts.state)
     with pytest.raises(ValueError, match="selection_bias is for token_choice"):
         RouterConfig(kind="expert_choice", selection_bias=True)
+
+
+@pytest.mark.parametrize("granularity", [1, 2])
+def test_upcycling_makes_the_biases_that_its_router_has(
+    granularity: int, make_model: MakeModel, texts: list[str]
+) -> None:
+    dense = make_model(num_layers=2)
+    parts = dense.parts()
+    options = UpcycleConfig(granularity=granularity, router=RouterConfig(selection_bias=True))
+    parts.spec, parts.state = upcycle(parts.spec, parts.state, options)
+    model = Embedder(parts).eval()
+    np.testing.assert_allclose(model.encode(texts), dense.encode(texts), atol=1e-5)
+    assert parts.state["layers.1.ffn.router.bias_E"].tolist() == [0.0] * 8 * granularity

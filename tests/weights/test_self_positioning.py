@@ -16,6 +16,7 @@ from moembed.moe.router import RouterConfig
 from moembed.runs.probe import PairProbe
 from moembed.weights.merge import State
 from moembed.weights.self_positioning import place, self_position
+from tagged_models import tagged_model
 from training_runs import PAIRS, assert_same_weights
 
 MOE = FlatMoE(layers=(1,), num_experts=4, router=RouterConfig(top_k=2))
@@ -100,3 +101,27 @@ def test_the_command(run: Run, folders: list[Path], tmp_path: Path) -> None:
     assert_same_weights(one, tmp_path / "same")
     code, _, err = run("merge", one, other, *options, "--out", tmp_path / "no", "--weights", "0.5,0.5")
     assert (code, "and no --weights" in err) == (2, True)
+
+
+def test_roles_are_the_tags_of_the_pairs(make_model: MakeModel, tmp_path: Path, run: Run) -> None:
+    """As in training: a query goes to the experts of queries, a document to those of documents."""
+    model = tagged_model(make_model(num_layers=2).parts(), tags=["query", "document"])
+    model.save_pretrained(tmp_path / "one")
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"query": f"owl {n}", "document": f"mole {n}"} for n in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loss, slopes = PairProbe(str(file), model.parts())(
+        {f"encoder {name}": tensor for name, tensor in model.parts().state.items()}, 0
+    )
+    assert loss > 0
+    assert "encoder layers.1.ffn.up_EFD" in slopes
+    assert all(slope.any() for slope in slopes["encoder layers.1.ffn.up_EFD"])  # both experts were visited
+    one = tmp_path / "one"
+    options = ("--method", "self_positioning", "--probe", file, "--out", tmp_path / "merged")
+    code, _, err = run("merge", one, one, *options)
+    assert code == 0, err
+    by_language = tagged_model(make_model(num_layers=2).parts(), tags=["de", "en"])
+    by_language.save_pretrained(one)
+    code, _, err = run("merge", one, one, *options, "--overwrite")
+    assert code == 2
+    assert err.count("\n") == 1

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moembed.cli.options import MODEL, Json, Overwrite
+from moembed.cli.options import MODEL, Json, Overwrite, environment_tag
 from moembed.compare.formatting import difference, estimate
 from moembed.console import print_json, print_table, progress_bar, say
 from moembed.types import UserError
@@ -55,7 +55,8 @@ def align(
     from moembed.runs.align import align as run
 
     chosen = _numbers("--strengths", strengths or (SWEEP if tasks else "1"))
-    plan = AlignPlan(texts, by, column, role, method, chosen, tuple(tasks or ()), sample)
+    looked_at = tuple(tasks or ())
+    plan = AlignPlan(texts, by, column, role, method, chosen, looked_at, sample, environment_tag())
     made = run(model, out, plan, overwrite, progress_bar)
     if few := few_texts(made):
         say(f"note: the means of {', '.join(few)} rest on few texts, and hold much of what these are about")
@@ -110,7 +111,8 @@ def fuse(
     from moembed.runs.fuse import fuse as run
 
     shares = _numbers("--weights", weights) if weights else None
-    made = run(models, out, FusePlan(shares, dim, texts, column, role, sample), overwrite, progress_bar)
+    plan = FusePlan(shares, dim, texts, column, role, sample, environment_tag())
+    made = run(models, out, plan, overwrite, progress_bar)
     if made.truncated:
         say(f"note: {cut_texts(made.truncated)}")
     if json_:

@@ -48,6 +48,11 @@ def when_interrupted(kept: Callable[[], str]) -> Iterator[None]:
         raise Interrupted(kept()) from None
 
 
+def environment_tag() -> str | None:
+    """The tag of all texts that the environment names, for models that choose experts by it."""
+    return os.environ.get("MOEMBED_TAG") or None
+
+
 def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
     """``MOEMBED_TAG`` in the environment is the tag of all texts, for models that choose experts by it."""
     from moembed.embedder import Embedder
@@ -57,7 +62,7 @@ def load_model(name: str, dtype: str, allow_pickle: bool = False) -> Embedder:
     folder = locate_base(name, allow_pickle=allow_pickle)
     chosen = best_dtype() if dtype == "auto" else dtype
     model = Embedder.from_pretrained(folder, dtype=chosen, allow_pickle=allow_pickle)
-    if tag := os.environ.get("MOEMBED_TAG"):
+    if tag := environment_tag():
         if model.tags is None:
             raise UserError(f"MOEMBED_TAG is set, and {name} does not choose experts by tags: unset it")
         model.tag = tag
@@ -71,7 +76,7 @@ def connect(url: str, dtype: str | None) -> Client:
     served = Client(url)
     if dtype not in (None, "auto", served.dtype):
         raise UserError(f"{url} serves {served.dtype}: leave out --dtype, or start it with --dtype {dtype}")
-    if tag := os.environ.get("MOEMBED_TAG"):
+    if tag := environment_tag():
         if not served.info.tags:
             raise UserError(f"MOEMBED_TAG is set, and {url} does not choose experts by tags: unset it")
         served.tag = tag

@@ -36,7 +36,7 @@ def prune(
     rows = [
         [str(layer.layer), " ".join(map(str, layer.dropped)), f"{layer.share:.1%}"] for layer in made.layers
     ]
-    print_table("taken out", ["layer", "experts", "of all visits"], rows)
+    print_table("taken out", ["layer", "experts", "their share"], rows)
     cut = f", {made.truncated:,} of them cut: longer than the model reads" if made.truncated else ""
     print(
         f"{made.out}: {made.experts} experts a layer, {made.parameters:,} parameters instead of "

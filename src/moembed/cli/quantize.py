@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moembed.cli.options import MODEL, Json, Overwrite
+from moembed.cli.options import MODEL, Json, Overwrite, environment_tag
 from moembed.console import print_json, print_table
 
 
@@ -44,7 +44,7 @@ def quantize(
     """
     from moembed.runs.quantize import QuantizePlan, quantize_model
 
-    plan = QuantizePlan(avg_bits, score, order, texts, column, sample, seed)
+    plan = QuantizePlan(avg_bits, score, order, texts, column, sample, seed, environment_tag())
     made = quantize_model(model, out, plan, overwrite)
     if json_:
         print_json(asdict(made))

@@ -99,7 +99,12 @@ def train(
 def upcycle(
     model: Annotated[str, typer.Argument(help=f"A dense model. {MODEL}")],
     out: Annotated[Path, typer.Argument(help="Folder of the new model.")],
-    experts: Annotated[int, typer.Option(min=1, max=4096, help="Experts of a layer that has them.")] = 8,
+    experts: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4096, help="Experts of a layer that has them. Default: 8, with --tag as many as those."
+        ),
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Experts per token. Default: 2, with --router tag 1.")
     ] = None,
@@ -146,7 +151,7 @@ def upcycle(
         routes["top_k"] = top_k or (1 if router == "tag" else 2)
     routes |= {"tags": [group.split(",") for group in tag]} if tag else {}
     values = {"every": every, "bias": "shared" if published else "each", "router": routes, "seed": seed}
-    values |= {"init": init} | ({} if tag else {"num_experts": experts})
+    values |= {"init": init} | ({"num_experts": experts} if experts else {})
     options = validate(UpcycleConfig, values)
     made = upcycled(read_base(model, allow_pickle=allow_pickle), options, texts, column)
     made.save_pretrained(out)
@@ -185,7 +190,7 @@ def inspect(
     if texts is not None:
         loaded = load_model(model, "auto", allow_pickle)
         prompt = None if role == "none" else loaded.role_prompt(role)
-        load = expert_load(loaded, texts, column, prompt, words)
+        load = expert_load(loaded, texts, column, prompt, words, None if role == "none" else role)
     if json_:
         print_json(facts | ({"expert_load": load} if load else {}))
         return

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moembed.model.encoder import tensor_shapes
+from moembed.model.encoder import code_dtypes, tensor_shapes
 from moembed.model.group_codes import GROUP, GroupCodes
 from moembed.model.spec import EncoderSpec
 from moembed.types import UserError
@@ -90,7 +90,8 @@ def read_quantized(path: Path, spec: EncoderSpec) -> dict[str, Tensor]:
         else:
             state[key] = weight
     state |= {name: torch.stack([own[e] for e in sorted(own)]) for name, own in experts.items()}
-    state |= tensors
+    codes_of_words = code_dtypes(spec)
+    state |= {name: x if name in codes_of_words else x.float() for name, x in tensors.items()}
     for name, expected in tensor_shapes(spec).items():
         if name not in state or tuple(state[name].shape) != tuple(expected):
             raise UserError(

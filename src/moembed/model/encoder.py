@@ -90,6 +90,7 @@ class Encoder(nn.Module):
         position_T = positions(length_B, token_T.device)
         tag_T = None if tag_B is None else spread(on_device(tag_B, token_T.device), length_B)
         keys = TokenKeys(token_T, tag_T)
+        length_B = [length for length in length_B if length]  # a kernel divides by the length of a text
 
         # embeddings, and in training on a CPU rows of padding behind them
         real = len(token_T)

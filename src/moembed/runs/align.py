@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from moembed.client.connection import is_url
 from moembed.compare.comparison import compare
 from moembed.compare.estimates import Difference, Estimate
 from moembed.compare.results import SCORE, Comparison
 from moembed.compare.scores import Scores
+from moembed.console import say
 from moembed.data.sources import iter_rows
 from moembed.embedder import Embedder
 from moembed.encoding import Bar, TextEncoder, no_bar
@@ -25,15 +25,14 @@ from moembed.evaluation.systems import CachedVectors
 from moembed.evaluation.tagged import tagged
 from moembed.evaluation.tasks import evaluate
 from moembed.files import require_replaceable
-from moembed.folder.bases import HUB_IDS, base_name, locate_base, read_base
-from moembed.folder.modules import is_composed
+from moembed.folder.bases import base_name, read_base
 from moembed.inference.languages import detect, known_languages
 from moembed.report.card import write_card
+from moembed.runs.opened import open_model, require_apart, stored_name
 from moembed.runs.system import num_texts
 from moembed.search.alignment import GroupMeans, group_means, projection, require_share
 from moembed.search.composed import ComposedEncoder, LanguageShift, write_composed
 from moembed.search.embed import column_texts
-from moembed.search.index_model import open_encoder
 from moembed.types import UserError
 from moembed.weights.projection import add_behind
 
@@ -54,6 +53,7 @@ class AlignPlan:
             moved, is scored too.
         tasks: for choosing the strength: not those that the result is to be judged by.
         sample: texts of a group, the first ones.
+        tag: of all texts, for models that choose experts by it.
     """
 
     texts: Path
@@ -64,6 +64,7 @@ class AlignPlan:
     strengths: tuple[float, ...] = (1.0,)
     tasks: tuple[Path, ...] = ()
     sample: int = 2000
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +113,22 @@ def align(
         raise UserError("several strengths need tasks to choose by: name some with --tasks, or one strength")
     require_replaceable(Path(out), overwrite)
     tasks = [load_any(path) for path in plan.tasks]
+    if len({task.name for task in tasks}) < len(tasks):
+        raise UserError("two tasks have the same name, which scores go by: rename one of them")
     texts, groups = grouped_texts(plan)
     if plan.method == "shift" and (foreign := sorted(set(groups) - known_languages())):
         raise UserError(
             f"{plan.by} names {foreign[0]!r}, which is no language that can be found in a text (a code such "
             "as de): take the method project, which has to know nothing of a text"
         )
-    encoder = open_model(model)
+    encoder = open_model(model, plan.role, plan.tag)
+    whole = plan.method == "project" and isinstance(encoder, Embedder)
+    if not whole:
+        require_apart([model], out)
+    elif isinstance(encoder, Embedder) and encoder.dim < encoder.full_dim:
+        # a layer stands behind the whole vector, before any cut
+        say(f"note: {model} cuts its vectors to {encoder.dim} coordinates; all {encoder.full_dim} are kept")
+        encoder.dim = encoder.full_dim
     with bar("texts", len(texts)) as advance:
         found = encoder.vectors(texts, role=plan.role, progress=advance)
     vector_NM = found.array
@@ -134,7 +144,7 @@ def align(
     best = max(asked, key=_score)
     result = made[best.strength]
 
-    if plan.method == "project" and isinstance(encoder, Embedder):
+    if whole:
         assert result.linear
         weight_MM, bias_M = map(torch.from_numpy, (result.linear.weight_DM, result.linear.bias_D))
         Embedder(add_behind(read_base(model), weight_MM, bias_M)).save_pretrained(out)
@@ -188,25 +198,6 @@ def unmoved_is_better(aligned: Aligned) -> str | None:
         f"nothing moved (strength 0) scores {of[0.0]:.3f} on the tasks, above the {of[aligned.strength]:.3f} "
         f"of strength {aligned.strength:g}: the model as it was serves them better"
     )
-
-
-def open_model(name: str) -> TextEncoder:
-    """An encoder in float32 whose vectors can be worked on.
-
-    Raises:
-        UserError: a server, or vectors that are made of others already.
-    """
-    if is_url(name):
-        raise UserError(f"{name} is a server, and its model may change: name the folder of the model")
-    if is_composed(locate_base(name)):
-        raise UserError(f"{name} is made of other models already: name those")
-    return open_encoder(name)
-
-
-def stored_name(name: str) -> str:
-    """By what another process finds the model: an absolute path, or the name of a packaged or hub model."""
-    there = Path(name).exists()
-    return str(Path(name).resolve()) if there or (name not in HUB_IDS and "/" not in name) else name
 
 
 def _aligned(

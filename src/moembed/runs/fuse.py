@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moembed.encoding import Bar, no_bar
 from moembed.files import require_replaceable
-from moembed.runs.align import open_model, stored_name
+from moembed.runs.opened import open_model, require_apart, stored_name
 from moembed.runs.upcycle import texts_of
 from moembed.search.composed import ComposedEncoder, write_composed
 from moembed.search.fusion import reduction
@@ -25,6 +25,7 @@ class FusePlan:
         dim: coordinates that are kept; None: all, and no texts are needed.
         texts, column: training texts that say which directions those are.
         sample: how many of them, the first ones.
+        tag: of all texts, for models that choose experts by it.
     """
 
     weights: tuple[float, ...] | None = None
@@ -33,6 +34,7 @@ class FusePlan:
     column: str = "text"
     role: str = "document"
     sample: int = 20_000
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ def fuse(
     if (plan.dim is None) != (plan.texts is None):
         raise UserError("fewer coordinates are fitted to texts: give both dim and texts, or neither")
     require_replaceable(Path(out), overwrite)
-    encoders = [open_model(name) for name in models]
+    encoders = [open_model(name, plan.role, plan.tag) for name in models]
+    require_apart(models, out)
     together = ComposedEncoder(encoders, plan.weights)
     kept, truncated = 1.0, 0
     if plan.texts is not None and plan.dim is not None:

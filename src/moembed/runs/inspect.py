@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -138,14 +139,29 @@ def _count(spec: EncoderSpec, behind: int, active_behind: int) -> dict[str, Any]
     }
 
 
-@torch.inference_mode()
+@dataclass(slots=True)
+class Routed:
+    """What the routers of a model did with the texts of a file, ``truncated`` of which were cut."""
+
+    texts: int = 0
+    truncated: int = 0
+    stats: dict[int, RouterStats] = field(default_factory=dict)
+    words: ExpertWords | None = None
+
+
 def expert_load(
-    model: Embedder, source: Path, column: str = "text", prompt_name: str | None = None, words: int = 8
+    model: Embedder,
+    source: Path,
+    column: str = "text",
+    prompt_name: str | None = None,
+    words: int = 8,
+    role: str | None = None,
 ) -> dict[str, Any]:
     """Run the texts of a file and add up what every router did.
 
     Args:
         words: how many typical words and pieces of words to give for every expert; 0 for none.
+        role: that the texts have, which may be their tag; None: the name of the prompt may be.
 
     Returns:
         ``texts``, how many of them were cut (``truncated``), ``tokens``, and per MoE layer the share of the
@@ -157,37 +173,45 @@ def expert_load(
     Raises:
         UserError: a dense model, no rows, or a row without a string in ``column``.
     """
-    if model.encoder.spec.moe is None:
-        raise UserError("this model has no experts, so there is no load to show")
-    count = truncated = 0
-    stats: dict[int, RouterStats] = {}
-    seen = ExpertWords(model.encoder.spec.moe.num_experts) if words else None
-    for rows in iter_rows(source, BLOCK_ROWS):
-        texts = column_texts(rows, column, source, count)
-        count += len(texts)
-        token_rows, cut = model.tokenizer.rows(texts, prompt=model.tokenizer.prompt(prompt_name))
-        truncated += cut
-        for part in _route(model, texts, token_rows, prompt_name, seen):
-            stats[part.layer] = stats[part.layer] + part if part.layer in stats else part
-    if not stats:
-        raise UserError(f"{source} holds no rows to show the load of")
-    tokens = next(iter(stats.values())).tokens
+    found = routed(model, source, column, prompt_name, bool(words), role)
+    tokens = next(iter(found.stats.values())).tokens
     blocks = {block.router.layer: block for block in model.encoder.modules() if isinstance(block, MoE)}
     layers = [
-        {**stats[layer].summary(), "expert_distance": round(blocks[layer].experts.distance(), 6)}
-        | (seen.layer(layer, words) if seen else {})
-        for layer in sorted(stats)
+        {**stats.summary(), "expert_distance": round(blocks[layer].experts.distance(), 6)}
+        | (found.words.layer(layer, words) if found.words else {})
+        for layer, stats in sorted(found.stats.items())
     ]
-    return {"texts": count, "truncated": truncated, "tokens": tokens, "layers": layers}
+    return {"texts": found.texts, "truncated": found.truncated, "tokens": tokens, "layers": layers}
+
+
+@torch.inference_mode()
+def routed(
+    model: Embedder, source: Path, column: str, prompt_name: str | None, words: bool, role: str | None = None
+) -> Routed:
+    """As ``expert_load``, in sums; ``words``: whether these are counted too."""
+    if model.encoder.spec.moe is None:
+        raise UserError("this model has no experts, so there is no load to show")
+    found = Routed(words=ExpertWords(model.encoder.spec.moe.num_experts) if words else None)
+    for rows in iter_rows(source, BLOCK_ROWS):
+        texts = column_texts(rows, column, source, found.texts)
+        found.texts += len(texts)
+        token_rows, cut = model.tokenizer.rows(texts, prompt=model.tokenizer.prompt(prompt_name))
+        found.truncated += cut
+        tags = model.tag_numbers(texts, role=prompt_name if role is None else role)
+        for part in _route(model, texts, token_rows, prompt_name, tags, found.words):
+            earlier = found.stats.get(part.layer)
+            found.stats[part.layer] = part if earlier is None else earlier + part
+    if not found.stats:
+        raise UserError(f"{source} holds no rows to show the load of")
+    return found
 
 
 def _route(
     model: Embedder, texts: list[str], token_rows: list[list[int]], prompt_name: str | None,
-    seen: ExpertWords | None,
+    tags: list[int] | None, seen: ExpertWords | None,
 ) -> Iterator[RouterStats]:  # fmt: skip
     prompt = model.tokenizer.prompt(prompt_name)
     word_rows = model.tokenizer.word_rows(texts, prompt=prompt) if seen else []
-    tags = model.tag_numbers(texts, role=prompt_name)
     groups = token_budget([len(row) for row in token_rows], BATCH_TOKENS)
     encoder, layers = record_routing(model.encoder)
     for group in groups:

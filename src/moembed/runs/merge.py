@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,8 @@ def merge(
         result = place(states[: len(models)], position.weights, position.scale, base)
     else:
         result = _METHODS[plan.method](states[: len(models)], weights, states[-1], plan)
+    if wrong := [name for name, tensor in result.items() if not tensor.isfinite().all()]:
+        raise UserError(f"the merged {wrong[0]!r} holds infinite values: give smaller weights")
 
     def of(kind: str) -> dict[str, Tensor]:
         start = f"{kind} "
@@ -154,9 +157,17 @@ def checked_weights(models: Sequence[str], plan: MergePlan) -> list[float]:
         raise UserError(f"{plan.method} learns nothing from pairs; --probe is for self_positioning")
     if not 0 < plan.density <= 1:
         raise UserError(f"density {plan.density} is not within 0..1")
+    if plan.scale != 1 and plan.method not in NEEDS_BASE:
+        raise UserError(f"{plan.method} has no scale to give; it is for {' and '.join(NEEDS_BASE)}")
+    if plan.density != MergePlan().density and plan.method != "ties":
+        raise UserError(f"{plan.method} knows no density, which is for ties")
     weights = plan.weights or (1 / len(models),) * len(models)
     if len(weights) != len(models):
         raise UserError(f"{len(weights)} weights were given for {len(models)} models")
+    if not all(map(isfinite, (*weights, plan.scale))):
+        raise UserError("weights and scale are finite numbers: give others")
+    if plan.method == "ties" and min(weights) < 0:
+        raise UserError("the weights of ties are at least 0: they are those of a mean of what agrees in sign")
     return list(weights)
 
 

@@ -16,7 +16,8 @@ from moembed.inference.token_vectors import require_one_vector
 from moembed.losses.contrastive import info_nce
 from moembed.training.contrastive.batch import SourceFormat, prepare
 from moembed.training.contrastive.settings import ContrastiveConfig, LossConfig, SourceOptions
-from moembed.types import Pair, UserError
+from moembed.training.contrastive.tags import SourceTags
+from moembed.types import UserError
 from moembed.weights.merge import State
 
 HELD_OUT = 0.25  # share of the pairs, the last ones, that choose and are not learned from
@@ -28,7 +29,7 @@ class PairProbe:
     """InfoNCE over batches of pairs with their hard negatives, at temperature 0.05.
 
     Raises:
-        UserError: pairs that cannot be read, or fewer than 8.
+        UserError: pairs that cannot be read, or fewer than 8; experts by tags that the pairs do not have.
     """
 
     def __init__(self, file: str, parts: Parts, seed: int = 0) -> None:
@@ -39,6 +40,7 @@ class PairProbe:
         train = len(source) - held
         require_one_vector(parts.pooling, "a probe of merging")
         self._source, self._parts = source, parts
+        self._tags = SourceTags.of(parts.spec, source, SourceOptions())
         self._sampler = Sampler([train], [1.0], min(BATCH, train), seed, [source.name])
         self._held_out = range(train, len(source))
 
@@ -49,22 +51,23 @@ class PairProbe:
             rows = list(self._held_out)
             some = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
             with torch.no_grad():
-                losses = [float(self._loss(made, self._source.pairs(part))) * len(part) for part in some]
+                losses = [float(self._loss(made, part)) * len(part) for part in some]
             return sum(losses) / len(rows), {}
-        loss = self._loss(made, self._source.pairs(self._sampler.batch(step)[1]))
+        loss = self._loss(made, self._sampler.batch(step)[1].tolist())
         tensors = _tensors(made)
         slopes = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
         found = {name: slope for name, slope in zip(tensors, slopes, strict=True) if slope is not None}
         return float(loss.detach()), found
 
-    def _loss(self, model: Embedder, pairs: Sequence[Pair]) -> Tensor:
+    def _loss(self, model: Embedder, rows: Sequence[int]) -> Tensor:
         config = ContrastiveConfig(steps=1, query_length=LENGTH, document_length=LENGTH)
         form = SourceFormat.of(model, SourceOptions(), LossConfig())
-        batch = prepare(pairs, form, model.tokenizer, config)
+        tags = None if self._tags is None else self._tags.numbers(self._source, rows)
+        batch = prepare(self._source.pairs(rows), form, model.tokenizer, config, tags=tags)
         vector_BM = torch.zeros(batch.chunks.rows, model.dim)
         for chunk, row_B in zip(batch.chunks.batches, batch.chunks.row_CB, strict=True):
             vector_BM = vector_BM.index_copy(0, row_B, model(chunk).vector_BM)
-        query_QM, document_NM = vector_BM[: len(pairs)], vector_BM[len(pairs) :]
+        query_QM, document_NM = vector_BM[: len(rows)], vector_BM[len(rows) :]
         return info_nce(query_QM, document_NM, batch.known.positive_Q, batch.known, temperature=0.05)
 
 

@@ -11,13 +11,13 @@ from moembed.files import require_replaceable
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.write import write_folder
 from moembed.report.card import write_card
-from moembed.runs.inspect import expert_load
-from moembed.weights.prune import least_used, prune, require_prunable
+from moembed.runs.inspect import routed
+from moembed.weights.prune import least_used, prune, require_prunable, shares
 
 
 @dataclass(frozen=True, slots=True)
 class PrunedLayer:
-    """``share`` is what the dropped experts had of all visits of the layer."""
+    """``share`` is what the dropped experts had, see `moembed.weights.prune.shares`."""
 
     layer: int
     dropped: list[int]
@@ -52,16 +52,17 @@ def prune_model(
     require_prunable(parts.spec.moe, drop)
     embedder = Embedder(parts).eval()
     prompt = role_prompt("document", parts.tokenizer.prompts, parts.tokenizer.default_prompt)
-    load = expert_load(embedder, texts, column, prompt, words=0)
-    layers = [
-        PrunedLayer(layer["layer"], gone, round(sum(layer["load"][expert] for expert in gone), 4))
-        for layer in load["layers"]
-        for gone in [least_used(layer["load"], drop)]
-    ]
+    found = routed(embedder, texts, column, prompt, words=False)
+    layers = []
+    for number, stats in sorted(found.stats.items()):
+        moe = parts.spec.layers[number].moe
+        assert moe is not None
+        share_E = shares(stats, moe.router)
+        gone = least_used(share_E, drop)
+        layers.append(PrunedLayer(number, gone, round(sum(share_E[expert] for expert in gone), 4)))
     made = prune(parts, {layer.layer: layer.dropped for layer in layers})
     write_folder(Path(out), made)
     write_card(Path(out), str(out), base_name(model))
     assert made.spec.moe is not None
     now, before = (Embedder(one).num_parameters() for one in (made, parts))
-    count, cut = load["texts"], load["truncated"]
-    return Pruned(str(out), count, cut, made.spec.moe.num_experts, now, before, layers)
+    return Pruned(str(out), found.texts, found.truncated, made.spec.moe.num_experts, now, before, layers)

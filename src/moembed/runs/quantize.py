@@ -18,7 +18,8 @@ from moembed.folder.quantized import FILE, write_quantized
 from moembed.folder.write import write_small_files
 from moembed.packing import pack
 from moembed.report.card import write_card
-from moembed.runs.upcycle import document_rows, texts_of
+from moembed.runs.opened import set_tag
+from moembed.runs.upcycle import texts_of
 from moembed.types import Batch, UserError
 from moembed.weights.quantize import (
     SCORES,
@@ -46,6 +47,7 @@ class QuantizePlan:
         order: ``score``; ``reverse`` and ``random`` only to compare with it.
         texts: what the model reads to find its scores; None: docstrings of numpy.
         sample: how many of these texts, the first ones.
+        tag: of all texts, for models that choose experts by it.
     """
 
     avg_bits: float = 5.5
@@ -55,6 +57,7 @@ class QuantizePlan:
     column: str = "text"
     sample: int = 256
     seed: int = 0
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,9 @@ def quantize_model(
     require_quantizable(parts.spec)
     split = parts_of(parts.state)
     embedder = Embedder(parts).eval()
-    seen = look(embedder.encoder, _calibration(parts, plan))
+    if plan.tag is not None:
+        set_tag(embedder, model, plan.tag)
+    seen = look(embedder.encoder, _calibration(embedder, plan))
     scores = [importance(part, parts.state, seen, plan.score) for part in split]
     bits = assign(split, ordered(split, scores, plan.order, plan.seed), plan.avg_bits)
     _write(Path(out), parts, split, bits)
@@ -106,22 +111,25 @@ def quantize_model(
     return Quantized(str(out), round(mean_bits(split, bits), 3), size, whole, table)
 
 
-def _calibration(parts: Parts, plan: QuantizePlan) -> list[Batch]:
+def _calibration(model: Embedder, plan: QuantizePlan) -> list[Batch]:
     """Texts as documents, in batches.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none; experts are chosen by tags, and nothing says which these texts have.
     """
     if plan.texts is None:
         texts = [pair.document for pair in collect([Path(np.__file__).parent], 1).train[: plan.sample]]
     else:
         texts = list(islice(texts_of(plan.texts, plan.column), plan.sample))
-    if not texts:
+    rows = model.rows(texts, role="document")[0]
+    tags = model.tag_numbers(texts, role="document")
+    some = [i for i, row in enumerate(rows) if row]  # of a text without a token there are no states
+    if not some:
         raise UserError(
             f"{plan.texts or 'numpy'} holds no texts to find the scores with: name some by --texts"
         )
-    rows = document_rows(parts, texts)
-    return [pack(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
+    parts = [some[start : start + _BATCH] for start in range(0, len(some), _BATCH)]
+    return [pack([rows[i] for i in part], tags=tags and [tags[i] for i in part]) for part in parts]
 
 
 def _write(path: Path, parts: Parts, split: Sequence[Part], bits: Sequence[int]) -> None:

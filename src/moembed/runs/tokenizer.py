@@ -86,7 +86,8 @@ def _for_base(texts: Sequence[TextConfig], out: Path, plan: TokenizerPlan) -> di
     assert plan.base is not None
     parts = read_folder(locate_base(plan.base))
     if plan.trim_below is not None:
-        backend = trim(parts.tokenizer.backend, lambda: _texts(texts), plan.trim_below)
+        prompts = parts.tokenizer.prompts.values()
+        backend = trim(parts.tokenizer.backend, lambda: _texts(texts), plan.trim_below, prompts)
         files = tokenizer_files(backend, parts.tokenizer.max_length, parts.files)
     elif plan.extend_by is None:
         backend = learn(plan.kind, lambda: _texts(texts), plan.vocab_size, plan.lowercase)

@@ -53,8 +53,10 @@ class GroupMeans:
     @property
     def gap(self) -> float:
         """The mean distance of two groups' means; cosines of vectors lie between -1 and 1."""
-        apart_LL = np.linalg.norm(self.mean_LM[:, None] - self.mean_LM[None], axis=2)
-        return float(apart_LL[np.triu_indices(len(self.names), 1)].mean())
+        count = len(self.names)
+        # one group after the other: all differences at once take much memory where there are many
+        rows = (np.linalg.norm(self.mean_LM[i + 1 :] - self.mean_LM[i], axis=1).sum() for i in range(count))
+        return float(sum(rows) / (count * (count - 1) / 2))
 
 
 @dataclass(frozen=True, slots=True)

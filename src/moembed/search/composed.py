@@ -18,7 +18,7 @@ import numpy as np
 from moembed.encoding import FULL, Progress, TextEncoder, Vectors, View, as_texts, truncate
 from moembed.files import read_json, replacing, write_json
 from moembed.folder.modules import COMPOSED
-from moembed.search.alignment import Affine, GroupMeans, shift
+from moembed.search.alignment import Affine, GroupMeans, require_share, shift
 from moembed.search.fusion import side_by_side, weight_shares
 from moembed.types import UserError
 
@@ -214,16 +214,21 @@ def read_composed(
     if values.get("version") != _VERSION:
         raise UserError(f"{file} is of another version of moembed: make the folder again")
     try:
-        models, weights, names = values["models"], values["weights"], tuple(values["languages"])
-        strength, spaces = values["strength"], [(str(m["name"]), dict(m["spaces"])) for m in models]
+        spaces = [(str(model["name"]), dict(model["spaces"])) for model in values["models"]]
+        weights, names = [float(weight) for weight in values["weights"]], tuple(values["languages"])
+        strength = float(values["strength"]) if names else 0.0
+        require_share(strength)
+        whole = isinstance(values["languages"], list) and all(isinstance(name, str) for name in names)
+        if not whole or len(weights) != len(spaces):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{file} lacks its models, weights, languages or strength: make the folder again"
         ) from None
-    arrays = _read_arrays(folder / _FILE, [*(["means"] if names else [])])
+    arrays = _read_arrays(folder / _FILE, len(names))
     moved, linear = None, None
     if names:
-        moved = LanguageShift(GroupMeans(names, arrays["means"]), float(strength), languages or detect)
+        moved = LanguageShift(GroupMeans(names, arrays["means"]), strength, languages or detect)
     if "weight" in arrays:
         linear = Affine(arrays["weight"], arrays["bias"])
     encoders = []
@@ -237,7 +242,7 @@ def read_composed(
     return ComposedEncoder(encoders, weights, moved, linear)
 
 
-def _read_arrays(file: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
+def _read_arrays(file: Path, languages: int) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -245,7 +250,9 @@ def _read_arrays(file: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is missing or damaged ({error}): make the folder again") from None
-    whole = set(needed) <= arrays.keys() and ("weight" in arrays) == ("bias" in arrays)
+    whole = len(arrays.get("means", ())) == languages and ("weight" in arrays) == ("bias" in arrays)
     if not whole or not all(np.isfinite(array).all() for array in arrays.values()):
-        raise UserError(f"{file} lacks a tensor or holds NaN or infinite values: make the folder again")
+        raise UserError(
+            f"{file} lacks a tensor or a language, or holds NaN or infinite values: make the folder again"
+        )
     return arrays

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moembed.model.encoder import skeleton
 from moembed.model.spec import EncoderSpec
+from moembed.model.tags import Tags
 from moembed.moe.router import Router, Routing
 from moembed.packing import pack
 
@@ -60,7 +61,9 @@ def usage_correlation(
 ) -> dict[int, float]:
     """By layer, the mean over experts of the correlation of ``token goes to expert e`` in the two models.
 
-    Both read the same random tokens. An expert that all tokens or none go to, in either model, says nothing.
+    Both read the same random tokens. Where all tokens go to all experts, the probabilities of the router take
+    the place of ``goes to``. An expert that all tokens or none go to, in either model, says nothing; where
+    both models use all experts alike, the correlation is 1. Texts have the tags of the model in turn.
     """
     generator = torch.Generator().manual_seed(seed)
     length = min(_LENGTH, spec.max_length)
@@ -76,23 +79,28 @@ def _usage(
     encoder = skeleton(spec)
     encoder.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     encoder.eval()
-    batch = pack(rows)
+    tags = Tags.of(spec)
+    in_turn = None if tags is None else [number % len(tags.names) for number in range(len(rows))]
+    batch = pack(rows, tags=in_turn)
     found: dict[int, Tensor] = {}
 
     def note(router: nn.Module, _: Any, routing: Routing) -> None:
         assert isinstance(router, Router)
         use_TE = torch.zeros(len(batch.token_T), router.num_experts, dtype=torch.float64)
-        use_TE[routing.token_P, routing.expert_P] = 1
+        everywhere = len(routing.expert_P) == use_TE.numel()
+        use_TE[routing.token_P, routing.expert_P] = routing.prob_P.double() if everywhere else 1.0
         found[router.layer] = use_TE
 
     for module in encoder.modules():
         if isinstance(module, Router):
             module.register_forward_hook(note)
-    encoder(batch.token_T, batch.length_B)
+    encoder(batch.token_T, batch.length_B, tag_B=batch.tag_B)
     return found
 
 
 def _correlation(one_TE: Tensor, other_TE: Tensor) -> float:
+    if torch.equal(one_TE, other_TE):
+        return 1.0
     one, other = one_TE - one_TE.mean(0), other_TE - other_TE.mean(0)
     spread = (one.square().sum(0) * other.square().sum(0)).sqrt()
     told = spread > 0

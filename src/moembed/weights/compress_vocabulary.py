@@ -75,6 +75,7 @@ def compress_vocabulary(parts: Parts, config: VocabularyConfig) -> tuple[Parts, 
         kind = COMPRESSORS[config.method]
         form = kind.sized(rows, width, config.ratio, config.rank)
         made = kind.from_matrix(given.weight.detach().cpu().float(), form, config.seed)
+        made.to(given.weight.dtype)  # of one precision with the layers, which read its rows
     error = _error(given, made)
     state = {name: tensor for name, tensor in parts.state.items() if not name.startswith(_PREFIX)}
     own = {_PREFIX + name: tensor.detach() for name, tensor in made.state_dict().items()}

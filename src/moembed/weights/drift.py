@@ -111,7 +111,7 @@ def drift(
     tensors: list[TensorDrift] = []
     added, reshaped = [], []
     blocks = {number: _dense_block(spec, number, before) for number in spec.moe_layers}
-    sources = {name for names, _ in blocks.values() for name in names}
+    sources = set()  # tensors of dense blocks that experts are held against
     for name, tensor in after.items():
         layer, kind = layer_of(name), kind_of(name)
         expert_layer = _EXPERTS.match(name)
@@ -131,11 +131,12 @@ def drift(
                 tensors += [TensorDrift(name, layer, kind, Moved.of(*pair), e) for e, pair in slices]
             else:
                 tensors.append(TensorDrift(name, layer, kind, Moved.of(old, tensor)))
-        elif expert_layer and block and (found := block[1].get(expert_layer[2])) is not None:
+        elif expert_layer and block and (found := block.get(expert_layer[2])) is not None:
+            was = f"layers.{layer}.ffn.{_dense_name(expert_layer[2])}"
+            sources.add(was)
             if found.shape[1:] != tensor.shape[1:]:
                 reshaped.append(name)
                 continue
-            was = f"layers.{layer}.ffn.{_dense_name(expert_layer[2])}"
             for e, part in enumerate(tensor):
                 moved = Moved.of(found[e % len(found)], part)
                 tensors.append(TensorDrift(name, layer, kind, moved, e, was))
@@ -145,25 +146,20 @@ def drift(
     return Drift(tensors, added, removed, reshaped)
 
 
-def _dense_block(
-    spec: EncoderSpec, number: int, before: Mapping[str, Tensor]
-) -> tuple[list[str], dict[str, Tensor]]:
-    """The tensors of a dense block of the earlier model, and what of them the experts are made of: as many
-    different ones as the block was cut into."""
+def _dense_block(spec: EncoderSpec, number: int, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the experts are made of, of a dense block of the earlier model: as many different ones as the
+    block was cut into."""
     layer = spec.layers[number]
     made: dict[str, Tensor] = {}
-    names = []
     for part, letters in (("up", "EFD"), ("gate", "EFD"), ("down", "EDF")):
         if (weight := before.get(f"layers.{number}.ffn.{part}.weight")) is not None:
             made[f"{part}_{letters}"] = weight[None]
-            names.append(f"layers.{number}.ffn.{part}.weight")
         if (bias := before.get(f"layers.{number}.ffn.{part}.bias")) is not None:
             made[f"{part}_bias_{letters[:2]}"] = bias[None]
-            names.append(f"layers.{number}.ffn.{part}.bias")
     if "up_EFD" not in made or layer.moe is None:
-        return [], {}
+        return {}
     parts, left = divmod(made["up_EFD"].shape[1], layer.ffn.width)
-    return names, made if left or parts < 2 else split_experts(made, parts, layer.moe.router.normalize)
+    return made if left or parts < 2 else split_experts(made, parts, layer.moe.router.normalize)
 
 
 def _dense_name(expert: str) -> str:

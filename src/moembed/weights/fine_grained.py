@@ -71,6 +71,7 @@ def split_experts(made: dict[str, Tensor], parts: int, norm: float | None) -> di
     fine["down_EDF"] = gain * by_part.reshape(experts * parts, width, hidden // parts)
     if "down_bias_ED" in made:
         fine["down_bias_ED"] = gain / parts * made["down_bias_ED"].repeat_interleave(parts, 0)
-    if "router.weight_ED" in made:
-        fine["router.weight_ED"] = made["router.weight_ED"].repeat_interleave(parts, 0)
+    for name in ("router.weight_ED", "router.bias_E"):
+        if name in made:
+            fine[name] = made[name].repeat_interleave(parts, 0)
     return fine

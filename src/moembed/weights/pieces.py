@@ -197,13 +197,23 @@ def tokenizer_files(
         if "vocab.txt" in old:
             pieces = sorted(backend.get_vocab().items(), key=lambda item: item[1])
             kept["vocab.txt"] = "".join(piece + "\n" for piece, _ in pieces).encode()
-        return kept | {"tokenizer.json": whole.encode()}
+        return _with_ids(kept, json.loads(whole)["added_tokens"]) | {"tokenizer.json": whole.encode()}
     special = {f"{role}_token": name for role, name in _roles(backend).items()}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, **special}
     config |= {"truncation_side": truncation_side} if truncation_side != "right" else {}
     files = {"tokenizer.json": whole}
     files |= {"tokenizer_config.json": _json(config), "special_tokens_map.json": _json(special)}
     return {name: content.encode() for name, content in files.items()}
+
+
+def _with_ids(files: dict[str, bytes], added: list[dict[str, Any]]) -> dict[str, bytes]:
+    """``tokenizer_config.json`` with the ids that added tokens have now, where it tells them."""
+    name = "tokenizer_config.json"
+    config = json.loads(files.get(name, b"{}"))
+    if "added_tokens_decoder" not in config:
+        return files
+    decoder = {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in added}
+    return files | {name: _json(config | {"added_tokens_decoder": decoder}).encode()}
 
 
 def _roles(backend: Backend) -> dict[str, str]:

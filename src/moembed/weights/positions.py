@@ -17,7 +17,7 @@ def to_rope(
 
     Every other tensor stays, the token-type rows too, as in the base of Nomic Embed v2 (arXiv 2502.07972).
     The function changes: the model must be pretrained further before it is of use. A model that is rotary
-    already only gets the new ``base`` and ``max_positions``.
+    already only gets the new ``base`` and ``max_positions``; how its positions are scaled stays.
 
     Raises:
         UserError: heads of odd width, which have no halves to turn.
@@ -25,9 +25,9 @@ def to_rope(
     odd = (layer.attention.head_size for layer in spec.layers if layer.attention.head_size % 2)
     if (size := next(odd, None)) is not None:
         raise UserError(f"heads of width {size} cannot be rotary: it is odd")
-    rope = RopeSpec(base=base)
 
     def rotary(_: int, layer: LayerSpec) -> LayerSpec:
+        rope = (layer.attention.rope or RopeSpec()).model_copy(update={"base": base})
         return layer.model_copy(update={"attention": layer.attention.model_copy(update={"rope": rope})})
 
     embeddings = spec.embeddings.model_copy(update={"positions": None})

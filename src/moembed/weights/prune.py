@@ -1,4 +1,4 @@
-"""Fewer experts: those that tokens visit least are taken out, and with each its row of the router."""
+"""Fewer experts: those that texts use least are taken out, and with each its row of the router."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from torch import Tensor
 from moembed.folder.parts import Parts
 from moembed.model.block import LayerSpec
 from moembed.moe.layer import MoESpec
+from moembed.moe.router_config import RouterConfig
 from moembed.moe.router_kinds import ROUTERS, Learned
-from moembed.types import UserError
+from moembed.types import RouterStats, UserError
 
 
 def require_prunable(moe: MoESpec | None, drop: int) -> None:
     """Raise UserError unless ``drop`` of these experts can be taken out."""
     if moe is None:
         raise UserError("this model has no experts to take out")
+    if drop < 1:
+        raise UserError(f"{drop} experts to take out are none: ask for at least 1")
     if not isinstance(ROUTERS[moe.router.kind], Learned):
         raise UserError(
             f"the router {moe.router.kind} sends every token to an expert by name, so none can be taken out"
@@ -30,8 +33,20 @@ def require_prunable(moe: MoESpec | None, drop: int) -> None:
         )
 
 
+def shares(stats: RouterStats, router: RouterConfig) -> list[float]:
+    """What each expert of a layer has of all visits.
+
+    Where all have as many by rule (they choose as many tokens each, or are averaged for every text), what it
+    has of the probability of the router.
+    """
+    by_rule = router.merges or router.kind == "expert_choice"
+    sum_E = (stats.prob_E if by_rule else stats.count_E).double()
+    found: list[float] = (sum_E / sum_E.sum()).tolist()
+    return found
+
+
 def least_used(load_E: Sequence[float], drop: int) -> list[int]:
-    """The ``drop`` experts with the smallest share of the visits, of equal ones the last, in order."""
+    """The ``drop`` experts with the smallest share, of equal ones the last, in order."""
     ranked = sorted(range(len(load_E)), key=lambda expert: (load_E[expert], -expert))
     return sorted(ranked[:drop])
 

@@ -87,7 +87,7 @@ def look(encoder: Encoder, batches: Sequence[Batch]) -> Seen:
     cosine_L, tokens = torch.zeros(layers, dtype=torch.float64), 0
     chosen: dict[int, Tensor] = {}
     for batch in batches:
-        hidden, stats = encoder(batch.token_T, batch.length_B, range(layers + 1))
+        hidden, stats = encoder(batch.token_T, batch.length_B, range(layers + 1), tag_B=batch.tag_B)
         for layer in range(layers):
             cosine_T = F.cosine_similarity(hidden[layer].float(), hidden[layer + 1].float(), dim=-1)
             cosine_L[layer] += cosine_T.double().sum()

@@ -68,6 +68,8 @@ def upcycle(
         if isinstance(ROUTERS[options.router.kind], Learned):
             router_ED = torch.empty(options.num_experts, spec.width)
             made["router.weight_ED"] = router_ED.normal_(0, options.router_std, generator=generator)
+        if options.router.selection_bias:
+            made["router.bias_E"] = torch.zeros(options.num_experts)
         INITS[options.init](Start(options, layer.ffn, made, own, states[number]))
         made = split_experts(made, options.granularity, options.router.normalize)
         result |= {f"{prefix}.{name}": tensor for name, tensor in made.items()}

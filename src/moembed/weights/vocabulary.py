@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,11 +113,30 @@ def with_tokenizer(parts: Parts, backend: Backend, files: dict[str, bytes]) -> t
     """``parts`` with another tokenizer and the word embeddings for it; prompts and length limit stay."""
     old = parts.tokenizer
     spec, state, origins = transplant(parts.spec, parts.state, old.backend, backend)
-    source, positions = parts.source, spec.embeddings.positions
+    source, positions = _renumbered(parts.source, old.backend, backend), spec.embeddings.positions
     if positions and positions.offset and _pad(backend) != positions.offset - 1:
         source = {}  # RoBERTa's own code finds positions through the id of its pad token: not its layout
     tokenizer = old.replaced(backend=backend)
     return replace(parts, spec=spec, state=state, tokenizer=tokenizer, files=files, source=source), origins
+
+
+def _renumbered(source: dict[str, Any], old: Backend, new: Backend) -> dict[str, Any]:
+    """``config.json`` with the ids that its special tokens have now, null for one that is gone: other
+    libraries refuse an id beyond the vocabulary."""
+
+    def moved(number: int) -> int | None:
+        token = old.id_to_token(number)
+        names = next((names for names in _ROLES if token in names), (token,))
+        return next((i for name in names if name and (i := new.token_to_id(name)) is not None), None)
+
+    found = dict(source)
+    for key, value in source.items():
+        if key.endswith("_token_id"):
+            if type(value) is int:
+                found[key] = moved(value)
+            elif isinstance(value, list):  # several tokens end a text
+                found[key] = [i for number in value if (i := moved(number)) is not None]
+    return found
 
 
 def _pad(backend: Backend) -> int | None:

@@ -57,9 +57,12 @@ class LowRank(WordTable):
             rank = int(budget(rows, width, ratio) // (FLOAT * (rows + width)))
             if rank < 1:
                 raise too_small("low_rank", ratio, (rows + width) / (rows * width))
+            rank = min(rank, width)
         elif ratio is not None:
             raise UserError("low_rank takes a ratio or a rank, not both")
-        return LowRankConfig(method="low_rank", rank=min(rank, width))
+        elif rank > width:
+            raise UserError(f"low_rank: a rank of {rank} is more than the {width} this table can have")
+        return LowRankConfig(method="low_rank", rank=rank)
 
     @classmethod
     def from_matrix(cls, weight_VD: Tensor, config: LowRankConfig, seed: int = 0) -> WordTable:
