@@ -101,6 +101,28 @@ def test_a_resume_with_another_recipe_shows_the_difference(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pooling": "mean"},
+        {"pooling": {"name": "tokens", "dim": 8}, "loss.learn_temperature": False},
+        {"loss.weight": [{"kind": "focal"}, {"kind": "hardness", "alpha": 2}]},
+        {
+            "schedules": {"negatives": {0: 0, 1: 2}, "loss.weight.alpha": {0: 0, 1: 1}},
+            "loss.weight": {"kind": "margin"},
+        },
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_a_run_goes_on_from_the_recipe_that_it_wrote(
+    changes: dict[str, Any], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which gives every key, those of other kinds too."""
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    train(recipe, steps=1, **changes)
+    assert train(tmp_path / "run" / "recipe.yaml", resume=True).steps == 1
+
+
 def test_the_model_has_what_the_recipe_asked_for(run: Run, recipe: Path, tmp_path: Path) -> None:
     dims = 'loss.matryoshka={"dims": [16, 8]}'
     code, _, err = run("train", recipe, dims, "held_out=0.2")
