@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from conftest import MakeModel, Run
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
+from moembed.folder.read import read_folder
 from moembed.losses.balance import balance_loss
 from moembed.losses.distillation import VECTOR_LOSSES, distance
 from moembed.moe.router import RouterConfig
@@ -228,6 +229,33 @@ def test_a_killed_run_goes_on_to_the_bit(student_folder: Path, teacher_folder: P
     ]
 
 
+def test_a_student_learns_by_adapters(student_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """Of attention here, and with the projection; cut and gone on with, it is the run that was not."""
+    own = {"steps": 4, "save_every": 2, "lora": {"rank": 2, "targets": ["attention"]}}
+    whole = distill(recipe(tmp_path, **own))
+    base, student = read_folder(student_folder).state, read_folder(Path(whole.model)).state
+    moved = {name for name in base if not torch.equal(base[name], student[name])}
+    assert moved == {f"layers.{i}.attention.{part}.weight" for i in (0, 1) for part in ("qkv", "out")}
+    model, teacher = Embedder.from_pretrained(whole.model), Embedder.from_pretrained(teacher_folder)
+    assert model.relation is not None
+    assert model.relation.allows(model, teacher.space(role="document"), 16)
+
+    again = recipe(tmp_path, **own, out=str(tmp_path / "again"))
+    update, calls = DistillationTask.update, iter(range(100))
+
+    def dies(task: DistillationTask, terms: object) -> object:
+        if next(calls) == 2:
+            raise RuntimeError("killed")
+        return update(task, terms)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillationTask, "update", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            distill(again)
+    distill(again, resume=True)
+    assert_same_weights(Path(whole.model), tmp_path / "again" / "model")
+
+
 def test_the_cache_of_another_teacher_is_refused(
     student_folder: Path, teacher_folder: Path, tmp_path: Path, make_model: MakeModel
 ) -> None:
@@ -313,7 +341,6 @@ def test_the_command(run: Run, student_folder: Path, teacher_folder: Path, tmp_p
 
 
 def _projected(folder: Path, dim: int) -> Embedder:
-    from moembed.folder.read import read_folder
     from moembed.weights.projection import add_projection
 
     return Embedder(add_projection(read_folder(folder), dim)).eval()

@@ -22,10 +22,12 @@ from moembed.folder.read import read_folder
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.losses.distillation import VECTOR_LOSSES
 from moembed.machine import choose_precision
+from moembed.model.adapters import load_plain
 from moembed.packing import even_budget, pack
 from moembed.training.distillation.settings import DistillationConfig
 from moembed.training.distillation.teacher import TeacherVectors
 from moembed.training.distillation.texts import RoleTexts
+from moembed.training.lora import Adapters
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
 from moembed.types import Batch, Encoded, RouterStats, UserError
@@ -76,6 +78,7 @@ class DistillationTask:
         self.config, self.model, self.teacher, self.world = config, model, teacher, world
         self.sources, self.searched, self.workers = sources, searched, config.workers
         self.sampler = sampler_of(config, sources)
+        self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
         self.module: nn.Module = model
         self.parallel = summed(model, world)
         self.precision = choose_precision(config.precision, model.device)
@@ -162,7 +165,7 @@ class DistillationTask:
         return found | {"teacher": json.dumps(dict(self.teacher.spaces), sort_keys=True)}
 
     def states(self) -> Mapping[str, Stateful]:
-        return {}
+        return {**self.adapters}
 
     def write(self, folder: Path) -> None:
         if self.searched:
@@ -172,7 +175,7 @@ class DistillationTask:
 
     def read(self, folder: Path) -> None:
         parts = read_folder(folder)
-        self.model.encoder.load_state_dict(parts.state)
+        load_plain(self.model.encoder, parts.state)
         self.model.pooling.load(parts.pooling_state)
         self.model.head.load(parts.head_state)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moembed.config import Strict
+from moembed.console import say
 from moembed.embedder import Embedder
 from moembed.training.distillation.held_out import HeldOutDistance
 from moembed.training.distillation.settings import DistillationConfig
@@ -33,6 +34,10 @@ def train_distillation(
     Raises:
         UserError: fewer texts than a batch, a student of another width, and what `run_loop` refuses.
     """
-    task = DistillationTask(config, model, teacher, sources, current(), searched)
+    world = current()
+    task = DistillationTask(config, model, teacher, sources, world, searched)
+    if world.first:
+        for adapters in task.adapters.values():
+            say(adapters.sentence)
     monitors: list[Monitor] = [HeldOutDistance(task), DeadExpertAlarm("raise loss.balance")]
     return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
