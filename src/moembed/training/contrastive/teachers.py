@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ class CachedEncoder:
             for role in ("query", "document")
             if folder
         }
+        # batches are made in several threads, and a cache is filled by one at a time
+        self._filling = threading.Lock()
 
     def vectors(self, texts: Sequence[str], role: str) -> Tensor:
         """Unit vectors, float32 ``(len(texts), M)``."""
@@ -49,8 +52,11 @@ class CachedEncoder:
         def encode(some: Sequence[str]) -> np.ndarray:
             return self.encoder.vectors(some, role=role).array
 
-        cache = self._caches.get(role)
-        array = encode(texts) if cache is None else cache.get_or_encode(texts, encode)
+        if (cache := self._caches.get(role)) is None:
+            array = encode(texts)
+        else:
+            with self._filling:
+                array = cache.get_or_encode(texts, encode)
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
