@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,11 @@ def test_bad_recipes_are_one_sentence(base: Path, tmp_path: Path, run: Run) -> N
     code, _, err = run("rerank", base, tmp_path / "pairs.jsonl", "--query", "owl", "--column", "document")
     assert code == 2
     assert "error:" in err
+
+
+def test_hard_negatives_may_come_late(fresh: Callable[[], Reranker]) -> None:
+    """Of a source that begins with more than a thousand pairs without any."""
+    pairs = [*([replace(PAIRS[0], negatives=())] * 1200), PAIRS[0]]
+    assert PAIRS[0].negatives
+    task = RerankingTask(settings(), fresh(), [Source.from_pairs("late", pairs)], [1.0], ALONE)
+    assert task.sizes == [1201]

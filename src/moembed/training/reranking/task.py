@@ -28,8 +28,6 @@ from moembed.training.reranking.settings import RerankingConfig
 from moembed.training.task import Stateful, Terms
 from moembed.types import Batch, Encoded, UserError
 
-_LOOKED_AT = 1000  # rows of a source, for hard negatives
-
 
 class RerankingTask:
     """Batches of lists, each of one source. A score is a vector of one coordinate, so GradCache makes its
@@ -48,8 +46,8 @@ class RerankingTask:
         self.names = [source.name for source in sources]
         self.sizes = [len(source) - round(config.held_out * len(source)) for source in sources]
         if not config.random_negatives:
-            for source, size in zip(sources, self.sizes, strict=True):
-                _require_negatives(source, size)
+            for source in sources:
+                _require_negatives(source)
         self.sampler = Sampler(self.sizes, weights, config.batch_size, config.seed, self.names)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
         self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
@@ -131,9 +129,8 @@ class RerankingTask:
         self.model.head.load_state_dict(parts.head_state)
 
 
-def _require_negatives(source: Source, size: int) -> None:
-    looked_at = source.pairs(list(range(min(size, _LOOKED_AT))))
-    if not any(pair.negatives for pair in looked_at):
+def _require_negatives(source: Source) -> None:
+    if not source.count_negatives()[0]:
         raise UserError(
             f"the pairs of {source.name} have no hard negatives, so there is nothing to compare a document "
             "with: make some with `moembed mine`, or set random_negatives"
