@@ -34,6 +34,7 @@ from moembed.training.distillation.teacher import ROLES, TeacherVectors
 from moembed.training.distillation.texts import RoleTexts, cut_texts, unique_texts
 from moembed.training.distillation.train import train_distillation
 from moembed.training.parallel import World, joined
+from moembed.training.task import distinct
 from moembed.types import UserError
 from moembed.weights.precision import in_float32
 from moembed.weights.projection import add_projection
@@ -196,7 +197,8 @@ def open_texts(
                 "tokens that the student reads"
             )
             found.append(RoleTexts(name, role, listed, len(listed) - round(config.held_out * len(listed))))
-    return found
+    names = distinct(source.name for source in found)  # of two columns of one file
+    return [replace(source, name=name) for source, name in zip(found, names, strict=True)]
 
 
 def _filled(

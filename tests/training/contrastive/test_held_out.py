@@ -99,3 +99,17 @@ def test_the_lowest_loss_is_the_best_where_it_decides(
         assert found == (
             [("held_out_loss", 3.0), None, ("held_out_loss", 2.0), None] if chooses else [None] * 4
         )
+
+
+def test_sources_of_one_name_are_all_looked_at(make_model: MakeModel) -> None:
+    """As train.jsonl of several folders are; the mean is that of all."""
+    sources = [Source.from_pairs("train", pairs) for pairs in (PAIRS, PAIRS[::-1])]
+    mixture = Mixture(sources, validation=[Source.from_pairs("train", PAIRS[:9])])
+    monitor = HeldOutLoss(ContrastiveTask(settings(held_out=0.25), make_model(), mixture, ALONE), True)
+    look = monitor.look(Moment(1, 0.0, True, Terms(0.0, 8)))
+    losses = [monitor.task.loss(batch) for batch in monitor.batches]
+    assert len({round(loss, 5) for loss in losses}) == 3
+    assert look.log["held_out"] == pytest.approx(
+        dict(zip(["train", "train (2)", "train (3)"], losses, strict=True))
+    )
+    assert look.log["held_out_loss"] == pytest.approx(sum(losses) / 3)

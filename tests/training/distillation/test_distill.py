@@ -297,6 +297,17 @@ def test_both_roles_are_one_where_no_model_tells_them_apart(
     assert (len(found[0].texts), found[0].num_train) == (len(TEXTS), len(TEXTS) - 6)
 
 
+def test_two_columns_of_a_file_have_names_of_their_own(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    config = recipe(tmp_path, data=[{"path": str(tmp_path / "texts.txt"), "role": "query"}] * 2)
+    found = open_texts(config, Embedder.from_pretrained(student_folder), open_teacher(config.teacher))
+    assert [source.name.rpartition("/")[2] for source in found] == [
+        "texts.txt, query",
+        "texts.txt, query (2)",
+    ]
+
+
 def test_a_dry_run_says_what_the_run_does(
     run: Run, student_folder: Path, teacher_folder: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from moembed.reranker import Reranker
 from moembed.training.optim import OptimConfig
 from moembed.training.parallel import ALONE
 from moembed.training.reranking.batch import candidates
+from moembed.training.reranking.held_out import HeldOutLists
 from moembed.training.reranking.settings import RerankingConfig
 from moembed.training.reranking.task import RerankingTask
 from moembed.training.reranking.train import train_reranking
@@ -215,3 +216,10 @@ def test_hard_negatives_may_come_late(fresh: Callable[[], Reranker]) -> None:
     assert PAIRS[0].negatives
     task = RerankingTask(settings(), fresh(), [Source.from_pairs("late", pairs)], [1.0], ALONE)
     assert task.sizes == [1201]
+
+
+def test_sources_of_one_name_are_all_looked_at(fresh: Callable[[], Reranker]) -> None:
+    sources = [Source.from_pairs("train", pairs) for pairs in (PAIRS, PAIRS[::-1])]
+    task = RerankingTask(settings(held_out=0.2), fresh(), sources, [1.0, 1.0], ALONE)
+    assert [*HeldOutLists(task).found()["held_out"]] == ["train", "train (2)"]
+    assert [*task.contents()] == ["train", "train (2)"]

@@ -25,7 +25,7 @@ from moembed.training.monitors.routing import unobserved
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.reranking.batch import ListBatch, prepare
 from moembed.training.reranking.settings import RerankingConfig
-from moembed.training.task import Stateful, Terms
+from moembed.training.task import Stateful, Terms, distinct
 from moembed.types import Batch, Encoded, UserError
 
 
@@ -43,7 +43,7 @@ class RerankingTask:
                 f"batch_size {config.batch_size} is less than one query for each of {world.size} processes"
             )
         self.config, self.model, self.sources, self.world = config, model, sources, world
-        self.names = [source.name for source in sources]
+        self.names = distinct(source.name for source in sources)
         self.sizes = [len(source) - round(config.held_out * len(source)) for source in sources]
         if not config.random_negatives:
             for source in sources:
@@ -109,13 +109,8 @@ class RerankingTask:
         return [pair.row() for pair in batch.pairs]
 
     def contents(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for source in self.sources:
-            name, number = source.name, 2
-            while name in found:  # two sources may be called the same
-                name, number = f"{source.name} ({number})", number + 1
-            found[name] = source.fingerprint()
-        return found
+        own = zip(self.names, self.sources, strict=True)
+        return {name: source.fingerprint() for name, source in own}
 
     def states(self) -> dict[str, Stateful]:
         return {"balance": self.balance, **self.adapters}
