@@ -19,7 +19,9 @@ from moembed import TrainConfig, UserError, train
 from moembed.config import resolve
 from moembed.embedder import Embedder
 from moembed.files import locked
+from moembed.folder.bases import read_base
 from moembed.runs import train_sources
+from moembed.runs.train import build
 from moembed.runs.train_sources import TrainSource, docstring_source
 from moembed.training.contrastive import gradcache
 from moembed.types import Pair
@@ -261,15 +263,26 @@ def test_the_example_of_the_docs_runs(
 
 
 def test_layers_and_widen_change_the_base_before_it_is_trained(recipe: Path) -> None:
-    from moembed.folder.bases import read_base
-    from moembed.runs.train import build
-
     changes: dict[str, Any] = {"layers": 2, "widen": {"factor": 2}, "upcycle": None, "loss": {}}
     config = resolve(TrainConfig, recipe, changes)
     spec = build(read_base(config.base), config).encoder.spec
     assert [layer.ffn.width for layer in spec.layers] == [48, 48]
     with pytest.raises(UserError, match=r"layers 9 is not within 1\.\.4"):
         build(read_base(config.base), resolve(TrainConfig, recipe, {"layers": 9}))
+
+
+def test_prompts_take_a_default_along_that_is_none_of_them(
+    make_model: MakeModel, recipe: Path, tmp_path: Path
+) -> None:
+    base = make_model()
+    base.tokenizer.default_prompt = "document"
+    base.save_pretrained(tmp_path / "dense")
+    for prompts, default in (({"query": "q: ", "passage": "p: "}, None), ({"document": "d: "}, "document")):
+        parts = read_base(str(tmp_path / "dense"))
+        model = build(parts, resolve(TrainConfig, recipe, {"prompts": prompts, "upcycle": None, "loss": {}}))
+        model.save_pretrained(tmp_path / "saved")
+        read = Embedder.from_pretrained(tmp_path / "saved").tokenizer
+        assert (read.prompts, read.default_prompt) == (prompts, default)
 
 
 def test_the_built_in_pairs_mind_their_options(monkeypatch: pytest.MonkeyPatch) -> None:

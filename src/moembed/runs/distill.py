@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from moembed.config import config_hash, load, resolve
+from moembed.config import config_hash
 from moembed.console import progress_bar, say
 from moembed.data.provenance import credit
 from moembed.data.text import TextConfig, read_texts
@@ -24,8 +24,8 @@ from moembed.inference.token_vectors import require_one_vector
 from moembed.machine import RUN_FILE
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
-from moembed.runs.train import ENDS, TrainResult
-from moembed.runs.training_run import make_run_folder, model_facts, says_task
+from moembed.runs.train import TrainResult
+from moembed.runs.training_run import load_run, make_run_folder, model_facts, resolve_run, says_task
 from moembed.search.index_model import open_encoder
 from moembed.search.teacher import SentenceTransformerEncoder
 from moembed.training.distillation.settings import DistillationConfig
@@ -83,9 +83,7 @@ def is_distillation(recipe: Path, overrides: Sequence[str]) -> bool:
 
 def load_distillation(path: Path | None, overrides: Sequence[str]) -> DistillConfig:
     """Read a recipe; ``steps``, ``epochs`` or ``minutes`` among the overrides replaces the file's."""
-    given = {override.partition("=")[0] for override in overrides}
-    dropped = [f"{end}=null" for end in sorted(ENDS - given)] if ENDS & given else []
-    return load(DistillConfig, path, [*dropped, *overrides])
+    return load_run(DistillConfig, path, overrides)
 
 
 def distill(
@@ -100,8 +98,7 @@ def distill(
     Raises:
         UserError: anything wrong with the teacher, the base or the texts, or a run folder that exists.
     """
-    ends = dict.fromkeys(ENDS - overrides.keys()) if ENDS & overrides.keys() else {}
-    resolved = resolve(DistillConfig, config, {**ends, **overrides})
+    resolved = resolve_run(DistillConfig, config, overrides)
     with joined() as world, locked(Path(resolved.out)) if world.first else nullcontext():
         return _run(resolved, resume, overwrite, world)
 

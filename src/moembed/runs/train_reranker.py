@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from moembed.config import config_hash, load, resolve
+from moembed.config import config_hash
 from moembed.console import say
 from moembed.data.provenance import credit
 from moembed.data.sampler import SamplingConfig, mix
@@ -21,9 +21,16 @@ from moembed.folder.bases import base_name, locate_base
 from moembed.folder.reranker import fresh_reranker
 from moembed.report.training.page import write_report
 from moembed.reranker import Reranker
-from moembed.runs.train import ENDS, TrainResult, open_source
+from moembed.runs.train import TrainResult, open_source
 from moembed.runs.train_sources import each_source
-from moembed.runs.training_run import make_run_folder, model_facts, says_task, tell_sources
+from moembed.runs.training_run import (
+    load_run,
+    make_run_folder,
+    model_facts,
+    resolve_run,
+    says_task,
+    tell_sources,
+)
 from moembed.training.parallel import World, joined
 from moembed.training.reranking.settings import RerankingConfig
 from moembed.training.reranking.train import train_reranking
@@ -77,9 +84,7 @@ def is_reranking(recipe: Path, overrides: Sequence[str]) -> bool:
 
 def load_reranking(path: Path, overrides: Sequence[str]) -> RerankerConfig:
     """Read a recipe; ``steps``, ``epochs`` or ``minutes`` among the overrides replaces the file's."""
-    given = {override.partition("=")[0] for override in overrides}
-    dropped = [f"{end}=null" for end in sorted(ENDS - given)] if ENDS & given else []
-    return load(RerankerConfig, path, [*dropped, *overrides])
+    return load_run(RerankerConfig, path, overrides)
 
 
 def train_reranker(
@@ -95,8 +100,7 @@ def train_reranker(
     Raises:
         UserError: anything wrong with the base or the data, or a run folder that already exists.
     """
-    ends = dict.fromkeys(ENDS - overrides.keys()) if ENDS & overrides.keys() else {}
-    resolved = resolve(RerankerConfig, config, {**ends, **overrides})
+    resolved = resolve_run(RerankerConfig, config, overrides)
     with joined() as world, locked(Path(resolved.out)) if world.first else nullcontext():
         return _run(resolved, resume, overwrite, world)
 
