@@ -175,6 +175,38 @@ def test_what_does_not_fit_is_one_sentence(override: str, complaint: str, run: R
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("batch_size=1000", "fewer than the batch size 1000"),
+        ("loss.matryoshka.dims=[99]", "go beyond the model's 16"),
+        ('guide={"model": "gone/a/guide"}', "gone/a/guide does not exist"),
+        ("lora.targets=[router]", "this model has none that learn"),
+        ("base=OUT", "which --overwrite would remove"),
+    ],
+)
+def test_a_mistake_costs_no_earlier_run_and_leaves_no_folder(
+    override: str, complaint: str, run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    dense = ["upcycle=null", "loss={}", "steps=1"]
+    assert run("train", recipe, *dense)[0] == 0
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    override = override.replace("OUT", str(tmp_path / "run"))
+    code, _, err = run("train", recipe, *dense, override, "--overwrite")
+    assert (code, complaint in err, "Traceback" in err) == (2, True, False), err
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
+    if "base" not in override:
+        assert run("train", recipe, *dense, override, f"out={tmp_path / 'new'}")[0] == 2
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_a_name_is_one_sentence(run: Run, recipe: Path) -> None:
+    for out in (".", "..", "/"):
+        code, _, err = run("train", recipe, f"out={out}")
+        assert (code, "is no name for a folder" in err, "Traceback" in err) == (2, True, False)
+
+
 def test_a_length_asked_for_is_used_and_kept_and_a_default_is_lowered(
     run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

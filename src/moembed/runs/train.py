@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
 from moembed.encoding import View
 from moembed.evaluation.beir import RetrievalTask
-from moembed.files import locked
+from moembed.files import locked, require_replaceable
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.inference.member import member
@@ -187,15 +188,16 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
 
     # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
-        ready = prepared(config, tell)
-        config, model = ready.config, ready.model
-        # ---- the run folder: nothing was wrong so far
         if world.first and not resume:
-            make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
+            require_replaceable(run, overwrite)
+        ready = prepared(config, tell)
+    config, model = ready.config, ready.model
     tell(model_facts(model, config, config.precision, world))
 
-    # ---- training, and what is made of it
-    trained = train_contrastive(config, model, ready.mixture, run, resume, config, ready.tasks)
+    # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
+    paths = [source.path for source in config.data]
+    folder = None if resume else partial(make_run_folder, run, config, config.base, paths, overwrite)
+    trained = train_contrastive(config, model, ready.mixture, run, resume, config, ready.tasks, folder)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, result)

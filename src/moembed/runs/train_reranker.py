@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from moembed.console import say
 from moembed.data.provenance import credit
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig
-from moembed.files import locked, write_text
+from moembed.files import locked, require_replaceable, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.reranker import fresh_reranker
 from moembed.report.training.page import write_report
@@ -113,13 +114,15 @@ def _run(config: RerankerConfig, resume: bool, overwrite: bool, world: World) ->
 
     # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
-        sources, weights, model = prepared_reranker(config, tell)
         if world.first and not resume:
-            make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
+            require_replaceable(run, overwrite)
+        sources, weights, model = prepared_reranker(config, tell)
     tell(model_facts(model, config, config.precision, world))
 
-    # ---- training, and what is made of it
-    trained = train_reranking(config, model, sources, weights, run, resume, config)
+    # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
+    paths = [source.path for source in config.data]
+    folder = None if resume else partial(make_run_folder, run, config, config.base, paths, overwrite)
+    trained = train_reranking(config, model, sources, weights, run, resume, config, folder)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, model, result)

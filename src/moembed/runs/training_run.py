@@ -9,10 +9,12 @@ from typing import Any, Protocol
 import yaml
 
 from moembed.config import Config, Strict, config_hash, dump, load, resolve
+from moembed.data.files import is_pattern
 from moembed.data.sources import Source
 from moembed.files import require_free, write_text
 from moembed.machine import choose_precision, write_made
 from moembed.training.parallel import World
+from moembed.types import UserError
 
 ENDS = {"steps", "epochs", "minutes"}  # one of them ends a run
 
@@ -62,12 +64,20 @@ def make_run_folder(run: Path, config: Strict, base: str, data: Iterable[str], o
     """The run folder with its recipe, and what it is made of.
 
     Raises:
-        UserError: it exists, and ``overwrite`` is false.
+        UserError: it exists, and ``overwrite`` is false; the base or the data lie in it.
     """
+    paths = [base, *data]
+    for path in paths if overwrite and run.exists() else ():
+        there = Path(path).exists() or is_pattern(path)
+        if there and Path(path).resolve().is_relative_to(run.resolve()):
+            raise UserError(
+                f"the run reads {path}, which --overwrite would remove with {run}: choose another folder for "
+                "the run, or move it"
+            )
     require_free(run, overwrite)
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "recipe.yaml", dump(config))
-    write_made(run, base=base, data=", ".join(data))
+    write_made(run, base=base, data=", ".join(paths[1:]))
 
 
 def model_facts(model: Trainable, config: Strict, precision: str, world: World) -> str:

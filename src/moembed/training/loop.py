@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,14 @@ class Trained:
 
 def run_loop(
     task: Task[Any], monitors: Sequence[Monitor], config: LoopConfig, length: Length, run: Path,
-    resume: bool = False, record: Strict | None = None,
+    resume: bool = False, record: Strict | None = None, make_folder: Callable[[], object] | None = None,
 ) -> Trained:  # fmt: skip
     """Train ``task``; ``run`` gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/``.
 
     Args:
         monitors: asked in their order, after every step.
         record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
+        make_folder: makes ``run`` when nothing was refused, so that no earlier one gives way to a mistake.
 
     Raises:
         UserError: a loss or weights that are not finite (the batch is written to the run folder), nothing to
@@ -62,6 +63,9 @@ def run_loop(
     recipe, keep = record or config, config.keep_checkpoints
     checkpoints = Checkpoints(run, task, optimiser, states, recipe, keep, world)
     state = State(data=task.contents() if world.first else {})
+    with world.first_ahead():
+        if make_folder and world.first:
+            make_folder()
     if resume:
         state = checkpoints.restore(state.data)
     elif found := latest(run):

@@ -268,6 +268,15 @@ def test_the_cache_of_another_teacher_is_refused(
     with pytest.raises(UserError, match="vectors of another teacher"):
         distill(recipe(tmp_path))
     assert distill(recipe(tmp_path, cache=None, steps=1)).steps == 1  # the failed run is not in the way
+    for mistake in (
+        {},
+        {"cache": None, "optim": {"router_learning_rate": 1}, "layers": 1},
+        {"cache": None, "base": str(tmp_path / "run")},
+    ):
+        with pytest.raises(UserError):
+            distill(recipe(tmp_path, **mistake), overwrite=True)  # type: ignore[arg-type]
+        assert [*(tmp_path / "run" / "teacher").glob("*/*.keys.npy")]  # nor does one cost the run before
+    assert not [*tmp_path.glob(".run.*")]
 
 
 def test_texts_are_cut_to_what_the_student_reads(student_folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moembed.config import Strict
@@ -25,11 +25,13 @@ NAMED = 3  # sources whose leftovers are said one by one
 def train_contrastive(
     config: ContrastiveConfig, model: Embedder, mixture: Mixture, run: Path, resume: bool = False,
     record: Strict | None = None, tasks: Sequence[RetrievalTask] | None = None,
+    make_folder: Callable[[], object] | None = None,
 ) -> Trained:  # fmt: skip
     """Train ``model`` in place; ``run`` gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/``.
 
     Args:
         record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
+        make_folder: see `moembed.training.loop.run_loop`.
         tasks: those of ``config.evaluate``, where they were read before.
 
     Raises:
@@ -48,7 +50,8 @@ def train_contrastive(
     if world.first:
         for sentence in opening_notes(task):
             say(sentence)
-    return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
+    length = Length(task.steps, config.minutes)
+    return run_loop(task, monitors, config, length, run, resume, record, make_folder)
 
 
 def opening_notes(task: ContrastiveTask) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moembed.config import Strict
@@ -21,13 +21,14 @@ from moembed.training.task import Monitor
 
 def train_reranking(
     config: RerankingConfig, model: Reranker, sources: Sequence[Source], weights: Sequence[float], run: Path,
-    resume: bool = False, record: Strict | None = None,
+    resume: bool = False, record: Strict | None = None, make_folder: Callable[[], object] | None = None,
 ) -> Trained:  # fmt: skip
     """Train ``model`` in place; ``run`` gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/``.
 
     Args:
         weights: relative number of batches of each source.
         record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
+        make_folder: see `moembed.training.loop.run_loop`.
 
     Raises:
         UserError: fewer pairs than a batch, a source without negatives, and what `run_loop` refuses.
@@ -37,4 +38,5 @@ def train_reranking(
         say(adapters.sentence)
     alarm = DeadExpertAlarm("raise loss.balance or set loss.bias_rate")
     monitors: list[Monitor] = [HeldOutLists(task), alarm]
-    return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
+    length = Length(task.steps, config.minutes)
+    return run_loop(task, monitors, config, length, run, resume, record, make_folder)
