@@ -21,8 +21,9 @@ from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import info_nce
 from moembed.losses.score_distillation import min_max, score_kl, teacher_distribution, z_scores
-from moembed.training.contrastive.settings import ContrastiveConfig, ScoreDistillConfig
+from moembed.training.contrastive.settings import ContrastiveConfig, ScoreDistillConfig, SourceOptions
 from moembed.training.contrastive.task import ContrastiveTask, Mixture
+from moembed.training.contrastive.task_types import task_notes
 from moembed.training.contrastive.teachers import CachedEncoder, Teachers
 from moembed.training.parallel import ALONE
 from moembed.types import UserError
@@ -165,9 +166,16 @@ def test_own_candidates_need_negatives(make_model: MakeModel) -> None:
         ContrastiveConfig.model_validate(
             {"steps": 1, "negatives": 0, "distill": {"teachers": "a", "candidates": "own"}}
         )
-    own = ScoreDistillConfig(teachers=("a",), candidates="own")
-    with pytest.raises(UserError, match="no query of a batch has any"):
-        Teachers([make_model()], own).judge(["a", "b"], ["c", "d"], torch.arange(2))
+    config = settings(distill={"teachers": "a", "candidates": "own"})
+    with pytest.raises(UserError, match=r"has no hard negatives: .* or set distill\.candidates=batch"):
+        task_notes(Source.from_pairs("bare", PAIRS), SourceOptions(), config)
+    # pairs without any are told of, and end no run when a batch has no others
+    assert config.distill is not None
+    few = Source.from_pairs("few", [*PAIRS, HARD[0]])
+    (note,) = task_notes(few, SourceOptions(), config)
+    assert "28 of 29 pairs have no hard negative, so there is nothing to rank in them" in note
+    given = Teachers([make_model()], config.distill).judge(["a", "b"], ["c", "d"], torch.arange(2))
+    assert torch.equal(given.target_QN, torch.eye(2))
 
 
 def _embed(model: Embedder, texts: list[str], role: str) -> torch.Tensor:
