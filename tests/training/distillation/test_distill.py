@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 
 from conftest import MakeModel, Run
+from moembed.data.sampler import Sampler
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
 from moembed.folder.read import read_folder
@@ -304,6 +307,25 @@ def test_both_roles_are_one_where_no_model_tells_them_apart(
     found = open_texts(config, model, open_teacher(config.teacher), lambda text: None)
     assert [source.role for source in found] == ["document"]
     assert (len(found[0].texts), found[0].num_train) == (len(TEXTS), len(TEXTS) - 6)
+
+
+def test_threads_draw_one_after_the_other(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampler keeps one cycle of steps: two threads in it could draw from the cycle of the other."""
+    inside, alone, draw = threading.Lock(), [], Sampler.batch
+
+    def slow(sampler: Sampler, step: int) -> tuple[int, np.ndarray]:
+        alone.append(inside.acquire(blocking=False))
+        time.sleep(0.01)
+        if alone[-1]:
+            inside.release()
+        return draw(sampler, step)
+
+    monkeypatch.setattr(Sampler, "batch", slow)
+    distill(recipe(tmp_path, steps=8, workers=4))
+    assert len(alone) == 8
+    assert all(alone)
 
 
 def test_two_columns_of_a_file_have_names_of_their_own(

@@ -6,6 +6,7 @@ The loss is a mean over texts, so a batch is computed chunk by chunk and its gra
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class DistillationTask:
         self.config, self.model, self.teacher, self.world = config, model, teacher, world
         self.sources, self.searched, self.workers = sources, searched, config.workers
         self.sampler = sampler_of(config, sources)
+        self.drawing = threading.Lock()  # the sampler remembers where it was read last
         self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
         self.module: nn.Module = model
         self.parallel = summed(model, world)
@@ -92,7 +94,8 @@ class DistillationTask:
         return self.config.steps
 
     def batch(self, step: int) -> TextBatch:
-        number, rows = self.sampler.batch(step)
+        with self.drawing:
+            number, rows = self.sampler.batch(step)
         source = self.sources[number]
         texts = [source.texts[int(rows[i])] for i in self.world.share(len(rows))]
         return self.prepare(source, texts)
