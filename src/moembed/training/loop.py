@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,6 @@ def run_loop(
             entries |= _heed(monitor.begin(state.step), state.step, checkpoints, log)
         started, before = time.monotonic(), state.seconds
         while not world.any(interrupt.asked):
-            state = replace(state, seconds=world.broadcast(state.seconds))
             progress = length.progress(state.step, state.seconds)
             if progress >= 1:
                 break
@@ -98,14 +97,15 @@ def run_loop(
             entries |= {"learning_rate": rate, "grad_norm": norm, **task.update(terms)}
 
             # ---- look at it, write it down
-            moment = Moment(state.step + 1, state.seconds, state.step + 1 == length.steps, terms)
+            seconds = world.broadcast(before + time.monotonic() - started)
+            last = length.progress(state.step + 1, seconds) >= 1
+            moment = Moment(state.step + 1, state.seconds, last, terms)
             for monitor in monitors:
                 if monitor.due(moment):
                     entries |= _heed(monitor.look(moment), moment.step, checkpoints, log)
             state = State(
-                moment.step, before + time.monotonic() - started, state.pairs + terms.pairs,
-                state.truncated + terms.truncated, state.data,
-            )  # fmt: skip
+                moment.step, seconds, state.pairs + terms.pairs, state.truncated + terms.truncated, state.data
+            )
             log.step(state.step, state.seconds, terms, entries)
             entries = {}
             if state.step % config.save_every == 0:

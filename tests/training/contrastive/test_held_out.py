@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import MakeModel
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
+from moembed.training import loop
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.batch import SourceFormat, prepare
 from moembed.training.contrastive.held_out import HeldOutLoss
@@ -113,3 +115,13 @@ def test_sources_of_one_name_are_all_looked_at(make_model: MakeModel) -> None:
         dict(zip(["train", "train (2)", "train (3)"], losses, strict=True))
     )
     assert look.log["held_out_loss"] == pytest.approx(sum(losses) / 3)
+
+
+def test_there_is_a_look_at_the_end_of_a_run_by_the_clock(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    run(settings(steps=None, minutes=3 / 60, held_out=0.3, evaluate_every=99), make_model(), tmp_path)
+    assert [line["step"] for line in metrics(tmp_path) if "held_out_loss" in line] == [3]
+    assert "best" in checkpoints(tmp_path)
