@@ -16,7 +16,7 @@ from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.batch import SourceFormat, prepare
 from moembed.training.contrastive.held_out import HeldOutLoss
 from moembed.training.contrastive.task import ContrastiveTask, Mixture
-from moembed.training.contrastive.train import train_contrastive
+from moembed.training.contrastive.train import none_held_out, opening_notes, train_contrastive
 from moembed.training.parallel import ALONE
 from moembed.training.task import Moment, Terms
 from training_runs import PAIRS, assert_same_weights, checkpoints, metrics, run, settings
@@ -125,3 +125,16 @@ def test_there_is_a_look_at_the_end_of_a_run_by_the_clock(
     run(settings(steps=None, minutes=3 / 60, held_out=0.3, evaluate_every=99), make_model(), tmp_path)
     assert [line["step"] for line in metrics(tmp_path) if "held_out_loss" in line] == [3]
     assert "best" in checkpoints(tmp_path)
+
+
+def test_a_share_that_is_no_pair_is_told() -> None:
+    assert none_held_out(0.01, [28, 900, 9], [28, 891, 9], ["a", "b", "c"]) == [
+        "held_out 0.01 is less than one pair of a and of 1 more: none of them is held out"
+    ]
+    assert none_held_out(0.0, [28], [28], ["a"]) == none_held_out(0.5, [28], [14], ["a"]) == []
+
+
+def test_what_is_said_at_the_start_tells_of_it(make_model: MakeModel) -> None:
+    mixture = Mixture([Source.from_pairs("tiny", PAIRS)])
+    task = ContrastiveTask(settings(held_out=0.01), make_model(), mixture, ALONE)
+    assert "held_out 0.01 is less than one pair of tiny: none of them is held out" in opening_notes(task)

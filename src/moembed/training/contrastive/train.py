@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from moembed.config import Strict
@@ -58,7 +58,20 @@ def opening_notes(task: ContrastiveTask) -> list[str]:
     """What is said of the sources before the first step."""
     tagged = zip(task.names, task.tags, strict=True)
     notes = [f"note: {name}: {note}" for name, tags in tagged if tags for note in tags.notes]
-    return [*leftovers(task.sizes, task.names, task.config.batch_size), *notes, *task.notes]
+    left = leftovers(task.sizes, task.names, task.config.batch_size)
+    lengths = map(len, task.mixture.sources)
+    return [*left, *none_held_out(task.config.held_out, lengths, task.sizes, task.names), *notes, *task.notes]
+
+
+def none_held_out(
+    share: float, lengths: Iterable[int], sizes: Sequence[int], names: Sequence[str]
+) -> list[str]:
+    """What is said of sources so small that a share of them is no row."""
+    found = [name for length, size, name in zip(lengths, sizes, names, strict=True) if size == length]
+    if not share or not found:
+        return []
+    more = f" and of {len(found) - 1} more" if len(found) > 1 else ""
+    return [f"held_out {share:g} is less than one pair of {found[0]}{more}: none of them is held out"]
 
 
 def leftovers(sizes: Sequence[int], names: Sequence[str], batch_size: int) -> list[str]:

@@ -9,6 +9,7 @@ from moembed.config import Strict
 from moembed.console import say
 from moembed.data.sources import Source
 from moembed.reranker import Reranker
+from moembed.training.contrastive.train import none_held_out
 from moembed.training.loop import Trained, run_loop
 from moembed.training.monitors.dead_experts import DeadExpertAlarm
 from moembed.training.parallel import current
@@ -34,8 +35,10 @@ def train_reranking(
         UserError: fewer pairs than a batch, a source without negatives, and what `run_loop` refuses.
     """
     task = RerankingTask(config, model, sources, weights, current())
-    for adapters in task.adapters.values():
-        say(adapters.sentence)
+    notes = [adapters.sentence for adapters in task.adapters.values()]
+    notes += none_held_out(config.held_out, map(len, sources), task.sizes, task.names)
+    for note in notes if current().first else ():
+        say(note)
     alarm = DeadExpertAlarm("raise loss.balance or set loss.bias_rate")
     monitors: list[Monitor] = [HeldOutLists(task), alarm]
     length = Length(task.steps, config.minutes)
