@@ -144,9 +144,17 @@ def prepared_reranker(
 
 
 def build(config: RerankerConfig) -> Reranker:
-    """The model a run starts from; from now on it reads ``max_length`` tokens of a pair."""
+    """The model a run starts from; from now on it reads ``max_length`` tokens of a pair.
+
+    Raises:
+        UserError: a pooling that the head of the base does not have.
+    """
     folder = locate_base(config.base, config.revision, config.allow_pickle)
     parts = in_float32(fresh_reranker(folder, config.pooling, config.seed, config.allow_pickle))
+    if config.pooling == "mean" and parts.head.pooling != "mean":
+        raise UserError(
+            f"pooling is mean, and the head of {config.base} reads by {parts.head.pooling}: leave pooling out"
+        )
     if config.upcycle:
         spec, state = upcycle(parts.spec, parts.state, config.upcycle)
         parts = replace(parts, spec=spec, state=state)

@@ -15,6 +15,7 @@ from tokenizers import processors
 
 import moembed
 from conftest import MakeModel, Run
+from moembed.config import validate
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
@@ -23,6 +24,7 @@ from moembed.losses.balance import balance_loss
 from moembed.losses.reranking import listwise_softmax
 from moembed.moe.router import RouterConfig
 from moembed.reranker import Reranker
+from moembed.runs.train_reranker import RerankerConfig, build
 from moembed.training.optim import OptimConfig
 from moembed.training.parallel import ALONE
 from moembed.training.reranking.batch import candidates
@@ -223,3 +225,11 @@ def test_sources_of_one_name_are_all_looked_at(fresh: Callable[[], Reranker]) ->
     task = RerankingTask(settings(held_out=0.2), fresh(), sources, [1.0, 1.0], ALONE)
     assert [*HeldOutLists(task).found()["held_out"]] == ["train", "train (2)"]
     assert [*task.contents()] == ["train", "train (2)"]
+
+
+def test_a_head_keeps_its_pooling(base: Path, fresh: Callable[[], Reranker], tmp_path: Path) -> None:
+    fresh().save_pretrained(tmp_path / "ranker")
+    recipe = {"task": "reranking", "data": "x", "out": "y", "steps": 1, "pooling": "mean"}
+    assert build(validate(RerankerConfig, recipe | {"base": str(base)})).head.config.pooling == "mean"
+    with pytest.raises(UserError, match=r"pooling is mean, and the head of .*ranker reads by cls: leave"):
+        build(validate(RerankerConfig, recipe | {"base": str(tmp_path / "ranker")}))
