@@ -29,6 +29,13 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @property
+    def changed_keys(self) -> set[str]:
+        """The keys that are not at their default. What was given is no measure: the recipe.yaml of a run
+        gives every key."""
+        fields = type(self).model_fields
+        return {name for name in self.model_fields_set if getattr(self, name) != fields[name].default}
+
 
 Config = TypeVar("Config", bound=Strict)
 

@@ -179,8 +179,10 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         InUseError: another process (or thread) holds it.
-        UserError: the place is not writable.
+        UserError: the place is not writable, or a folder without a name of its own (``.``).
     """
+    if path.name in ("", ".."):
+        raise UserError(f"{str(path)!r} is no name for a folder: name one in it, or give its full path")
     inside = path.is_dir() and not os.access(path.parent, os.W_OK)
     file = path / ".lock" if inside else path.with_name(f".{path.name}.lock")
     with writing(path):

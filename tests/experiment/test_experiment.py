@@ -414,3 +414,13 @@ def test_the_log_is_what_the_routing_is_read_from(run: Run, grid: Path) -> None:
         assert moved[name] == pytest.approx(ends)
     parts = read_folder(folder / "run/model")
     assert moved["distance"] == expert_distance(parts.spec, parts.state)
+
+
+def test_a_schedule_of_the_batch_size_is_other_pairs(run: Run, grid: Path) -> None:
+    growing = {"schedules": {"batch_size": {0: 4, 1: 8}}}
+    change(grid, **cells(growing=growing))
+    code, _, err = start(run, grid, "--dry-run")
+    assert (code, "the cells dense and growing do not see the same pairs" in err) == (2, True)
+    change(grid, cells={"dense": growing, "temperate": growing | {"loss.temperature": 0.5}})
+    code, _, err = start(run, grid, "--dry-run")
+    assert code == 0, err

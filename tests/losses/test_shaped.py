@@ -294,7 +294,7 @@ def test_kinds_and_functions_are_the_same_set() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"weight": {"kind": "focal", "alpha": 1}}, "alpha is no option of the weight focal; it has gamma"),
+        ({"weight": {"kind": "focal", "alpha": 2}}, "alpha is no option of the weight focal; it has gamma"),
         ({"weight": {"kind": "margin", "alpha": 2}}, "alpha of the weight margin is a share"),
         ({"mixing": {"kind": "list", "columns": 2}}, "a list makes one candidate per query"),
         ({"directions": ["query_to_query", "query_to_query"]}, "name each direction once"),

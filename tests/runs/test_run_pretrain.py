@@ -273,6 +273,15 @@ def test_after_a_mistake_in_the_texts_the_same_folder_can_be_used(
     texts_file.write_text(good, encoding="utf-8")
     code, _, err = run("pretrain", file)
     assert code == 0, err
+    for mistake in (
+        "data=nowhere.jsonl",
+        "batch_size=500",
+        f"base={tmp_path / 'run'}",
+    ):  # nor cost the old one
+        assert run("pretrain", file, mistake, "--overwrite")[0] == 2
+        assert Embedder.from_pretrained(tmp_path / "run", device="cpu").dim
+        assert (tmp_path / "run" / "tokens" / "index.json").exists()
+    assert not [*tmp_path.glob(".run.*")]
 
 
 def test_python_pretrains_as_the_command_does(

@@ -17,7 +17,7 @@ from moembed.embedder import Embedder
 from moembed.runs import train_stages as stages_module
 from moembed.runs.stage_plans import dry_run_stages
 from moembed.runs.stages import Stage, plan_stages
-from moembed.runs.train_stages import StageResult, last_scored, score_changes
+from moembed.runs.train_stages import StageResult, last_scored, require_outside, score_changes
 from training_runs import PAIRS, assert_same_weights, interrupt_at, save_animals
 
 
@@ -240,6 +240,13 @@ def test_what_is_refused_elsewhere(values: dict[str, Any], tmp_path: Path) -> No
         ({"evaluate": {"tasks": ["gone"], "every_steps": 1}}, "gone does not exist"),
         ({"item_pairs": {"vectors": "gone.npy", "items": "gone.jsonl"}}, "gone.npy does not exist"),
         ({"base": "gone/away/model"}, "gone/away/model does not exist"),
+        ({"guide": {"model": "gone/a/guide"}}, "gone/a/guide does not exist"),
+        ({"distill": {"teachers": ["gone/a/teacher"]}}, "gone/a/teacher does not exist"),
+        ({"item_pairs": {"teacher": "gone/other/items"}}, "gone/other/items does not exist"),
+        (
+            {"task": "distillation", "data": "PAIRS", "teacher": "gone/old/teacher"},
+            "gone/old/teacher does not exist",
+        ),
         ({"task": "merge", "models": ["first", "frist/x/y"]}, "frist/x/y does not exist"),
     ],
 )
@@ -248,6 +255,7 @@ def test_what_a_later_stage_needs_is_looked_for_before_the_first(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("stages: []\n")
+    stage = stage | ({"data": str(tmp_path / "pairs.jsonl")} if "data" in stage else {})
     values["stages"].append(stage)
     with pytest.raises(UserError, match=f"stage stage-3: {words}"):
         train_stages(values, overwrite=True)
@@ -261,6 +269,12 @@ def test_a_run_does_not_remove_what_it_reads(values: dict[str, Any], tmp_path: P
         with pytest.raises(UserError, match=r"stage first: it reads .*run, which --overwrite would remove"):
             start(plan, overwrite=True)
     assert (tmp_path / "run" / "config.json").exists()
+    guided = plan_stages(values, {"guide": {"model": str(tmp_path / "run")}, "base": "minilm"})
+    with pytest.raises(UserError, match=r"stage first: it reads .*run, which --overwrite would remove"):
+        require_outside(guided)
+    listed = plan_stages(values, {"data": str(tmp_path / "run" / "*.jsonl"), "base": "minilm"})
+    with pytest.raises(UserError, match=r"stage first: it reads .*jsonl, which --overwrite would remove"):
+        require_outside(listed)
 
 
 def test_only_a_run_of_stages_goes_on_as_one(run: Run, values: dict[str, Any], tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from moembed import TrainConfig, UserError, train
 from moembed.config import resolve
 from moembed.embedder import Embedder
 from moembed.files import locked
+from moembed.folder.bases import read_base
 from moembed.runs import train_sources
+from moembed.runs.train import build
 from moembed.runs.train_sources import TrainSource, docstring_source
 from moembed.training.contrastive import gradcache
 from moembed.types import Pair
@@ -101,6 +103,28 @@ def test_a_resume_with_another_recipe_shows_the_difference(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pooling": "mean"},
+        {"pooling": {"name": "tokens", "dim": 8}, "loss.learn_temperature": False},
+        {"loss.weight": [{"kind": "focal"}, {"kind": "hardness", "alpha": 2}]},
+        {
+            "schedules": {"negatives": {0: 0, 1: 2}, "loss.weight.alpha": {0: 0, 1: 1}},
+            "loss.weight": {"kind": "margin"},
+        },
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_a_run_goes_on_from_the_recipe_that_it_wrote(
+    changes: dict[str, Any], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which gives every key, those of other kinds too."""
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    train(recipe, steps=1, **changes)
+    assert train(tmp_path / "run" / "recipe.yaml", resume=True).steps == 1
+
+
 def test_the_model_has_what_the_recipe_asked_for(run: Run, recipe: Path, tmp_path: Path) -> None:
     dims = 'loss.matryoshka={"dims": [16, 8]}'
     code, _, err = run("train", recipe, dims, "held_out=0.2")
@@ -149,6 +173,38 @@ def test_what_does_not_fit_is_one_sentence(override: str, complaint: str, run: R
     assert code == 2
     assert complaint in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("batch_size=1000", "fewer than the batch size 1000"),
+        ("loss.matryoshka.dims=[99]", "go beyond the model's 16"),
+        ('guide={"model": "gone/a/guide"}', "gone/a/guide does not exist"),
+        ("lora.targets=[router]", "this model has none that learn"),
+        ("base=OUT", "which --overwrite would remove"),
+    ],
+)
+def test_a_mistake_costs_no_earlier_run_and_leaves_no_folder(
+    override: str, complaint: str, run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moembed.runs.train.write_report", lambda run, title: run)
+    dense = ["upcycle=null", "loss={}", "steps=1"]
+    assert run("train", recipe, *dense)[0] == 0
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    override = override.replace("OUT", str(tmp_path / "run"))
+    code, _, err = run("train", recipe, *dense, override, "--overwrite")
+    assert (code, complaint in err, "Traceback" in err) == (2, True, False), err
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
+    if "base" not in override:
+        assert run("train", recipe, *dense, override, f"out={tmp_path / 'new'}")[0] == 2
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_a_name_is_one_sentence(run: Run, recipe: Path) -> None:
+    for out in (".", "..", "/"):
+        code, _, err = run("train", recipe, f"out={out}")
+        assert (code, "is no name for a folder" in err, "Traceback" in err) == (2, True, False)
 
 
 def test_a_length_asked_for_is_used_and_kept_and_a_default_is_lowered(
@@ -239,15 +295,26 @@ def test_the_example_of_the_docs_runs(
 
 
 def test_layers_and_widen_change_the_base_before_it_is_trained(recipe: Path) -> None:
-    from moembed.folder.bases import read_base
-    from moembed.runs.train import build
-
     changes: dict[str, Any] = {"layers": 2, "widen": {"factor": 2}, "upcycle": None, "loss": {}}
     config = resolve(TrainConfig, recipe, changes)
     spec = build(read_base(config.base), config).encoder.spec
     assert [layer.ffn.width for layer in spec.layers] == [48, 48]
     with pytest.raises(UserError, match=r"layers 9 is not within 1\.\.4"):
         build(read_base(config.base), resolve(TrainConfig, recipe, {"layers": 9}))
+
+
+def test_prompts_take_a_default_along_that_is_none_of_them(
+    make_model: MakeModel, recipe: Path, tmp_path: Path
+) -> None:
+    base = make_model()
+    base.tokenizer.default_prompt = "document"
+    base.save_pretrained(tmp_path / "dense")
+    for prompts, default in (({"query": "q: ", "passage": "p: "}, None), ({"document": "d: "}, "document")):
+        parts = read_base(str(tmp_path / "dense"))
+        model = build(parts, resolve(TrainConfig, recipe, {"prompts": prompts, "upcycle": None, "loss": {}}))
+        model.save_pretrained(tmp_path / "saved")
+        read = Embedder.from_pretrained(tmp_path / "saved").tokenizer
+        assert (read.prompts, read.default_prompt) == (prompts, default)
 
 
 def test_the_built_in_pairs_mind_their_options(monkeypatch: pytest.MonkeyPatch) -> None:

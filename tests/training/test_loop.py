@@ -293,3 +293,13 @@ def test_what_an_epoch_leaves_over_is_said(
 def test_a_seed_is_a_number_of_63_bits(seed: int) -> None:
     with pytest.raises(ValueError, match="seed"):
         settings(seed=seed)
+
+
+@pytest.mark.parametrize("damage", [b"null\n", b"\xff\xfe\n", b"{}\n", b'{"step": "one"}\n'])
+def test_a_damaged_log_ends_no_run(damage: bytes, new_model: NewModel, tmp_path: Path) -> None:
+    run(settings(steps=2), new_model(), tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    first = file.read_bytes().splitlines(keepends=True)[0]
+    file.write_bytes(first + damage)
+    assert run(settings(steps=2), new_model(), tmp_path, resume=True).steps == 2
+    assert file.read_bytes() == first

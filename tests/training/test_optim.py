@@ -9,8 +9,10 @@ import pytest
 from torch import nn
 
 from conftest import MakeModel, NewModel
+from moembed.config import validate
 from moembed.training.contrastive.objective import Objective
 from moembed.training.contrastive.settings import LossConfig
+from moembed.training.masked_lm.settings import MaskedOptim
 from moembed.training.optim import OptimConfig, adamw, learning_rate, set_learning_rate
 from moembed.types import UserError
 
@@ -113,3 +115,10 @@ def test_a_rate_for_what_is_not_there_is_refused(part: str, make_model: MakeMode
     options = OptimConfig.model_validate({f"{part}_learning_rate": 1e-3})
     with pytest.raises(UserError, match=f"optim.{part}_learning_rate: this model has no {part}s that learn"):
         adamw(make_model(num_layers=1), options)
+
+
+@pytest.mark.parametrize("kind", [OptimConfig, MaskedOptim])
+@pytest.mark.parametrize("betas", [[1.0, 0.9], [0.9, 2], [-0.1, 0.9]])
+def test_betas_are_shares(kind: type[OptimConfig], betas: list[float]) -> None:
+    with pytest.raises(UserError, match=r"betas\.[01] must be (below 1|at least 0)"):
+        validate(kind, {"betas": betas})

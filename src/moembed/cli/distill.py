@@ -39,7 +39,7 @@ def distill(
     """
     from moembed.runs.distill import distill as run
     from moembed.runs.distill import load_distillation
-    from moembed.runs.train import ENDS
+    from moembed.runs.training_run import ENDS
 
     given = list(overrides or [])
     ends = [] if ENDS & {override.partition("=")[0] for override in given} else ["epochs=1"]

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from moembed.experiment.settings import Job
 from moembed.runs.train import TrainConfig, open_mixture
+from moembed.training.contrastive.schedules import values
 from moembed.training.contrastive.task import sampler_of
 from moembed.types import UserError
 
@@ -26,7 +27,8 @@ class BatchOrder:
 
         Hard negatives, prompts and losses are not part of it: in these, cells may differ.
         """
-        key = json.dumps(config.model_dump(mode="json", include=_KEYS), sort_keys=True)
+        told = config.model_dump(mode="json", include=_KEYS)
+        key = json.dumps([told, config.schedules.get("batch_size")], sort_keys=True)
         if key not in self.known:
             self.known[key] = _hash(config)
         return self.known[key]
@@ -43,7 +45,7 @@ class BatchOrder:
                 raise UserError(
                     f"the cells {other.cell} and {job.cell} do not see the same pairs in the same order "
                     f"(seed {job.seed}), so their difference would say nothing: give both the same data, "
-                    "sampling, batch_size and held_out"
+                    "sampling, batch_size with its schedule, and held_out"
                 )
 
 
@@ -54,7 +56,8 @@ def _hash(config: TrainConfig) -> str:
     known: dict[tuple[int, int], bytes] = {}  # source and row -> hash of its texts: epochs come back to them
     for step in range(config.steps or 0):
         source, rows = sampler.batch(step)
-        for row in rows.tolist():
+        size = values(config.schedules, step / (config.steps or 1)).get("batch_size")  # None: all of them
+        for row in rows[: size and int(size)].tolist():
             if (source, row) not in known:
                 (pair,) = mixture.sources[source].pairs([row])
                 texts = json.dumps([pair.query, pair.document]).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -11,21 +12,20 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from moembed.config import config_hash, load, resolve
+from moembed.config import config_hash
 from moembed.console import progress_bar, say
 from moembed.data.provenance import credit
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
 from moembed.encoding import TextEncoder, View
-from moembed.files import locked
+from moembed.files import locked, require_replaceable
 from moembed.folder.bases import base_name, read_base
 from moembed.inference.member import member
 from moembed.inference.token_vectors import require_one_vector
-from moembed.machine import RUN_FILE
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
-from moembed.runs.train import ENDS, TrainResult
-from moembed.runs.training_run import make_run_folder, model_facts, says_task
+from moembed.runs.train import TrainResult
+from moembed.runs.training_run import load_run, make_run_folder, model_facts, resolve_run, says_task
 from moembed.search.index_model import open_encoder
 from moembed.search.teacher import SentenceTransformerEncoder
 from moembed.training.distillation.settings import DistillationConfig
@@ -34,6 +34,7 @@ from moembed.training.distillation.teacher import ROLES, TeacherVectors
 from moembed.training.distillation.texts import RoleTexts, cut_texts, unique_texts
 from moembed.training.distillation.train import train_distillation
 from moembed.training.parallel import World, joined
+from moembed.training.task import distinct
 from moembed.types import UserError
 from moembed.weights.precision import in_float32
 from moembed.weights.projection import add_projection
@@ -82,9 +83,7 @@ def is_distillation(recipe: Path, overrides: Sequence[str]) -> bool:
 
 def load_distillation(path: Path | None, overrides: Sequence[str]) -> DistillConfig:
     """Read a recipe; ``steps``, ``epochs`` or ``minutes`` among the overrides replaces the file's."""
-    given = {override.partition("=")[0] for override in overrides}
-    dropped = [f"{end}=null" for end in sorted(ENDS - given)] if ENDS & given else []
-    return load(DistillConfig, path, [*dropped, *overrides])
+    return load_run(DistillConfig, path, overrides)
 
 
 def distill(
@@ -99,8 +98,7 @@ def distill(
     Raises:
         UserError: anything wrong with the teacher, the base or the texts, or a run folder that exists.
     """
-    ends = dict.fromkeys(ENDS - overrides.keys()) if ENDS & overrides.keys() else {}
-    resolved = resolve(DistillConfig, config, {**ends, **overrides})
+    resolved = resolve_run(DistillConfig, config, overrides)
     with joined() as world, locked(Path(resolved.out)) if world.first else nullcontext():
         return _run(resolved, resume, overwrite, world)
 
@@ -117,24 +115,37 @@ def _run(config: DistillConfig, resume: bool, overwrite: bool, world: World) -> 
         raise UserError(f"{run} does not exist, so there is nothing to resume")
 
     # ---- teacher, student, and its texts; the first process fills the cache, the others read it
+    kept = run / "teacher" if resume else run.with_name(f".{run.name}.teacher")
     with world.first_ahead():
+        if world.first and not resume:
+            require_replaceable(run, overwrite)
+            shutil.rmtree(kept, ignore_errors=True)  # of a process that was killed
         encoder = open_teacher(config.teacher)
         model, notes = build(config, encoder)
         for note in notes:
             tell(note)
         sources = open_texts(config, model, encoder, tell)
-        sampler_of(config, sources)  # before anything is made: there are enough texts
-        if world.first and not resume:
-            make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
-        teacher = _filled(config, encoder, sources, run, resume)
+        sampler_of(config, sources)  # before vectors are made: there are enough texts
+        teacher = _filled(encoder, sources, Path(config.cache or kept))
+    world.any(False)  # all have opened the vectors before they move into the run folder
     if teacher.truncated:
         tell(f"{teacher.truncated:,} texts were longer than the teacher reads, which cut them")
     tell(model_facts(model, config, config.precision, world))
 
-    # ---- training, and what is made of it
+    # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
+    def make_folder() -> None:
+        make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
+        if kept.exists():
+            kept.rename(run / "teacher")
+
+    begin = None if resume else make_folder
     searched = Searched(_searched(encoder), config.teacher)
     del encoder  # all of its vectors are on disk
-    trained = train_distillation(config, model, teacher, sources, run, searched, resume, config)
+    try:
+        trained = train_distillation(config, model, teacher, sources, run, searched, resume, begin)
+    finally:
+        if begin and world.first:
+            shutil.rmtree(kept, ignore_errors=True)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, result)
@@ -196,24 +207,17 @@ def open_texts(
                 "tokens that the student reads"
             )
             found.append(RoleTexts(name, role, listed, len(listed) - round(config.held_out * len(listed))))
-    return found
+    names = distinct(source.name for source in found)  # of two columns of one file
+    return [replace(source, name=name) for source, name in zip(found, names, strict=True)]
 
 
-def _filled(
-    config: DistillConfig, encoder: TextEncoder, sources: Sequence[RoleTexts], run: Path, resume: bool
-) -> TeacherVectors:
+def _filled(encoder: TextEncoder, sources: Sequence[RoleTexts], folder: Path) -> TeacherVectors:
     """The teacher's vectors of all texts."""
-    try:
-        teacher = TeacherVectors(encoder, config.cache or run / "teacher")
-        for source in sources:
-            with progress_bar(f"teacher: {source.name}", len(source.texts)) as advance:
-                teacher.fill(source.texts, source.role, advance)
-        return teacher
-    except UserError:
-        if not resume:  # so that the folder is not in the way of the next try
-            for name in ("recipe.yaml", RUN_FILE):
-                (run / name).unlink(missing_ok=True)
-        raise
+    teacher = TeacherVectors(encoder, folder)
+    for source in sources:
+        with progress_bar(f"teacher: {source.name}", len(source.texts)) as advance:
+            teacher.fill(source.texts, source.role, advance)
+    return teacher
 
 
 def _prefix(model: Embedder, role: str) -> str:

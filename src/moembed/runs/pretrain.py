@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,12 +17,12 @@ from moembed.console import progress_bar, say
 from moembed.data.provenance import credit
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
-from moembed.files import locked
+from moembed.files import locked, require_replaceable
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.inference.token_vectors import require_one_vector
-from moembed.machine import RUN_FILE, choose_precision
+from moembed.machine import choose_precision
 from moembed.report.card import write_card
 from moembed.runs.training_run import make_run_folder
 from moembed.tokenizer import Tokenizer
@@ -133,20 +134,32 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
     model, heads, head = prepared(folder, config)
     device = model.device
 
-    # ---- the run folder and the tokens; the first process makes them, the others read them
+    # ---- the tokens; the first process makes them, the others read them
+    tokens = run / "tokens" if resume else run.with_name(f".{run.name}.tokens")
     with world.first_ahead():
         if world.first and not resume:
-            paths = (source.path for source in config.data)
-            make_run_folder(run, config, str(folder.resolve()), paths, overwrite)
-        corpus = _corpus(config, model.tokenizer, run, resume)
+            require_replaceable(run, overwrite)
+            shutil.rmtree(tokens, ignore_errors=True)  # of a process that was killed
+        corpus = _corpus(config, model.tokenizer, tokens)
+    world.any(False)  # all have opened them before they move into the run folder
     tell(
         f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {config.sequence_length} tokens; "
         f"{model.num_parameters():,} parameters and {head}, {choose_precision(config.precision, device)}, "
         f"recipe {config_hash(config)}"
     )
 
-    # ---- training, and what is made of it
-    trained = train_masked_lm(config, model, heads, corpus, run, resume, config)
+    # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
+    def make_folder() -> None:
+        paths = (source.path for source in config.data)
+        make_run_folder(run, config, str(folder.resolve()), paths, overwrite)
+        tokens.rename(run / "tokens")
+
+    begin = None if resume else make_folder
+    try:
+        trained = train_masked_lm(config, model, heads, corpus, run, resume, config, begin)
+    finally:
+        if begin and world.first:
+            shutil.rmtree(tokens, ignore_errors=True)
     if world.first:
         data = sorted({credit(source) for source in config.data})
         write_card(run / "model", str(run / "model"), base_name(config.base), data)
@@ -197,20 +210,12 @@ def build(parts: Parts, config: PretrainConfig) -> Parts:
     return replace(parts, spec=spec, state=state, tokenizer=tokenizer)
 
 
-def _corpus(config: PretrainConfig, tokenizer: Tokenizer, run: Path, resume: bool) -> list[Language]:
+def _corpus(config: PretrainConfig, tokenizer: Tokenizer, folder: Path) -> list[Language]:
     made_of = [source.model_dump(mode="json") for source in config.data]
-    try:
-        with progress_bar("tokenising", None) as advance:
-            texts = read_texts(config.data, lambda note: say(f"note: {note}"))
-            return open_corpus(
-                run / "tokens", texts, tokenizer.backend, config.sequence_length, config.packed, made_of,
-                advance,
-            )  # fmt: skip
-    except UserError:
-        if not resume:  # so that the folder is not in the way of the next try
-            for name in ("recipe.yaml", RUN_FILE):
-                (run / name).unlink(missing_ok=True)
-        raise
+    with progress_bar("tokenising", None) as advance:
+        texts = read_texts(config.data, lambda note: say(f"note: {note}"))
+        length, packed = config.sequence_length, config.packed
+        return open_corpus(folder, texts, tokenizer.backend, length, packed, made_of, advance)
 
 
 def _looks(run: Path) -> dict[str, Any]:

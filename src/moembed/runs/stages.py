@@ -30,7 +30,7 @@ from pydantic import Field
 
 from moembed.config import Strict, changed, parse_override, read_values, validate
 from moembed.runs.stage_keys import FIRST, ONCE, TASKS, StageConfig, require_known, root_of, takes
-from moembed.runs.train import ENDS
+from moembed.runs.training_run import ENDS
 from moembed.training.checkpoint import FREE
 from moembed.types import UserError
 

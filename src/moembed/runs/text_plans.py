@@ -14,6 +14,7 @@ from moembed.runs.dry_run import Plan, common_facts, length_facts
 from moembed.runs.pretrain import PretrainConfig, prepared
 from moembed.runs.training_run import model_facts
 from moembed.training.distillation.task import sampler_of
+from moembed.training.lora import Adapters
 from moembed.training.masked_lm.corpus import open_corpus
 from moembed.training.masked_lm.task import MaskedLMTask
 from moembed.training.parallel import ALONE
@@ -58,6 +59,8 @@ def dry_run_distillation(
         model.save_pretrained(keep)
     for note in notes:
         say(note)
+    for adapters in Adapters.of(model.encoder, config.lora, config.seed).values():
+        say(adapters.sentence)
     texts = open_texts(config, model, teacher)
     sampler = sampler_of(config, texts)
     steps = max(1, round(config.epochs * sampler.total_steps)) if config.epochs else config.steps

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from moembed.config import config_hash, load, resolve
+from moembed.config import config_hash
 from moembed.console import progress_bar, say
 from moembed.data.provenance import credit
 from moembed.data.sampler import SamplingConfig, mix
@@ -19,7 +20,7 @@ from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
 from moembed.encoding import View
 from moembed.evaluation.beir import RetrievalTask
-from moembed.files import locked
+from moembed.files import locked, require_replaceable
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.inference.member import member
@@ -28,7 +29,7 @@ from moembed.model.words.table import WordTable
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.runs.train_sources import TrainSource, docstring_source, each_source
-from moembed.runs.training_run import make_run_folder, model_facts, tell_sources
+from moembed.runs.training_run import load_run, make_run_folder, model_facts, resolve_run, tell_sources
 from moembed.training.contrastive.sample import sample_batch
 from moembed.training.contrastive.settings import ContrastiveConfig, fit_lengths
 from moembed.training.contrastive.task import Mixture, num_train_rows
@@ -44,8 +45,6 @@ from moembed.weights.precision import in_float32
 from moembed.weights.selection_bias import add_selection_bias
 from moembed.weights.upcycle import UpcycleConfig, upcycle
 from moembed.weights.widen import WidenConfig, widen
-
-ENDS = {"steps", "epochs", "minutes"}
 
 
 class TrainConfig(ContrastiveConfig):
@@ -151,9 +150,7 @@ class TrainResult:
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> TrainConfig:
     """Read a recipe; ``steps``, ``epochs`` or ``minutes`` among the overrides replaces the file's."""
-    given = {override.partition("=")[0] for override in overrides}
-    dropped = [f"{end}=null" for end in sorted(ENDS - given)] if ENDS & given else []
-    return load(TrainConfig, path, [*dropped, *overrides])
+    return load_run(TrainConfig, path, overrides)
 
 
 def train(
@@ -178,8 +175,7 @@ def train(
     Raises:
         UserError: anything wrong with the base or the data, or a run folder that already exists.
     """
-    ends = dict.fromkeys(ENDS - overrides.keys()) if ENDS & overrides.keys() else {}
-    resolved = resolve(TrainConfig, config, {**ends, **overrides})
+    resolved = resolve_run(TrainConfig, config, overrides)
     with joined() as world, locked(Path(resolved.out)) if world.first else nullcontext():
         return _run(resolved, resume, overwrite, world)
 
@@ -192,15 +188,16 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
 
     # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
-        ready = prepared(config, tell)
-        config, model = ready.config, ready.model
-        # ---- the run folder: nothing was wrong so far
         if world.first and not resume:
-            make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
+            require_replaceable(run, overwrite)
+        ready = prepared(config, tell)
+    config, model = ready.config, ready.model
     tell(model_facts(model, config, config.precision, world))
 
-    # ---- training, and what is made of it
-    trained = train_contrastive(config, model, ready.mixture, run, resume, config, ready.tasks)
+    # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
+    paths = [source.path for source in config.data]
+    folder = None if resume else partial(make_run_folder, run, config, config.base, paths, overwrite)
+    trained = train_contrastive(config, model, ready.mixture, run, resume, config, ready.tasks, folder)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, result)
@@ -302,7 +299,9 @@ def open_source(source: SourceConfig) -> Source:
 def build(parts: Parts, config: TrainConfig, mixture: Mixture | None = None) -> Embedder:
     """The model a run starts from; ``mixture``: its pairs, which upcycling by clusters looks at."""
     if config.prompts is not None:
-        parts.tokenizer.prompts = dict(config.prompts)
+        prompts, default = dict(config.prompts), parts.tokenizer.default_prompt
+        parts.tokenizer.prompts = prompts
+        parts.tokenizer.default_prompt = default if default in prompts else None
     parts = in_float32(member(parts, View(layers=config.layers)))
     if config.attention:
         parts = look(parts, config.attention)

@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 
-from moembed.config import config_hash, load, resolve
+from moembed.config import config_hash
 from moembed.console import say
 from moembed.data.provenance import credit
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig
-from moembed.files import locked, write_text
+from moembed.files import locked, require_replaceable, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.reranker import fresh_reranker
 from moembed.report.training.page import write_report
 from moembed.reranker import Reranker
-from moembed.runs.train import ENDS, TrainResult, open_source
+from moembed.runs.train import TrainResult, open_source
 from moembed.runs.train_sources import each_source
-from moembed.runs.training_run import make_run_folder, model_facts, says_task, tell_sources
+from moembed.runs.training_run import (
+    load_run,
+    make_run_folder,
+    model_facts,
+    resolve_run,
+    says_task,
+    tell_sources,
+)
 from moembed.training.parallel import World, joined
 from moembed.training.reranking.settings import RerankingConfig
 from moembed.training.reranking.train import train_reranking
@@ -77,9 +85,7 @@ def is_reranking(recipe: Path, overrides: Sequence[str]) -> bool:
 
 def load_reranking(path: Path, overrides: Sequence[str]) -> RerankerConfig:
     """Read a recipe; ``steps``, ``epochs`` or ``minutes`` among the overrides replaces the file's."""
-    given = {override.partition("=")[0] for override in overrides}
-    dropped = [f"{end}=null" for end in sorted(ENDS - given)] if ENDS & given else []
-    return load(RerankerConfig, path, [*dropped, *overrides])
+    return load_run(RerankerConfig, path, overrides)
 
 
 def train_reranker(
@@ -95,8 +101,7 @@ def train_reranker(
     Raises:
         UserError: anything wrong with the base or the data, or a run folder that already exists.
     """
-    ends = dict.fromkeys(ENDS - overrides.keys()) if ENDS & overrides.keys() else {}
-    resolved = resolve(RerankerConfig, config, {**ends, **overrides})
+    resolved = resolve_run(RerankerConfig, config, overrides)
     with joined() as world, locked(Path(resolved.out)) if world.first else nullcontext():
         return _run(resolved, resume, overwrite, world)
 
@@ -109,13 +114,15 @@ def _run(config: RerankerConfig, resume: bool, overwrite: bool, world: World) ->
 
     # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
-        sources, weights, model = prepared_reranker(config, tell)
         if world.first and not resume:
-            make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
+            require_replaceable(run, overwrite)
+        sources, weights, model = prepared_reranker(config, tell)
     tell(model_facts(model, config, config.precision, world))
 
-    # ---- training, and what is made of it
-    trained = train_reranking(config, model, sources, weights, run, resume, config)
+    # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
+    paths = [source.path for source in config.data]
+    folder = None if resume else partial(make_run_folder, run, config, config.base, paths, overwrite)
+    trained = train_reranking(config, model, sources, weights, run, resume, config, folder)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, model, result)
@@ -137,9 +144,17 @@ def prepared_reranker(
 
 
 def build(config: RerankerConfig) -> Reranker:
-    """The model a run starts from; from now on it reads ``max_length`` tokens of a pair."""
+    """The model a run starts from; from now on it reads ``max_length`` tokens of a pair.
+
+    Raises:
+        UserError: a pooling that the head of the base does not have.
+    """
     folder = locate_base(config.base, config.revision, config.allow_pickle)
     parts = in_float32(fresh_reranker(folder, config.pooling, config.seed, config.allow_pickle))
+    if config.pooling == "mean" and parts.head.pooling != "mean":
+        raise UserError(
+            f"pooling is mean, and the head of {config.base} reads by {parts.head.pooling}: leave pooling out"
+        )
     if config.upcycle:
         spec, state = upcycle(parts.spec, parts.state, config.upcycle)
         parts = replace(parts, spec=spec, state=state)

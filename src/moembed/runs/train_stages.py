@@ -12,7 +12,7 @@ from typing import Any
 
 from moembed.config import read_values
 from moembed.console import say
-from moembed.data.files import find
+from moembed.data.files import find, is_pattern
 from moembed.files import locked, read_json, replacing, require_free, write_json, write_text
 from moembed.folder.bases import locate_base
 from moembed.runs.distill import distill
@@ -195,7 +195,7 @@ def require_sources(plan: StagesPlan) -> None:
     Raises:
         UserError: local files or models that are not there.
     """
-    made = {str(stage.model) for stage in plan.stages}
+    made = _made(plan)
     for stage in plan.stages:
         try:
             for path in filter(_is_local, source_paths(stage.config)):
@@ -203,8 +203,8 @@ def require_sources(plan: StagesPlan) -> None:
             for path in looked_at(stage.config):
                 if not Path(path).exists():
                     raise UserError(f"{path} does not exist")
-            for model, revision, allow_pickle in bases(stage.config):
-                if model not in made:
+            for model, revision, allow_pickle in models_of(stage.config):
+                if Path(model) not in made:
                     locate_base(model, revision, allow_pickle)
         except UserError as error:
             raise UserError(f"stage {stage.name}: {error}") from None
@@ -216,15 +216,21 @@ def require_outside(plan: StagesPlan) -> None:
     Raises:
         UserError: a model or data in that folder.
     """
-    made = {str(stage.model) for stage in plan.stages}
+    made = _made(plan)
     for stage in plan.stages:
-        models = [model for model, *_ in bases(stage.config) if model not in made]
+        models = [model for model, *_ in models_of(stage.config) if Path(model) not in made]
         for path in (*models, *filter(_is_local, source_paths(stage.config)), *looked_at(stage.config)):
-            if Path(path).exists() and Path(path).resolve().is_relative_to(Path(plan.out).resolve()):
+            there = Path(path).exists() or is_pattern(path)
+            if there and Path(path).resolve().is_relative_to(Path(plan.out).resolve()):
                 raise UserError(
                     f"stage {stage.name}: it reads {path}, which --overwrite would remove with {plan.out}: "
                     "choose another folder for the run, or move it"
                 )
+
+
+def _made(plan: StagesPlan) -> set[Path]:
+    """What the stages leave and later ones may name."""
+    return {place for stage in plan.stages for place in (stage.model, stage.folder)}
 
 
 def _is_local(path: str) -> bool:
@@ -246,11 +252,17 @@ def looked_at(config: StageConfig) -> list[str]:
     return [path for path in found if path]
 
 
-def bases(config: StageConfig) -> list[tuple[str, str | None, bool]]:
-    """Models that a stage starts from, by name, revision and whether pickles are read."""
+def models_of(config: StageConfig) -> list[tuple[str, str | None, bool]]:
+    """Models that a stage starts from and asks, by name, revision and whether pickles are read. Servers and
+    models of sentence-transformers are none of these: the stage itself finds them."""
     if isinstance(config, MergeConfig):
         return [(name, None, False) for name in (*config.models, config.base) if name]
-    return [(config.base, getattr(config, "revision", None), getattr(config, "allow_pickle", False))]
+    guide, scores, items = (getattr(config, key, None) for key in ("guide", "distill", "item_pairs"))
+    asked = [guide and guide.model, *(scores.teachers or () if scores else ()), items and items.teacher]
+    asked.append(getattr(config, "teacher", None))
+    base = (config.base, getattr(config, "revision", None), getattr(config, "allow_pickle", False))
+    named = [name for name in asked if name and "://" not in name and not name.startswith("st:")]
+    return [base, *((name, None, False) for name in named)]
 
 
 def _finished(plan: StagesPlan) -> list[StageResult]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 
-from moembed.config import Strict, config_hash, dump
+from moembed.config import Config, Strict, config_hash, dump, load, resolve
+from moembed.data.files import is_pattern
 from moembed.data.sources import Source
 from moembed.files import require_free, write_text
 from moembed.machine import choose_precision, write_made
 from moembed.training.parallel import World
+from moembed.types import UserError
+
+ENDS = {"steps", "epochs", "minutes"}  # one of them ends a run
 
 
 class Trainable(Protocol):
@@ -22,6 +26,19 @@ class Trainable(Protocol):
     def device(self) -> str: ...
 
     def num_parameters(self, active: bool = False) -> int: ...
+
+
+def load_run(kind: type[Config], path: Path | None, overrides: Sequence[str]) -> Config:
+    """Read a recipe; an end of the run among the overrides replaces the file's."""
+    given = {override.partition("=")[0] for override in overrides}
+    dropped = [f"{end}=null" for end in sorted(ENDS - given)] if ENDS & given else []
+    return load(kind, path, [*dropped, *overrides])
+
+
+def resolve_run(kind: type[Config], given: Any, overrides: Mapping[str, Any]) -> Config:
+    """The same for what Python callers pass."""
+    ends = dict.fromkeys(ENDS - overrides.keys()) if ENDS & overrides.keys() else {}
+    return resolve(kind, given, {**ends, **overrides})
 
 
 def says_task(recipe: Path, overrides: Sequence[str], task: str) -> bool:
@@ -47,12 +64,20 @@ def make_run_folder(run: Path, config: Strict, base: str, data: Iterable[str], o
     """The run folder with its recipe, and what it is made of.
 
     Raises:
-        UserError: it exists, and ``overwrite`` is false.
+        UserError: it exists, and ``overwrite`` is false; the base or the data lie in it.
     """
+    paths = [base, *data]
+    for path in paths if overwrite and run.exists() else ():
+        there = Path(path).exists() or is_pattern(path)
+        if there and Path(path).resolve().is_relative_to(run.resolve()):
+            raise UserError(
+                f"the run reads {path}, which --overwrite would remove with {run}: choose another folder for "
+                "the run, or move it"
+            )
     require_free(run, overwrite)
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "recipe.yaml", dump(config))
-    write_made(run, base=base, data=", ".join(data))
+    write_made(run, base=base, data=", ".join(paths[1:]))
 
 
 def model_facts(model: Trainable, config: Strict, precision: str, world: World) -> str:

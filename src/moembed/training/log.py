@@ -62,7 +62,8 @@ class Log:
 
     @staticmethod
     def _drop_lines_after(path: Path, step: int) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        steps = ((line.get("step"), line) for line in read_metrics(path))
+        kept = [line for number, line in steps if isinstance(number, int) and number <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def say(self, sentence: str) -> None:
@@ -102,15 +103,18 @@ class Log:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a metrics file; the last one may have been torn by a kill."""
+    """Every whole line of a metrics file, up to the first that is damaged: a kill may have torn the last."""
     if not path.exists():
         return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text)
         except json.JSONDecodeError:
             break
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
     return lines
 
 

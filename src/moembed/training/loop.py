@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,14 @@ class Trained:
 
 def run_loop(
     task: Task[Any], monitors: Sequence[Monitor], config: LoopConfig, length: Length, run: Path,
-    resume: bool = False, record: Strict | None = None,
+    resume: bool = False, record: Strict | None = None, make_folder: Callable[[], object] | None = None,
 ) -> Trained:  # fmt: skip
     """Train ``task``; ``run`` gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/``.
 
     Args:
         monitors: asked in their order, after every step.
         record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
+        make_folder: makes ``run`` when nothing was refused, so that no earlier one gives way to a mistake.
 
     Raises:
         UserError: a loss or weights that are not finite (the batch is written to the run folder), nothing to
@@ -62,6 +63,9 @@ def run_loop(
     recipe, keep = record or config, config.keep_checkpoints
     checkpoints = Checkpoints(run, task, optimiser, states, recipe, keep, world)
     state = State(data=task.contents() if world.first else {})
+    with world.first_ahead():
+        if make_folder and world.first:
+            make_folder()
     if resume:
         state = checkpoints.restore(state.data)
     elif found := latest(run):
@@ -78,7 +82,6 @@ def run_loop(
             entries |= _heed(monitor.begin(state.step), state.step, checkpoints, log)
         started, before = time.monotonic(), state.seconds
         while not world.any(interrupt.asked):
-            state = replace(state, seconds=world.broadcast(state.seconds))
             progress = length.progress(state.step, state.seconds)
             if progress >= 1:
                 break
@@ -94,14 +97,15 @@ def run_loop(
             entries |= {"learning_rate": rate, "grad_norm": norm, **task.update(terms)}
 
             # ---- look at it, write it down
-            moment = Moment(state.step + 1, state.seconds, state.step + 1 == length.steps, terms)
+            seconds = world.broadcast(before + time.monotonic() - started)
+            last = length.progress(state.step + 1, seconds) >= 1
+            moment = Moment(state.step + 1, state.seconds, last, terms)
             for monitor in monitors:
                 if monitor.due(moment):
                     entries |= _heed(monitor.look(moment), moment.step, checkpoints, log)
             state = State(
-                moment.step, before + time.monotonic() - started, state.pairs + terms.pairs,
-                state.truncated + terms.truncated, state.data,
-            )  # fmt: skip
+                moment.step, seconds, state.pairs + terms.pairs, state.truncated + terms.truncated, state.data
+            )
             log.step(state.step, state.seconds, terms, entries)
             entries = {}
             if state.step % config.save_every == 0:

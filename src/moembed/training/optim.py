@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -13,6 +13,8 @@ from torch import nn
 
 from moembed.config import Strict
 from moembed.types import UserError
+
+Beta = Annotated[float, Field(ge=0, lt=1)]  # of a running mean, the share of what was before
 
 
 class OptimConfig(Strict):
@@ -26,7 +28,7 @@ class OptimConfig(Strict):
     router_learning_rate: float | None = Field(default=None, gt=0)
     expert_learning_rate: float | None = Field(default=None, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
     warmup_steps: float = Field(default=0.1, ge=0)

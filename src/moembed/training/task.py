@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -101,6 +101,17 @@ class Look:
     log: Mapping[str, Any] = field(default_factory=dict)
     sentences: Sequence[str] = ()
     best: tuple[str, float] | None = None
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names, none of them twice: of two sources called ``pairs`` the second is ``pairs (2)``."""
+    found: dict[str, None] = {}
+    for name in names:
+        own, number = name, 2
+        while own in found:
+            own, number = f"{name} ({number})", number + 1
+        found[own] = None
+    return list(found)
 
 
 class Monitor:

@@ -48,7 +48,7 @@ class PoolingOptions(Strict):
         if self.dim is not None and not config.per_token:
             raise ValueError(f"pooling {self.name!r} has no dim: it is that of pooling tokens")
         learning = {"latents", "heads"} if self.dim is not None else {"latents", "heads", "seed"}
-        given = self.model_fields_set & learning
+        given = self.changed_keys & learning
         if given and not config.learns:
             raise ValueError(f"pooling {self.name!r} learns nothing, so it has no {sorted(given)[0]}")
         if self.name == EOL and self.include_prompt is False:

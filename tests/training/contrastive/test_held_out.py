@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import MakeModel
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
+from moembed.training import loop
 from moembed.training.contrastive import gradcache
 from moembed.training.contrastive.batch import SourceFormat, prepare
 from moembed.training.contrastive.held_out import HeldOutLoss
 from moembed.training.contrastive.task import ContrastiveTask, Mixture
-from moembed.training.contrastive.train import train_contrastive
+from moembed.training.contrastive.train import none_held_out, opening_notes, train_contrastive
 from moembed.training.parallel import ALONE
 from moembed.training.task import Moment, Terms
 from training_runs import PAIRS, assert_same_weights, checkpoints, metrics, run, settings
@@ -99,3 +101,40 @@ def test_the_lowest_loss_is_the_best_where_it_decides(
         assert found == (
             [("held_out_loss", 3.0), None, ("held_out_loss", 2.0), None] if chooses else [None] * 4
         )
+
+
+def test_sources_of_one_name_are_all_looked_at(make_model: MakeModel) -> None:
+    """As train.jsonl of several folders are; the mean is that of all."""
+    sources = [Source.from_pairs("train", pairs) for pairs in (PAIRS, PAIRS[::-1])]
+    mixture = Mixture(sources, validation=[Source.from_pairs("train", PAIRS[:9])])
+    monitor = HeldOutLoss(ContrastiveTask(settings(held_out=0.25), make_model(), mixture, ALONE), True)
+    look = monitor.look(Moment(1, 0.0, True, Terms(0.0, 8)))
+    losses = [monitor.task.loss(batch) for batch in monitor.batches]
+    assert len({round(loss, 5) for loss in losses}) == 3
+    assert look.log["held_out"] == pytest.approx(
+        dict(zip(["train", "train (2)", "train (3)"], losses, strict=True))
+    )
+    assert look.log["held_out_loss"] == pytest.approx(sum(losses) / 3)
+
+
+def test_there_is_a_look_at_the_end_of_a_run_by_the_clock(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    run(settings(steps=None, minutes=3 / 60, held_out=0.3, evaluate_every=99), make_model(), tmp_path)
+    assert [line["step"] for line in metrics(tmp_path) if "held_out_loss" in line] == [3]
+    assert "best" in checkpoints(tmp_path)
+
+
+def test_a_share_that_is_no_pair_is_told() -> None:
+    assert none_held_out(0.01, [28, 900, 9], [28, 891, 9], ["a", "b", "c"]) == [
+        "held_out 0.01 is less than one pair of a and of 1 more: none of them is held out"
+    ]
+    assert none_held_out(0.0, [28], [28], ["a"]) == none_held_out(0.5, [28], [14], ["a"]) == []
+
+
+def test_what_is_said_at_the_start_tells_of_it(make_model: MakeModel) -> None:
+    mixture = Mixture([Source.from_pairs("tiny", PAIRS)])
+    task = ContrastiveTask(settings(held_out=0.01), make_model(), mixture, ALONE)
+    assert "held_out 0.01 is less than one pair of tiny: none of them is held out" in opening_notes(task)

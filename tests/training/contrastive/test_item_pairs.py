@@ -176,6 +176,7 @@ def test_items_that_the_space_does_not_know_take_no_part(make_model: MakeModel, 
             "row 1 .* 'name' is missing",
         ),
         ({"vectors": "row.npy", "items": "i.jsonl"}, "no matrix of floats"),
+        ({"vectors": "several.npz", "items": "i.jsonl"}, "no matrix of floats"),
         ({"teacher": "minilm", "dim": 17}, "item_pairs.dim 17 goes beyond the 16 coordinates"),
     ],
 )
@@ -186,6 +187,7 @@ def test_wrong_settings_are_one_sentence(
     arrays = {"v": np.ones((3, 2)), "two": np.ones((2, 2)), "row": np.ones(2), "zero": np.eye(2, 2) * [1, 0]}
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
+    np.savez(tmp_path / "several.npz", **arrays)
     (tmp_path / "i.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     rows = [{"query": f"where is mole {i}?", "document": f"mole {i}"} for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -160,3 +160,11 @@ def test_each_dim_learns_its_own_temperature(make_model: MakeModel, tmp_path: Pa
 def test_a_temperature_per_dim_needs_dims() -> None:
     with pytest.raises(ValueError, match="per_dim needs the dims"):
         settings(loss={"learn_temperature": "per_dim"})
+
+
+@pytest.mark.parametrize(
+    "loss", [{"matryoshka": {"dims": [8, 4], "weights": [1, -1]}}, {"depths": {2: 1, 4: -1}}]
+)
+def test_no_prefix_and_no_depth_is_trained_away_from_the_answers(loss: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        settings(loss=loss)

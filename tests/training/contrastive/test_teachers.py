@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,13 +16,15 @@ from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss
 
 from conftest import MakeModel, NewModel
+from function_encoder import FunctionEncoder
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.losses.contrastive import info_nce
 from moembed.losses.score_distillation import min_max, score_kl, teacher_distribution, z_scores
-from moembed.training.contrastive.settings import ContrastiveConfig, ScoreDistillConfig
+from moembed.training.contrastive.settings import ContrastiveConfig, ScoreDistillConfig, SourceOptions
 from moembed.training.contrastive.task import ContrastiveTask, Mixture
-from moembed.training.contrastive.teachers import Teachers
+from moembed.training.contrastive.task_types import task_notes
+from moembed.training.contrastive.teachers import CachedEncoder, Teachers
 from moembed.training.parallel import ALONE
 from moembed.types import UserError
 from training_runs import PAIRS, assert_same_weights, metrics, run, settings
@@ -160,12 +166,39 @@ def test_own_candidates_need_negatives(make_model: MakeModel) -> None:
         ContrastiveConfig.model_validate(
             {"steps": 1, "negatives": 0, "distill": {"teachers": "a", "candidates": "own"}}
         )
-    own = ScoreDistillConfig(teachers=("a",), candidates="own")
-    with pytest.raises(UserError, match="no query of a batch has any"):
-        Teachers([make_model()], own).judge(["a", "b"], ["c", "d"], torch.arange(2))
+    config = settings(distill={"teachers": "a", "candidates": "own"})
+    with pytest.raises(UserError, match=r"has no hard negatives: .* or set distill\.candidates=batch"):
+        task_notes(Source.from_pairs("bare", PAIRS), SourceOptions(), config)
+    # pairs without any are told of, and end no run when a batch has no others
+    assert config.distill is not None
+    few = Source.from_pairs("few", [*PAIRS, HARD[0]])
+    (note,) = task_notes(few, SourceOptions(), config)
+    assert "28 of 29 pairs have no hard negative, so there is nothing to rank in them" in note
+    given = Teachers([make_model()], config.distill).judge(["a", "b"], ["c", "d"], torch.arange(2))
+    assert torch.equal(given.target_QN, torch.eye(2))
 
 
 def _embed(model: Embedder, texts: list[str], role: str) -> torch.Tensor:
     from moembed.packing import pack
 
     return model(pack(model.rows(texts, role=role)[0])).vector_BM
+
+
+def test_threads_fill_a_cache_one_after_the_other(tmp_path: Path) -> None:
+    """Batches are made in ``workers`` threads, and a cache that two of them fill gives other vectors."""
+    inside, alone = threading.Lock(), []
+
+    def encode(texts: list[str], role: str) -> np.ndarray:
+        alone.append(inside.acquire(blocking=False))
+        time.sleep(0.01)
+        if alone[-1]:
+            inside.release()
+        return np.array([[float(text)] for text in texts], dtype=np.float32)
+
+    encoder = CachedEncoder(FunctionEncoder(encode), str(tmp_path))
+    asked = [[str(number) for number in range(start, start + 6)] for start in range(0, 40, 4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda texts: encoder.vectors(texts, "query")[:, 0].tolist(), asked))
+    assert found == [list(map(float, texts)) for texts in asked]
+    assert len(alone) == 10
+    assert all(alone)

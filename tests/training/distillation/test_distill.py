@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ import torch
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 
 from conftest import MakeModel, Run
+from moembed.data.sampler import Sampler
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
+from moembed.folder.read import read_folder
 from moembed.losses.balance import balance_loss
 from moembed.losses.distillation import VECTOR_LOSSES, distance
 from moembed.moe.router import RouterConfig
@@ -228,6 +232,33 @@ def test_a_killed_run_goes_on_to_the_bit(student_folder: Path, teacher_folder: P
     ]
 
 
+def test_a_student_learns_by_adapters(student_folder: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    """Of attention here, and with the projection; cut and gone on with, it is the run that was not."""
+    own = {"steps": 4, "save_every": 2, "lora": {"rank": 2, "targets": ["attention"]}}
+    whole = distill(recipe(tmp_path, **own))
+    base, student = read_folder(student_folder).state, read_folder(Path(whole.model)).state
+    moved = {name for name in base if not torch.equal(base[name], student[name])}
+    assert moved == {f"layers.{i}.attention.{part}.weight" for i in (0, 1) for part in ("qkv", "out")}
+    model, teacher = Embedder.from_pretrained(whole.model), Embedder.from_pretrained(teacher_folder)
+    assert model.relation is not None
+    assert model.relation.allows(model, teacher.space(role="document"), 16)
+
+    again = recipe(tmp_path, **own, out=str(tmp_path / "again"))
+    update, calls = DistillationTask.update, iter(range(100))
+
+    def dies(task: DistillationTask, terms: object) -> object:
+        if next(calls) == 2:
+            raise RuntimeError("killed")
+        return update(task, terms)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillationTask, "update", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            distill(again)
+    distill(again, resume=True)
+    assert_same_weights(Path(whole.model), tmp_path / "again" / "model")
+
+
 def test_the_cache_of_another_teacher_is_refused(
     student_folder: Path, teacher_folder: Path, tmp_path: Path, make_model: MakeModel
 ) -> None:
@@ -240,6 +271,15 @@ def test_the_cache_of_another_teacher_is_refused(
     with pytest.raises(UserError, match="vectors of another teacher"):
         distill(recipe(tmp_path))
     assert distill(recipe(tmp_path, cache=None, steps=1)).steps == 1  # the failed run is not in the way
+    for mistake in (
+        {},
+        {"cache": None, "optim": {"router_learning_rate": 1}, "layers": 1},
+        {"cache": None, "base": str(tmp_path / "run")},
+    ):
+        with pytest.raises(UserError):
+            distill(recipe(tmp_path, **mistake), overwrite=True)  # type: ignore[arg-type]
+        assert [*(tmp_path / "run" / "teacher").glob("*/*.keys.npy")]  # nor does one cost the run before
+    assert not [*tmp_path.glob(".run.*")]
 
 
 def test_texts_are_cut_to_what_the_student_reads(student_folder: Path) -> None:
@@ -267,6 +307,36 @@ def test_both_roles_are_one_where_no_model_tells_them_apart(
     found = open_texts(config, model, open_teacher(config.teacher), lambda text: None)
     assert [source.role for source in found] == ["document"]
     assert (len(found[0].texts), found[0].num_train) == (len(TEXTS), len(TEXTS) - 6)
+
+
+def test_threads_draw_one_after_the_other(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampler keeps one cycle of steps: two threads in it could draw from the cycle of the other."""
+    inside, alone, draw = threading.Lock(), [], Sampler.batch
+
+    def slow(sampler: Sampler, step: int) -> tuple[int, np.ndarray]:
+        alone.append(inside.acquire(blocking=False))
+        time.sleep(0.01)
+        if alone[-1]:
+            inside.release()
+        return draw(sampler, step)
+
+    monkeypatch.setattr(Sampler, "batch", slow)
+    distill(recipe(tmp_path, steps=8, workers=4))
+    assert len(alone) == 8
+    assert all(alone)
+
+
+def test_two_columns_of_a_file_have_names_of_their_own(
+    student_folder: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    config = recipe(tmp_path, data=[{"path": str(tmp_path / "texts.txt"), "role": "query"}] * 2)
+    found = open_texts(config, Embedder.from_pretrained(student_folder), open_teacher(config.teacher))
+    assert [source.name.rpartition("/")[2] for source in found] == [
+        "texts.txt, query",
+        "texts.txt, query (2)",
+    ]
 
 
 def test_a_dry_run_says_what_the_run_does(
@@ -313,7 +383,6 @@ def test_the_command(run: Run, student_folder: Path, teacher_folder: Path, tmp_p
 
 
 def _projected(folder: Path, dim: int) -> Embedder:
-    from moembed.folder.read import read_folder
     from moembed.weights.projection import add_projection
 
     return Embedder(add_projection(read_folder(folder), dim)).eval()

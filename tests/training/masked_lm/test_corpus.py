@@ -86,3 +86,16 @@ def test_the_frame_is_what_the_tokenizer_puts_around_a_text(backend: Backend) ->
 def test_a_length_without_room_is_refused(tmp_path: Path, backend: Backend) -> None:
     with pytest.raises(UserError, match="sequence_length 2 leaves no room beside 2 special tokens"):
         corpus(tmp_path, backend, length=2)
+
+
+def test_a_damaged_folder_is_one_sentence(tmp_path: Path, backend: Backend) -> None:
+    corpus(tmp_path, backend)
+    file = tmp_path / "tokens" / "0.tokens"
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(
+        UserError, match=r"tokens is damaged .*: delete it, and the texts are tokenised again"
+    ):
+        corpus(tmp_path, backend)
+    file.unlink()
+    with pytest.raises(UserError, match="tokens is damaged"):
+        corpus(tmp_path, backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import processors
 
 import moembed
 from conftest import MakeModel, Run
+from moembed.config import validate
 from moembed.data.sources import Source
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
@@ -22,9 +24,11 @@ from moembed.losses.balance import balance_loss
 from moembed.losses.reranking import listwise_softmax
 from moembed.moe.router import RouterConfig
 from moembed.reranker import Reranker
+from moembed.runs.train_reranker import RerankerConfig, build
 from moembed.training.optim import OptimConfig
 from moembed.training.parallel import ALONE
 from moembed.training.reranking.batch import candidates
+from moembed.training.reranking.held_out import HeldOutLists
 from moembed.training.reranking.settings import RerankingConfig
 from moembed.training.reranking.task import RerankingTask
 from moembed.training.reranking.train import train_reranking
@@ -206,3 +210,26 @@ def test_bad_recipes_are_one_sentence(base: Path, tmp_path: Path, run: Run) -> N
     code, _, err = run("rerank", base, tmp_path / "pairs.jsonl", "--query", "owl", "--column", "document")
     assert code == 2
     assert "error:" in err
+
+
+def test_hard_negatives_may_come_late(fresh: Callable[[], Reranker]) -> None:
+    """Of a source that begins with more than a thousand pairs without any."""
+    pairs = [*([replace(PAIRS[0], negatives=())] * 1200), PAIRS[0]]
+    assert PAIRS[0].negatives
+    task = RerankingTask(settings(), fresh(), [Source.from_pairs("late", pairs)], [1.0], ALONE)
+    assert task.sizes == [1201]
+
+
+def test_sources_of_one_name_are_all_looked_at(fresh: Callable[[], Reranker]) -> None:
+    sources = [Source.from_pairs("train", pairs) for pairs in (PAIRS, PAIRS[::-1])]
+    task = RerankingTask(settings(held_out=0.2), fresh(), sources, [1.0, 1.0], ALONE)
+    assert [*HeldOutLists(task).found()["held_out"]] == ["train", "train (2)"]
+    assert [*task.contents()] == ["train", "train (2)"]
+
+
+def test_a_head_keeps_its_pooling(base: Path, fresh: Callable[[], Reranker], tmp_path: Path) -> None:
+    fresh().save_pretrained(tmp_path / "ranker")
+    recipe = {"task": "reranking", "data": "x", "out": "y", "steps": 1, "pooling": "mean"}
+    assert build(validate(RerankerConfig, recipe | {"base": str(base)})).head.config.pooling == "mean"
+    with pytest.raises(UserError, match=r"pooling is mean, and the head of .*ranker reads by cls: leave"):
+        build(validate(RerankerConfig, recipe | {"base": str(tmp_path / "ranker")}))

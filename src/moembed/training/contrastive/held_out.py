@@ -14,7 +14,7 @@ from moembed.training.contrastive.batch import PairBatch, SourceFormat, prepare
 from moembed.training.contrastive.settings import SourceOptions
 from moembed.training.contrastive.tags import SourceTags
 from moembed.training.contrastive.task import ContrastiveTask
-from moembed.training.task import Look, Moment, Monitor
+from moembed.training.task import Look, Moment, Monitor, distinct
 
 PAIRS = 256  # of each source, at most
 
@@ -41,6 +41,7 @@ class HeldOutLoss(Monitor):
         plain = SourceFormat.of(task.model, SourceOptions(), task.config.loss)
         for source in task.mixture.validation:
             self._add(source, range(len(source)), plain, _validation_tags(task, source))
+        self.names = distinct(self.names)
 
     def _add(self, source: Source, rows: range, form: SourceFormat, tags: SourceTags | None) -> None:
         """Hold ``rows`` of a source out, or as many of them, evenly spaced, as are looked at."""

@@ -56,7 +56,8 @@ class StoredSpace:
             self._vector_RK = np.load(vectors, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"item_pairs.vectors: cannot read {vectors}: {error}") from None
-        if self._vector_RK.ndim != 2 or not np.issubdtype(self._vector_RK.dtype, np.floating):
+        matrix = isinstance(self._vector_RK, np.ndarray) and self._vector_RK.ndim == 2  # a .npz is no array
+        if not matrix or not np.issubdtype(self._vector_RK.dtype, np.floating):
             raise UserError(f"item_pairs.vectors: {vectors} is no matrix of floats, a row for each item")
         norm_R = np.linalg.norm(np.asarray(self._vector_RK, dtype=np.float32), axis=1)
         if not (np.isfinite(norm_R) & (norm_R > 0)).all():

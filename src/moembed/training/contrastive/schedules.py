@@ -45,7 +45,7 @@ class Scheduled(Protocol):
     def loss(self) -> ScheduledLoss: ...
 
     @property
-    def model_fields_set(self) -> set[str]: ...
+    def negatives(self) -> int | None: ...
 
     @property
     def minutes(self) -> float | None: ...
@@ -108,7 +108,7 @@ def require_in_range(config: Scheduled) -> None:
         raise ValueError(
             "schedules go by the share of the run that is done: give steps or epochs, no minutes"
         )
-    if "negatives" in config.schedules and "negatives" in config.model_fields_set:
+    if "negatives" in config.schedules and config.negatives is not None:
         raise ValueError("negatives has a schedule, which says how many: leave negatives itself out")
     if config.schedules.get(QUEUE) and not config.loss.queue:
         raise ValueError(f"{QUEUE} has a schedule and is 0: set it to the largest of the schedule")

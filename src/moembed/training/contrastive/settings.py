@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from moembed.types import UserError
 
 Kind = Literal["info_nce", "symmetric_info_nce", "triplet"]
 TaskType = Literal["retrieval", "sts", "classification", "clustering"]
+Share = Annotated[float, Field(ge=0)]  # of a sum of losses
 LARGEST_SCALE = 100.0  # 1 / temperature, where it is learned: as in CLIP (Radford et al., arXiv 2103.00020)
 
 
@@ -21,7 +22,7 @@ class MatryoshkaConfig(Strict):
     """Prefixes of the vector that are trained, and the weight of each (null: 1)."""
 
     dims: tuple[int, ...] = Field(min_length=1)
-    weights: tuple[float, ...] | None = None
+    weights: tuple[Share, ...] | None = None
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> MatryoshkaConfig:
@@ -69,7 +70,7 @@ class LossConfig(ShapingConfig):
     temperature: float = Field(default=0.02, gt=0)
     learn_temperature: bool | Literal["per_dim"] = False
     matryoshka: MatryoshkaConfig | None = None
-    depths: dict[int, float] | None = Field(default=None, min_length=1)
+    depths: dict[int, Share] | None = Field(default=None, min_length=1)
     binary: BinaryConfig | None = None
     queue: int = Field(default=0, ge=0, le=10_000_000)  # vectors; 0: none
     balance: float = Field(default=0.01, ge=0)  # coefficient of the load-balancing loss

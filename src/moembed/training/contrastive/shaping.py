@@ -33,7 +33,7 @@ class WeightConfig(Strict):
 
     @model_validator(mode="after")
     def _options_of_its_kind(self) -> WeightConfig:
-        if wrong := sorted(self.model_fields_set - {"kind"} - OPTIONS[self.kind]):
+        if wrong := sorted(self.changed_keys - {"kind"} - OPTIONS[self.kind]):
             known = ", ".join(sorted(OPTIONS[self.kind]))
             raise ValueError(f"{wrong[0]} is no option of the weight {self.kind}; it has {known}")
         if self.kind == "margin" and self.alpha > 1:

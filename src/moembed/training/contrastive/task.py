@@ -46,7 +46,7 @@ from moembed.training.contrastive.teachers import Teachers
 from moembed.training.lora import Adapters
 from moembed.training.monitors.routing import RoutingProbe
 from moembed.training.parallel import World, summed, unsummed
-from moembed.training.task import Stateful, Terms
+from moembed.training.task import Stateful, Terms, distinct
 from moembed.types import Batch, Encoded, UserError
 
 
@@ -67,14 +67,11 @@ class Mixture:
 
     def contents(self) -> dict[str, str]:
         """Name -> fingerprint of every source."""
-        found: dict[str, str] = {}
-        for where, some in (("", self.sources), ("validation ", self.validation)):
-            for source in some:
-                name, number = f"{where}{source.name}", 2
-                while name in found:  # two sources may be called the same
-                    name, number = f"{where}{source.name} ({number})", number + 1
-                found[name] = source.fingerprint()
-        return found
+        sources = [*self.sources, *self.validation]
+        names = [source.name for source in self.sources]
+        names += [f"validation {source.name}" for source in self.validation]
+        own = zip(distinct(names), sources, strict=True)
+        return {name: source.fingerprint() for name, source in own}
 
 
 class ContrastiveTask:
@@ -93,7 +90,7 @@ class ContrastiveTask:
         self.forms = [SourceFormat.of(model, option, config.loss) for option in options]
         spec = model.encoder.spec
         self.tags = [SourceTags.of(spec, *pair) for pair in zip(sources, options, strict=True)]
-        self.names = [source.name for source in sources]
+        self.names = distinct(source.name for source in sources)
         self.notes = [
             note for pair in zip(sources, options, strict=True) for note in task_notes(*pair, config)
         ]
@@ -255,7 +252,8 @@ def sampler_of(config: ContrastiveConfig, mixture: Mixture) -> Sampler:
     sources = mixture.sources
     sizes = [num_train_rows(source, config) for source in sources]
     weights = mixture.weights or [1.0] * len(sources)
-    return Sampler(sizes, weights, config.batch_size, config.seed, [source.name for source in sources])
+    names = distinct(source.name for source in sources)
+    return Sampler(sizes, weights, config.batch_size, config.seed, names)
 
 
 def num_train_rows(source: Source, config: ContrastiveConfig) -> int:

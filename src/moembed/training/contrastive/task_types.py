@@ -38,21 +38,32 @@ def _scores_of_candidates(source: Source, config: ContrastiveConfig) -> list[str
     Raises:
         UserError: a pair without scores, where no teacher gives them; no hard negatives to be ranked.
     """
-    missing, rows = source.count_unscored(), len(source)
-    if config.distill is None or config.distill.teachers is not None:
-        why = "distill has teachers" if config.distill else "distill is not set"
-        return [f"note: {source.name}: its scores are not used, for {why}"] if missing < rows else []
+    missing, rows, distill = source.count_unscored(), len(source), config.distill
+    if distill is None or distill.teachers is not None:
+        why = "distill has teachers" if distill else "distill is not set"
+        notes = [f"note: {source.name}: its scores are not used, for {why}"] if missing < rows else []
+        other = "set distill.candidates=batch"
+        return notes + (_ranked(source, other) if distill and distill.candidates == "own" else [])
     if missing:
         raise UserError(
             f"distill has no teachers, so it learns the scores of the data, and {missing:,} of {rows:,} "
             f"pairs of source {source.name} have none: name their column with the option scores of the "
             "source, or name distill.teachers"
         )
-    ranked, _ = source.count_negatives()
+    return _ranked(source, "name distill.teachers")
+
+
+def _ranked(source: Source, other: str) -> list[str]:
+    """What is said of pairs whose own candidates are ranked and are one alone.
+
+    Raises:
+        UserError: all are.
+    """
+    ranked, rows = source.count_negatives()[0], len(source)
     if not ranked:
         raise UserError(
             f"distill learns how scores rank a query's document and hard negatives, and source {source.name} "
-            "has no hard negatives: make some with `moembed mine`, or name distill.teachers"
+            f"has no hard negatives: make some with `moembed mine`, or {other}"
         )
     if ranked == rows:
         return []

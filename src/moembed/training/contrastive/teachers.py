@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from moembed.losses.score_distillation import teacher_distribution
 from moembed.machine import best_dtype
 from moembed.search.vectors import VectorCache
 from moembed.training.contrastive.settings import ScoreDistillConfig
-from moembed.types import Pair, UserError
+from moembed.types import Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class CachedEncoder:
             for role in ("query", "document")
             if folder
         }
+        # batches are made in several threads, and a cache is filled by one at a time
+        self._filling = threading.Lock()
 
     def vectors(self, texts: Sequence[str], role: str) -> Tensor:
         """Unit vectors, float32 ``(len(texts), M)``."""
@@ -49,8 +52,11 @@ class CachedEncoder:
         def encode(some: Sequence[str]) -> np.ndarray:
             return self.encoder.vectors(some, role=role).array
 
-        cache = self._caches.get(role)
-        array = encode(texts) if cache is None else cache.get_or_encode(texts, encode)
+        if (cache := self._caches.get(role)) is None:
+            array = encode(texts)
+        else:
+            with self._filling:
+                array = cache.get_or_encode(texts, encode)
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
@@ -74,18 +80,10 @@ class Teachers:
 
         Args:
             owner_N: the query that each document was given for, as a positive or as a hard negative.
-
-        Raises:
-            UserError: candidates of their own are asked for, and no query has more than one.
         """
         config, own_Q1 = self.config, torch.arange(len(queries))[:, None]
         everyone_QN = torch.ones(len(queries), len(documents), dtype=torch.bool)
         among_QN = everyone_QN if config.candidates == "batch" else owner_N[None] == own_Q1
-        if len(queries) > 1 and int(among_QN.sum(1).max()) < 2:
-            raise UserError(
-                "distill.candidates own ranks a query's hard negatives, and no query of a batch has any: "
-                "make some with `moembed mine`, or set distill.candidates=batch"
-            )
         scores = [
             encoder.vectors(queries, "query") @ encoder.vectors(documents, "document").T
             for encoder in self._encoders

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from moembed.config import Strict
@@ -25,11 +25,13 @@ NAMED = 3  # sources whose leftovers are said one by one
 def train_contrastive(
     config: ContrastiveConfig, model: Embedder, mixture: Mixture, run: Path, resume: bool = False,
     record: Strict | None = None, tasks: Sequence[RetrievalTask] | None = None,
+    make_folder: Callable[[], object] | None = None,
 ) -> Trained:  # fmt: skip
     """Train ``model`` in place; ``run`` gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/``.
 
     Args:
         record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
+        make_folder: see `moembed.training.loop.run_loop`.
         tasks: those of ``config.evaluate``, where they were read before.
 
     Raises:
@@ -48,14 +50,28 @@ def train_contrastive(
     if world.first:
         for sentence in opening_notes(task):
             say(sentence)
-    return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
+    length = Length(task.steps, config.minutes)
+    return run_loop(task, monitors, config, length, run, resume, record, make_folder)
 
 
 def opening_notes(task: ContrastiveTask) -> list[str]:
     """What is said of the sources before the first step."""
     tagged = zip(task.names, task.tags, strict=True)
     notes = [f"note: {name}: {note}" for name, tags in tagged if tags for note in tags.notes]
-    return [*leftovers(task.sizes, task.names, task.config.batch_size), *notes, *task.notes]
+    left = leftovers(task.sizes, task.names, task.config.batch_size)
+    lengths = map(len, task.mixture.sources)
+    return [*left, *none_held_out(task.config.held_out, lengths, task.sizes, task.names), *notes, *task.notes]
+
+
+def none_held_out(
+    share: float, lengths: Iterable[int], sizes: Sequence[int], names: Sequence[str]
+) -> list[str]:
+    """What is said of sources so small that a share of them is no row."""
+    found = [name for length, size, name in zip(lengths, sizes, names, strict=True) if size == length]
+    if not share or not found:
+        return []
+    more = f" and of {len(found) - 1} more" if len(found) > 1 else ""
+    return [f"held_out {share:g} is less than one pair of {found[0]}{more}: none of them is held out"]
 
 
 def leftovers(sizes: Sequence[int], names: Sequence[str], batch_size: int) -> list[str]:

@@ -6,6 +6,7 @@ The loss is a mean over texts, so a batch is computed chunk by chunk and its gra
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from moembed.folder.read import read_folder
 from moembed.losses.balance import balance_loss, z_loss
 from moembed.losses.distillation import VECTOR_LOSSES
 from moembed.machine import choose_precision
+from moembed.model.adapters import load_plain
 from moembed.packing import even_budget, pack
 from moembed.training.distillation.settings import DistillationConfig
 from moembed.training.distillation.teacher import TeacherVectors
 from moembed.training.distillation.texts import RoleTexts
+from moembed.training.lora import Adapters
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.task import Stateful, Terms
 from moembed.types import Batch, Encoded, RouterStats, UserError
@@ -76,6 +79,8 @@ class DistillationTask:
         self.config, self.model, self.teacher, self.world = config, model, teacher, world
         self.sources, self.searched, self.workers = sources, searched, config.workers
         self.sampler = sampler_of(config, sources)
+        self.drawing = threading.Lock()  # the sampler remembers where it was read last
+        self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
         self.module: nn.Module = model
         self.parallel = summed(model, world)
         self.precision = choose_precision(config.precision, model.device)
@@ -89,7 +94,8 @@ class DistillationTask:
         return self.config.steps
 
     def batch(self, step: int) -> TextBatch:
-        number, rows = self.sampler.batch(step)
+        with self.drawing:
+            number, rows = self.sampler.batch(step)
         source = self.sources[number]
         texts = [source.texts[int(rows[i])] for i in self.world.share(len(rows))]
         return self.prepare(source, texts)
@@ -162,7 +168,7 @@ class DistillationTask:
         return found | {"teacher": json.dumps(dict(self.teacher.spaces), sort_keys=True)}
 
     def states(self) -> Mapping[str, Stateful]:
-        return {}
+        return {**self.adapters}
 
     def write(self, folder: Path) -> None:
         if self.searched:
@@ -172,7 +178,7 @@ class DistillationTask:
 
     def read(self, folder: Path) -> None:
         parts = read_folder(folder)
-        self.model.encoder.load_state_dict(parts.state)
+        load_plain(self.model.encoder, parts.state)
         self.model.pooling.load(parts.pooling_state)
         self.model.head.load(parts.head_state)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moembed.config import Strict
+from moembed.console import say
 from moembed.embedder import Embedder
 from moembed.training.distillation.held_out import HeldOutDistance
 from moembed.training.distillation.settings import DistillationConfig
@@ -21,18 +21,24 @@ from moembed.training.task import Monitor
 
 def train_distillation(
     config: DistillationConfig, model: Embedder, teacher: TeacherVectors, sources: Sequence[RoleTexts],
-    run: Path, searched: Searched | None = None, resume: bool = False, record: Strict | None = None,
+    run: Path, searched: Searched | None = None, resume: bool = False,
+    make_folder: Callable[[], object] | None = None,
 ) -> Trained:  # fmt: skip
     """Train ``model`` in place; ``run`` gets ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/``.
 
     Args:
         sources: texts whose vectors ``teacher`` has.
         searched: whose documents the queries of the student may search, for its folder.
-        record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
+        make_folder: see `moembed.training.loop.run_loop`.
 
     Raises:
         UserError: fewer texts than a batch, a student of another width, and what `run_loop` refuses.
     """
-    task = DistillationTask(config, model, teacher, sources, current(), searched)
+    world = current()
+    task = DistillationTask(config, model, teacher, sources, world, searched)
+    if world.first:
+        for adapters in task.adapters.values():
+            say(adapters.sentence)
     monitors: list[Monitor] = [HeldOutDistance(task), DeadExpertAlarm("raise loss.balance")]
-    return run_loop(task, monitors, config, Length(task.steps, config.minutes), run, resume, record)
+    length = Length(task.steps, config.minutes)
+    return run_loop(task, monitors, config, length, run, resume, config, make_folder)

@@ -92,7 +92,7 @@ def open_corpus(
         progress: called with the number of texts tokenised since the last call.
 
     Raises:
-        UserError: from ``texts``; a full disk; a ``length`` without room for a token.
+        UserError: from ``texts``; a full disk; a ``length`` without room for a token; a damaged folder.
     """
     frame = Frame.of(backend)
     if length <= len(frame):
@@ -103,8 +103,13 @@ def open_corpus(
     if not index.is_file() or read_json(index).get("key") != key:
         with replacing(folder) as fresh:
             _write(fresh, texts, backend, frame, key, progress)
-    languages = enumerate(read_json(index)["languages"])
-    found = [Language(entry["name"], folder / str(i), frame, length, packed) for i, entry in languages]
+    try:
+        languages = enumerate(read_json(index)["languages"])
+        found = [Language(entry["name"], folder / str(i), frame, length, packed) for i, entry in languages]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is damaged ({error}): delete it, and the texts are tokenised again"
+        ) from None
     return sorted(found, key=lambda language: language.name)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from moembed.config import Strict
-from moembed.training.optim import OptimConfig
+from moembed.training.optim import Beta, OptimConfig
 from moembed.training.settings import LoopConfig
 
 Objective = Literal["mlm", "span", "causal", "retromae"]
@@ -19,7 +19,7 @@ class MaskedOptim(OptimConfig):
 
     learning_rate: float = Field(default=4e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     warmup_steps: float = Field(default=0.05, ge=0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moembed.config import Strict
@@ -22,12 +22,13 @@ from moembed.training.task import Monitor
 
 def train_masked_lm(
     config: MaskedLMConfig, model: Embedder, heads: Heads, corpus: Sequence[Language], run: Path,
-    resume: bool = False, record: Strict | None = None,
+    resume: bool = False, record: Strict | None = None, make_folder: Callable[[], object] | None = None,
 ) -> Trained:  # fmt: skip
     """Train ``model`` in place; ``run`` gets metrics, checkpoints, ``model/`` and ``mlm_head.safetensors``.
 
     Args:
         record: the whole resolved recipe, saved beside the checkpoints; default: ``config``.
+        make_folder: see `moembed.training.loop.run_loop`.
 
     Raises:
         UserError: a language with fewer sequences than a batch, no mask token, and what `run_loop` refuses.
@@ -37,7 +38,7 @@ def train_masked_lm(
     for adapters in task.adapters.values():
         say(adapters.sentence)
     monitors: list[Monitor] = [HeldOutGuesses(task), DeadExpertAlarm("raise router.balance")]
-    trained = run_loop(task, monitors, config, Length(config.steps), run, resume, record)
+    trained = run_loop(task, monitors, config, Length(config.steps), run, resume, record, make_folder)
     if world.first:
         write_heads(run, heads)
     return trained

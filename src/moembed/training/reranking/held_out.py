@@ -32,7 +32,7 @@ class HeldOutLists(Monitor):
             if size < len(source):
                 rows = np.linspace(size, len(source) - 1, min(QUERIES, len(source) - size)).astype(int)
                 pairs = source.pairs(np.unique(rows).tolist())
-                self.names.append(source.name)
+                self.names.append(task.names[number])
                 self.batches.append(prepare(pairs, task.model, task.config, [task.config.seed, number]))
 
     def begin(self, step: int) -> Look:

@@ -25,10 +25,8 @@ from moembed.training.monitors.routing import unobserved
 from moembed.training.parallel import World, summed, unsummed
 from moembed.training.reranking.batch import ListBatch, prepare
 from moembed.training.reranking.settings import RerankingConfig
-from moembed.training.task import Stateful, Terms
+from moembed.training.task import Stateful, Terms, distinct
 from moembed.types import Batch, Encoded, UserError
-
-_LOOKED_AT = 1000  # rows of a source, for hard negatives
 
 
 class RerankingTask:
@@ -45,11 +43,11 @@ class RerankingTask:
                 f"batch_size {config.batch_size} is less than one query for each of {world.size} processes"
             )
         self.config, self.model, self.sources, self.world = config, model, sources, world
-        self.names = [source.name for source in sources]
+        self.names = distinct(source.name for source in sources)
         self.sizes = [len(source) - round(config.held_out * len(source)) for source in sources]
         if not config.random_negatives:
-            for source, size in zip(sources, self.sizes, strict=True):
-                _require_negatives(source, size)
+            for source in sources:
+                _require_negatives(source)
         self.sampler = Sampler(self.sizes, weights, config.batch_size, config.seed, self.names)
         self.drawing = threading.Lock()  # the sampler and the sources remember where they were read last
         self.adapters = Adapters.of(model.encoder, config.lora, config.seed)
@@ -111,13 +109,8 @@ class RerankingTask:
         return [pair.row() for pair in batch.pairs]
 
     def contents(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for source in self.sources:
-            name, number = source.name, 2
-            while name in found:  # two sources may be called the same
-                name, number = f"{source.name} ({number})", number + 1
-            found[name] = source.fingerprint()
-        return found
+        own = zip(self.names, self.sources, strict=True)
+        return {name: source.fingerprint() for name, source in own}
 
     def states(self) -> dict[str, Stateful]:
         return {"balance": self.balance, **self.adapters}
@@ -131,9 +124,8 @@ class RerankingTask:
         self.model.head.load_state_dict(parts.head_state)
 
 
-def _require_negatives(source: Source, size: int) -> None:
-    looked_at = source.pairs(list(range(min(size, _LOOKED_AT))))
-    if not any(pair.negatives for pair in looked_at):
+def _require_negatives(source: Source) -> None:
+    if not source.count_negatives()[0]:
         raise UserError(
             f"the pairs of {source.name} have no hard negatives, so there is nothing to compare a document "
             "with: make some with `moembed mine`, or set random_negatives"
