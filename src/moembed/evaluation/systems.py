@@ -80,6 +80,32 @@ class WrappedEncoder:
         return self.encoder.vectors(texts, role=role, prompt=prompt, view=view, progress=progress)
 
 
+class PromptedCopies(WrappedEncoder):
+    """Copies of a model in other processes, asked with the prompts that it has here.
+
+    They have those of its folder; those of the language of a task are known in this process alone.
+    """
+
+    def __init__(self, model: Embedder, copies: TextEncoder) -> None:
+        super().__init__(copies)
+        self.model = model
+
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        return super().space(role=role, prompt=self.model.prefix(role, prompt), view=view)
+
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        prefix = self.model.prefix(role, prompt)
+        return super().vectors(texts, role=role, prompt=prefix, view=view, progress=progress)
+
+
 class MeasuredEncoder(WrappedEncoder):
     """A text encoder that counts what it computes.
 
