@@ -24,6 +24,7 @@ from moembed.evaluation.tasks import evaluate
 from moembed.families.flat import FlatMoE
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
+from tagged_models import tagged_model
 
 mteb = pytest.importorskip("mteb")
 runner = pytest.importorskip("moembed.evaluation.mteb")
@@ -265,6 +266,19 @@ def test_cut_texts_are_counted(tmp_path: Path, moe_model: Embedder) -> None:
     task = local_task(load_any(write(tmp_path / "long.jsonl", rows)))
     mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False)
     assert (encoder.asked["long"].truncated, encoder.asked["long"].texts) == (7, 40)
+
+
+def test_experts_by_role_are_told_the_role_whatever_the_prompt(make_model: MakeModel) -> None:
+    dense = make_model(prompts={"Any-query": "eat "})
+    model = tagged_model(dense.parts(), tags=["query", "document"])
+    encoder, metadata = runner.MtebEncoder(model, NAME), SimpleNamespace(name="Any", type="Retrieval")
+    for role in ("query", "document"):
+        found = encoder.encode(
+            [{"text": WORDS}], task_metadata=metadata, hf_split="test", hf_subset="default",
+            prompt_type=SimpleNamespace(value=role),
+        )  # fmt: skip
+        prefix = "eat " if role == "query" else ""
+        np.testing.assert_allclose(found, model.encode(WORDS, prompt=prefix, tag=role), atol=1e-6)
 
 
 def test_vectors_are_shortened(moe_model: Embedder) -> None:

@@ -94,7 +94,12 @@ class MtebEncoder:
         with self.progress(f"{task_metadata.name}, {role or hf_split}", len(texts)) as advance:
             prefix, view = self.model.tokenizer.prompt(prompt), View(dim=self.dim)
             found = self.model.vectors(
-                texts, prompt=prefix, view=view, progress=advance, batch_tokens=self.batch_tokens
+                texts,
+                role=role,
+                prompt=prefix,
+                view=view,
+                progress=advance,
+                batch_tokens=self.batch_tokens,
             )
         asked = self.asked.setdefault(task_metadata.name, Asked())
         asked.prompts[role or task_metadata.type] = prompt
