@@ -73,7 +73,7 @@ def evaluate_with_scores(
         _require_own_files([*sources, *reranked.values()])
     judge = judge_of(options, loaded)
     if options.sample:
-        loaded = sample_tasks(loaded, options.sample, sources.get("static"))
+        loaded = sample_tasks(loaded, options.sample, sources.get("static"), options.allow_pickle)
 
     # ---- one system after the other; what is finished is kept at once
     outcomes: dict[str, Outcome] = {}
