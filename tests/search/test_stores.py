@@ -15,7 +15,7 @@ from conftest import Run
 from moembed.search.embed import embed_file
 from moembed.search.index import Index
 from moembed.search.index_writer import write_index
-from moembed.search.index_file import index_file
+from moembed.search.index_file import delete_rows, index_file
 from moembed.search.stores.push import PushSummary, as_json, default_name, open_store, push_index, stored_rows
 from moembed.search.stores.store import StoredRow
 from moembed.types import UserError
@@ -241,3 +241,13 @@ def test_a_text_without_a_token_is_pushed_and_lies_nowhere(url: str, name: str, 
     index = write_index(tmp_path / "i", vector_NM, rows, space_id="s", column="text")
     assert push(index, url, name).written == 12
     assert push(index, url, name).written == 0
+
+
+def test_an_index_without_rows_empties_a_collection(url: str, name: str, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]))
+    index_file(ToyModel(), source, tmp_path / "i")
+    assert push(Index.open(tmp_path / "i"), url, name).written == 3
+    delete_rows(tmp_path / "i", [row["_id"] for row in ROWS[:3]])
+    summary = push(Index.open(tmp_path / "i"), url, name, prune=True)
+    assert (summary.rows, summary.removed, summary.checked) == (0, 3, 0)
