@@ -118,6 +118,7 @@ def evaluate_system(
         model = Embedder.from_pretrained(model, dtype=dtype, allow_pickle=options.allow_pickle)
     if name != "static" and model.per_token:
         _require_plain(options)
+        tasks = [task for task in tasks if isinstance(task, RetrievalTask)] or tasks  # it ranks documents
     if name == "static":
         return evaluate_encoder(StaticEncoder(model), name, tasks, replace(options, dims=(), codecs=()), bar)
     with _computing(model, source, dtype, options) as encoder:
