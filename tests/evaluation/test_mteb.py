@@ -314,7 +314,9 @@ def test_the_revision_follows_the_model(make_model: MakeModel) -> None:
     shorter, other = make_model(), make_model(prompts={"query": "ask "})
     shorter.tokenizer.max_length = 16
     assert revision(make_model()) == revision(make_model())
-    assert len({revision(model) for model in (make_model(), make_model(seed=1), shorter, other)}) == 4
+    ends = make_model()
+    ends.tokenizer.truncation_side = "left"
+    assert len({revision(model) for model in (make_model(), make_model(seed=1), shorter, other, ends)}) == 5
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------

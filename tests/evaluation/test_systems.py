@@ -57,6 +57,14 @@ def test_a_cache_keeps_models_apart(make_model: MakeModel, tmp_path: Path) -> No
     np.testing.assert_array_equal(encoder.vectors(TEXTS, role="query").array, other.encode_query(TEXTS))
 
 
+def test_a_cache_keeps_the_ends_of_long_texts_apart(model: Embedder, tmp_path: Path) -> None:
+    texts = ["mole " * 40 + "owl " * 40]
+    CachedEncoder(model, tmp_path).vectors(texts, role="query")
+    model.tokenizer.truncation_side = "left"
+    found = CachedEncoder(model, tmp_path).vectors(texts, role="query").array
+    np.testing.assert_array_equal(found, model.vectors(texts, role="query").array)
+
+
 def test_smaller_vectors_come_from_those_known(model: Embedder) -> None:
     encoder = MeasuredEncoder(model)
     known = CachedVectors(encoder)

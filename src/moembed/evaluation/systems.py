@@ -176,7 +176,7 @@ class CachedEncoder(MeasuredEncoder):
     ) -> Vectors:
         listed = as_texts(texts)
         space = self.model.space(role=role, prompt=prompt, view=view)
-        facts = (space, self.model.dtype, self.model.max_length)
+        facts = (space, self.model.dtype, self.model.max_length, *self._other_end)
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         known = VectorCache(self.folder, name, view.dim or self.model.dim)
         computed, cut = self.texts, self.truncated
@@ -192,6 +192,12 @@ class CachedEncoder(MeasuredEncoder):
         if progress:
             progress(len(listed) - (self.texts - computed))
         return Vectors(array, self.truncated - cut, space)
+
+    @property
+    def _other_end(self) -> tuple[str, ...]:
+        """What is told of a model that reads the end of a long text, not its beginning."""
+        tokenizer = getattr(self.model, "tokenizer", None)  # of a model on a server there is none
+        return ("left",) if tokenizer and tokenizer.truncation_side == "left" else ()
 
 
 class KeepsDocuments(MeasuredEncoder):
