@@ -89,7 +89,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-
 def _written(value: Any) -> str:
     if isinstance(value, bytes):
         return b64encode(value).decode()

@@ -276,7 +276,8 @@ def test_a_model_that_is_called_as_a_baseline_is_refused(
     for model in ("runs/old", make_model(num_layers=2)):
         with pytest.raises(UserError, match=f"'{name}' is what a baseline is called"):
             evaluate({"runs/new": "runs/new", name: model}, "data/moles")
-    found = evaluate({"runs/new": "runs/new", "bm25": "bm25"}, "data/moles", EvaluationOptions(baselines=False))
+    models = {"runs/new": "runs/new", "bm25": "bm25"}
+    found = evaluate(models, "data/moles", EvaluationOptions(baselines=False))
     assert found.systems == ["runs/new", "bm25"]
 
 
@@ -292,4 +293,5 @@ def test_a_sample_reads_the_weights_that_may_be_read(world: Path) -> None:
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     options = EvaluationOptions(sample=2, allow_pickle=True, dtype="float32")
-    assert "sampled: rank correlation" in " ".join(evaluate("runs/old", "data/moles", options).tasks["moles"].notes)
+    notes = evaluate("runs/old", "data/moles", options).tasks["moles"].notes
+    assert "sampled: rank correlation" in " ".join(notes)

@@ -57,9 +57,7 @@ def test_a_composed_model_takes_what_its_models_have_for_a_language(
     write_composed(tmp_path / "composed", [str(tmp_path / "model")], ComposedEncoder([model]))
     expected = cosines(tmp_path / "model")
     np.testing.assert_allclose(cosines(tmp_path / "composed"), expected, atol=1e-6)
-    np.testing.assert_allclose(
-        cosines(tmp_path / "composed", cache=tmp_path / "kept"), expected, atol=1e-6
-    )
+    np.testing.assert_allclose(cosines(tmp_path / "composed", cache=tmp_path / "kept"), expected, atol=1e-6)
     tags = tagged_model(model.parts(), tags=["de", "en"])
     tags.save_pretrained(tmp_path / "tags")
     write_composed(tmp_path / "both", [str(tmp_path / "tags")], ComposedEncoder([tags]))

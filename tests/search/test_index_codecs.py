@@ -206,7 +206,7 @@ def test_what_cannot_be_compressed_is_refused_and_left_alone(tmp_path: Path) -> 
     symmetric.mkdir()
     put(symmetric, [row(number) for number in range(4)])
     compress_index(symmetric / "i", "binary-symmetric")
-    with pytest.raises(UserError, match="query 0 .counted from 0. has NaN"):
+    with pytest.raises(UserError, match=r"query 0 .* NaN"):
         Index.open(symmetric / "i").search(np.full((1, 8), np.nan, np.float32), 1)
     with pytest.raises(UserError, match="holds codes of binary, and a database needs vectors"):
         push_index(index, None)  # type: ignore[arg-type]

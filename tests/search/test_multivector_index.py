@@ -246,5 +246,5 @@ def test_token_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     put(tmp_path, [row(0), row(1)])
     index = Index.open(tmp_path / "i")
     for exact in (False, True):
-        with pytest.raises(UserError, match="query token 1 .counted from 0. has NaN"):
+        with pytest.raises(UserError, match=r"query token 1 .* NaN"):
             index.search(as_tokens([np.array([[1.0] * 8, [np.nan] * 8], np.float32)]), exact=exact)

@@ -14,8 +14,8 @@ from toys import ToyModel
 from conftest import Run
 from moembed.search.embed import embed_file
 from moembed.search.index import Index
-from moembed.search.index_writer import write_index
 from moembed.search.index_file import delete_rows, index_file
+from moembed.search.index_writer import write_index
 from moembed.search.stores.push import PushSummary, as_json, default_name, open_store, push_index, stored_rows
 from moembed.search.stores.store import StoredRow
 from moembed.types import UserError
