@@ -194,10 +194,11 @@ def _composed(
         return Embedder.from_pretrained(place, dtype=options.dtype, allow_pickle=options.allow_pickle)
 
     encoder = read_composed(folder, opened)
-    about = {"space_id": encoder.space(role="document"), "dtype": options.dtype}
+    about: dict[str, Any] = {"space_id": encoder.space(role="document"), "dtype": options.dtype}
     models = [one for one in encoder.encoders if isinstance(one, Embedder)]
     tables = [one for one in encoder.encoders if isinstance(one, StaticEmbedder)]
-    count = encoder.num_parameters() + sum(part.num_parameters() for part in (*models, *tables))
+    count = encoder.num_parameters() + sum(model.num_parameters() for model in models)
+    count += sum(table.num_parameters() for table in tables)
     if options.cache:
         encoder.encoders = [
             CachedEncoder(one, Path(options.cache)) if isinstance(one, Embedder) else one
@@ -205,9 +206,9 @@ def _composed(
         ]
     outcome = evaluate_encoder(encoder, name, tasks, options, bar, models)
     outcome.cost = replace(outcome.cost, parameters=count)
-    outcome.about = about
     if options.wrong_tags and any(model.tags is not None for model in models):
-        outcome.about["wrong_tags"] = options.wrong_tags
+        about["wrong_tags"] = options.wrong_tags
+    outcome.about = about
     return outcome
 
 
