@@ -149,3 +149,18 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
 
 def test_a_write_that_numpy_cut_is_a_full_disk() -> None:
     assert reason(OSError("768000 requested and 42976 written")).startswith("the disk seems to be full")
+
+
+def test_the_folder_that_one_stands_in_is_locked_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "out"
+    here.mkdir()
+    (here / "before").touch()
+    monkeypatch.chdir(here)
+    with locked(Path(".")), pytest.raises(UserError, match="out is in use"), locked(here):
+        pass
+    with replacing(Path(".")) as made:
+        (made / "after").touch()
+    assert [entry.name for entry in here.iterdir()] == ["after"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

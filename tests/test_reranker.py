@@ -296,3 +296,10 @@ def test_training_and_serving_give_the_same_logits(tmp_path: Path, pair_backend:
     trained = model.train()(batch).vector_BM[:, 0].sigmoid().detach().numpy()
     assert np.allclose(trained, served, atol=1e-6)
     assert torch.is_grad_enabled()
+
+
+def test_an_activation_that_is_not_known_is_refused(tmp_path: Path, pair_backend: Backend) -> None:
+    make_folder(tmp_path, "bert", pair_backend)
+    model = Reranker.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="the activation 'none' is not known"):
+        model.scores(QUERY, DOCUMENTS[:3], activation="none")

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
@@ -68,13 +69,15 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
 
 
 def print_json(value: Any) -> None:
-    """On standard output; NaN and infinity, which JSON lacks, become null."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    """On standard output. NaN and infinity, which JSON lacks, become null; dates and times ISO 8601, bytes
+    base64, and other values their text."""
+    value = _finite(value)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_written)
     out = _result[-1] if _result else sys.stdout
     try:
         text.encode(getattr(out, "encoding", None) or "utf-8")
     except UnicodeEncodeError:  # what a terminal cannot show becomes \\xfc there, which is no JSON
-        text = json.dumps(_finite(value), indent=2, allow_nan=False)
+        text = json.dumps(value, indent=2, allow_nan=False, default=_written)
     print(text, file=out)
 
 
@@ -84,6 +87,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -149,17 +149,18 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or not writable, or another process writes there.
     """
-    fresh, old = (path.with_name(f".{path.name}.{word}") for word in ("new", "old"))
+    place = Path(os.path.abspath(path))  # "." has no name
+    fresh, old = (place.with_name(f".{place.name}.{word}") for word in ("new", "old"))
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(fresh, path, folder=True)
         try:
             _empty(fresh)  # of what a killed process left
             yield fresh
-            if path.exists():
+            if place.exists():
                 shutil.rmtree(old, ignore_errors=True)
-                path.rename(old)
-            fresh.rename(path)
+                place.rename(old)
+            fresh.rename(place)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -179,14 +180,13 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         InUseError: another process (or thread) holds it.
-        UserError: the place is not writable, or a folder without a name of its own (``.``).
+        UserError: the place is not writable.
     """
-    if path.name in ("", ".."):
-        raise UserError(f"{str(path)!r} is no name for a folder: name one in it, or give its full path")
-    inside = path.is_dir() and not os.access(path.parent, os.W_OK)
-    file = path / ".lock" if inside else path.with_name(f".{path.name}.lock")
+    place = Path(os.path.abspath(path))  # "." has no name
+    inside = path.is_dir() and not (place.name and os.access(place.parent, os.W_OK))
+    file = path / ".lock" if inside else place.with_name(f".{place.name}.lock")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(file, path)
     try:
         yield

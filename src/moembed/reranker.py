@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from moembed.encoding import Progress, as_texts
 from moembed.folder.bases import locate_base
 from moembed.folder.reranker import read_reranker, write_reranker
-from moembed.folder.reranker_parts import RerankerParts
+from moembed.folder.reranker_parts import Activation, RerankerParts
 from moembed.inference.engine import Engine
 from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits, is_count
 from moembed.inference.pairs import PairRows, pair_rows
@@ -247,6 +247,9 @@ class Reranker(nn.Module):
             raise UserError(f"the query is a {type(query).__name__}, not a string")
         require_unicode(query, "the query")  # which is no prompt: {} has no meaning in it
         check_limits(batch_tokens, None)
+        known = get_args(Activation)
+        if activation not in (None, *known):
+            raise UserError(f"the activation {activation!r} is not known (known: {', '.join(known)})")
         pairs = [(self.prompt + query, text) for text in as_texts(texts)]
         array, cut = np.zeros(len(pairs), dtype=np.float32), np.zeros(len(pairs), dtype=np.int64)
         tokens = 0

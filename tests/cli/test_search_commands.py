@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from conftest import Run
 from moembed.embedder import Embedder
 from moembed.files import locked
+from moembed.folder.reranker import fresh_reranker
+from moembed.reranker import Reranker
 from moembed.search import embed as embed_module
 from moembed.search.index_writer import write_index
 
@@ -239,3 +245,25 @@ def test_index_filter_update_delete_and_hybrid_search(run: Run, saved_model: Pat
         "archived": "true or false",
     }
     assert "archived (true or false)" in run("index", "info", tmp_path / "i")[1]
+
+
+def test_columns_that_json_has_no_word_for_are_printed(run: Run, saved_model: Path, tmp_path: Path) -> None:
+    columns = {
+        "text": TEXTS,
+        "when": [datetime(2024, 1, 31, 18, 30, tzinfo=timezone.utc), None],
+        "day": [date(2024, 1, 31)] * 2,
+        "price": [Decimal("1.50")] * 2,
+        "raw": [b"owl"] * 2,
+    }
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), source)
+    assert run("index", source, "--model", saved_model, "--out", tmp_path / "i")[0] == 0
+    code, out, err = run("search", tmp_path / "i", "owls", "--json", "--where", 'when >= "2024-01-01"')
+    assert code == 0, err
+    (hit,) = json.loads(out)
+    told = {"when": "2024-01-31T18:30:00+00:00", "day": "2024-01-31", "price": "1.50", "raw": "b3ds"}
+    assert {name: hit[name] for name in told} == told
+    Reranker(fresh_reranker(saved_model)).save_pretrained(tmp_path / "reranker")
+    code, out, err = run("rerank", tmp_path / "reranker", source, "--query", "owls", "--json")
+    assert code == 0, err
+    assert [row["row"]["day"] for row in json.loads(out)] == ["2024-01-31"] * 2

@@ -342,6 +342,16 @@ def test_a_function_is_a_generator(corpus: Path, tmp_path: Path, run: Run, monke
     assert (code, "gave a int: it must give a text" in err) == (2, True)
     code, _, err = run(*base, "b.jsonl", "--generator", "json:loads")
     assert (code, "the generator json:loads failed (JSONDecodeError: " in err) == (2, True)
+    for module, body in (
+        ("broken", "def write(:"),
+        ("failing", "1 / 0"),
+        ("lacking", "import no_such_thing"),
+    ):
+        (tmp_path / f"my_{module}.py").write_text(body)
+        code, _, err = run(*base, "b.jsonl", "--generator", f"my_{module}:write")
+        told = f"error: cannot import the generator my_{module}:write ("
+        assert (code, err.startswith(told)) == (2, True), err
+        assert err.count("\n") == 1
     assert CallableGenerator("json:dumps").ignored == []  # takes **kw
 
 

@@ -195,7 +195,7 @@ def test_what_cannot_be_compared_is_told_before_anything_is_evaluated(
     def evaluated(*_: object) -> None:
         raise AssertionError("hours of work that are lost")
 
-    monkeypatch.setattr("moembed.runs.suites.evaluate", evaluated)
+    monkeypatch.setattr("moembed.runs.suites.evaluate_with_scores", evaluated)
     pairs = [{"sentence1": f"owl {i}", "sentence2": f"mole {i}", "score": i} for i in range(9)]
     for name in ("alike", "near"):
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
@@ -224,3 +224,30 @@ def test_a_file_of_an_earlier_evaluation_does_not_take_the_place_of_its_scores(p
     save_scores("kept/z-older.parquet", made, about)
     assert run(*command)[0] == 0
     assert json.loads(Path("out.json").read_text())["suites"]["drops"]["model"] == first
+
+
+def test_what_is_not_kept_is_not_said_to_be_kept(
+    place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moembed.runs.system.routing", stopped)  # BM25 is finished, the model almost
+    command = ("evaluate", "bm25", "model", "--no-baselines", "--suite", "law.yaml", "--against", "web.yaml")
+    code, _, err = run(*command)
+    assert (code, err.startswith("stopped: nothing is kept")) == (130, True), err
+    code, _, err = run(*command, "--keep", "kept")
+    assert (code, err) == (130, "stopped: the scores of bm25 are kept in kept\n")
+
+
+def test_scores_that_cannot_be_kept_are_compared_all_the_same(
+    place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("moembed.runs.evaluate.save_scores", full)
+    command = ("evaluate", "model", "--no-baselines", "--suite", "law.yaml", "--against", "web.yaml")
+    code, out, err = run(*command, "--keep", "kept", "--json")
+    assert (code, "could not be written into kept" in err) == (2, True), err
+    assert list(json.loads(out)["suites"]["drops"]) == ["model"]

@@ -12,6 +12,7 @@ from conftest import MakeModel
 from judged import DOCUMENTS, QUERIES, task_of
 from moembed.encoding import TokenVectors, no_bar
 from moembed.evaluation import tasks
+from moembed.evaluation.files import PairTask
 from moembed.evaluation.metrics import evaluate_ranking
 from moembed.evaluation.tasks import evaluate
 from moembed.losses.late_interaction import maxsim
@@ -65,3 +66,12 @@ def test_sizes_of_one_vector_are_refused(make_model: MakeModel, options: dict[st
     with pytest.raises(UserError, match=rf"{next(iter(options))} is for models of one vector"):
         evaluate_system("late", model, [task_of("retrieval")], EvaluationOptions(**options), no_bar)
     evaluate(task_of("retrieval"), model)  # without, it goes
+
+
+def test_tasks_without_documents_have_no_score_of_it(make_model: MakeModel) -> None:
+    pairs = PairTask("sts", "sts", ["a", "b", "c"], ["b", "c", "a"], np.array([1.0, 2, 3]), [""] * 3, [])
+    model, ranked = make_model(pooling="tokens", num_layers=1), task_of("retrieval")
+    outcome = evaluate_system("late", model, [pairs, ranked], EvaluationOptions(), no_bar)
+    assert list(outcome.scores) == ["some"]
+    with pytest.raises(UserError, match="a vector of every token"):
+        evaluate_system("late", model, [pairs], EvaluationOptions(), no_bar)

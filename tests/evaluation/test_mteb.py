@@ -24,6 +24,7 @@ from moembed.evaluation.tasks import evaluate
 from moembed.families.flat import FlatMoE
 from moembed.moe.router import RouterConfig
 from moembed.types import UserError
+from tagged_models import tagged_model
 
 mteb = pytest.importorskip("mteb")
 runner = pytest.importorskip("moembed.evaluation.mteb")
@@ -267,6 +268,19 @@ def test_cut_texts_are_counted(tmp_path: Path, moe_model: Embedder) -> None:
     assert (encoder.asked["long"].truncated, encoder.asked["long"].texts) == (7, 40)
 
 
+def test_experts_by_role_are_told_the_role_whatever_the_prompt(make_model: MakeModel) -> None:
+    dense = make_model(prompts={"Any-query": "eat "})
+    model = tagged_model(dense.parts(), tags=["query", "document"])
+    encoder, metadata = runner.MtebEncoder(model, NAME), SimpleNamespace(name="Any", type="Retrieval")
+    for role in ("query", "document"):
+        found = encoder.encode(
+            [{"text": WORDS}], task_metadata=metadata, hf_split="test", hf_subset="default",
+            prompt_type=SimpleNamespace(value=role),
+        )  # fmt: skip
+        prefix = "eat " if role == "query" else ""
+        np.testing.assert_allclose(found, model.encode(WORDS, prompt=prefix, tag=role), atol=1e-6)
+
+
 def test_vectors_are_shortened(moe_model: Embedder) -> None:
     encoder = runner.MtebEncoder(moe_model, NAME, "main", dim=4)
     metadata = SimpleNamespace(name="any", type="STS")
@@ -300,7 +314,9 @@ def test_the_revision_follows_the_model(make_model: MakeModel) -> None:
     shorter, other = make_model(), make_model(prompts={"query": "ask "})
     shorter.tokenizer.max_length = 16
     assert revision(make_model()) == revision(make_model())
-    assert len({revision(model) for model in (make_model(), make_model(seed=1), shorter, other)}) == 4
+    ends = make_model()
+    ends.tokenizer.truncation_side = "left"
+    assert len({revision(model) for model in (make_model(), make_model(seed=1), shorter, other, ends)}) == 5
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
 
 from conftest import TEXTS, MakeModel
 from moembed.embedder import Embedder
@@ -53,6 +55,14 @@ def test_a_cache_keeps_models_apart(make_model: MakeModel, tmp_path: Path) -> No
     CachedEncoder(one, tmp_path).vectors(TEXTS, role="query")
     encoder = CachedEncoder(other, tmp_path)
     np.testing.assert_array_equal(encoder.vectors(TEXTS, role="query").array, other.encode_query(TEXTS))
+
+
+def test_a_cache_keeps_the_ends_of_long_texts_apart(model: Embedder, tmp_path: Path) -> None:
+    texts = ["mole " * 40 + "owl " * 40]
+    CachedEncoder(model, tmp_path).vectors(texts, role="query")
+    model.tokenizer.truncation_side = "left"
+    found = CachedEncoder(model, tmp_path).vectors(texts, role="query").array
+    np.testing.assert_array_equal(found, model.vectors(texts, role="query").array)
 
 
 def test_smaller_vectors_come_from_those_known(model: Embedder) -> None:
@@ -119,3 +129,12 @@ def test_static_vectors_are_weighted_sums_of_centred_word_vectors(model: Embedde
     np.testing.assert_allclose(vectors[0], expected / np.linalg.norm(expected), atol=1e-6)
     np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-6)  # a bag of words has no order
     assert not vectors[2].any()
+
+
+def test_static_vectors_of_a_tokenizer_without_special_tokens(model: Embedder) -> None:
+    backend = Backend.from_str(model.tokenizer.backend.to_str())
+    backend.post_processor = processors.Sequence([])
+    model.tokenizer = model.tokenizer.replaced(backend=backend)
+    found = StaticEncoder(model).vectors(["owls", "", "voles"]).array
+    assert found.any(axis=1).tolist() == [True, False, True]
+    assert not StaticEncoder(model).vectors([""]).array.any()

@@ -114,6 +114,8 @@ def test_names_that_they_know(both: Both, texts: list[str]) -> None:
     assert np.abs(ours.similarity_pairwise(vectors, vectors.flip(0)) - expected.numpy()).max() <= EQUAL
     with pytest.raises(UserError, match=re.escape("vectors (8, 16) and (1, 16) are not pairs")):
         ours.similarity_pairwise(vectors, vectors[0])
+    with pytest.raises(UserError, match="not of one width"):
+        ours.similarity(vectors, vectors[:, :3])
 
 
 def test_a_model_shows_itself_in_one_line(moe_model: Embedder, make_model: MakeModel) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from conftest import MakeModel
 from moembed.embedder import Embedder
+from moembed.encoding import truncate
 from moembed.export.gguf.export import export_gguf
 from moembed.export.nomic import to_nomic
 from moembed.export.onnx.encoder import build
@@ -107,3 +108,15 @@ def test_a_model_of_one_vector_has_none_of_tokens(make_model: MakeModel) -> None
         PoolingConfig("tokens+mean")
     with pytest.raises(ValueError, match="'mean' has no dim"):
         PoolingOptions(name="mean", dim=4)
+
+
+def test_tokens_of_fewer_coordinates_are_the_first_ones(
+    model: Embedder, texts: list[str], tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path / "m")
+    whole = Embedder.from_pretrained(tmp_path / "m", device="cpu")
+    short = Embedder.from_pretrained(tmp_path / "m", device="cpu", dim=6)
+    expected, found = whole.encode_tokens(texts, role="query"), short.encode_tokens(texts, role="query")
+    np.testing.assert_allclose(found.vector_TM, truncate(expected.vector_TM, 6), atol=1e-6)
+    assert found.length_N.tolist() == expected.length_N.tolist()
+    assert found.space != expected.space

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from conftest import TEXTS, MakeModel, Run
 from moembed import EvaluationOptions, EvaluationResult, UserError, evaluate
@@ -265,3 +267,31 @@ def test_mteb_takes_the_first_of_several_sizes_and_says_so(
         assert code == 0, err
         assert ("of --dims the first, 64" in err) == ("," in dims)
     assert asked == [64, 64, None]
+
+
+@pytest.mark.parametrize("name", ["bm25", "static", "base"])
+def test_a_model_that_is_called_as_a_baseline_is_refused(
+    world: Path, make_model: MakeModel, name: str
+) -> None:
+    for model in ("runs/old", make_model(num_layers=2)):
+        with pytest.raises(UserError, match=f"'{name}' is what a baseline is called"):
+            evaluate({"runs/new": "runs/new", name: model}, "data/moles")
+    models = {"runs/new": "runs/new", "bm25": "bm25"}
+    found = evaluate(models, "data/moles", EvaluationOptions(baselines=False))
+    assert found.systems == ["runs/new", "bm25"]
+
+
+@pytest.mark.parametrize("recipe", ["base: \xe9", "- base", "base: 3", "base: [a]", "base: {a: b}"])
+def test_a_recipe_that_is_none_of_ours_tells_no_base(world: Path, recipe: str) -> None:
+    (world / "runs" / "old" / "recipe.yaml").write_bytes(recipe.encode("latin-1"))
+    assert evaluate("runs/old", "data/moles").systems == ["bm25", "static", "runs/old"]
+
+
+def test_a_sample_reads_the_weights_that_may_be_read(world: Path) -> None:
+    folder = world / "runs" / "old" / "model"
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    options = EvaluationOptions(sample=2, allow_pickle=True, dtype="float32")
+    notes = evaluate("runs/old", "data/moles", options).tasks["moles"].notes
+    assert "sampled: rank correlation" in " ".join(notes)

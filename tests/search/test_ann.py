@@ -399,3 +399,14 @@ def test_codes_and_an_approximate_engine_exclude_each_other(tmp_path: Path) -> N
     with pytest.raises(UserError, match="holds codes, which are searched exactly"):
         make(tmp_path / "graph", range(60), engine="qdrant-edge")
     assert len(Index.open(tmp_path / "graph")) == 60
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"), [((8,), "must be a matrix"), ((1, 7), "7 dimensions and documents 8"), ((1, 8), "NaN")]
+)
+def test_vectors_that_are_no_queries_are_one_sentence(
+    folder: Path, shape: tuple[int, ...], told: str
+) -> None:
+    index = Index.open(folder)
+    with pytest.raises(UserError, match=told):
+        index.search(np.full(shape, np.nan if told == "NaN" else 1.0, np.float32), 3)

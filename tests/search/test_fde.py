@@ -159,6 +159,7 @@ def test_numbers_of_partitions_are_gray_codes() -> None:
     [
         ("repetitions=0", r"repetitions .* 1\.\.1024, not 0"),
         ("k_sim=13", r"k_sim .* 0\.\.12, not 13"),
+        ("k_sim=99999999999999", r"k_sim .* 0\.\.12, not 99999999999999"),
         ("d_proj=7", r"d_proj .* 0\.\.6, not 7"),
         ("final_dim=99999", "final_dim"),
         ("planes=3", "'planes=3' is no setting"),

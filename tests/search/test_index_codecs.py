@@ -200,8 +200,14 @@ def test_what_cannot_be_compressed_is_refused_and_left_alone(tmp_path: Path) -> 
     with pytest.raises(UserError, match="holds codes of binary, from which no int8 can be made"):
         compress_index(tmp_path / "i", "int8")
     index = Index.open(tmp_path / "i")
-    with pytest.raises(UserError, match="do not fit codes of 8 dimensions"):
+    with pytest.raises(UserError, match="queries have 7 dimensions and documents 8"):
         index.search(np.zeros((1, 7), np.float32), 1)
+    symmetric = tmp_path / "symmetric"
+    symmetric.mkdir()
+    put(symmetric, [row(number) for number in range(4)])
+    compress_index(symmetric / "i", "binary-symmetric")
+    with pytest.raises(UserError, match=r"query 0 .* NaN"):
+        Index.open(symmetric / "i").search(np.full((1, 8), np.nan, np.float32), 1)
     with pytest.raises(UserError, match="holds codes of binary, and a database needs vectors"):
         push_index(index, None)  # type: ignore[arg-type]
     assert contents(tmp_path / "i") == before

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import ToyModel, contents, killed_after, write_jsonl
 
+from conftest import MakeModel
 from moembed.files import locked
 from moembed.search.embed import EmbedConfig, embed_file
 from moembed.search.index import Index
@@ -22,6 +23,7 @@ from moembed.search.index_file import IndexSummary, delete_rows, index_file
 from moembed.search.index_manifest import MULTI_VECTOR, UPDATED, read_manifest
 from moembed.search.index_writer import write_index
 from moembed.types import UserError
+from tagged_models import tagged_model
 
 SMALL = EmbedConfig(block_rows=3, model_path="toy")
 
@@ -454,3 +456,18 @@ def test_a_copy_of_the_folder_is_the_index(tmp_path):
     assert held(tmp_path / "copy/i").keys() == {"d1", "d2", "d3", "d4"}
     delete_rows(tmp_path / "copy/i", ["d1"])
     assert not list((tmp_path / "copy/i").glob(".*"))
+
+
+def test_experts_by_role_embed_documents_where_there_are_no_prompts(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    write_jsonl(tmp_path / "docs.jsonl", [{"id": "a", "text": "owls hunt"}, {"id": "b", "text": "moles dig"}])
+    for router in ({}, {"default_tag": "query"}):
+        model = tagged_model(make_model(prompts={}).parts(), tags=["query", "document"], **router)
+        assert not np.allclose(model.encode_query(["owls hunt"]), model.encode_document(["owls hunt"]))
+        path = tmp_path / f"i{len(router)}"
+        index_file(model, tmp_path / "docs.jsonl", path)
+        index = Index.open(path)
+        (vector_NM,) = index.vectors()
+        np.testing.assert_allclose(vector_NM, model.encode_document(["owls hunt", "moles dig"]), atol=1e-6)
+        assert len(index.search("owls", model=model)[0]) == 2

@@ -240,3 +240,11 @@ def test_from_the_command_line(run: Run, make_model: MakeModel, tmp_path: Path) 
     assert (code, "`pooling: tokens`" in err) == (2, True)
     with pytest.raises(UserError, match="needs one vector of a text"):
         embed_file(model, source, tmp_path / "v")
+
+
+def test_token_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, [row(0), row(1)])
+    index = Index.open(tmp_path / "i")
+    for exact in (False, True):
+        with pytest.raises(UserError, match=r"query token 1 .* NaN"):
+            index.search(as_tokens([np.array([[1.0] * 8, [np.nan] * 8], np.float32)]), exact=exact)

@@ -14,7 +14,8 @@ from toys import ToyModel
 from conftest import Run
 from moembed.search.embed import embed_file
 from moembed.search.index import Index
-from moembed.search.index_file import index_file
+from moembed.search.index_file import delete_rows, index_file
+from moembed.search.index_writer import write_index
 from moembed.search.stores.push import PushSummary, as_json, default_name, open_store, push_index, stored_rows
 from moembed.search.stores.store import StoredRow
 from moembed.search.where import read_where
@@ -248,6 +249,7 @@ def test_the_command_line_pushes_and_says_where(run: Run, url: str, name: str, t
     ("to", "said"),
     [
         ("mysql://host", "--to is the address of a database"),
+        ("qdrant://[::1", "Invalid IPv6 URL"),
         ("qdrant://127.0.0.1:1", "Qdrant"),
         ("postgresql://nobody@127.0.0.1:1/x", "PostgreSQL"),
         ("qdrant://host/path", "no address of Qdrant"),
@@ -268,3 +270,22 @@ def test_what_cannot_be_reached_is_one_sentence(run: Run, tmp_path: Path, to: st
 
 def test_the_name_of_a_collection_is_plain() -> None:
     assert default_name(Path("/data/My notes.index")) == "my_notes_index"
+
+
+def test_a_text_without_a_token_is_pushed_and_lies_nowhere(url: str, name: str, tmp_path: Path) -> None:
+    vector_NM = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
+    vector_NM[[0, 5]] = 0
+    rows = [{"_id": f"d{n}", "text": f"text {n}"} for n in range(12)]
+    index = write_index(tmp_path / "i", vector_NM, rows, space_id="s", column="text")
+    assert push(index, url, name).written == 12
+    assert push(index, url, name).written == 0
+
+
+def test_an_index_without_rows_empties_a_collection(url: str, name: str, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:3]))
+    index_file(ToyModel(), source, tmp_path / "i")
+    assert push(Index.open(tmp_path / "i"), url, name).written == 3
+    delete_rows(tmp_path / "i", [row["_id"] for row in ROWS[:3]])
+    summary = push(Index.open(tmp_path / "i"), url, name, prune=True)
+    assert (summary.rows, summary.removed, summary.checked) == (0, 3, 0)

@@ -9,10 +9,11 @@ import pytest
 
 from moembed.cli.stress import SHOW
 from moembed.evaluation.beir import load_task, save_task
-from moembed.stress import capacity, long_context
+from moembed.stress import capacity, invariance, long_context
 from moembed.stress.limit import limit_task
 from moembed.stress.subject import Subject
 from moembed.stress.suite import PARTS, Settings, stress
+from tagged_models import tagged_model
 
 
 @pytest.fixture
@@ -98,3 +99,22 @@ def test_mistakes_are_one_sentence(arguments: tuple[str, ...], complaint: str, r
     code, _, err = run("stress", *arguments)
     assert code == 2
     assert complaint in err
+
+
+def test_a_model_of_token_vectors_is_left_out_where_a_text_needs_one_vector(
+    make_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "STEPS", 20)
+    monkeypatch.setattr(long_context, "LENGTHS", (256,))
+    model, task = make_model(pooling="tokens", max_positions=300), limit_task(4)
+    settings = Settings(limit_tasks=[task], dims=(2,), noise_task=task)
+    result = stress(
+        [Subject("late", model)], list(PARTS), settings, lambda what, total: nullcontext(lambda count: None)
+    )
+    asked = [part for part, found in result.items() if found.systems]
+    assert asked == ["limit", "long", "noise"]
+
+
+def test_experts_by_role_are_asked_without_a_prompt(make_model) -> None:
+    model = tagged_model(make_model(max_positions=64, prompts={}).parts(), tags=["query", "document"])
+    assert invariance.measure(Subject("roles", model)) is not None

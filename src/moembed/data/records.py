@@ -40,7 +40,7 @@ class Record:
         value = self._cell(column)
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
             raise UserError(f"{self.place}: the {column} {value!r} is not a number")

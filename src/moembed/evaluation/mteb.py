@@ -94,7 +94,12 @@ class MtebEncoder:
         with self.progress(f"{task_metadata.name}, {role or hf_split}", len(texts)) as advance:
             prefix, view = self.model.tokenizer.prompt(prompt), View(dim=self.dim)
             found = self.model.vectors(
-                texts, prompt=prefix, view=view, progress=advance, batch_tokens=self.batch_tokens
+                texts,
+                role=role,
+                prompt=prefix,
+                view=view,
+                progress=advance,
+                batch_tokens=self.batch_tokens,
             )
         asked = self.asked.setdefault(task_metadata.name, Asked())
         asked.prompts[role or task_metadata.type] = prompt
@@ -159,8 +164,10 @@ def model_meta(model: Embedder, name: str, revision: str | None = None, dim: int
 def _digest(model: Embedder) -> str:
     tokenizer = model.tokenizer
     prompts = sorted(tokenizer.prompts.items())
-    facts = (model.space(), prompts, tokenizer.default_prompt, tokenizer.max_length)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:40]
+    facts = [model.space(), prompts, tokenizer.default_prompt, tokenizer.max_length]
+    if tokenizer.truncation_side == "left":  # which end of a long text is read
+        facts.append("left")
+    return hashlib.sha256(repr(tuple(facts)).encode()).hexdigest()[:40]
 
 
 def find_tasks(names: Sequence[str]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class StaticEncoder:
         return Vectors(array, truncated, self.space(prompt=prompt, view=view))
 
     def _embed(self, rows: list[list[int]]) -> np.ndarray:
-        token_T = torch.from_numpy(np.concatenate(rows, dtype=np.int64))
+        token_T = torch.from_numpy(np.fromiter(chain.from_iterable(rows), dtype=np.int64))
         start_B = torch.tensor([0, *accumulate(len(row) for row in rows)][:-1])
         sum_BD = F.embedding_bag(token_T, self.table_VD, start_B, mode="sum")
         return F.normalize(sum_BD, dim=-1).numpy()  # a text without a token stays zero

@@ -80,6 +80,32 @@ class WrappedEncoder:
         return self.encoder.vectors(texts, role=role, prompt=prompt, view=view, progress=progress)
 
 
+class PromptedCopies(WrappedEncoder):
+    """Copies of a model in other processes, asked with the prompts that it has here.
+
+    They have those of its folder; those of the language of a task are known in this process alone.
+    """
+
+    def __init__(self, model: Embedder, copies: TextEncoder) -> None:
+        super().__init__(copies)
+        self.model = model
+
+    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
+        return super().space(role=role, prompt=self.model.prefix(role, prompt), view=view)
+
+    def vectors(
+        self,
+        texts: Iterable[str],
+        *,
+        role: str | None = None,
+        prompt: str | None = None,
+        view: View = FULL,
+        progress: Progress | None = None,
+    ) -> Vectors:
+        prefix = self.model.prefix(role, prompt)
+        return super().vectors(texts, role=role, prompt=prefix, view=view, progress=progress)
+
+
 class MeasuredEncoder(WrappedEncoder):
     """A text encoder that counts what it computes.
 
@@ -150,7 +176,7 @@ class CachedEncoder(MeasuredEncoder):
     ) -> Vectors:
         listed = as_texts(texts)
         space = self.model.space(role=role, prompt=prompt, view=view)
-        facts = (space, self.model.dtype, self.model.max_length)
+        facts = (space, self.model.dtype, self.model.max_length, *self._other_end)
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         known = VectorCache(self.folder, name, view.dim or self.model.dim)
         computed, cut = self.texts, self.truncated
@@ -166,6 +192,12 @@ class CachedEncoder(MeasuredEncoder):
         if progress:
             progress(len(listed) - (self.texts - computed))
         return Vectors(array, self.truncated - cut, space)
+
+    @property
+    def _other_end(self) -> tuple[str, ...]:
+        """What is told of a model that reads the end of a long text, not its beginning."""
+        tokenizer = getattr(self.model, "tokenizer", None)  # of a model on a server there is none
+        return ("left",) if tokenizer and tokenizer.truncation_side == "left" else ()
 
 
 class KeepsDocuments(MeasuredEncoder):

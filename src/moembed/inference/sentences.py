@@ -204,8 +204,14 @@ class Sentences:
         return array
 
     def similarity(self, one: np.ndarray | Tensor, other: np.ndarray | Tensor) -> np.ndarray:
-        """Cosines of all vectors of ``one`` with all of ``other``: ``(N, K)``; a single vector is one row."""
+        """Cosines of all vectors of ``one`` with all of ``other``: ``(N, K)``; a single vector is one row.
+
+        Raises:
+            UserError: vectors of other widths.
+        """
         one_NM, other_KM = _unit_rows(one), _unit_rows(other)
+        if one_NM.shape[1] != other_KM.shape[1]:
+            raise UserError(f"vectors {one_NM.shape} and {other_KM.shape} are not of one width")
         return one_NM @ other_KM.T
 
     def similarity_pairwise(self, one: np.ndarray | Tensor, other: np.ndarray | Tensor) -> np.ndarray:

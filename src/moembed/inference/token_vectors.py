@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from moembed.encoding import FULL, Progress, Tag, TokenVectors, View, as_texts
+from moembed.encoding import FULL, Progress, Tag, TokenVectors, View, as_texts, truncate
 from moembed.inference.engine import Engine
 from moembed.inference.options import check_limits
 from moembed.inference.tagging import TaggedSentences
@@ -118,6 +118,7 @@ class TokenSentences(TaggedSentences):
             own = None if tags is None else [tags[i] for i in group]
             batch = pack([rows[i] for i in group], prompt_tokens=prompts, tags=own).to(device)
             vector_TM = unit_vectors(encoder, self.pooling, self.head, batch).vector_BM.cpu().numpy()
+            vector_TM = truncate(vector_TM, self.dim if self.dim < vector_TM.shape[1] else None)
             kept = [self.pooling.config.vectors_of(len(rows[i]), prompt) for i in group]
             for i, some in zip(group, np.split(vector_TM, np.cumsum(kept)[:-1]), strict=True):
                 found[i] = some

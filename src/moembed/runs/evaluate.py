@@ -51,6 +51,16 @@ def evaluate(
         UserError: a model or task that cannot be read, options that do not fit.
         Interrupted: stopped by the user (a KeyboardInterrupt); its message says what is kept.
     """
+    return evaluate_with_scores(models, tasks, options, bar)[0]
+
+
+def evaluate_with_scores(
+    models: Models,
+    tasks: str | Path | Task | Sequence[str | Path | Task],
+    options: EvaluationOptions | None = None,
+    bar: Bar = no_bar,
+) -> tuple[EvaluationResult, dict[str, dict[str, Scores]]]:
+    """``evaluate``, and the scores of every item by system and task."""
     # ---- what cannot be done is refused before anything is computed
     options = options or EvaluationOptions()
     for folder in (options.keep, options.cache):
@@ -63,7 +73,7 @@ def evaluate(
         _require_own_files([*sources, *reranked.values()])
     judge = judge_of(options, loaded)
     if options.sample:
-        loaded = sample_tasks(loaded, options.sample, sources.get("static"))
+        loaded = sample_tasks(loaded, options.sample, sources.get("static"), options.allow_pickle)
 
     # ---- one system after the other; what is finished is kept at once
     outcomes: dict[str, Outcome] = {}
@@ -79,7 +89,8 @@ def evaluate(
         if options.wrong_tags and not any("wrong_tags" in outcome.about for outcome in outcomes.values()):
             raise UserError("no model here chooses experts by a tag: leave out wrong_tags")
         places = {"systems": _places(sources), "tasks": _task_places(_listed(tasks), loaded)}
-        return replace(summarise(outcomes, loaded), unkept=unkept or None, made=made() | places)
+        result = replace(summarise(outcomes, loaded), unkept=unkept or None, made=made() | places)
+        return result, {name: outcome.scores for name, outcome in outcomes.items()}
     except (KeyboardInterrupt, UserError) as error:
         finished = [name for name in outcomes if name not in unkept]
         if isinstance(error, KeyboardInterrupt):

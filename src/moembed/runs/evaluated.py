@@ -62,9 +62,12 @@ def name_systems(models: Models, baselines: bool, allow_pickle: bool = False) ->
     or else of the first model.
 
     Raises:
-        UserError: no such model; ``base`` or ``static`` is asked for, and no model tells.
+        UserError: no such model; ``base`` or ``static`` is asked for, and no model tells; a model is called
+            as a baseline is.
     """
     given = given_models(models)
+    if other := [name for name in BASELINES if name in given and str(given[name]) != name]:
+        raise UserError(f"{other[0]!r} is what a baseline is called: give your model another name")
     sources: dict[str, System] = {
         name: _system(model, allow_pickle) for name, model in given.items() if name not in BASELINES
     }
@@ -102,17 +105,19 @@ def _base_of(source: System) -> Path | None:
     try:
         recipe = yaml.safe_load((source.parent / "recipe.yaml").read_text(encoding="utf-8"))
         return locate_base(recipe["base"], recipe.get("revision"))
-    except (OSError, UserError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, UserError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None
 
 
-def sample_tasks(tasks: Sequence[Task], queries: int, static: System) -> list[Task]:
+def sample_tasks(
+    tasks: Sequence[Task], queries: int, static: System, allow_pickle: bool = False
+) -> list[Task]:
     """Tasks of retrieval with fewer queries; a note tells how well each sample ranks.
 
     That is measured by systems that cost little: BM25, and the word vectors of ``static``.
     """
     if isinstance(static, Path):
-        static = Embedder.from_pretrained(static)
+        static = Embedder.from_pretrained(static, allow_pickle=allow_pickle)
     encoder = StaticEncoder(static) if isinstance(static, Embedder) else None
     sampled: list[Task] = []
     for task in tasks:

@@ -4,18 +4,16 @@ apart."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from moembed.compare.scores import Scores, load_scores
 from moembed.encoding import Bar, no_bar
 from moembed.evaluation.complexity import ITEM_KINDS, MEASURES, PARSER, complexities, dependency
 from moembed.evaluation.domain import DomainComparison, compare_suites, no_other_system, no_shared_kind
 from moembed.evaluation.files import load_any
 from moembed.evaluation.result import EvaluationResult
 from moembed.evaluation.suite import load_suite
-from moembed.runs.evaluate import evaluate, score_file
+from moembed.runs.evaluate import evaluate_with_scores
 from moembed.runs.evaluated import Models, name_systems
 from moembed.runs.system import EvaluationOptions
 from moembed.types import UserError
@@ -62,10 +60,7 @@ def evaluate_suites(
     sides = [_named(paths) for paths in (own, other)]
     names = list(name_systems(models, options.baselines, options.allow_pickle))
     _require_comparable((domain, general), [set(tasks.values()) for tasks in sides], names, suites.error_of)
-    with TemporaryDirectory() as scratch:
-        folder = Path(options.keep) if options.keep else Path(scratch)
-        result = evaluate(models, [*own, *other], replace(options, keep=folder), bar)
-        systems = _kept(folder, result)
+    result, systems = evaluate_with_scores(models, [*own, *other], options, bar)
     judge = systems.get(suites.error_of or "", {})
     loaded = [load_any(path) for path in (*own, *other)]
     values = complexities(loaded, suites.measures, judge, suites.parser or PARSER)
@@ -118,14 +113,3 @@ def _require_comparable(
         )
     if not any(name != judge and (name != BM25 or shared <= RANKINGS) for name in systems):
         raise UserError(no_other_system(judge))
-
-
-def _kept(folder: Path, result: EvaluationResult) -> dict[str, dict[str, Scores]]:
-    """The scores of every item, by system and task, of the files that this evaluation wrote."""
-    scored = {name for task in result.tasks.values() for name in task.metrics}
-    found: dict[str, dict[str, Scores]] = {}
-    for name in result.systems:
-        if name in scored and name not in (result.unkept or []):
-            scores, _ = load_scores(folder / score_file(name))
-            found[name] = {one.task: one for one in scores}
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from moembed.evaluation.files import PairTask, Task
 from moembed.evaluation.result import Cost, Routers
 from moembed.evaluation.routing import routing
 from moembed.evaluation.static import StaticEncoder
-from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder
+from moembed.evaluation.systems import CachedEncoder, CachedVectors, MeasuredEncoder, PromptedCopies
 from moembed.evaluation.tagged import served_tagged, tagged
 from moembed.evaluation.tasks import evaluate, evaluate_bm25
 from moembed.folder.bases import locate_base
@@ -118,12 +118,13 @@ def evaluate_system(
         model = Embedder.from_pretrained(model, dtype=dtype, allow_pickle=options.allow_pickle)
     if name != "static" and model.per_token:
         _require_plain(options)
+        tasks = [task for task in tasks if isinstance(task, RetrievalTask)] or tasks  # it ranks documents
     if name == "static":
         return evaluate_encoder(StaticEncoder(model), name, tasks, replace(options, dims=(), codecs=()), bar)
     with _computing(model, source, dtype, options) as encoder:
         if options.cache:
             encoder = CachedEncoder(model, Path(options.cache), encoder)
-        outcome = evaluate_encoder(encoder, name, tasks, options, bar, model)
+        outcome = evaluate_encoder(encoder, name, tasks, options, bar, [model])
     outcome.cost = replace(
         outcome.cost,
         parameters=model.num_parameters(),
@@ -166,7 +167,7 @@ def _computing(
         )
     settings = {"dtype": dtype, "allow_pickle": options.allow_pickle}
     with Replicas(source, options.processes, settings) as copies:
-        yield copies
+        yield PromptedCopies(model, copies)
 
 
 def _static(folder: Path, name: str, tasks: Sequence[Task], options: EvaluationOptions, bar: Bar) -> Outcome:
@@ -193,16 +194,20 @@ def _composed(
         return Embedder.from_pretrained(place, dtype=options.dtype, allow_pickle=options.allow_pickle)
 
     encoder = read_composed(folder, opened)
-    about = {"space_id": encoder.space(role="document"), "dtype": options.dtype}
-    models = [one for one in encoder.encoders if isinstance(one, (Embedder, StaticEmbedder))]
+    about: dict[str, Any] = {"space_id": encoder.space(role="document"), "dtype": options.dtype}
+    models = [one for one in encoder.encoders if isinstance(one, Embedder)]
+    tables = [one for one in encoder.encoders if isinstance(one, StaticEmbedder)]
     count = encoder.num_parameters() + sum(model.num_parameters() for model in models)
+    count += sum(table.num_parameters() for table in tables)
     if options.cache:
         encoder.encoders = [
             CachedEncoder(one, Path(options.cache)) if isinstance(one, Embedder) else one
             for one in encoder.encoders
         ]
-    outcome = evaluate_encoder(encoder, name, tasks, options, bar)
+    outcome = evaluate_encoder(encoder, name, tasks, options, bar, models)
     outcome.cost = replace(outcome.cost, parameters=count)
+    if options.wrong_tags and any(model.tags is not None for model in models):
+        about["wrong_tags"] = options.wrong_tags
     outcome.about = about
     return outcome
 
@@ -216,7 +221,7 @@ def _served(model: Client, name: str, tasks: Sequence[Task], options: Evaluation
             f"{name} serves {model.dtype}: leave out dtype, or start it with --dtype {options.dtype}"
         )
     encoder = CachedEncoder(model, Path(options.cache)) if options.cache else model
-    outcome = evaluate_encoder(encoder, name, tasks, options, bar, model)
+    outcome = evaluate_encoder(encoder, name, tasks, options, bar, [model])
     info = model.info
     outcome.cost = replace(outcome.cost, parameters=info.parameters, active_parameters=info.active_parameters)
     outcome.about = {"space_id": model.space(role="document"), "dtype": model.dtype}
@@ -240,12 +245,12 @@ def evaluate_encoder(
     tasks: Sequence[Task],
     options: EvaluationOptions,
     bar: Bar,
-    model: Embedder | Client | None = None,
+    models: Sequence[Embedder | Client] = (),
 ) -> Outcome:
     """What the vectors of an encoder score on all tasks, and in every size that ``options`` asks for.
 
     Args:
-        model: what computes the vectors, which is told the language of each task.
+        models: what compute the vectors; they are told the language of each task.
     """
     if wrong := [dim for dim in options.dims if not 0 < dim <= encoder.dim]:
         raise UserError(f"dim {wrong[0]} is not between 1 and the {encoder.dim} coordinates of {name}")
@@ -255,7 +260,7 @@ def evaluate_encoder(
         for task in tasks:
             cut, start = measured.truncated, time.perf_counter()
             known = CachedVectors(measured)
-            with _in_language_of(task, model, options.wrong_tags):
+            with _in_language_of(task, models, options.wrong_tags):
                 outcome.scores[task.name] = evaluate(task, known, options.metrics, progress=advance)
             outcome.seconds[task.name] = time.perf_counter() - start
             outcome.truncated[task.name] = measured.truncated - cut
@@ -270,14 +275,19 @@ def evaluate_encoder(
     return outcome
 
 
-def _in_language_of(
-    task: Task, model: Embedder | Client | None, wrong_tags: float
-) -> AbstractContextManager[None]:
-    if isinstance(model, Client):
-        if wrong_tags:
-            raise UserError("wrong_tags is for models of this process: name a model's folder, not its server")
-        return served_tagged(model, task)
-    return tagged(model, task, wrong_tags) if model else nullcontext()
+@contextmanager
+def _in_language_of(task: Task, models: Sequence[Embedder | Client], wrong_tags: float) -> Iterator[None]:
+    with ExitStack() as told:
+        for model in models:
+            if not isinstance(model, Client):
+                told.enter_context(tagged(model, task, wrong_tags))
+            elif wrong_tags:
+                raise UserError(
+                    "wrong_tags is for models of this process: name a model's folder, not its server"
+                )
+            else:
+                told.enter_context(served_tagged(model, task))
+        yield
 
 
 def num_texts(task: Task) -> int:

@@ -64,8 +64,10 @@ def make_run_folder(run: Path, config: Strict, base: str, data: Iterable[str], o
     """The run folder with its recipe, and what it is made of.
 
     Raises:
-        UserError: it exists, and ``overwrite`` is false; the base or the data lie in it.
+        UserError: it exists, and ``overwrite`` is false; the base or the data lie in it; ``.`` and the like.
     """
+    if run.name in ("", ".."):
+        raise UserError(f"{str(run)!r} is no name for a folder: name one in it, or give its full path")
     paths = [base, *data]
     for path in paths if overwrite and run.exists() else ():
         there = Path(path).exists() or is_pattern(path)

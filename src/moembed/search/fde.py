@@ -52,15 +52,17 @@ class FdeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        ranges = {
-            "repetitions": (1, 1024), "k_sim": (0, 12), "d_proj": (0, self.token_dim),
-            "final_dim": (0, self.full_dim), "seed": (0, 2**32 - 1),
-        }  # fmt: skip
-        for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise UserError(
-                    f"{name} of a multi-vector index must lie in {low}..{high}, not {getattr(self, name)}"
-                )
+        self._require("repetitions", 1024, least=1)
+        self._require("k_sim", 12)
+        self._require("d_proj", self.token_dim)
+        self._require("final_dim", self.full_dim)  # which takes for ever to compute of a wrong k_sim
+        self._require("seed", 2**32 - 1)
+
+    def _require(self, name: str, most: int, least: int = 0) -> None:
+        if not least <= getattr(self, name) <= most:
+            raise UserError(
+                f"{name} of a multi-vector index must lie in {least}..{most}, not {getattr(self, name)}"
+            )
 
     @property
     def partitions(self) -> int:

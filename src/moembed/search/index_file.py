@@ -116,7 +116,7 @@ def index_file(
         raise UserError(f"cannot read {source}: there is no such file or folder")
     view = View(dim=dim) if late is None else FULL
     fields: dict[str, Any] = {
-        "space_id": model.space(prompt=config.prompt, view=view),
+        "space_id": model.space(role=config.role, prompt=config.prompt, view=view),
         "dim": dim,
         "role": config.role,
         "prompt_name": config.prompt_name,
@@ -159,9 +159,9 @@ def _embedding(model: TextEncoder, config: EmbedConfig, view: View, late: FdeCon
 
     def embed(texts: list[str]) -> Vectors | TokenVectors:
         if late is None:
-            return model.vectors(texts, prompt=config.prompt, view=view)
+            return model.vectors(texts, role=config.role, prompt=config.prompt, view=view)
         assert isinstance(model, TokenEncoder)
-        return model.encode_tokens(texts, prompt=config.prompt)
+        return model.encode_tokens(texts, role=config.role, prompt=config.prompt)
 
     return embed
 

@@ -17,7 +17,7 @@ from moembed.encoding import TokenVectors
 from moembed.search.bm25 import Bm25, Postings
 from moembed.search.codecs import Codec
 from moembed.search.columns import Columns
-from moembed.search.exact import norms_of
+from moembed.search.exact import norms_of, unit_rows
 from moembed.search.index_ids import made_keys
 from moembed.search.index_manifest import Part
 from moembed.search.index_parts import (
@@ -172,12 +172,18 @@ class PartReader:
         return known
 
     def queries(self, query_QM: np.ndarray) -> np.ndarray:
-        """Vectors of queries as they are compared with what ``vectors`` yields."""
-        if self.codec is None:
-            return query_QM
-        if query_QM.ndim != 2 or query_QM.shape[1] != self.dim:
-            raise UserError(f"queries of shape {query_QM.shape} do not fit codes of {self.dim} dimensions")
-        return self.codec.query(query_QM)
+        """Vectors of queries as they are compared with what ``vectors`` yields.
+
+        Raises:
+            UserError: they are no matrix of this width, or hold NaN or infinite numbers.
+        """
+        unit_rows(query_QM, "query")
+        if query_QM.shape[1] != self.dim:
+            raise UserError(
+                f"queries have {query_QM.shape[1]} dimensions and documents {self.dim}: embed both with one "
+                "model and one dim"
+            )
+        return query_QM if self.codec is None else self.codec.query(query_QM)
 
     def vectors(self) -> Iterator[np.ndarray]:
         """The vectors of the rows of each part in turn; those of a whole part are mapped, not copied."""

@@ -55,8 +55,8 @@ class InvarianceScores:
 
 
 def measure(subject: Subject) -> InvarianceScores | None:
-    """What other texts and casing do to the vectors of ``TEXTS``; None for BM25, which has none."""
-    if subject.model is None:
+    """What other texts and casing do to the vectors of ``TEXTS``; None where a text has not one vector."""
+    if subject.model is None or not subject.has_vectors:
         return None
     dtype = subject.model.dtype
     company = _company(subject)
@@ -101,7 +101,7 @@ def _alone(subject: Subject, texts: list[str]) -> np.ndarray:
 def _encode(subject: Subject, texts: list[str]) -> np.ndarray:
     """The text itself, without a prompt: what LONG is cut at does not matter here."""
     assert subject.model
-    return subject.model.vectors(texts, prompt="", progress=subject.advance).array
+    return subject.model.vectors(texts, role="document", prompt="", progress=subject.advance).array
 
 
 def _closeness(a_BM: np.ndarray, b_BM: np.ndarray) -> Closeness:

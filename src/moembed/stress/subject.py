@@ -35,6 +35,11 @@ class Subject:
         self._encoder = KeepsDocuments(model) if model else None
 
     @property
+    def has_vectors(self) -> bool:
+        """Whether a text has one vector: BM25 gives it none, a model of token vectors many."""
+        return self.model is not None and not getattr(self.model, "per_token", False)
+
+    @property
     def truncated(self) -> int:
         """Texts embedded so far that were longer than the model reads; BM25 reads everything."""
         return self._encoder.truncated if self._encoder else 0

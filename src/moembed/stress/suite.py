@@ -91,7 +91,9 @@ def _capacity(settings: Settings, bar: Bar) -> Part:
         points = capacity.probe(settings.dims, settings.seed, advance)
 
     def guess(subject: Subject) -> capacity.CapacityGuess | None:
-        return capacity.extrapolate(points, subject.model.dim) if subject.model else None
+        if subject.model is None or not subject.has_vectors:
+            return None
+        return capacity.extrapolate(points, subject.model.dim)
 
     return capacity.as_dict(points), guess
 

@@ -119,7 +119,10 @@ def make_tables(count: int = TABLES, rows: int = ROWS, seed: int = 0) -> list[Ta
 
 
 def measure(subject: Subject, seed: int = 0) -> TableScores | None:
-    """All properties; None for a model that does not read a table of three rows whole."""
+    """All properties; None for a model that does not read a table of three rows whole, and for one of token
+    vectors."""
+    if subject.model and not subject.has_vectors:
+        return None
     rows = next((n for n in range(ROWS, 2, -1) if _fits(subject, make_tables(rows=n, seed=seed))), None)
     if rows is None:
         return None

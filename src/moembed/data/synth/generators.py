@@ -118,8 +118,9 @@ def _found(name: str) -> Callable[..., Any]:
         sys.path.append(here)
     try:
         found: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"cannot import the generator {name}: {error}") from None
+    except Exception as error:  # whatever a module of somebody else raises
+        told = " ".join(str(error).split())
+        raise UserError(f"cannot import the generator {name} ({type(error).__name__}: {told})") from error
     for part in path.split("."):
         found = getattr(found, part, None)
     if not callable(found):

@@ -20,6 +20,8 @@ from moembed.types import UserError
 
 _PAGE = 10_000  # ids asked for at a time
 _WIDEST = 16_000  # coordinates of pgvector's type vector
+# from a vector of zeros, of a text without a token, pgvector gives NaN: its cosine with all others is 0
+_DISTANCE = "COALESCE(NULLIF(embedding <=> %s, 'NaN'), 1)"
 
 
 class PostgresStore:
@@ -132,10 +134,10 @@ class PostgresStore:
         with self._one_sentence():
             self._connection.execute("SET LOCAL enable_indexscan = off")  # every row, none by approximation
             found = self._run(
-                "SELECT id, 1 - (embedding <=> %s) FROM {table} WHERE {condition} "
-                "ORDER BY embedding <=> %s LIMIT %s",
+                "SELECT id, 1 - {distance} FROM {table} WHERE {condition} ORDER BY {distance} LIMIT %s",
                 [vector_M, *values, vector_M, k],
                 condition=sql.SQL(condition),
+                distance=sql.SQL(_DISTANCE),
             ).fetchall()
         return [(name, float(cosine)) for name, cosine in found]
 

@@ -157,6 +157,8 @@ def as_json(metadata: dict[str, object]) -> dict[str, object]:
 
 def _check(index: Index, store: VectorStore) -> int:
     """Search for some of the rows' own vectors in both, and compare the cosines, since ids may tie."""
+    if not len(index):
+        return 0
     sample_QM = np.concatenate([vector_NM[:_SAMPLE] for vector_NM in islice(index.vectors(), _SAMPLE)])
     sample_QM = np.array(sample_QM[:: max(1, len(sample_QM) // _SAMPLE)][:_SAMPLE])
     k = min(_NEAREST, len(index))

@@ -42,8 +42,9 @@ class QdrantStore:
             from qdrant_client import QdrantClient
         except ImportError:
             raise UserError("Qdrant needs its client: pip install 'moembed[qdrant]'") from None
-        parts = urlsplit(url)
         self.name, self.where = name, f"{url}, collection {name}"
+        with self._one_sentence():
+            parts = urlsplit(url)
         if parts.query or parts.fragment or (parts.netloc and parts.path.strip("/")):
             raise UserError(f"{url} is no address of Qdrant: give qdrant://host:6333 or qdrant:///a/folder")
         self._is_local = not parts.netloc
