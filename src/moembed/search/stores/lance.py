@@ -93,8 +93,10 @@ class LanceStore:
         """See `VectorStore`."""
         known = require_condition(where, kinds)
         self._write()
+        # of a vector of zeros, of a text without a token, LanceDB finds no cosine; the product is 0
+        (unit_M,) = _unit(vector_M[None])
         with self._one_sentence():
-            query = self._there().search(vector_M, vector_column_name="vector").distance_type("cosine")
+            query = self._there().search(unit_M, vector_column_name="vector").distance_type("dot")
             query = query.bypass_vector_index().select(["id", "_distance"]).limit(k)
             if where is not None:
                 query = query.where(as_sql(where, known, Lance())[0], prefilter=True)
@@ -155,7 +157,7 @@ def _schema(dim: int, space: str) -> pa.Schema:
 
 def _as_table(rows: Sequence[StoredRow]) -> pa.Table:
     facts = pa.array([json.dumps(row.metadata, ensure_ascii=False) for row in rows])
-    vector_NM = np.stack([row.vector_M for row in rows]).astype(np.float32)
+    vector_NM = _unit(np.stack([row.vector_M for row in rows]))
     return pa.table(
         {
             "id": [row.id for row in rows],
@@ -165,3 +167,9 @@ def _as_table(rows: Sequence[StoredRow]) -> pa.Table:
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vector_NM.reshape(-1)), vector_NM.shape[1]),
         }
     )
+
+
+def _unit(vector_NM: np.ndarray) -> np.ndarray:
+    norm_N1 = np.linalg.norm(vector_NM, axis=1, keepdims=True)
+    found: np.ndarray = (vector_NM / np.where(norm_N1 > 0, norm_N1, 1)).astype(np.float32)
+    return found
