@@ -15,9 +15,10 @@ from moembed import Reranker, UserError, train, train_stages
 from moembed.config import read_values
 from moembed.embedder import Embedder
 from moembed.runs import train_stages as stages_module
+from moembed.runs.stage_inputs import require_outside
 from moembed.runs.stage_plans import dry_run_stages
 from moembed.runs.stages import Stage, plan_stages
-from moembed.runs.train_stages import StageResult, last_scored, require_outside, score_changes
+from moembed.runs.train_stages import StageResult, last_scored, score_changes
 from training_runs import PAIRS, assert_same_weights, interrupt_at, save_animals
 
 

@@ -53,8 +53,12 @@ class WrappedEncoder:
         """Whether the model makes a vector of every token: see ``encode_tokens``."""
         return bool(getattr(self.encoder, "per_token", False))
 
+    def prefix(self, role: str | None, prompt: str | None) -> str | None:
+        """The prompt that ``encoder`` is asked with."""
+        return prompt
+
     def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
-        return self.encoder.space(role=role, prompt=prompt, view=view)
+        return self.encoder.space(role=role, prompt=self.prefix(role, prompt), view=view)
 
     def encode_tokens(
         self,
@@ -77,7 +81,8 @@ class WrappedEncoder:
         view: View = FULL,
         progress: Progress | None = None,
     ) -> Vectors:
-        return self.encoder.vectors(texts, role=role, prompt=prompt, view=view, progress=progress)
+        prefix = self.prefix(role, prompt)
+        return self.encoder.vectors(texts, role=role, prompt=prefix, view=view, progress=progress)
 
 
 class PromptedCopies(WrappedEncoder):
@@ -90,20 +95,8 @@ class PromptedCopies(WrappedEncoder):
         super().__init__(copies)
         self.model = model
 
-    def space(self, *, role: str | None = None, prompt: str | None = None, view: View = FULL) -> str:
-        return super().space(role=role, prompt=self.model.prefix(role, prompt), view=view)
-
-    def vectors(
-        self,
-        texts: Iterable[str],
-        *,
-        role: str | None = None,
-        prompt: str | None = None,
-        view: View = FULL,
-        progress: Progress | None = None,
-    ) -> Vectors:
-        prefix = self.model.prefix(role, prompt)
-        return super().vectors(texts, role=role, prompt=prefix, view=view, progress=progress)
+    def prefix(self, role: str | None, prompt: str | None) -> str | None:
+        return self.model.prefix(role, prompt)
 
 
 class MeasuredEncoder(WrappedEncoder):

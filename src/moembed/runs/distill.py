@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -25,7 +24,14 @@ from moembed.inference.token_vectors import require_one_vector
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.runs.train import TrainResult
-from moembed.runs.training_run import load_run, make_run_folder, model_facts, resolve_run, says_task
+from moembed.runs.training_run import (
+    load_run,
+    make_run_folder,
+    model_facts,
+    resolve_run,
+    says_task,
+    written_aside,
+)
 from moembed.search.index_model import open_encoder
 from moembed.search.teacher import SentenceTransformerEncoder
 from moembed.training.distillation.settings import DistillationConfig
@@ -114,38 +120,33 @@ def _run(config: DistillConfig, resume: bool, overwrite: bool, world: World) -> 
     if resume and not run.is_dir():
         raise UserError(f"{run} does not exist, so there is nothing to resume")
 
-    # ---- teacher, student, and its texts; the first process fills the cache, the others read it
-    kept = run / "teacher" if resume else run.with_name(f".{run.name}.teacher")
-    with world.first_ahead():
-        if world.first and not resume:
-            require_replaceable(run, overwrite)
-            shutil.rmtree(kept, ignore_errors=True)  # of a process that was killed
-        encoder = open_teacher(config.teacher)
-        model, notes = build(config, encoder)
-        for note in notes:
-            tell(note)
-        sources = open_texts(config, model, encoder, tell)
-        sampler_of(config, sources)  # before vectors are made: there are enough texts
-        teacher = _filled(encoder, sources, Path(config.cache or kept))
-    world.any(False)  # all have opened the vectors before they move into the run folder
-    if teacher.truncated:
-        tell(f"{teacher.truncated:,} texts were longer than the teacher reads, which cut them")
-    tell(model_facts(model, config, config.precision, world))
+    with written_aside(run, "teacher", resume, world) as kept:
+        # ---- teacher, student, and its texts; the first process fills the cache, the others read it
+        with world.first_ahead():
+            if world.first and not resume:
+                require_replaceable(run, overwrite)
+            encoder = open_teacher(config.teacher)
+            model, notes = build(config, encoder)
+            for note in notes:
+                tell(note)
+            sources = open_texts(config, model, encoder, tell)
+            sampler_of(config, sources)  # before vectors are made: there are enough texts
+            teacher = _filled(encoder, sources, Path(config.cache or kept))
+        world.any(False)  # all have opened the vectors before they move into the run folder
+        if teacher.truncated:
+            tell(f"{teacher.truncated:,} texts were longer than the teacher reads, which cut them")
+        tell(model_facts(model, config, config.precision, world))
 
-    # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
-    def make_folder() -> None:
-        make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
-        if kept.exists():
-            kept.rename(run / "teacher")
+        # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
+        def make_folder() -> None:
+            make_run_folder(run, config, config.base, (source.path for source in config.data), overwrite)
+            if kept.exists():
+                kept.rename(run / "teacher")
 
-    begin = None if resume else make_folder
-    searched = Searched(_searched(encoder), config.teacher)
-    del encoder  # all of its vectors are on disk
-    try:
+        begin = None if resume else make_folder
+        searched = Searched(_searched(encoder), config.teacher)
+        del encoder  # all of its vectors are on disk
         trained = train_distillation(config, model, teacher, sources, run, searched, resume, begin)
-    finally:
-        if begin and world.first:
-            shutil.rmtree(kept, ignore_errors=True)
     result = TrainResult(str(run), str(run / "model"), config_hash(config), **asdict(trained))
     if world.first:
         _finish(config, result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from moembed.folder.read import read_folder
 from moembed.inference.token_vectors import require_one_vector
 from moembed.machine import choose_precision
 from moembed.report.card import write_card
-from moembed.runs.training_run import make_run_folder
+from moembed.runs.training_run import make_run_folder, written_aside
 from moembed.tokenizer import Tokenizer
 from moembed.training.log import read_metrics
 from moembed.training.masked_lm.corpus import Language, open_corpus
@@ -134,32 +133,27 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
     model, heads, head = prepared(folder, config)
     device = model.device
 
-    # ---- the tokens; the first process makes them, the others read them
-    tokens = run / "tokens" if resume else run.with_name(f".{run.name}.tokens")
-    with world.first_ahead():
-        if world.first and not resume:
-            require_replaceable(run, overwrite)
-            shutil.rmtree(tokens, ignore_errors=True)  # of a process that was killed
-        corpus = _corpus(config, model.tokenizer, tokens)
-    world.any(False)  # all have opened them before they move into the run folder
-    tell(
-        f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {config.sequence_length} tokens; "
-        f"{model.num_parameters():,} parameters and {head}, {choose_precision(config.precision, device)}, "
-        f"recipe {config_hash(config)}"
-    )
+    with written_aside(run, "tokens", resume, world) as tokens:
+        # ---- the tokens; the first process makes them, the others read them
+        with world.first_ahead():
+            if world.first and not resume:
+                require_replaceable(run, overwrite)
+            corpus = _corpus(config, model.tokenizer, tokens)
+        world.any(False)  # all have opened them before they move into the run folder
+        tell(
+            f"{len(corpus)} languages, {sum(map(len, corpus)):,} sequences of {config.sequence_length} "
+            f"tokens; {model.num_parameters():,} parameters and {head}, "
+            f"{choose_precision(config.precision, device)}, recipe {config_hash(config)}"
+        )
 
-    # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
-    def make_folder() -> None:
-        paths = (source.path for source in config.data)
-        make_run_folder(run, config, str(folder.resolve()), paths, overwrite)
-        tokens.rename(run / "tokens")
+        # ---- training, and what is made of it; the run folder is made when nothing was wrong so far
+        def make_folder() -> None:
+            paths = (source.path for source in config.data)
+            make_run_folder(run, config, str(folder.resolve()), paths, overwrite)
+            tokens.rename(run / "tokens")
 
-    begin = None if resume else make_folder
-    try:
+        begin = None if resume else make_folder
         trained = train_masked_lm(config, model, heads, corpus, run, resume, config, begin)
-    finally:
-        if begin and world.first:
-            shutil.rmtree(tokens, ignore_errors=True)
     if world.first:
         data = sorted({credit(source) for source in config.data})
         write_card(run / "model", str(run / "model"), base_name(config.base), data)

@@ -19,12 +19,13 @@ from moembed.folder.bases import read_base
 from moembed.runs.dry_run import Plan, dry_run, dry_run_reranker, given_settings
 from moembed.runs.merge import checked_weights
 from moembed.runs.pretrain import PretrainConfig
+from moembed.runs.stage_inputs import require_outside, require_sources
 from moembed.runs.stage_keys import MergeConfig
 from moembed.runs.stages import Stage, StagesPlan
 from moembed.runs.text_plans import dry_run_distillation, dry_run_pretraining
 from moembed.runs.train import TrainConfig
 from moembed.runs.train_reranker import RerankerConfig
-from moembed.runs.train_stages import merge_plan, require_outside, require_sources
+from moembed.runs.train_stages import merge_plan
 
 
 def dry_run_stages(plan: StagesPlan, overwrite: bool = False, resume: bool = False) -> list[Plan]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +62,38 @@ def tell_sources(sources: Iterable[Source], tell: Callable[[str], object]) -> No
             tell(f"note: {source.name}: {note}")
 
 
+def require_outside_run(run: Path, paths: Iterable[str], reads: str) -> None:
+    """Refuse to remove what is to be read.
+
+    Raises:
+        UserError: one of the paths or patterns lies in the run folder; the sentence begins with ``reads``.
+    """
+    for path in paths:
+        there = Path(path).exists() or is_pattern(path)
+        if there and Path(path).resolve().is_relative_to(run.resolve()):
+            raise UserError(
+                f"{reads} {path}, which --overwrite would remove with {run}: choose another folder for the "
+                "run, or move it"
+            )
+
+
+@contextmanager
+def written_aside(run: Path, name: str, resume: bool, world: World) -> Iterator[Path]:
+    """Where a part of a run is written before the run's folder may be made: beside it, and gone at the end
+    unless it was moved. Where the run goes on, its folder has the part already."""
+    if resume:
+        yield run / name
+        return
+    place = run.with_name(f".{run.name}.{name}")
+    try:
+        if world.first:
+            shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
+        yield place
+    finally:
+        if world.first:
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def make_run_folder(run: Path, config: Strict, base: str, data: Iterable[str], overwrite: bool) -> None:
     """The run folder with its recipe, and what it is made of.
 
@@ -69,13 +103,8 @@ def make_run_folder(run: Path, config: Strict, base: str, data: Iterable[str], o
     if run.name in ("", ".."):
         raise UserError(f"{str(run)!r} is no name for a folder: name one in it, or give its full path")
     paths = [base, *data]
-    for path in paths if overwrite and run.exists() else ():
-        there = Path(path).exists() or is_pattern(path)
-        if there and Path(path).resolve().is_relative_to(run.resolve()):
-            raise UserError(
-                f"the run reads {path}, which --overwrite would remove with {run}: choose another folder for "
-                "the run, or move it"
-            )
+    if overwrite and run.exists():
+        require_outside_run(run, paths, "the run reads")
     require_free(run, overwrite)
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "recipe.yaml", dump(config))

@@ -98,15 +98,30 @@ def scores_of(query_QM: np.ndarray, query_P: np.ndarray, document_PM: np.ndarray
 
 
 def unit_rows(vector_NM: np.ndarray, what: str, first: int = 0) -> np.ndarray:
-    """Rows divided by their length, in float64; a row of zeros stays as it is."""
+    """Rows divided by their length, in float64; a row of zeros stays as it is.
+
+    Raises:
+        UserError: no matrix, or NaN or infinite numbers; ``first`` is the number of the first row.
+    """
+    wide_NM, norm_N = _measured(vector_NM, what, first)
+    return wide_NM / np.where(norm_N > 0, norm_N, 1)[:, None]
+
+
+def require_rows(vector_NM: np.ndarray, what: str, first: int = 0) -> None:
+    """Raise UserError where ``unit_rows`` would."""
+    _measured(vector_NM, what, first)
+
+
+def _measured(vector_NM: np.ndarray, what: str, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in float64, and their lengths."""
     if vector_NM.ndim != 2:
         raise UserError(f"{what} vectors must be a matrix with one row each, got shape {vector_NM.shape}")
-    vector_NM = vector_NM.astype(np.float64)
-    norm_N = _lengths(vector_NM)
+    wide_NM = vector_NM.astype(np.float64)
+    norm_N = _lengths(wide_NM)
     if not np.isfinite(norm_N).all():
         row = first + int(np.argmin(np.isfinite(norm_N)))
         raise UserError(f"{what} {row} (counted from 0) has NaN or infinite numbers: embed it again")
-    return vector_NM / np.where(norm_N > 0, norm_N, 1)[:, None]
+    return wide_NM, norm_N
 
 
 def norms_of(document_NM: np.ndarray) -> np.ndarray:

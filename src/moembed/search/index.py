@@ -16,7 +16,7 @@ import numpy as np
 
 from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, View
 from moembed.search.ann import AnnPart, AnnSearcher
-from moembed.search.exact import unit_rows
+from moembed.search.exact import require_rows
 from moembed.search.fde import Fde, FdeConfig
 from moembed.search.hybrid import require_weight
 from moembed.search.index_bridge import Bridge, bridge_of
@@ -242,7 +242,7 @@ class Index:
             raise UserError(f"the index {self.path} is searched with texts or {kind}")
         if tokens is None or self.fde is None:
             return replace(search, query_QM=self._reader.queries(search.query_QM))
-        unit_rows(tokens.vector_TM, "query token")
+        require_rows(tokens.vector_TM, "query token")
         if search.weight is not None:
             raise UserError("a multi-vector index has no cosines to weigh: leave weight out, ranks are added")
         # candidates are chosen among the rows that meet the condition, or too few of them would be left

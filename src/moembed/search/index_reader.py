@@ -17,7 +17,7 @@ from moembed.encoding import TokenVectors
 from moembed.search.bm25 import Bm25, Postings
 from moembed.search.codecs import Codec
 from moembed.search.columns import Columns
-from moembed.search.exact import norms_of, unit_rows
+from moembed.search.exact import norms_of, require_rows
 from moembed.search.index_ids import made_keys
 from moembed.search.index_manifest import Part
 from moembed.search.index_parts import (
@@ -177,7 +177,7 @@ class PartReader:
         Raises:
             UserError: they are no matrix of this width, or hold NaN or infinite numbers.
         """
-        unit_rows(query_QM, "query")
+        require_rows(query_QM, "query")
         if query_QM.shape[1] != self.dim:
             raise UserError(
                 f"queries have {query_QM.shape[1]} dimensions and documents {self.dim}: embed both with one "

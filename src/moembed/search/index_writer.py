@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from moembed.files import locked, write_json
-from moembed.search.exact import unit_rows
+from moembed.search.exact import require_rows
 from moembed.search.index import Index
 from moembed.search.index_manifest import FORMAT, IN_ORDER, read_manifest
 from moembed.search.index_parts import (
@@ -144,7 +144,7 @@ class IndexWriter:
         wanted = (len(rows), self._fields["dim"])
         if vector_NM.shape != wanted:
             raise UserError(f"{self.path} needs vectors of shape {wanted} here, got {vector_NM.shape}")
-        unit_rows(vector_NM, "vector", self.rows)
+        require_rows(vector_NM, "vector", self.rows)
         if not self._counts:
             self._write_manifest(complete=False)
         rows_file, vectors_file, *_ = part_paths(self.path, part)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from moembed.encoding import TokenVectors
 from moembed.search.bm25 import Postings
 from moembed.search.codecs import Codec, keeps_zeros
-from moembed.search.exact import unit_rows
+from moembed.search.exact import require_rows
 from moembed.search.fde import Fde
 from moembed.search.index_ids import Keys, stored_keys
 from moembed.search.index_manifest import Part
@@ -65,7 +65,7 @@ class PartWriter:
             UserError: vectors that are not finite; of codes, a vector of zeros, which has no direction.
         """
         assert vector_NM.shape[1] == self.dim
-        unit_rows(vector_NM, "vector")
+        require_rows(vector_NM, "vector")
         if self.codec is not None and not keeps_zeros(self.codec) and not vector_NM.any(axis=1).all():
             known = ids[int(np.argmin(vector_NM.any(axis=1)))]
             raise UserError(
@@ -128,7 +128,7 @@ class PartWriter:
                 f"the text of the row {known!r} has no token beside the prompt, so no query could be "
                 "compared with it: leave the row out"
             )
-        unit_rows(tokens.vector_TM, "token vector")
+        require_rows(tokens.vector_TM, "token vector")
 
     def payload(self, part: Part) -> np.ndarray | TokenVectors:
         """What was embedded: vectors, or in a multi-vector index token vectors; mapped, the deleted ones too.

@@ -49,7 +49,9 @@ class LanceStore:
             self._database: Any = lancedb.connect(f"{scheme}://{place}" if scheme else place)
         self._table: Any = None
         self._digests: dict[str, str] = {}  # of the rows that are there, or wait
-        self._waiting: list[StoredRow] = []
+        # rows that wait to be written: a changed one is looked for in the whole table, a new one is not
+        self._new: list[StoredRow] = []
+        self._changed: list[StoredRow] = []
 
     def prepare(self, dim: int, space: str) -> None:
         """See `VectorStore`."""
@@ -63,12 +65,13 @@ class LanceStore:
 
     def upsert(self, rows: Sequence[StoredRow]) -> int:
         """See `VectorStore`."""
-        new = [row for row in rows if self._digests.get(row.id) != row.digest]
-        self._waiting += new
-        self._digests |= {row.id: row.digest for row in new}
-        if len(self._waiting) >= _WRITTEN:
+        other = [row for row in rows if self._digests.get(row.id) != row.digest]
+        for row in other:
+            (self._changed if row.id in self._digests else self._new).append(row)
+            self._digests[row.id] = row.digest
+        if len(self._new) + len(self._changed) >= _WRITTEN:
             self._write()
-        return len(new)
+        return len(other)
 
     def ids(self) -> Iterator[str]:
         """See `VectorStore`."""
@@ -111,15 +114,16 @@ class LanceStore:
 
     def close(self) -> None:
         """Rows that wait are dropped."""
-        self._waiting = []
+        self._new, self._changed = [], []
 
     def _write(self) -> None:
-        if not self._waiting:
-            return
         with self._one_sentence():
-            merge = self._there().merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(_as_table(self._waiting))
-        self._waiting = []
+            if self._new:
+                self._there().add(_as_table(self._new))
+            if self._changed:
+                merge = self._there().merge_insert("id").when_matched_update_all()
+                merge.when_not_matched_insert_all().execute(_as_table(self._changed))
+        self._new, self._changed = [], []
 
     def _scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         yield from self._there().search().select(columns).to_batches()
