@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,22 @@ def recipe(tmp_path: Path, **changes: object) -> DistillConfig:
         "optim": {"learning_rate": 1e-2, "warmup_steps": 2.0},
     }  # fmt: skip
     return DistillConfig.model_validate(values | changes)
+
+
+@contextmanager
+def killed_in(method: str, call: int) -> Iterator[None]:
+    """The task ends at that call of its method, counted from 0."""
+    real, calls = getattr(DistillationTask, method), iter(range(100))
+
+    def dies(task: DistillationTask, *values: object) -> object:
+        if next(calls) == call:
+            raise RuntimeError("killed")
+        return real(task, *values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillationTask, method, dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            yield
 
 
 @pytest.mark.parametrize(
@@ -212,17 +230,8 @@ def test_a_killed_run_goes_on_to_the_bit(student_folder: Path, teacher_folder: P
     """Of experts with dropout and jitter; the teacher is not asked twice."""
     whole = distill(recipe(tmp_path, steps=6, save_every=2, epochs=None))
     again = recipe(tmp_path, steps=6, save_every=2, out=str(tmp_path / "again"))
-    backward, calls = DistillationTask.backward, iter(range(100))
-
-    def dies(task: DistillationTask, step: int, batch: object) -> object:
-        if next(calls) == 3:
-            raise RuntimeError("killed")
-        return backward(task, step, batch)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DistillationTask, "backward", dies)
-        with pytest.raises(RuntimeError, match="killed"):
-            distill(again)
+    with killed_in("backward", 3):
+        distill(again)
     distill(again, resume=True)
     assert_same_weights(Path(whole.model), tmp_path / "again" / "model")
     one, other = metrics(tmp_path / "run"), metrics(tmp_path / "again")
@@ -244,17 +253,8 @@ def test_a_student_learns_by_adapters(student_folder: Path, teacher_folder: Path
     assert model.relation.allows(model, teacher.space(role="document"), 16)
 
     again = recipe(tmp_path, **own, out=str(tmp_path / "again"))
-    update, calls = DistillationTask.update, iter(range(100))
-
-    def dies(task: DistillationTask, terms: object) -> object:
-        if next(calls) == 2:
-            raise RuntimeError("killed")
-        return update(task, terms)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DistillationTask, "update", dies)
-        with pytest.raises(RuntimeError, match="killed"):
-            distill(again)
+    with killed_in("update", 2):
+        distill(again)
     distill(again, resume=True)
     assert_same_weights(Path(whole.model), tmp_path / "again" / "model")
 
