@@ -20,7 +20,7 @@ from conftest import Run
 from moembed.embedder import Embedder
 from moembed.moe import router
 from moembed.moe.router_kinds import Learned
-from moembed.runs.expert_words import LabelCounts
+from moembed.runs.expert_words import LabelCounts, token_kind
 from moembed.runs.inspect import expert_load
 from moembed.tokenizer import Tokenizer
 
@@ -58,6 +58,39 @@ def test_typical_labels_are_those_of_the_formula(tokens: list[tuple[str, set[int
         best = sorted(entry for entry in rank.values() if entry[0] < 0)[:3]
         assert [(f["label"], f["count"], f["share"]) for f in found] == [entry[1:4] for entry in best]
         assert [f["lift"] for f in found] == pytest.approx([entry[4] for entry in best], abs=0.006)
+
+
+@given(TOKENS)
+def test_shares_are_those_of_the_visits(tokens: list[tuple[str, set[int]]]) -> None:
+    found = counted(tokens, batch=7).shares()
+    often = Counter(label for label, _ in tokens)
+    assert [(f["label"], f["tokens"]) for f in found] == sorted(often.items(), key=lambda n: (-n[1], n[0]))
+    for entry in found:
+        visits = Counter(e for label, experts in tokens for e in experts if label == entry["label"])
+        total = 2 * entry["tokens"]  # every token here visits two experts
+        assert entry["load"] == [round(visits[e] / total, 6) for e in range(EXPERTS)]
+
+
+@pytest.mark.parametrize(
+    ("word", "piece", "kind"),
+    [
+        (None, "[CLS]", "special"),
+        ("Moles", "moles", "whole word"),
+        ("café", "cafe", "whole word"),
+        ("dug", "▁dug", "whole word"),
+        ("digging", "##ging", "part of a word"),
+        ("digging", "dig", "part of a word"),
+        ("ขุดดิน", "▁ขุด", "part of a word"),
+        ("2,026", "##026", "number"),
+        ("１２", "12", "number"),
+        ("?", "?", "punctuation"),
+        ("...", "##.", "punctuation"),
+        ("#", "##", "punctuation"),
+        ("a", "▁", "punctuation"),
+    ],
+)
+def test_a_token_has_the_kind_that_people_read(word: str | None, piece: str, kind: str) -> None:
+    assert token_kind(word, piece) == kind
 
 
 @given(TOKENS)
@@ -111,6 +144,13 @@ def test_the_words_of_experts_are_those_their_router_was_given(
             for word in parts["words"]:
                 assert word["count"] == met[layer["layer"], expert, word["label"]]
         assert any(piece["label"].startswith("[") for e in layer["experts"] for piece in e["pieces"])
+        kinds = {kind["label"]: kind for kind in layer["kinds"]}
+        assert sum(kind["tokens"] for kind in kinds.values()) == load["tokens"]
+        assert kinds["special"]["tokens"] == 2 * len(texts)
+        assert kinds["part of a word"]["tokens"] == 3  # the letters of "dug"
+        visits = sum(n for (number, expert, _), n in met.items() if (number, expert) == (layer["layer"], 0))
+        by_kind = [kind["load"][0] * 2 * kind["tokens"] for name, kind in kinds.items() if name != "special"]
+        assert sum(by_kind) == pytest.approx(visits, abs=1e-3)
     assert expert_load(moe_model, source, words=0)["layers"][0].keys() == {
         "layer", "load", "entropy", "top_mass", "dead_experts", "expert_distance",
     }  # fmt: skip
@@ -126,6 +166,7 @@ def test_the_command_shows_words_and_no_markup_is_lost(
     assert code == 0, err
     assert "layer 1: what each expert sees more than its share of" in out
     assert "two tokens of the same word have" in out
+    assert "layer 1: where each kind of token goes" in out
     assert "[CLS]" in out
     code, out, _ = run("inspect", tmp_path / "model", "--texts", source, "--words", "0")
     assert (code, "more than its share" in out) == (0, False)

@@ -229,6 +229,12 @@ def _print_words(layer: dict[str, Any]) -> None:
         for number, expert in enumerate(layer["experts"])
     ]
     print_table(f"layer {layer['layer']}: what each expert sees more than its share of", _WORDS, rows)
+    kinds = [
+        [entry["label"], f"{entry['tokens']:,}", " ".join(f"{share:6.1%}" for share in entry["load"])]
+        for entry in layer["kinds"]
+    ]
+    title = f"layer {layer['layer']}: where each kind of token goes"
+    print_table(title, ["kind of token", "tokens", "share of each expert"], kinds)
     if (shared := layer["agreement"]) is not None:
         print(
             f"layer {layer['layer']}: two tokens of the same word have {shared['same_word']:.0%} of their "

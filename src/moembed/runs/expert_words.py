@@ -1,7 +1,8 @@
-"""What experts do, in words: which words and pieces of words every expert sees more than its share of."""
+"""What experts do, in words: which words, pieces of words and kinds of tokens every expert sees."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,29 @@ import numpy as np
 from moembed.token_experts import RoutedLayer
 
 
+def token_kind(word: str | None, piece: str) -> str:
+    """What a token is: special, punctuation (no letter or digit), a number, a whole word or a part of one.
+
+    A whole word reads as its word does, but for case and accents, which a tokenizer may drop. Where a
+    tokenizer does not divide texts into words, as for Thai, most tokens are parts.
+    """
+    if word is None:
+        return "special"
+    read = _plain(piece.removeprefix("##").strip("▁"))
+    if not any(letter.isalnum() for letter in read):
+        return "punctuation"
+    if read.isnumeric():
+        return "number"
+    return "whole word" if read == _plain(word) else "part of a word"
+
+
+def _plain(text: str) -> str:
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(letter for letter in parts if not unicodedata.combining(letter)).casefold()
+
+
 class LabelCounts:
-    """How often tokens of each label (a word, or a piece of one) met each expert of one layer."""
+    """How often tokens of each label (a word, a piece, or a kind of token) met each expert of one layer."""
 
     def __init__(self, num_experts: int) -> None:
         self._number: dict[str, int] = {}
@@ -65,6 +87,23 @@ class LabelCounts:
             )
         return found
 
+    def shares(self) -> list[dict[str, Any]]:
+        """Of every label ``tokens`` and ``load``, the shares of their visits; the most frequent first.
+
+        A label whose tokens visited no expert, as where experts choose tokens, has shares of zero.
+        """
+        rows = sorted(self._number.items(), key=lambda item: (-self._seen_L[item[1]], item[0]))
+        return [
+            {
+                "label": label,
+                "tokens": int(self._seen_L[row]),
+                "load": [
+                    round(n / max(int(self._met_LE[row].sum()), 1), 6) for n in self._met_LE[row].tolist()
+                ],
+            }
+            for label, row in rows
+        ]
+
     def agreement(self) -> tuple[float, float] | None:
         """The share of experts that two tokens of one label have in common, and two tokens at random.
 
@@ -87,12 +126,13 @@ class LabelCounts:
 
 
 class ExpertWords:
-    """Words and pieces by layer and expert, over all batches that were added."""
+    """Words, pieces and kinds of tokens by layer and expert, over all batches that were added."""
 
     def __init__(self, num_experts: int) -> None:
         self._num_experts = num_experts
         self._words: dict[int, LabelCounts] = {}
         self._pieces: dict[int, LabelCounts] = {}
+        self._kinds: dict[int, LabelCounts] = {}
 
     def add(self, words: Sequence[str | None], pieces: Sequence[str], layers: Sequence[RoutedLayer]) -> None:
         """The tokens of a batch, in its packed order, and the pairs its MoE layers made of them.
@@ -101,20 +141,22 @@ class ExpertWords:
         """
         is_word_T = np.array([word is not None for word in words], dtype=bool)
         real = [word for word in words if word is not None]
+        kinds = [token_kind(word, piece) for word, piece in zip(words, pieces, strict=True)]
         place_T = np.cumsum(is_word_T) - 1  # of a token among those that are words
         for routed in layers:
-            for counts in (self._words, self._pieces):
+            for counts in (self._words, self._pieces, self._kinds):
                 counts.setdefault(routed.layer, LabelCounts(self._num_experts))
             self._pieces[routed.layer].add(pieces, routed.token_P, routed.expert_P)
+            self._kinds[routed.layer].add(kinds, routed.token_P, routed.expert_P)
             kept_P = is_word_T[routed.token_P]
             self._words[routed.layer].add(real, place_T[routed.token_P[kept_P]], routed.expert_P[kept_P])
 
     def layer(self, layer: int, top: int) -> dict[str, Any]:
-        """``experts``: the typical ``words`` and ``pieces`` of each; ``agreement`` of words."""
+        """``experts``: typical ``words`` and ``pieces`` of each; ``kinds``; ``agreement`` of words."""
         words, pieces = self._words[layer].typical(top), self._pieces[layer].typical(top)
         experts = [{"words": some, "pieces": parts} for some, parts in zip(words, pieces, strict=True)]
-        agreement = self._words[layer].agreement()
-        if agreement is None:
-            return {"experts": experts, "agreement": None}
-        same, other = agreement
-        return {"experts": experts, "agreement": {"same_word": round(same, 4), "any_words": round(other, 4)}}
+        found: dict[str, Any] = {"experts": experts, "kinds": self._kinds[layer].shares(), "agreement": None}
+        if (agreement := self._words[layer].agreement()) is not None:
+            same, other = agreement
+            found["agreement"] = {"same_word": round(same, 4), "any_words": round(other, 4)}
+        return found
