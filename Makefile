@@ -8,7 +8,7 @@ LLAMACPP := llama-cpp-python==0.3.36 sentencepiece==0.2.3
 AGAINST ?= cee2424
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo pipeline bench gpu gpu-ablation test test-slow test-gpu test-interop check fix docs lock clean
+.PHONY: help setup demo pipeline bench gpu gpu-ablation test coverage test-slow test-gpu test-interop check fix docs lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,10 +33,6 @@ bench: ARGS ?= start shared encode peers train demo memory $(addprefix --against
 bench: setup  ## speed beside peers, 20 minutes on 2 free cores, into records/; ARGS="moe export" for other suites
 	$(RUN) bench $(ARGS)
 
-# Two processes of one thread each are done sooner than one of two threads. Counting lines costs little where
-# Python itself can tell of them (3.12 and later).
-COUNTING := COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
-
 HAS_GPU = $(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit(2)' \
 	|| { echo "there is no GPU here that PyTorch can use: run make $@ where there is one"; exit 2; }
 
@@ -49,9 +45,15 @@ gpu-ablation: setup  ## do experts help? experts behind centroids beside dense t
 	@$(HAS_GPU)
 	$(RUN) experiment recipes/experiments/gpu.yaml --seeds 3 --minutes 8.5 --nice 0 --record records/experiment-gpu.md $(ARGS)
 
+# Two processes of one thread each are done sooner than one of two threads.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: setup  ## the tests, minutes on 2 cores; ARGS="-k router" and so on
-	@$(COUNTING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report= $(ARGS)
-	@echo "lines of moembed that these tests ran: $$($(BIN)/python -m coverage report --format=total) %"
+	@$(TESTS) $(ARGS)
+
+coverage: setup  ## the tests, and which lines of moembed they run; a third slower where Python is older than 3.12
+	@COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+		$(TESTS) --cov --cov-report=term:skip-covered $(ARGS)
 
 test-slow: setup  ## the tests that take long
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
