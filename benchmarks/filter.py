@@ -31,7 +31,9 @@ from benchmarks.texts import DATA, mixed
 from moembed.encoding import View
 from moembed.files import cache_folder, read_json, write_json
 from moembed.runs.bench import Options, Row, clock, interleave, missing, speed_row
+from moembed.search import qdrant_edge
 from moembed.search.index import Index
+from moembed.search.where_qdrant import WHOLE
 
 K, DIM = 10, 128
 SHARES = (0.001, 0.01, 0.1, 0.5, 1.0)
@@ -142,6 +144,24 @@ def build(folder: Path) -> None:
     if "graph" not in took:
         took["graph"] = clock(lambda: refresh(folder / "index", "qdrant-edge"))
         write_json(file, took)
+    if "graph alone" not in took:
+        shutil.rmtree(folder / "alone", ignore_errors=True)
+        took["graph alone"] = clock(lambda: graph_alone(folder))
+        shutil.rmtree(folder / "alone")
+        write_json(file, took)
+
+
+def graph_alone(folder: Path) -> None:
+    """The same points and fields, given to the engine from memory: what making the graph takes without us."""
+    vector_NM, columns = np.load(folder / "vectors.npy"), pq.read_table(folder / "columns.parquet")
+    starts = range(0, len(vector_NM), 1000)
+    batches = (
+        (np.arange(start, start + len(some)), some, columns.slice(start, len(some)).to_pylist())
+        for start, some in ((start, vector_NM[start : start + 1000]) for start in starts)
+    )
+    qdrant_edge.build(
+        folder / "alone", vector_NM.shape[1], batches, dict.fromkeys(columns.column_names, WHOLE)
+    )
 
 
 def building(stored: Stored) -> Iterator[Row]:
@@ -149,7 +169,10 @@ def building(stored: Stored) -> Iterator[Row]:
     question = f"making the index of {count_:,} × {DIM}"
     note = "measured once, when it was made"
     yield Row(question, "index, exact", count_ / stored.built["rows"], "rows/s", note=note)
-    yield Row(question, OURS, count_ / stored.built["graph"], "rows/s", note=f"{note}, beside the rows")
+    alone, ours = (count_ / stored.built[step] for step in ("graph alone", "graph"))
+    yield Row(question, ENGINE, alone, "rows/s", note=f"{note}, from memory")
+    note += ", beside the rows; counts what is found by a sample"
+    yield Row(question, OURS, ours, "rows/s", None, ours / alone, ENGINE, ">= 0.9", note)
     yield Row("on disk", "index, exact", ann["bytes"] / 2**20, "MiB")
     yield Row("on disk", OURS, ann["engine_bytes"] / 2**20, "MiB", note="beside the rows")
 

@@ -211,7 +211,10 @@ def test_contenders_of_filtered_search_are_asked_the_same(
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     filter.keep(tmp_path, drawn)
     stored = filter.Stored.of(tmp_path, 300)
-    assert stored.built.keys() == {"rows", "graph"}
+    assert stored.built.keys() == {"rows", "graph", "graph alone"}
+    making = {row.contender: row for row in filter.building(stored) if row.question.startswith("making")}
+    assert (making[filter.OURS].peer, making[filter.OURS].target) == (filter.ENGINE, ">= 0.9")
+    assert making[filter.OURS].ratio == pytest.approx(stored.built["graph alone"] / stored.built["graph"])
     index = filter.Index.open(stored.index)
     near_N = stored.columns["near"].to_numpy()
     assert (np.diff((drawn[:300] @ drawn[0])[np.argsort(near_N)]) <= 0).all()
