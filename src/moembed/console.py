@@ -53,7 +53,8 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
     # as a description, for names of files hold braces and brackets, which a format or markup would read
     named = TextColumn("{task.description}", markup=False)
     columns = (named, BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-    done, shown = 0, time.monotonic()
+    done, began = 0, time.monotonic()
+    shown = began
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(what, total=total)
 
@@ -63,7 +64,11 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
             progress.advance(task, count)
             if not console.is_terminal and time.monotonic() - shown > _PLAIN_EVERY_SECONDS:
                 shown = time.monotonic()
-                say(f"{what}: {done}" + (f" of {total}" if total else ""))
+                ahead = f" of {total}" if total else ""
+                if total and 0 < done <= total:
+                    left = round((shown - began) / done * (total - done))
+                    ahead += f", ETA {left // 60}:{left % 60:02}"
+                say(f"{what}: {done}{ahead}")
 
         yield advance
 

@@ -153,6 +153,22 @@ def test_names_are_shown_as_they_are(
     assert f"reading {name}" in capsys.readouterr().err
 
 
+def test_without_a_terminal_a_line_says_how_far_and_how_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console.time, "monotonic", lambda: 0)
+    with progress_bar("embedding", 400) as advance:
+        advance(20)
+        monkeypatch.setattr(console.time, "monotonic", lambda: 30)
+        advance(80)
+        monkeypatch.setattr(console.time, "monotonic", lambda: 120)
+        advance(300)
+    assert capsys.readouterr().err.splitlines() == [
+        "embedding: 100 of 400, ETA 1:30",
+        "embedding: 400 of 400, ETA 0:00",
+    ]
+
+
 def test_main_gives_standard_output_back(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout
     assert main(["inspect", "nothing-here", "--json"]) == 2

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -294,6 +296,8 @@ class Better(ToyModel):
 
     def vectors(self, texts: Any, **options: Any) -> Vectors:
         old = ToyModel().vectors(texts, prompt="")
+        if progress := options.get("progress"):
+            progress(len(list(texts)))
         across_KM = np.random.default_rng(5).standard_normal((12, 8))
         array = old.array @ across_KM.T + 0.02 * super().vectors(texts).array
         return Vectors(array.astype(np.float32), 0, self.space(role=options.get("role")))
@@ -305,8 +309,16 @@ def bridged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     put(tmp_path, rows, block_rows=100, prompt=None)
     compress_index(tmp_path / "i", "bebr:4")
     monkeypatch.setattr("moembed.search.binariser_training.STEPS", 10)
-    summary = bridge_index(tmp_path / "i", Better(), model_path="better")
+    seen: list[object] = []
+
+    @contextmanager
+    def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        seen.extend([what, total])
+        yield seen.append
+
+    summary = bridge_index(tmp_path / "i", Better(), model_path="better", progress=bar)
     assert (summary.rows, summary.looked_at) == (200, 20)
+    assert seen == ["embedding texts", 200, 200]
     assert summary.found_first > 0.8
     return tmp_path / "i"
 

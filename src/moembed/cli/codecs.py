@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moembed.cli.options import ENCODER, AllowPickle, Json, load_encoder
-from moembed.console import print_json, say
+from moembed.console import print_json, progress_bar, say
 from moembed.types import UserError
 
 CODEC = "int8, binary, float16, or with --bits-per-dim bebr, pq, opq, lsh (or bebr:2)."
@@ -74,5 +74,5 @@ def bridge(
 
     encoder = load_encoder(model, None, allow_pickle)
     name = str(Path(model).absolute()) if Path(model).exists() else model
-    found = bridge_index(index_folder(path), encoder, model_path=name, seed=seed)
+    found = bridge_index(index_folder(path), encoder, model_path=name, seed=seed, progress=progress_bar)
     print_json({**asdict(found), "path": str(found.path), "message": str(found)}) if json_ else print(found)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from moembed.encoding import TextEncoder, cut_texts
+from moembed.encoding import Bar, TextEncoder, cut_texts, no_bar
 from moembed.files import locked
 from moembed.search.binariser import Bebr, BebrSymmetric, unit
 from moembed.search.exact import top_k
@@ -74,7 +74,12 @@ class BridgeSummary:
 
 
 def bridge_index(
-    path: str | Path, model: TextEncoder, *, model_path: str | None = None, seed: int = 0
+    path: str | Path,
+    model: TextEncoder,
+    *,
+    model_path: str | None = None,
+    seed: int = 0,
+    progress: Bar = no_bar,
 ) -> BridgeSummary:
     """Let ``model`` search the codes of another one, see above; the rows and their codes stay as they are.
 
@@ -97,7 +102,8 @@ def bridge_index(
                 f"{path} has {len(row_K)} rows, and a bridge is learned from {2 * _KEPT_OUT} or more"
             )
         texts = [str(row.get(manifest["column"]) or "") for _, row in reader.rows(row_K, with_ids=False)]
-        found = model.vectors(texts, role=role)
+        with progress("embedding texts", len(texts)) as advance:
+            found = model.vectors(texts, role=role, progress=advance)
         new_NK, value_NM = unit(found.array), reader.vectors_at(row_K)
         kept_out = np.arange(len(row_K)) % _KEPT_OUT == 0
         bridge = _learned(new_NK[~kept_out], value_NM[~kept_out], codec, seed)
