@@ -19,7 +19,7 @@ from moembed.folder.bases import locate_base
 from moembed.folder.reranker import read_reranker, write_reranker
 from moembed.folder.reranker_parts import Activation, RerankerParts
 from moembed.inference.engine import Engine
-from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits, is_count
+from moembed.inference.options import DTYPES, check_device, check_dtype, check_limits
 from moembed.inference.pairs import PairRows, pair_rows
 from moembed.inference.residency import release_pages
 from moembed.model.adapters import plain
@@ -27,7 +27,7 @@ from moembed.model.encoder import Encoder, num_parameters, skeleton
 from moembed.model.score_head import ScoreHead
 from moembed.packing import pack, token_budget
 from moembed.tokenizer import require_unicode
-from moembed.types import Batch, Encoded, TruncationWarning, UserError
+from moembed.types import Batch, Encoded, TruncationWarning, UserError, is_count
 
 _WINDOW = 4096  # pairs that are tokens at one time
 

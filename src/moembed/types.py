@@ -31,6 +31,11 @@ class TruncationWarning(UserWarning):
     """Some texts were longer than the model reads; the message says how many."""
 
 
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number of at least 1, of Python or numpy, and no truth value."""
+    return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One training example: a query, a document that answers it and any mined hard negatives.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -156,6 +157,8 @@ def test_texts_are_embedded_by_the_model(index):
     assert hits[1][0] == Hit("7", pytest.approx(1.0), DOCS[7])
     assert len(hits) == 2
     assert [hit.id for hit in index.search(DOCS[8]["text"], 1, model=_Roles(dim=DIM))[0]] == ["8"]
+    column = np.array([DOCS[8]["text"], DOCS[7]["text"]])
+    assert [hits[0].id for hits in index.search(column, 1, model=_Roles(dim=DIM))] == ["8", "7"]
     by_both = index.search([DOCS[8]["text"]], 3, model=_Roles(dim=DIM), hybrid=True, where="year > 2001")
     assert by_both[0][0].id == "8"
     with pytest.raises(UserError, match="this model makes other--8: re-index"):
@@ -167,7 +170,9 @@ def test_texts_are_embedded_by_the_model(index):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"k": 0}, "k must be at least 1"),
+        ({"k": 0}, "k must be a whole number of at least 1, not 0"),
+        ({"k": 2.5}, "k must be a whole number of at least 1, not 2.5"),
+        ({"k": True}, "k must be a whole number of at least 1, not True"),
         ({"hybrid": True}, "hybrid search needs the text of every query"),
         ({"hybrid": True, "texts": ["a"]}, "hybrid search needs the text of every query"),
         ({"hybrid": True, "texts": ["a"] * 4, "weight": 2}, "between 0 and 1"),
@@ -180,6 +185,25 @@ def test_questions_that_make_no_sense(index, options, complaint):
         index.find(queries(), **options)
     with pytest.raises(UserError, match="needs the texts of the queries"):
         index.search(queries(), hybrid=True)
+
+
+def test_a_single_vector_is_one_query(index):
+    query_M = queries()[1]
+    assert list(index.search(query_M, 3)) == list(index.search(query_M[None], 3))
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"owl", "mole"}, "a set has no order, so no vector could be told whose it is: pass a list"),
+        (pa.table({"q": ["owl"]}), "a Table is a table, not a list of texts: pass one column"),
+        (None, "texts must be a list of strings, not a NoneType"),
+        ([3], "text 0 is a int, not a string"),
+    ],
+)
+def test_queries_that_are_no_texts_are_refused(index, asked, complaint):
+    with pytest.raises(UserError, match=complaint):
+        index.search(asked, model=_Roles(dim=DIM))
 
 
 def test_an_index_without_texts_has_no_hybrid_search(tmp_path: Path):

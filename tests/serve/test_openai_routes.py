@@ -104,6 +104,10 @@ LONG = "mole " * 60
 def test_a_long_text_is_refused_cut_or_chunked(server: TestClient, served_embedder: Embedder) -> None:
     error = refusal(ask(server, input=["owl", LONG]), 400)
     assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
+    assert error["message"].endswith(
+        "shorten it, or send truncate: truncate to drop what is too much, or truncate: chunk for the mean of "
+        "its pieces"
+    )
     cut = ask(server, input=["owl", LONG], truncate="truncate").json()
     assert (cut["truncated_texts"], cut["truncated_tokens"]) == (1, 62 - 32)
     assert cut["usage"]["total_tokens"] == 3 + 32

@@ -135,7 +135,7 @@ def test_updates_are_served_without_a_restart(
         ({"query": "a", "k": 1001}, 400, "at most 1000"),
         ({"query": 5}, 400, "query"),
         ({"query": "a", "rerank": True}, 424, "--reranker"),
-        ({"query": "mole " * 60}, 400, "tokens"),
+        ({"query": "mole " * 60}, 400, "shorten it, or start the server with --truncate truncate"),
         ({"query": "a", "where": "year >"}, 400, "year"),
         ({"query": "a", "where": "yaer = 2001"}, 400, "yaer"),
         ({"query": "a", "where": "year = 'old'"}, 400, "year"),

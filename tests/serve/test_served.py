@@ -98,7 +98,7 @@ def test_a_text_that_is_too_long_is_refused_by_number_and_length(moe_model: Embe
     error = refused(moe_model, ["worms", LONG])
     length = len(next(moe_model.tokenizer.whole_rows([LONG])))
     assert (error.status, error.code, error.param) == (400, "context_length_exceeded", "input")
-    assert error.message.startswith(f"text 1 has {length} tokens, and this model reads 32:")
+    assert error.message == f"text 1 has {length} tokens, and this model reads 32"
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -20,6 +20,7 @@ from moembed.reranker import Reranker, Scores
 QUESTION = {"query": "q", "texts": ["a"]}
 SHORT = ["moles eat worms", "", "what does a mole eat?"]
 LONG = "mole " * 60
+TOO_LONG = "text 0 has 62 tokens, and this model reads 32"
 
 
 def refusal(reply: Any, status: int, kind: str = "Validation") -> str:
@@ -56,7 +57,16 @@ def test_headers_say_what_was_read_and_cut(server: TestClient, served_embedder: 
 
 def test_a_long_text_is_413_unless_it_may_be_cut(server: TestClient) -> None:
     for asked in ({}, {"truncate": False}, {"truncate": None}):
-        assert "tokens" in refusal(server.post("/embed", json={"inputs": LONG} | asked), 413)
+        said = refusal(server.post("/embed", json={"inputs": LONG} | asked), 413)
+        assert said == f"{TOO_LONG}: shorten it, or send truncate: true"
+
+
+def test_a_long_text_of_similarity_names_the_field_that_it_has(server: TestClient) -> None:
+    inputs = {"source_sentence": LONG, "sentences": ["owl"]}
+    said = refusal(server.post("/similarity", json={"inputs": inputs}), 413)
+    assert said == f"{TOO_LONG}: shorten it, or send parameters with truncate: true"
+    may_cut = {"inputs": inputs, "parameters": {"truncate": True}}
+    assert server.post("/similarity", json=may_cut).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from moembed.encoding import FULL, View
 from moembed.folder.parts import Parts
-from moembed.inference.options import is_count
 from moembed.model.spec import EncoderSpec
-from moembed.types import UserError
+from moembed.types import UserError, is_count
 
 
 def check_view(spec: EncoderSpec, view: View, dim: int) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from moembed.inference.engine import can_round
-from moembed.types import UserError
+from moembed.types import UserError, is_count
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,11 +29,6 @@ def check_dtype(dtype: str, device: str) -> None:
         raise UserError("float16 needs a GPU; on a CPU choose float32, bfloat16 or int8")
     if dtype == "int8" and not (device == "cpu" and can_round()):
         raise UserError("int8 needs a CPU whose PyTorch was built with oneDNN; choose float32 or bfloat16")
-
-
-def is_count(value: Any) -> bool:
-    """Whether this is a whole number of at least 1, of Python or numpy, and no truth value."""
-    return hasattr(value, "__index__") and not isinstance(value, bool) and value >= 1
 
 
 def check_limits(batch_tokens: int | None, batch_size: int | None) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 
 from moembed.encoding import Progress, Tag, View, as_texts, no_bar, role_prompt, truncate
 from moembed.inference.keywords import AllKeywords, Keywords, one_of, read_keywords
-from moembed.inference.options import is_count
 from moembed.tokenizer import Tokenizer
-from moembed.types import TruncationWarning, UserError
+from moembed.types import TruncationWarning, UserError, is_count
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
-from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, View
+from moembed.encoding import FULL, TextEncoder, TokenEncoder, TokenVectors, View, as_texts
 from moembed.search.ann import AnnPart, AnnSearcher
 from moembed.search.exact import require_rows
 from moembed.search.fde import Fde, FdeConfig
@@ -29,7 +29,7 @@ from moembed.search.late_search import ENGINE as MUVERA
 from moembed.search.plan import Plan
 from moembed.search.where import Where, read_where
 from moembed.search.where_mask import require_columns
-from moembed.types import Hits, UserError
+from moembed.types import Hits, UserError, is_count
 
 Condition = str | Mapping[str, Any] | Where
 
@@ -148,7 +148,7 @@ class Index:
 
     def search(
         self,
-        queries: str | Sequence[str] | np.ndarray | TokenVectors,
+        queries: str | Iterable[str] | np.ndarray | TokenVectors,
         k: int = 10,
         *,
         where: Condition | None = None,
@@ -163,8 +163,8 @@ class Index:
         are those of MaxSim, of the candidates that `moembed.search.late_search` takes, or of all rows.
 
         Args:
-            queries: texts, embedded by ``model``; or their vectors ``(Q, dim)``, in a multi-vector index
-                their token vectors, which needs no model.
+            queries: a text or texts in an order, embedded by ``model``; or their vectors ``(Q, dim)``, a
+                single one ``(dim,)``, in a multi-vector index their token vectors, which needs no model.
             where: a condition on columns, see `moembed.search.where`.
             hybrid: rank by vectors and BM25 together, see `moembed.search.hybrid`; needs texts.
             weight: of hybrid search, how much the vectors count, 0 to 1; None: ranks are added.
@@ -172,14 +172,16 @@ class Index:
             exact: compare all rows, where an approximate engine or encodings of tokens would choose some.
 
         Raises:
-            UserError: ``k`` below 1, vectors that do not fit, a condition that the columns cannot answer, a
-                model of another space, a damaged part.
+            UserError: ``k`` is no whole number of at least 1, queries that are no texts, vectors that do not
+                fit, a condition that the columns cannot answer, a model of another space, a damaged part.
         """
-        if isinstance(queries, (np.ndarray, TokenVectors)):
+        if _are_vectors(queries):
+            queries = np.atleast_2d(queries)
+        if isinstance(queries, TokenVectors) or _are_vectors(queries):
             if hybrid:
                 raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
             return self._find(Search.of(queries, k, self._condition(where), None, weight), exact)
-        texts = [queries] if isinstance(queries, str) else list(queries)
+        texts = [queries] if isinstance(queries, str) else as_texts(queries)
         found, listed = self.embed_queries(texts, model), texts if hybrid else None
         return self._find(Search.of(found, k, self._condition(where), listed, weight), exact)
 
@@ -226,8 +228,8 @@ class Index:
 
     def _find(self, search: Search, exact: bool) -> IndexHits:
         require_weight(search.weight)
-        if search.k < 1:
-            raise UserError(f"k must be at least 1, got {search.k}")
+        if not is_count(search.k):
+            raise UserError(f"k must be a whole number of at least 1, not {search.k!r}")
         if search.weight is not None and search.texts is None:
             raise UserError("weight is of hybrid search alone: ask for hybrid too")
         search = self._encoded(search)
@@ -318,3 +320,8 @@ class Index:
         if len(self):  # columns are those of rows: an index without any has none, and nothing to find
             require_columns(condition, self.columns)
         return condition
+
+
+def _are_vectors(queries: object) -> TypeGuard[np.ndarray]:
+    """Whether these are numbers; an array may also be a column of texts."""
+    return isinstance(queries, np.ndarray) and np.issubdtype(queries.dtype, np.number)

@@ -12,7 +12,7 @@ from moembed.encoding import FULL, Tag, View
 from moembed.serve.bodies import INPUT_TYPES, Inputs, InputType
 from moembed.serve.errors import RequestError
 from moembed.serve.records import record_of
-from moembed.serve.refusals import refused
+from moembed.serve.refusals import long_texts, refused
 from moembed.serve.state import EmbeddedTexts, State, Truncate, state_of
 from moembed.types import UserError
 
@@ -42,6 +42,7 @@ async def embed(
     purpose: Purpose,
     *,
     param: str,
+    remedy: str,
     truncate: Truncate | None = None,
     dimensions: int | None = None,
 ) -> EmbeddedTexts:
@@ -49,6 +50,7 @@ async def embed(
 
     Args:
         param: what the route calls its inputs, for errors.
+        remedy: what a request of the route can say of a text that is too long.
         truncate: None: what the server was started with.
 
     Raises:
@@ -67,15 +69,16 @@ async def embed(
     require_short(state, _front(state, role, prompt), texts, param)
     record = record_of(request.scope)
     record.texts = len(inputs)
-    found = await state.model.embed(
-        inputs,
-        role=role,
-        prompt=prompt,
-        tag=purpose.tag,
-        truncate=truncate or state.settings.truncate,
-        view=chosen_view(state, dimensions),
-        client=record.client,
-    )
+    with long_texts(param, remedy):
+        found = await state.model.embed(
+            inputs,
+            role=role,
+            prompt=prompt,
+            tag=purpose.tag,
+            truncate=truncate or state.settings.truncate,
+            view=chosen_view(state, dimensions),
+            client=record.client,
+        )
     record.tokens, record.truncated_tokens = found.tokens, sum(found.truncated)
     return found
 

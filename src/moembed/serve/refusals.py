@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from moembed.serve.errors import RequestError
+from moembed.serve.errors import TOO_LONG, RequestError
 from moembed.types import UserError
 
 
@@ -16,6 +16,18 @@ def refused(param: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise RequestError(400, str(error), param=param) from error
+
+
+@contextmanager
+def long_texts(param: str, remedy: str) -> Iterator[None]:
+    """Say which field a text that is too long is of, and what a request of this route can do about it."""
+    try:
+        yield
+    except RequestError as error:
+        if error.code != TOO_LONG or error.param != "input":
+            raise
+        message = f"{error.message}: shorten it, or {remedy}"
+        raise RequestError(error.status, message, code=TOO_LONG, param=param) from None
 
 
 def require_few(tokens: int, most: int | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from moembed.serve.batching.batcher import shutting_down
-from moembed.serve.errors import RequestError
+from moembed.serve.errors import TOO_LONG, RequestError
 from moembed.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -157,9 +157,8 @@ def fit(
         place = next(i for i, row in enumerate(rows) if len(row) > limit)
         raise RequestError(
             400,
-            f"text {place} has {len(rows[place])} tokens, and this model reads {limit}: shorten it, or send "
-            "truncate: truncate to drop what is too much, or truncate: chunk for the mean of its pieces",
-            code="context_length_exceeded",
+            f"text {place} has {len(rows[place])} tokens, and this model reads {limit}",
+            code=TOO_LONG,
             param="input",
         )
     if truncate == "truncate":
@@ -175,7 +174,7 @@ def fit(
             400,
             f"the prompt has {limit - room} of the {limit} tokens that this model reads: no room is left for "
             "text",
-            code="context_length_exceeded",
+            code=TOO_LONG,
             param="prompt",
         )
     pieces: list[list[int]] = []

@@ -16,6 +16,7 @@ from moembed.serve.replies import embedding_rows, json_reply
 from moembed.serve.state import State, state_of
 
 router = APIRouter(tags=["OpenAI"])
+_REMEDY = "send truncate: truncate to drop what is too much, or truncate: chunk for the mean of its pieces"
 
 
 class EmbeddingRow(BaseModel):
@@ -73,6 +74,7 @@ async def embeddings(request: Request) -> Response:
         body.input,
         Purpose(body.input_type, body.prompt_name, body.prompt, body.tag),
         param="input",
+        remedy=_REMEDY,
         truncate=body.truncate,
         dimensions=body.dimensions,
     )

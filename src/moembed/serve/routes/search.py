@@ -18,6 +18,7 @@ from moembed.serve.embedding import chosen_view, require_few, require_short
 from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
 from moembed.serve.records import record_of
+from moembed.serve.refusals import long_texts
 from moembed.serve.replies import json_reply
 from moembed.serve.reranking import scored
 from moembed.serve.searching import Question
@@ -69,14 +70,15 @@ async def search(request: Request) -> Response:
     record.texts = len(queries)
     # the vectors of the queries, as long as those that they are compared with
     started = time.perf_counter()
-    found = await state.model.embed(
-        queries,
-        role="query",
-        tag=body.tag,
-        truncate=state.settings.truncate,
-        view=view,
-        client=record.client,
-    )
+    with long_texts("query", "start the server with --truncate truncate"):
+        found = await state.model.embed(
+            queries,
+            role="query",
+            tag=body.tag,
+            truncate=state.settings.truncate,
+            view=view,
+            client=record.client,
+        )
     record.tokens, record.truncated_tokens = found.tokens, sum(found.truncated)
     embedded = time.perf_counter()
     question = Question(body.k, body.where, body.hybrid, body.weight, view.dim)

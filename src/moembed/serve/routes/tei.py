@@ -114,6 +114,7 @@ async def embed_texts(request: Request) -> Response:
         body.inputs,
         Purpose(prompt_name=body.prompt_name, tag=body.tag),
         param="inputs",
+        remedy="send truncate: true",
         truncate=_truncate(body.truncate),
         dimensions=body.dimensions,
     )
@@ -138,6 +139,7 @@ async def similarity(request: Request) -> Response:
         [body.inputs.source_sentence, *body.inputs.sentences],
         Purpose(prompt_name=asked.prompt_name, tag=asked.tag),
         param="inputs",
+        remedy="send parameters with truncate: true",
         truncate=_truncate(asked.truncate),
     )
     cosine_N = np.clip(found.array[1:] @ found.array[0], -1, 1).astype(np.float32)
