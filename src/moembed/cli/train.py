@@ -71,11 +71,12 @@ def train(
     from dataclasses import asdict
 
     from moembed.runs.distill import distill, is_distillation, load_distillation
-    from moembed.runs.stages import has_stages, load_stages
+    from moembed.runs.stages import load_stages
     from moembed.runs.train import load_recipe
     from moembed.runs.train import train as run
     from moembed.runs.train_reranker import is_reranking, load_reranking, train_reranker
     from moembed.runs.train_stages import train_stages
+    from moembed.runs.training_run import has_stages
 
     if dry_run:
         from moembed.cli.dry_run import show_plan
@@ -83,7 +84,7 @@ def train(
         show_plan(recipe, overrides or [], overwrite, resume, json_)
         return
     result: Any
-    if has_stages(recipe):
+    if has_stages(recipe, overrides or []):
         result = train_stages(load_stages(recipe, overrides or []), resume=resume, overwrite=overwrite)
     elif is_reranking(recipe, overrides or []):
         plan = load_reranking(recipe, overrides or [])
