@@ -20,7 +20,7 @@ from moembed.encoding import TextEncoder, View
 from moembed.files import locked
 from moembed.folder.bases import base_name, read_base
 from moembed.inference.member import member
-from moembed.inference.token_vectors import require_one_vector
+from moembed.inference.token_vectors import require_one_vector, require_vector_of_text
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
 from moembed.runs.inputs import require_new_run
@@ -112,7 +112,11 @@ def distill(
 
 def open_teacher(name: str) -> TextEncoder:
     kind, separator, rest = name.partition(":")
-    return SentenceTransformerEncoder(rest) if separator and kind == "st" else open_encoder(name)
+    if separator and kind == "st":
+        return SentenceTransformerEncoder(rest)
+    teacher = open_encoder(name)
+    require_vector_of_text(teacher, f"the teacher {name}")
+    return teacher
 
 
 def _run(config: DistillConfig, resume: bool, overwrite: bool, world: World) -> TrainResult:
