@@ -41,6 +41,8 @@ def demo(
 
     Pairs are (docstring summary, source code) from the Python packages installed beside moembed.
 
+    What the defaults gave: records/demo.md; whether experts help: docs/do-experts-help.md.
+
     Example: `moembed demo --minutes 5`
     """
     from moembed.runs.demo import run_demo

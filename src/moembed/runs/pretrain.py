@@ -41,9 +41,12 @@ from moembed.weights.vocabulary import pad
 
 
 class RopeConfig(Strict):
-    """Rotary positions in place of the base's; see `moembed.weights.positions.to_rope`."""
+    """Rotary positions in place of the base's; see `moembed.weights.positions.to_rope`.
 
-    base: float = Field(default=10_000.0, gt=0)
+    ``base`` None: of a model that is rotary already its own, else 10,000.
+    """
+
+    base: float | None = Field(default=None, gt=0)
     max_positions: int = Field(default=2048, ge=3)
 
 
