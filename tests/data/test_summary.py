@@ -179,8 +179,19 @@ def test_no_task_hides_another_of_its_name(run: Run, recipe: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "rows", "counted"),
     [
-        ("sts.jsonl", [{"sentence1": "the owl 3 hunts at night", "sentence2": "an owl", "score": 2}], 2),
-        ("bitext.csv", [{"sentence1": "eine Eule", "sentence2": "The owl 3 hunts at night"}], 2),
+        (
+            "sts.jsonl",
+            [{"sentence1": "the owl 3 hunts at night", "sentence2": f"{n} owls", "score": n} for n in (2, 5)],
+            3,
+        ),
+        (
+            "bitext.csv",
+            [
+                {"sentence1": "eine Eule", "sentence2": "The owl 3 hunts at night"},
+                {"sentence1": "ein Wal", "sentence2": "a whale"},
+            ],
+            4,
+        ),
         (
             "classes.parquet",
             [{"text": "the owl 3 hunts at night", "label": "owl", "split": "test"}]
@@ -198,7 +209,7 @@ def test_overlap_knows_every_kind_of_task(
     if file.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), file)
     elif file.suffix == ".csv":
-        file.write_text("\n".join(",".join(line) for line in (rows[0], rows[0].values())))
+        file.write_text("\n".join(",".join(line) for line in (rows[0], *map(dict.values, rows))))
     else:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, err = run("data", "overlap", recipe, "--tasks", file, "--json")

@@ -139,6 +139,9 @@ def upcycle(
 ) -> None:
     """Turn a dense encoder into a Mixture of Experts; by default its vectors stay the same.
 
+    Defaults are those of Nomic Embed v2; what others gave: --init records/experiment-upcycling.md,
+    --experts, --top-k, --every records/experiment-routing.md, --router docs/do-experts-help.md.
+
     Example: `moembed upcycle minilm models/minilm-moe --experts 8 --top-k 2`
     """
     from moembed.config import validate
