@@ -485,8 +485,8 @@ def test_a_part_that_changed_on_disk_is_named_and_not_merged(
     with pytest.raises(UserError, match=f"^{file} is damaged \\(its content changed since it was written\\)"):
         merged_by(folder)
     assert (folder / "manifest.json").read_bytes() == manifest
-    assert held(folder) == by_id(OLD)
     file.write_bytes(sound)
+    assert held(folder) == by_id(OLD)
     merged_by(folder)
     assert len(list(folder.glob("part-*.npy"))) < len(parts)
 
@@ -504,7 +504,10 @@ def test_a_disk_that_is_full_while_parts_are_merged_costs_nothing(
         real(number)
 
     manifest = (folder / "manifest.json").read_bytes()
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device.*as it was"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"No space left on device.*as it was"),
+    ):
         patch.setattr(os, "fsync", full)
         merged_by(folder)
     assert (folder / "manifest.json").read_bytes() == manifest

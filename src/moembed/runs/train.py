@@ -97,9 +97,7 @@ class TrainConfig(ContrastiveConfig):
                 "a recipe with stages is for the command moembed train and for moembed.train_stages; here, "
                 "as in a cell of an experiment, a recipe has one stage"
             )
-        if isinstance(values, dict):
-            return {key: value for key, value in values.items() if key != "stages"}  # which is null
-        return values
+        return {k: v for k, v in values.items() if k != "stages"} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _words_that_learn(self) -> TrainConfig:
