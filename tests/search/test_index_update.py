@@ -504,12 +504,10 @@ def test_a_disk_that_is_full_while_parts_are_merged_costs_nothing(
         real(number)
 
     manifest = (folder / "manifest.json").read_bytes()
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(UserError, match=r"No space left on device.*as it was"),
-    ):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        merged_by(folder)
+        with pytest.raises(UserError, match=r"No space left on device.*as it was"):
+            merged_by(folder)
     assert (folder / "manifest.json").read_bytes() == manifest
     assert held(folder) == by_id(OLD)
     merged_by(folder)
