@@ -18,9 +18,10 @@ from moembed.config import load
 from moembed.experiment.settings import read_plan
 from moembed.runs.distill import DistillConfig, is_distillation
 from moembed.runs.pretrain import PretrainConfig
-from moembed.runs.stages import has_stages, load_stages
+from moembed.runs.stages import load_stages
 from moembed.runs.train import TrainConfig
 from moembed.runs.train_reranker import RerankerConfig, is_reranking
+from moembed.runs.training_run import has_stages
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {

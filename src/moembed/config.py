@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from moembed.types import UserError
 from moembed.validation import require_digits, sentences
@@ -29,6 +30,15 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_empty(cls, values: Any) -> Any:
+        """``null`` in place of a list, or of keys, that need not be there: it has nothing in it."""
+        if not isinstance(values, dict):
+            return values
+        empty = {name for name, field in cls.model_fields.items() if _is_empty(field)}
+        return {key: value for key, value in values.items() if value is not None or key not in empty}
+
     @property
     def changed_keys(self) -> set[str]:
         """The keys that are not at their default. What was given is no measure: the recipe.yaml of a run
@@ -38,6 +48,12 @@ class Strict(BaseModel):
 
 
 Config = TypeVar("Config", bound=Strict)
+
+
+def _is_empty(field: FieldInfo) -> bool:
+    """Whether a key is at its default a list or a dict with nothing in it."""
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return isinstance(default, (tuple, list, dict)) and not default
 
 
 def load(kind: type[Config], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from conftest import MakeModel, Run
@@ -168,9 +171,53 @@ def test_no_task_hides_another_of_its_name(run: Run, recipe: Path, tmp_path: Pat
     for command in (("data", "overlap", recipe), collect):
         code, _, err = run(*command, "--tasks", first, second)
         assert (code, err) == (
-            2, "error: two tasks have the same name, which counts go by: rename one of the folders\n"
+            2, "error: two tasks have the same name, which counts go by: rename one of them\n"
         )  # fmt: skip
     assert run("data", "overlap", recipe, "--tasks", first, first)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "counted"),
+    [
+        (
+            "sts.jsonl",
+            [{"sentence1": "the owl 3 hunts at night", "sentence2": f"{n} owls", "score": n} for n in (2, 5)],
+            3,
+        ),
+        (
+            "bitext.csv",
+            [
+                {"sentence1": "eine Eule", "sentence2": "The owl 3 hunts at night"},
+                {"sentence1": "ein Wal", "sentence2": "a whale"},
+            ],
+            4,
+        ),
+        (
+            "classes.parquet",
+            [{"text": "the owl 3 hunts at night", "label": "owl", "split": "test"}]
+            + [{"text": f"the owl {i} hunts at night", "label": "owl", "split": "train"} for i in (4, 5)]
+            + [{"text": f"the mole {i} digs", "label": "mole", "split": "train"} for i in (4, 5)],
+            1,
+        ),
+        ("rerank.jsonl", [{"query": "who", "positive": ["the owl 3 hunts at night"], "negative": ["no"]}], 1),
+    ],
+)
+def test_overlap_knows_every_kind_of_task(
+    name: str, rows: list[dict[str, Any]], counted: int, run: Run, recipe: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif file.suffix == ".csv":
+        file.write_text("\n".join(",".join(line) for line in (rows[0], *map(dict.values, rows))))
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = run("data", "overlap", recipe, "--tasks", file, "--json")
+    assert code == 0, err
+    found = {(row["source"], row["role"]): row for row in json.loads(out)}
+    owls = found["owls", "document"]
+    assert (owls["task"], owls["equal"], owls["seen"], owls["task_texts"]) == (file.stem, 1, 1, counted)
+    assert found["moles", "document"]["equal"] == 0
 
 
 def test_overlap_finds_what_an_evaluation_shares(run: Run, recipe: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from moembed.compare.scores import load_scores
 from moembed.experiment.batches import BatchOrder
 from moembed.experiment.budget import budget
 from moembed.experiment.outcome import expert_distance
-from moembed.experiment.settings import read_plan
+from moembed.experiment.settings import read_plan, same_in_all_seeds
 from moembed.files import locked
 from moembed.folder.read import read_folder
 from moembed.training.contrastive import gradcache
@@ -360,6 +360,24 @@ def test_each_seed_has_a_router_of_its_own(grid: Path) -> None:
         (job.cell, job.config.upcycle and job.config.upcycle.seed) for job in read_plan(grid, [], 2).jobs
     ]
     assert seeds == [("dense", None), ("moe", 0), ("fixed", 5), ("dense", None), ("moe", 1), ("fixed", 5)]
+
+
+def test_the_recipe_of_a_finished_run_does_not_fix_the_experts(run: Run, grid: Path) -> None:
+    values = json.loads(grid.read_text())["recipe"]
+    Path("recipe.yaml").write_text(json.dumps(values | {"seed": 7, "out": "there", "upcycle": {"seed": 7}}))
+    change(grid, recipe_file="recipe.yaml", recipe={}, cells={"moe": None, "fixed": {"upcycle.seed": 5}},
+           control="moe")  # fmt: skip
+    plan = read_plan(grid, [], 2)
+    seeds = [(job.cell, job.config.seed, job.config.upcycle and job.config.upcycle.seed) for job in plan.jobs]
+    assert seeds == [("moe", 0, 0), ("fixed", 0, 5), ("moe", 1, 1), ("fixed", 1, 5)]
+    note = (
+        "note: cell fixed: upcycle.seed is 5 in every seed, so what is random in its new experts does not "
+        "vary"
+    )
+    assert same_in_all_seeds(plan) == [note]
+    assert same_in_all_seeds(read_plan(grid, [], 1)) == []
+    code, _, err = run("experiment", grid, "--seeds", 2, "--dry-run")
+    assert (code, note in err) == (0, True), err
 
 
 def test_the_distance_of_experts(make_model: MakeModel, tmp_path: Path) -> None:

@@ -211,6 +211,21 @@ def test_what_cannot_be_done_is_said(place: Path, run: Run, make_model: MakeMode
         assert err.strip().splitlines()[-1].startswith("error: ")
 
 
+def test_a_vector_of_every_token_is_no_vector_to_work_on(
+    place: Path, run: Run, make_model: MakeModel
+) -> None:
+    make_model(pooling="tokens").save_pretrained(place / "late")
+    said = (
+        "error: late: the model makes a vector of every token (pooling 'tokens'), and what is made of its "
+        "vectors needs one vector of a text: take Embedder.encode_tokens, `moembed index` and `moembed "
+        "search`, or another model"
+    )
+    for command in (("fuse", "model", "late"), ("align", "late", "--texts", "texts.jsonl")):
+        code, _, err = run(*command, "--out", "made")
+        assert (code, " ".join(err.split())) == (2, said)
+        assert not (place / "made").exists()
+
+
 def test_a_folder_that_names_a_model_does_not_take_its_place(place: Path, run: Run) -> None:
     """Its weights would be gone, and the folder would name itself."""
     texts = ("--texts", "texts.jsonl")

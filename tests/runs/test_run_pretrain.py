@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from conftest import HfFolder, Run
 from moembed import PretrainResult, pretrain
 from moembed.embedder import Embedder
+from moembed.model.rope import RopeSpec
 from moembed.runs.pretrain import PretrainConfig
 from moembed.training.log import read_metrics
 
@@ -153,7 +154,8 @@ def test_texts_that_cannot_be_used_are_left_out_on_demand(run: Run, texts_file: 
 
 def test_pretrain_then_train_on_it(run: Run, texts_file: Path, tmp_path: Path, hf_folder: HfFolder) -> None:
     file = recipe(tmp_path, hf_folder("bert", head="ForMaskedLM")[0], texts_file)
-    code, shown, err = run("pretrain", file, "rope.max_positions=64", "pad_vocabulary=64", "--json")
+    rotary = ("rope.max_positions=64", "rope.base=500")
+    code, shown, err = run("pretrain", file, *rotary, "pad_vocabulary=64", "--json")
     assert code == 0, err
     assert "the base's head" in err
     result = json.loads(shown)
@@ -163,13 +165,15 @@ def test_pretrain_then_train_on_it(run: Run, texts_file: Path, tmp_path: Path, h
     made = Embedder.from_pretrained(tmp_path / "run", device="cpu")
     spec = made.encoder.spec
     assert spec.embeddings.positions is None
-    assert all(layer.attention.rope for layer in spec.layers)
+    assert {layer.attention.rope for layer in spec.layers} == {RopeSpec(base=500.0)}
     assert (spec.max_length, made.tokenizer.max_length) == (64, 64)
     assert spec.vocab_size % 64 == 0
 
     again = recipe(tmp_path, tmp_path / "run", texts_file, out=str(tmp_path / "again"))
-    code, shown, err = run("pretrain", again, "sequence_length=60", "batch_size=2")
+    code, shown, err = run("pretrain", again, "sequence_length=60", "batch_size=2", "rope.max_positions=70")
     assert code == 0, err
+    longer = Embedder.from_pretrained(tmp_path / "again", device="cpu").encoder.spec
+    assert longer == spec.replace(max_length=70), "the base of its positions stays"
     assert "the base's head" in err
     assert "accuracy before" in shown
 

@@ -471,3 +471,50 @@ def test_experts_by_role_embed_documents_where_there_are_no_prompts(
         (vector_NM,) = index.vectors()
         np.testing.assert_allclose(vector_NM, model.encode_document(["owls hunt", "moles dig"]), atol=1e-6)
         assert len(index.search("owls", model=model)[0]) == 2
+
+
+def test_a_part_that_changed_on_disk_is_named_and_not_merged(
+    started: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moembed.search.part_writer._LIGHT_PARTS", 1)
+    folder = started / "i"
+    manifest, parts = (folder / "manifest.json").read_bytes(), sorted(folder.glob("part-*.npy"))
+    file = parts[-1]
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"^{file} is damaged \\(its content changed since it was written\\)"):
+        merged_by(folder)
+    assert (folder / "manifest.json").read_bytes() == manifest
+    file.write_bytes(sound)
+    assert held(folder) == by_id(OLD)
+    merged_by(folder)
+    assert len(list(folder.glob("part-*.npy"))) < len(parts)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2], ids=["rows", "vectors", "terms"])
+def test_a_disk_that_is_full_while_parts_are_merged_costs_nothing(
+    writes: int, started: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moembed.search.part_writer._LIGHT_PARTS", 1)
+    folder, calls, real = started / "i", iter(range(99)), os.fsync
+
+    def full(number: int) -> None:
+        if next(calls) == writes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    manifest = (folder / "manifest.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"No space left on device.*as it was"):
+            merged_by(folder)
+    assert (folder / "manifest.json").read_bytes() == manifest
+    assert held(folder) == by_id(OLD)
+    merged_by(folder)
+    assert held(folder) == {name: row for name, row in by_id(OLD).items() if name != "d0"}
+    assert not list(folder.glob(".part*"))
+
+
+def merged_by(folder: Path) -> None:
+    """A deletion that finds too many small parts and merges them."""
+    delete_rows(folder, ["d0"])

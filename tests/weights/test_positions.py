@@ -70,6 +70,8 @@ def test_the_scaling_of_rotary_positions_stays(make_model: MakeModel) -> None:
     def with_scaling(_: int, layer: LayerSpec) -> LayerSpec:
         return layer.model_copy(update={"attention": layer.attention.model_copy(update={"rope": scaled})})
 
+    own, _ = to_rope(parts.spec.with_layers(with_scaling), parts.state, max_positions=64)
+    assert own == parts.spec.with_layers(with_scaling).replace(max_length=64)
     spec, _ = to_rope(parts.spec.with_layers(with_scaling), parts.state, 500.0, 64)
     ropes = {layer.attention.rope for layer in spec.layers}
     assert ropes == {RopeSpec(base=500.0, scaling=2.0, bands=bands)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from moembed.console import print_json, print_table, progress_bar, say
 from moembed.types import UserError
 
 if TYPE_CHECKING:
-    from moembed.evaluation.beir import RetrievalTask
+    from moembed.evaluation.files import Task
 
 
 def collect(
@@ -28,7 +29,7 @@ def collect(
     min_letters: Annotated[int, typer.Option(min=1, help="Queries with fewer letters are left out.")] = 10,
     tasks: Annotated[
         list[Path] | None,
-        typer.Option("--tasks", help="BEIR-layout folders: pairs that hold their texts are left out."),
+        typer.Option("--tasks", help="Tasks, as of evaluate: pairs that hold their texts are left out."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     json_: Json = False,
@@ -45,7 +46,8 @@ def collect(
     if out.exists() and not overwrite:
         raise UserError(f"{out} already exists: choose another name, or pass --overwrite")
     loaded = open_tasks(tasks or ())
-    known = TaskTexts({task.name: [*task.queries, *relevant(task)] for task in loaded}) if loaded else None
+    texts = {task.name: list(chain(*task_texts(task))) for task in loaded}
+    known = TaskTexts(texts) if loaded else None
     with progress_bar("collecting", None) as advance:
         done = collect_pairs(source, out, root, min_letters, known, advance)
     if not loaded:
@@ -68,21 +70,32 @@ def collect(
                 print(f"{name}, {what}: {', '.join(f'{key} {n:,}' for key, n in some.most_common(12))}")
 
 
-def open_tasks(paths: Sequence[Path]) -> list[RetrievalTask]:
-    """The tasks of these folders; the same folder twice counts once.
+def open_tasks(paths: Sequence[Path]) -> list[Task]:
+    """The tasks of these folders and files; the same one twice counts once.
 
     Raises:
-        UserError: as `moembed.evaluation.beir.load_task`; two tasks have the same name.
+        UserError: as `moembed.evaluation.files.load_any`; two tasks have the same name.
     """
-    from moembed.evaluation.beir import load_task
+    from moembed.evaluation.files import load_any
 
-    loaded = [load_task(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+    loaded = [load_any(path) for path in dict.fromkeys(path.resolve() for path in paths)]
     if len({task.name for task in loaded}) < len(loaded):
-        raise UserError("two tasks have the same name, which counts go by: rename one of the folders")
+        raise UserError("two tasks have the same name, which counts go by: rename one of them")
     return loaded
 
 
-def relevant(task: RetrievalTask) -> list[str]:
-    """The documents that answer a query."""
-    relevant = task.qrels.document[task.qrels.grade > 0]
-    return [task.documents[row] for row in sorted(set(relevant.tolist()))]
+def task_texts(task: Task) -> tuple[list[str], list[str]]:
+    """What training queries and training documents are compared with: the queries and the documents that
+    answer one; of other tasks, whose texts are neither, all that are scored, for both."""
+    from moembed.evaluation.beir import RetrievalTask
+    from moembed.evaluation.files import PairTask
+
+    if isinstance(task, RetrievalTask):
+        relevant = task.qrels.document[task.qrels.grade > 0]
+        return task.queries, [task.documents[row] for row in sorted(set(relevant.tolist()))]
+    if isinstance(task, PairTask):
+        texts = [*task.sentence1, *task.sentence2]
+    else:
+        texts = [text for text, teaches in zip(task.texts, task.train_N, strict=True) if not teaches]
+    distinct = list(dict.fromkeys(texts))
+    return distinct, distinct

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moembed.cli.collect import collect, open_tasks, relevant
+from moembed.cli.collect import collect, open_tasks, task_texts
 from moembed.cli.convert import convert
 from moembed.cli.options import Json, Overrides, Overwrite, Seed, SkipBadRows
 from moembed.console import print_json, print_table, progress_bar, say
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moembed.data.summary import Lengths
     from moembed.types import Pair
 
+_TASKS = "What `moembed evaluate --tasks` reads: BEIR-layout folders, or files of a task."
 Recipe = Annotated[Path, typer.Argument(help="A YAML file of recipes/.")]
 
 
@@ -171,7 +172,7 @@ def dedup(
 @app.command()
 def overlap(
     recipe: Recipe,
-    tasks: Annotated[list[Path], typer.Option("--tasks", help="BEIR-layout folders (JSONL/TSV or Parquet).")],
+    tasks: Annotated[list[Path], typer.Option("--tasks", help=_TASKS)],
     overrides: Overrides = None,
     ngram: Annotated[int, typer.Option(min=1, help="Words in a run.")] = 13,
     containment: Annotated[
@@ -180,6 +181,8 @@ def overlap(
     json_: Json = False,
 ) -> None:
     """How many training texts equal or contain the queries and relevant passages of evaluation tasks.
+
+    Of tasks without queries (sentence pairs, labelled texts) every text that is scored counts as both.
 
     Example: `moembed data overlap recipes/finetune.yaml data=pairs.jsonl --tasks data/scifact data/nfcorpus`
     """
@@ -190,8 +193,9 @@ def overlap(
     for task in loaded:
         for note in task.notes:
             say(f"note: {task.name}: {note}")
-    queries = TaskTexts({task.name: task.queries for task in loaded}, ngram, containment)
-    documents = TaskTexts({task.name: relevant(task) for task in loaded}, ngram, containment)
+    texts = {task.name: task_texts(task) for task in loaded}
+    queries = TaskTexts({name: both[0] for name, both in texts.items()}, ngram, containment)
+    documents = TaskTexts({name: both[1] for name, both in texts.items()}, ngram, containment)
     found = []
     for source in open_sources(load_recipe(recipe, overrides or []))[0]:
         for note in source.remarks():

@@ -14,12 +14,13 @@ def show_plan(recipe: Path, overrides: Sequence[str], overwrite: bool, resume: b
     from moembed.runs.distill import is_distillation, load_distillation
     from moembed.runs.dry_run import dry_run, dry_run_reranker
     from moembed.runs.stage_plans import dry_run_stages
-    from moembed.runs.stages import has_stages, load_stages
+    from moembed.runs.stages import load_stages
     from moembed.runs.text_plans import dry_run_distillation
     from moembed.runs.train import load_recipe
     from moembed.runs.train_reranker import is_reranking, load_reranking
+    from moembed.runs.training_run import has_stages
 
-    if has_stages(recipe):
+    if has_stages(recipe, overrides):
         plans = dry_run_stages(load_stages(recipe, overrides), overwrite, resume)
         if as_json:
             print_json({"stages": plans})

@@ -41,6 +41,8 @@ def demo(
 
     Pairs are (docstring summary, source code) from the Python packages installed beside moembed.
 
+    What the defaults gave: records/demo.md; whether experts help: docs/do-experts-help.md.
+
     Example: `moembed demo --minutes 5`
     """
     from moembed.runs.demo import run_demo
@@ -71,11 +73,12 @@ def train(
     from dataclasses import asdict
 
     from moembed.runs.distill import distill, is_distillation, load_distillation
-    from moembed.runs.stages import has_stages, load_stages
+    from moembed.runs.stages import load_stages
     from moembed.runs.train import load_recipe
     from moembed.runs.train import train as run
     from moembed.runs.train_reranker import is_reranking, load_reranking, train_reranker
     from moembed.runs.train_stages import train_stages
+    from moembed.runs.training_run import has_stages
 
     if dry_run:
         from moembed.cli.dry_run import show_plan
@@ -83,7 +86,7 @@ def train(
         show_plan(recipe, overrides or [], overwrite, resume, json_)
         return
     result: Any
-    if has_stages(recipe):
+    if has_stages(recipe, overrides or []):
         result = train_stages(load_stages(recipe, overrides or []), resume=resume, overwrite=overwrite)
     elif is_reranking(recipe, overrides or []):
         plan = load_reranking(recipe, overrides or [])
@@ -135,6 +138,9 @@ def upcycle(
     json_: Json = False,
 ) -> None:
     """Turn a dense encoder into a Mixture of Experts; by default its vectors stay the same.
+
+    Defaults are those of Nomic Embed v2; what others gave: --init records/experiment-upcycling.md,
+    --experts, --top-k, --every records/experiment-routing.md, --router docs/do-experts-help.md.
 
     Example: `moembed upcycle minilm models/minilm-moe --experts 8 --top-k 2`
     """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from moembed.data.columns import as_list, missing_column
 from moembed.data.readers import Row, text_problem
 
+_LARGEST = 3.4028234e38  # of float32, in which losses compute
+_SHOWN = 60  # letters of a cell in a sentence
 NEGATIVE_LABELS = "negative_labels"  # the column of the classes of a row's hard negatives
 
 
@@ -19,15 +20,26 @@ def score_of(row: Row, column: str) -> float:
         ValueError: no such column, or no finite number in it.
     """
     value = _cell(row, column)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
+    if (number := finite(value)) is None:
         raise ValueError(
-            f"column {column!r} " + ("is missing" if value is None else f"is {value!r}, no number")
+            f"column {column!r} " + ("is missing" if value is None else f"is {shown(value)}, no number")
         )
     return number
+
+
+def finite(value: Any) -> float | None:
+    """A cell as a number that a float of 32 bits can hold; None: it is none."""
+    try:
+        number = float(value)
+    except (OverflowError, TypeError, ValueError):
+        return None
+    return number if abs(number) <= _LARGEST else None  # false of NaN, too
+
+
+def shown(value: Any) -> str:
+    """A cell in a sentence: the beginning of a long one."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def label_of(row: Row, column: str) -> str:
@@ -66,8 +78,8 @@ def scores_of(row: Row, column: str, documents: int, negatives: int) -> list[flo
     if isinstance(value, str):  # formats without lists write them as text
         try:
             value = json.loads(value)
-        except ValueError:
-            raise ValueError(f"column {column!r} is {value!r}, no list of numbers") from None
+        except (ValueError, RecursionError):
+            raise ValueError(f"column {column!r} is {shown(value)}, no list of numbers") from None
     if not isinstance(value, list):
         raise ValueError(f"column {column!r} " + ("is missing" if value is None else "is no list of numbers"))
     if len(value) != documents + negatives:

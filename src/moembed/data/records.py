@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from moembed.data.columns import written_list
 from moembed.data.files import File
+from moembed.data.grades import finite, shown
 from moembed.data.readers import read, text_problem, where
 from moembed.types import UserError
 
@@ -38,12 +38,8 @@ class Record:
 
     def number(self, column: str) -> float:
         value = self._cell(column)
-        try:
-            number = float(value)
-        except (OverflowError, TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise UserError(f"{self.place}: the {column} {value!r} is not a number")
+        if (number := finite(value)) is None:
+            raise UserError(f"{self.place}: the {column} {shown(value)} is not a number")
         return number
 
     def texts(self, column: str) -> list[str]:

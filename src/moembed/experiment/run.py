@@ -21,7 +21,7 @@ from moembed.experiment.budget import budget
 from moembed.experiment.grid import Progress, failures, run_jobs
 from moembed.experiment.outcome import Finished, finished
 from moembed.experiment.record import write_record
-from moembed.experiment.settings import Job, Plan, read_plan
+from moembed.experiment.settings import Job, Plan, read_plan, same_in_all_seeds
 from moembed.experiment.table import Result, read_result
 from moembed.machine import best_dtype
 from moembed.report.plots import require_matplotlib
@@ -55,6 +55,8 @@ def run_experiment(
     """
     require_matplotlib()
     plan = read_plan(file, overrides, seeds, only)
+    for sentence in same_in_all_seeds(plan):
+        say(sentence)
     with budget(minutes) as state:
         progress = run_jobs(plan, state)
     result = read_result(plan)
@@ -112,6 +114,8 @@ def forecast(
         UserError: as `run_experiment`, so that a dry run finds what a run would refuse.
     """
     plan = read_plan(file, overrides, seeds, only)
+    for sentence in same_in_all_seeds(plan):
+        say(sentence)
     options = EvaluationOptions(sample=plan.config.sample, baselines=False)
     tasks = load_tasks(plan.config.tasks, options)
     if plan.config.sample:

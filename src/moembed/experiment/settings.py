@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from moembed.config import Strict, load, resolve
+from moembed.config import Strict, load, read_values, resolve
 from moembed.runs.train import TrainConfig
 from moembed.types import UserError
 
@@ -192,7 +192,7 @@ def read_plan(path: Path, overrides: Sequence[str], seeds: int, only: Sequence[s
     variants = config.variants
     if unknown := [name for name in only if name not in {*config.cells, *variants}]:
         raise UserError(f"there is no cell {unknown[0]!r}; the cells are {', '.join(config.cells)}")
-    common: Any = path.parent / config.recipe_file if config.recipe_file else {}
+    common = _common(path.parent / config.recipe_file) if config.recipe_file else {}
     cells = {name: _cell(config, name, variant.changes, common) for name, variant in variants.items()}
     steps = {name: cell.steps for name, cell in cells.items()}
     if len(set(steps.values())) > 1:
@@ -205,6 +205,29 @@ def read_plan(path: Path, overrides: Sequence[str], seeds: int, only: Sequence[s
             folder = config.folder / name / f"seed-{seed}"
             jobs.append(Job(name, seed, folder, _seeded(cells[name], seed, folder), config.evaluation))
     return Plan(config, jobs, seeds, tuple(only))
+
+
+def _common(file: Path) -> dict[str, Any]:
+    """The keys of ``recipe_file``, without the seed of new experts: as ``seed`` and ``out``, which the
+    recipe of a finished run names too, it is set by the experiment."""
+    values = read_values(file)
+    if isinstance(upcycle := values.get("upcycle"), dict):
+        upcycle.pop("seed", None)
+    return values
+
+
+def same_in_all_seeds(plan: Plan) -> list[str]:
+    """What is said of cells whose new experts begin alike in every seed."""
+    told = []
+    for job, last in zip(plan.jobs, plan.jobs[-len(plan.jobs) // plan.seeds :], strict=False):
+        for key in ("upcycle", "head"):
+            part, other = getattr(job.config, key), getattr(last.config, key)
+            if plan.seeds > 1 and part is not None and part.seed == other.seed:
+                told.append(
+                    f"note: cell {job.cell}: {key}.seed is {part.seed} in every seed, so what is random in "
+                    "its new experts does not vary"
+                )
+    return told
 
 
 def _cell(config: ExperimentConfig, name: str, changes: Mapping[str, Any], common: Any) -> TrainConfig:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from moembed.encoding import FULL, Progress, Tag, TokenVectors, View, as_texts, truncate
+from moembed.encoding import FULL, Progress, Tag, TextEncoder, TokenVectors, View, as_texts, truncate
 from moembed.inference.engine import Engine
 from moembed.inference.options import check_limits
 from moembed.inference.tagging import TaggedSentences
@@ -33,6 +33,12 @@ def require_one_vector(pooling: PoolingConfig, what: str = "this") -> None:
             f"the model makes a vector of every token (pooling 'tokens'), and {what} needs one vector of a "
             "text: take Embedder.encode_tokens, `moembed index` and `moembed search`, or another model"
         )
+
+
+def require_vector_of_text(encoder: TextEncoder, what: str) -> None:
+    """``require_one_vector`` of any encoder."""
+    if isinstance(encoder, TokenSentences):
+        require_one_vector(encoder.pooling.config, what)
 
 
 class TokenSentences(TaggedSentences):

@@ -13,7 +13,7 @@ import numpy as np
 from moembed.compare import formatting
 from moembed.compare.results import as_json
 from moembed.compare.verdict import is_real
-from moembed.config import config_hash, dump
+from moembed.config import config_hash
 from moembed.console import print_table, progress_bar, say
 from moembed.data.docstrings import CodePair, Docstrings, collect
 from moembed.data.sources import Source
@@ -22,10 +22,10 @@ from moembed.evaluation.beir import RetrievalTask, save_task
 from moembed.evaluation.metrics import Qrels
 from moembed.evaluation.result import EvaluatedTask, EvaluationResult
 from moembed.evaluation.systems import KeepsDocuments
-from moembed.files import locked, require_free, write_json, write_text
+from moembed.files import locked, write_json
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_config, read_folder
-from moembed.machine import best_dtype, machine, write_made
+from moembed.machine import best_dtype, machine
 from moembed.model.encoder import num_parameters
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
@@ -33,6 +33,7 @@ from moembed.runs.evaluate import summarise
 from moembed.runs.system import EvaluationOptions, evaluate_encoder, evaluate_system
 from moembed.runs.train import TrainConfig, build
 from moembed.runs.train_sources import TrainSource
+from moembed.runs.training_run import make_run_folder
 from moembed.search.index_writer import write_index
 from moembed.training.contrastive.settings import LossConfig
 from moembed.training.contrastive.task import Mixture
@@ -85,10 +86,7 @@ def _run(minutes: float, base: str, out: Path, twin: bool, seed: int, overwrite:
     folder = locate_base(base)
     parts = read_folder(folder)
     plan = recipe(base, out, minutes, seed, parts.tokenizer.max_length)
-    require_free(out, overwrite)
-    out.mkdir(parents=True)
-    write_text(out / "recipe.yaml", dump(plan))
-    write_made(out, base=str(folder.resolve()), data="the installed Python packages")
+    make_run_folder(out, plan, str(folder.resolve()), ["the installed Python packages"], overwrite)
 
     say("1/6  reading docstrings and code of the installed packages (nothing is imported or run)")
     pairs = collect()

@@ -17,12 +17,13 @@ from moembed.data.provenance import credit
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
 from moembed.encoding import TextEncoder, View
-from moembed.files import locked, require_replaceable
+from moembed.files import locked
 from moembed.folder.bases import base_name, read_base
 from moembed.inference.member import member
-from moembed.inference.token_vectors import require_one_vector
+from moembed.inference.token_vectors import require_one_vector, require_vector_of_text
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
+from moembed.runs.inputs import require_new_run
 from moembed.runs.train import TrainResult
 from moembed.runs.training_run import (
     load_run,
@@ -111,7 +112,11 @@ def distill(
 
 def open_teacher(name: str) -> TextEncoder:
     kind, separator, rest = name.partition(":")
-    return SentenceTransformerEncoder(rest) if separator and kind == "st" else open_encoder(name)
+    if separator and kind == "st":
+        return SentenceTransformerEncoder(rest)
+    teacher = open_encoder(name)
+    require_vector_of_text(teacher, f"the teacher {name}")
+    return teacher
 
 
 def _run(config: DistillConfig, resume: bool, overwrite: bool, world: World) -> TrainResult:
@@ -124,7 +129,7 @@ def _run(config: DistillConfig, resume: bool, overwrite: bool, world: World) -> 
         # ---- teacher, student, and its texts; the first process fills the cache, the others read it
         with world.first_ahead():
             if world.first and not resume:
-                require_replaceable(run, overwrite)
+                require_new_run(run, config, overwrite)
             encoder = open_teacher(config.teacher)
             model, notes = build(config, encoder)
             for note in notes:

@@ -14,10 +14,10 @@ from moembed.config import Strict, config_hash
 from moembed.console import say
 from moembed.data.sampler import CYCLE, Sampler
 from moembed.data.sources import Source
-from moembed.files import require_replaceable
 from moembed.losses.contrastive import BLOCK
 from moembed.losses.negatives import masked_entries
 from moembed.runs.dry_run_terms import hard_negatives, loss_terms, router_terms
+from moembed.runs.inputs import require_new_run
 from moembed.runs.train import TrainConfig, prepared
 from moembed.runs.train_reranker import RerankerConfig, prepared_reranker
 from moembed.runs.training_run import model_facts
@@ -48,7 +48,7 @@ def dry_run(
         UserError: whatever the run would refuse before its first step.
     """
     if not resume:
-        require_replaceable(Path(config.out), overwrite)
+        require_new_run(Path(config.out), config, overwrite)
     ready = prepared(config, say)
     if keep:
         ready.model.save_pretrained(keep)
@@ -75,7 +75,7 @@ def dry_run_reranker(
 ) -> Plan:
     """The same for ``task: reranking``."""
     if not resume:
-        require_replaceable(Path(config.out), overwrite)
+        require_new_run(Path(config.out), config, overwrite)
     sources, weights, model = prepared_reranker(config, say)
     if keep:
         model.save_pretrained(keep)

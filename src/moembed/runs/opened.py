@@ -11,6 +11,7 @@ from moembed.encoding import ROLES
 from moembed.folder.bases import HUB_IDS, locate_base
 from moembed.folder.modules import is_composed
 from moembed.inference.static import StaticEmbedder
+from moembed.inference.token_vectors import require_vector_of_text
 from moembed.search.index_model import open_encoder
 from moembed.types import UserError
 
@@ -23,8 +24,8 @@ def open_model(name: str, role: str, tag: str | None = None) -> Embedder | Stati
         tag: of all texts, for models that choose experts by it.
 
     Raises:
-        UserError: a server, vectors that are made of others already, a role that nobody knows, a tag for a
-            model without.
+        UserError: a server, a vector of every token, vectors that are made of others already, a role that
+            nobody knows, a tag for a model without.
     """
     if is_url(name):
         raise UserError(f"{name} is a server, and its model may change: name the folder of the model")
@@ -32,6 +33,10 @@ def open_model(name: str, role: str, tag: str | None = None) -> Embedder | Stati
         raise UserError(f"{name} is made of other models already: name those")
     encoder = open_encoder(name)
     assert isinstance(encoder, (Embedder, StaticEmbedder))
+    try:
+        require_vector_of_text(encoder, "what is made of its vectors")
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     if role not in ROLES and role not in encoder.tokenizer.prompts:  # it would be embedded without a prompt
         known = ", ".join({**ROLES, **encoder.tokenizer.prompts})
         raise UserError(f"role {role!r} is not known, and {name} has no prompt of that name (known: {known})")

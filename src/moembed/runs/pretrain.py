@@ -16,13 +16,14 @@ from moembed.console import progress_bar, say
 from moembed.data.provenance import credit
 from moembed.data.text import TextConfig, read_texts
 from moembed.embedder import Embedder
-from moembed.files import locked, require_replaceable
+from moembed.files import locked
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.parts import Parts
 from moembed.folder.read import read_folder
 from moembed.inference.token_vectors import require_one_vector
 from moembed.machine import choose_precision
 from moembed.report.card import write_card
+from moembed.runs.inputs import require_new_run
 from moembed.runs.training_run import make_run_folder, written_aside
 from moembed.tokenizer import Tokenizer
 from moembed.training.log import read_metrics
@@ -40,9 +41,12 @@ from moembed.weights.vocabulary import pad
 
 
 class RopeConfig(Strict):
-    """Rotary positions in place of the base's; see `moembed.weights.positions.to_rope`."""
+    """Rotary positions in place of the base's; see `moembed.weights.positions.to_rope`.
 
-    base: float = Field(default=10_000.0, gt=0)
+    ``base`` None: of a model that is rotary already its own, else 10,000.
+    """
+
+    base: float | None = Field(default=None, gt=0)
     max_positions: int = Field(default=2048, ge=3)
 
 
@@ -129,6 +133,9 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
         raise UserError(f"{run} does not exist, so there is nothing to resume")
 
     # ---- the model and its heads
+    with world.first_ahead():
+        if world.first and not resume:
+            require_new_run(run, config, overwrite)
     folder = locate_base(config.base)
     model, heads, head = prepared(folder, config)
     device = model.device
@@ -136,8 +143,6 @@ def _run(config: PretrainConfig, resume: bool, overwrite: bool, world: World) ->
     with written_aside(run, "tokens", resume, world) as tokens:
         # ---- the tokens; the first process makes them, the others read them
         with world.first_ahead():
-            if world.first and not resume:
-                require_replaceable(run, overwrite)
             corpus = _corpus(config, model.tokenizer, tokens)
         world.any(False)  # all have opened them before they move into the run folder
         tell(

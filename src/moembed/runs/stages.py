@@ -30,7 +30,7 @@ from pydantic import Field
 
 from moembed.config import Strict, changed, parse_override, read_values, validate
 from moembed.runs.stage_keys import FIRST, ONCE, TASKS, StageConfig, require_known, root_of, takes
-from moembed.runs.training_run import ENDS
+from moembed.runs.training_run import ENDS, sections
 from moembed.training.checkpoint import FREE
 from moembed.types import UserError
 
@@ -113,15 +113,6 @@ class StagesPlan:
         return found
 
 
-def has_stages(recipe: Path) -> bool:
-    """Whether a recipe has the key ``stages``. What is wrong with it, its reader says."""
-    try:
-        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        return False
-    return isinstance(values, dict) and "stages" in values
-
-
 def load_stages(path: Path, overrides: Sequence[str]) -> StagesPlan:
     """`plan_stages` of a file and of overrides as the command line has them."""
     return plan_stages(read_values(path), read_values(dict(map(parse_override, overrides))))
@@ -144,8 +135,7 @@ def plan_stages(values: Mapping[str, Any], overrides: Mapping[str, Any] | None =
     whole: dict[str, Any] = {key: plain.pop(key) for key in ("out", "tolerance") if key in plain}
     outline = validate(_Outline, {k: v for k, v in values.items() if k in outline_keys} | whole)
     given = {key: value for key, value in values.items() if key not in outline_keys}
-    # whole sections first, so that none takes back what a dotted key sets in it
-    common = changed({}, dict(sorted(given.items(), key=lambda item: "." in str(item[0]))))
+    common = sections(given)
 
     entries = [_entry(number, raw) for number, raw in enumerate(outline.stages, 1)]
     names = [entry.name for entry in entries]

@@ -7,10 +7,10 @@ from tempfile import TemporaryDirectory
 
 from moembed.console import say
 from moembed.data.text import read_texts
-from moembed.files import require_replaceable
 from moembed.folder.bases import locate_base
 from moembed.runs.distill import DistillConfig, build, open_teacher, open_texts
 from moembed.runs.dry_run import Plan, common_facts, length_facts
+from moembed.runs.inputs import require_new_run
 from moembed.runs.pretrain import PretrainConfig, prepared
 from moembed.runs.training_run import model_facts
 from moembed.training.distillation.task import sampler_of
@@ -25,7 +25,7 @@ def dry_run_pretraining(
 ) -> Plan:
     """`moembed.runs.dry_run.dry_run` of ``moembed pretrain``: the texts are tokenised too."""
     if not resume:
-        require_replaceable(Path(config.out), overwrite)
+        require_new_run(Path(config.out), config, overwrite)
     model, heads, head = prepared(locate_base(config.base), config)
     if keep:
         model.save_pretrained(keep)
@@ -52,7 +52,7 @@ def dry_run_distillation(
 ) -> Plan:
     """The same for ``task: distillation``. The teacher's vectors are not made."""
     if not resume:
-        require_replaceable(Path(config.out), overwrite)
+        require_new_run(Path(config.out), config, overwrite)
     teacher = open_teacher(config.teacher)
     model, notes = build(config, teacher)
     if keep:

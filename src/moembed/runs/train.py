@@ -20,7 +20,7 @@ from moembed.data.sources import Source, SourceConfig, load_source
 from moembed.embedder import Embedder
 from moembed.encoding import View
 from moembed.evaluation.beir import RetrievalTask
-from moembed.files import locked, require_replaceable
+from moembed.files import locked
 from moembed.folder.bases import base_name, read_base
 from moembed.folder.parts import Parts
 from moembed.inference.member import member
@@ -28,6 +28,7 @@ from moembed.model.words.compressors import COMPRESSORS
 from moembed.model.words.table import WordTable
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
+from moembed.runs.inputs import require_new_run
 from moembed.runs.train_sources import TrainSource, docstring_source, each_source
 from moembed.runs.training_run import load_run, make_run_folder, model_facts, resolve_run, tell_sources
 from moembed.training.contrastive.sample import sample_batch
@@ -91,12 +92,12 @@ class TrainConfig(ContrastiveConfig):
     def _of_vectors(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("task") == "reranking":
             raise ValueError("task reranking is trained by moembed.train_reranker, not by moembed.train")
-        if isinstance(values, dict) and "stages" in values:
+        if isinstance(values, dict) and values.get("stages") is not None:
             raise ValueError(
                 "a recipe with stages is for the command moembed train and for moembed.train_stages; here, "
                 "as in a cell of an experiment, a recipe has one stage"
             )
-        return values
+        return {k: v for k, v in values.items() if k != "stages"} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _words_that_learn(self) -> TrainConfig:
@@ -189,7 +190,7 @@ def _run(config: TrainConfig, resume: bool, overwrite: bool, world: World) -> Tr
     # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
         if world.first and not resume:
-            require_replaceable(run, overwrite)
+            require_new_run(run, config, overwrite)
         ready = prepared(config, tell)
     config, model = ready.config, ready.model
     tell(model_facts(model, config, config.precision, world))

@@ -17,11 +17,12 @@ from moembed.console import say
 from moembed.data.provenance import credit
 from moembed.data.sampler import SamplingConfig, mix
 from moembed.data.sources import Source, SourceConfig
-from moembed.files import locked, require_replaceable, write_text
+from moembed.files import locked, write_text
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.reranker import fresh_reranker
 from moembed.report.training.page import write_report
 from moembed.reranker import Reranker
+from moembed.runs.inputs import require_new_run
 from moembed.runs.train import TrainResult, open_source
 from moembed.runs.train_sources import each_source
 from moembed.runs.training_run import (
@@ -115,7 +116,7 @@ def _run(config: RerankerConfig, resume: bool, overwrite: bool, world: World) ->
     # ---- the data and the model; the first process fills the caches, the others read them
     with world.first_ahead():
         if world.first and not resume:
-            require_replaceable(run, overwrite)
+            require_new_run(run, config, overwrite)
         sources, weights, model = prepared_reranker(config, tell)
     tell(model_facts(model, config, config.precision, world))
 

@@ -18,9 +18,10 @@ from moembed.runs.merge import MergePlan, merge
 from moembed.runs.pretrain import pretrain
 from moembed.runs.stage_inputs import require_outside, require_sources
 from moembed.runs.stage_keys import MergeConfig
-from moembed.runs.stages import Stage, StagesPlan, has_stages, plan_stages
+from moembed.runs.stages import Stage, StagesPlan, plan_stages
 from moembed.runs.train import train
 from moembed.runs.train_reranker import train_reranker
+from moembed.runs.training_run import has_stages
 from moembed.training.checkpoint import latest
 from moembed.training.log import read_metrics
 from moembed.training.parallel import World, joined

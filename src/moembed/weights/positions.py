@@ -11,13 +11,14 @@ from moembed.types import UserError
 
 
 def to_rope(
-    spec: EncoderSpec, state: dict[str, Tensor], base: float = 10_000.0, max_positions: int = 2048
+    spec: EncoderSpec, state: dict[str, Tensor], base: float | None = None, max_positions: int = 2048
 ) -> tuple[EncoderSpec, dict[str, Tensor]]:
     """Drop the position table and turn queries and keys by their positions instead.
 
     Every other tensor stays, the token-type rows too, as in the base of Nomic Embed v2 (arXiv 2502.07972).
     The function changes: the model must be pretrained further before it is of use. A model that is rotary
-    already only gets the new ``base`` and ``max_positions``; how its positions are scaled stays.
+    already only gets the new ``base`` and ``max_positions``; how its positions are scaled stays. ``base``
+    None keeps that of every layer; 10,000 where there is none.
 
     Raises:
         UserError: heads of odd width, which have no halves to turn.
@@ -27,7 +28,8 @@ def to_rope(
         raise UserError(f"heads of width {size} cannot be rotary: it is odd")
 
     def rotary(_: int, layer: LayerSpec) -> LayerSpec:
-        rope = (layer.attention.rope or RopeSpec()).model_copy(update={"base": base})
+        rope = layer.attention.rope or RopeSpec()
+        rope = rope if base is None else rope.model_copy(update={"base": base})
         return layer.model_copy(update={"attention": layer.attention.model_copy(update={"rope": rope})})
 
     embeddings = spec.embeddings.model_copy(update={"positions": None})

@@ -247,6 +247,22 @@ def test_what_a_recipe_gets_wrong_is_one_sentence(
     assert re.search(said, err.splitlines()[-1]), err
 
 
+@pytest.mark.parametrize("key", ["distill.teachers", "guide.model"])
+def test_nobody_judges_candidates_that_are_not_there(
+    key: str, run: Run, recipe: Path, tmp_path: Path
+) -> None:
+    values = json.loads(recipe.read_text())
+    recipe.write_text(json.dumps(values | {"data": values["data"][1:], "retrieval_share": None}))
+    code, _, err = run("train", recipe, f"{key}={tmp_path / 'dense'}", "steps=1")
+    assert code == 2
+    name = key.partition(".")[0]
+    assert err.splitlines()[-1] == (
+        f"error: {name} judges the candidates of queries, and no source is of task_type retrieval: pairs are "
+        f"learned by their scores and labels alone; leave {name} out, or add a source of retrieval"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_its_recipe_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEMBED_DATA", "data")
     recipe = Path(__file__).parents[3] / "recipes" / "systems" / "task-types.yaml"

@@ -41,7 +41,7 @@ from moembed.training.contrastive.objective import (
 from moembed.training.contrastive.schedules import at, values
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.training.contrastive.tags import SourceTags
-from moembed.training.contrastive.task_types import task_notes
+from moembed.training.contrastive.task_types import require_ranking, task_notes
 from moembed.training.contrastive.teachers import Teachers
 from moembed.training.lora import Adapters
 from moembed.training.monitors.routing import RoutingProbe
@@ -84,9 +84,10 @@ class ContrastiveTask:
             raise UserError(f"batch_size {smallest} is less than one pair for each of {world.size} processes")
         asked = {"evaluate": config.evaluate is not None, "item_pairs": config.item_pairs is not None}
         require_late_interaction(config.loss, model.pooling.config, world.size, asked)
+        options = mixture.options or [SourceOptions()] * len(mixture.sources)
+        require_ranking(config, {option.task_type for option in options})
         self.config, self.model, self.mixture, self.world = config, model, mixture, world
         sources = mixture.sources
-        options = mixture.options or [SourceOptions()] * len(sources)
         self.forms = [SourceFormat.of(model, option, config.loss) for option in options]
         spec = model.encoder.spec
         self.tags = [SourceTags.of(spec, *pair) for pair in zip(sources, options, strict=True)]

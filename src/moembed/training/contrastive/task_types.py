@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from moembed.data.sources import Source
 from moembed.training.contrastive.settings import ContrastiveConfig, SourceOptions
 from moembed.types import UserError
+
+
+def require_ranking(config: ContrastiveConfig, tasks: Collection[str]) -> None:
+    """
+    Args:
+        tasks: the task types of all sources.
+
+    Raises:
+        UserError: a guide or teachers, and no source whose candidates they could judge.
+    """
+    if "retrieval" in tasks:
+        return
+    for key in ("distill", "guide"):
+        if getattr(config, key) is not None:
+            raise UserError(
+                f"{key} judges the candidates of queries, and no source is of task_type retrieval: pairs are "
+                f"learned by their scores and labels alone; leave {key} out, or add a source of retrieval"
+            )
 
 
 def task_notes(source: Source, options: SourceOptions, config: ContrastiveConfig) -> list[str]:
@@ -19,17 +37,19 @@ def task_notes(source: Source, options: SourceOptions, config: ContrastiveConfig
     if task == "retrieval":
         return _scores_of_candidates(source, config)
     about = f"source {source.name}: task_type {task}"
+    distill = "; distill has no say there" if config.distill else ""
     if task == "sts":
         _require(about, "score", source.count_scores(), len(source))
         return [
             f"note: {source.name}: its pairs are compared by their scores (CoSENT): negatives, masks, "
-            "weights and a guide are of no use to them"
+            f"weights and a guide are of no use to them{distill}"
         ]
     counts = source.count("label")
     missing = counts.pop(None, 0)
     _require(about, "label", (missing, len(counts)), len(source))
     guide = "; the guide has no say there" if config.guide else ""
-    return [f"note: {source.name}: texts of one of its {len(counts):,} labels are no negatives{guide}"]
+    labels = f"its {len(counts):,} labels are no negatives"
+    return [f"note: {source.name}: texts of one of {labels}{guide}{distill}"]
 
 
 def _scores_of_candidates(source: Source, config: ContrastiveConfig) -> list[str]:

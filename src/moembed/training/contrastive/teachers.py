@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moembed.embedder import Embedder
 from moembed.encoding import TextEncoder
+from moembed.inference.token_vectors import require_vector_of_text
 from moembed.losses.score_distillation import teacher_distribution
 from moembed.machine import best_dtype
 from moembed.search.vectors import VectorCache
@@ -34,9 +35,14 @@ class Distilled:
 
 
 class CachedEncoder:
-    """Any text encoder; with ``folder`` a text is embedded once, in this run and in later ones."""
+    """Any text encoder; with ``folder`` a text is embedded once, in this run and in later ones.
+
+    Raises:
+        UserError: it makes a vector of every token.
+    """
 
     def __init__(self, encoder: TextEncoder, folder: str | None) -> None:
+        require_vector_of_text(encoder, "a guide or a teacher")
         self.encoder = encoder
         self._caches = {
             role: VectorCache(folder, encoder.space(role=role), encoder.dim)
