@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from toys import ToyModel
 
 from moembed.search import exact
 from moembed.search.exact import norms_of, search_parts, top_k
@@ -186,6 +187,12 @@ def test_rows_come_back_as_they_went_in(tmp_path):
 def test_values_that_one_column_would_change_are_kept_as_texts(values):
     table = as_table([{"v": value} for value in values])
     assert [row["v"] for row in as_rows(table)] == [str(value) for value in values]
+
+
+def test_an_index_of_longer_vectors_is_refused_in_words(tmp_path):
+    index = write_index(tmp_path / "i", random_vectors(2), numbered(2), space_id=SPACE)
+    with pytest.raises(UserError, match="holds vectors of 8 coordinates, and this model makes 4: re-index"):
+        index.search("owl", model=ToyModel(dim=4))
 
 
 def test_an_index_of_another_space_is_refused(tmp_path):

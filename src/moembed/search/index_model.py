@@ -95,7 +95,15 @@ def searched_space(model: TextEncoder, role: str | None, view: View, wanted: str
     Args:
         role: that the texts of the index were embedded for.
         view: of the vectors in the index.
+
+    Raises:
+        UserError: the index holds longer vectors than the model makes.
     """
+    if view.dim is not None and view.dim > model.dim:
+        raise UserError(
+            f"the index holds vectors of {view.dim} coordinates, and this model makes {model.dim}: re-index "
+            "the texts with this model, or search with the model that made the index"
+        )
     own = model.space(role=role, view=view)
     if own == wanted:
         return own
