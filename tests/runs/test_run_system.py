@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import MakeModel
+from conftest import MakeModel, Run
+from moembed.compare.scores import load_scores
 from moembed.embedder import Embedder
 from moembed.encoding import no_bar
 from moembed.evaluation.files import PairTask
 from moembed.runs import system
 from moembed.runs.system import EvaluationOptions, evaluate_system
 from moembed.search.composed import ComposedEncoder, write_composed
+from moembed.types import UserError
 from tagged_models import tagged_model
 
 PROMPTS = {"sts": "the mole ", "sts-de": "an owl hunts "}
@@ -65,3 +67,38 @@ def test_a_composed_model_takes_what_its_models_have_for_a_language(
     np.testing.assert_allclose(
         cosines(tmp_path / "both", wrong_tags=1.0), cosines(tmp_path / "tags", wrong_tags=1.0), atol=1e-6
     )
+
+
+def test_a_tag_that_was_given_decides_and_not_the_language_of_the_task(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    dense = make_model(prompts={})
+    tags = tagged_model(dense.parts(), tags=["de", "en"])
+    tags.save_pretrained(tmp_path / "tags")
+    write_composed(tmp_path / "both", [str(tmp_path / "tags")], ComposedEncoder([tags]))
+    tags.tag = "en"
+    expected = cosines(tags)
+    assert tags.tag == "en"  # the tag of the options is for the evaluation alone
+    assert not np.allclose(expected, cosines(tmp_path / "tags"))
+    for name in ("tags", "both"):
+        np.testing.assert_allclose(cosines(tmp_path / name, tag="en"), expected, atol=1e-6)
+    np.testing.assert_allclose(cosines(tags, tag="de"), cosines(tmp_path / "tags"), atol=1e-6)
+    assert tags.tag == "en"
+    roles = tagged_model(dense.parts(), tags=["query", "document", "sts"])
+    roles.save_pretrained(tmp_path / "roles")
+    with pytest.raises(UserError, match="which other processes are not told: leave out processes"):
+        cosines(tmp_path / "roles", tag="query", processes=2)
+
+    # ---- the command says it by the environment
+    (tmp_path / "sts-de.csv").write_text("sentence1,sentence2,score\nmoles dig,a mole,3\nowls,the night,1\n")
+    monkeypatch.setenv("MOEMBED_TAG", "en")
+    plain = ("--tasks", tmp_path / "sts-de.csv", "--no-baselines", "--dtype", "float32")
+    code, _, err = run("evaluate", tmp_path / "tags", *plain, "--keep", tmp_path / "kept")
+    assert code == 0, err
+    [scores], about = load_scores(next((tmp_path / "kept").iterdir()))
+    assert about["tag"] == "en"
+    np.testing.assert_allclose(scores.values["spearman"][:, 0], expected[:2], atol=1e-6)
+    dense.save_pretrained(tmp_path / "dense")
+    code, _, err = run("evaluate", tmp_path / "dense", *plain)
+    assert code == 2
+    assert "no model here chooses experts by a tag: leave out tag (MOEMBED_TAG)" in err

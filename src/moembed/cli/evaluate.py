@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moembed.cli.options import AllowPickle, Dtype, Json
+from moembed.cli.options import AllowPickle, Dtype, Json, environment_tag
 from moembed.cli.results import Page, ResultFile, borda_cells, require_outputs, write_result
 from moembed.cli.suites import show_suites, suite_options
 from moembed.compare.formatting import estimate, kind_name, metric_name
@@ -134,7 +134,8 @@ def evaluate(
     options = EvaluationOptions(
         metrics=_listed(metrics or "") or None, sample=sample, dims=_dims(dims), codecs=_listed(codecs),
         baselines=baselines, dtype=dtype, processes=processes, cache=cache, keep=keep,
-        allow_pickle=allow_pickle, wrong_tags=wrong_tags, rerank=rerank, candidates=candidates,
+        allow_pickle=allow_pickle, tag=environment_tag(), wrong_tags=wrong_tags, rerank=rerank,
+        candidates=candidates,
     )  # fmt: skip
     compared = None
     if suite and against:

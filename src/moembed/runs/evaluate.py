@@ -86,8 +86,9 @@ def evaluate_with_scores(
                 again = reranked[name]
                 outcomes[again] = rerank_outcome(again, outcomes[name], judge, loaded, options, bar)
                 unkept += _keep(again, outcomes[again], options)
-        if options.wrong_tags and not any("wrong_tags" in outcome.about for outcome in outcomes.values()):
-            raise UserError("no model here chooses experts by a tag: leave out wrong_tags")
+        for key, option in (("wrong_tags", "wrong_tags"), ("tag", "tag (MOEMBED_TAG)")):
+            if getattr(options, key) and not any(key in outcome.about for outcome in outcomes.values()):
+                raise UserError(f"no model here chooses experts by a tag: leave out {option}")
         places = {"systems": _places(sources), "tasks": _task_places(_listed(tasks), loaded)}
         result = replace(summarise(outcomes, loaded), unkept=unkept or None, made=made() | places)
         return result, {name: outcome.scores for name, outcome in outcomes.items()}

@@ -51,6 +51,7 @@ class EvaluationOptions:
         allow_pickle: read pytorch_model.bin where there is no safetensors file.
         rerank: a cross-encoder that orders the best ``candidates`` documents of every model that is named: a
             system of its own beside it.
+        tag: of all texts, for models that choose experts by it; None: each task says its language.
         wrong_tags: share of the texts that models with experts by language are told a wrong one of.
     """
 
@@ -64,6 +65,7 @@ class EvaluationOptions:
     cache: str | Path | None = None
     keep: str | Path | None = None
     allow_pickle: bool = False
+    tag: str | None = None
     wrong_tags: float = 0.0
     rerank: str | Path | Reranker | None = None
     candidates: int = 50
@@ -121,21 +123,39 @@ def evaluate_system(
         tasks = [task for task in tasks if isinstance(task, RetrievalTask)] or tasks  # it ranks documents
     if name == "static":
         return evaluate_encoder(StaticEncoder(model), name, tasks, replace(options, dims=(), codecs=()), bar)
-    with _computing(model, source, dtype, options) as encoder:
-        if options.cache:
-            encoder = CachedEncoder(model, Path(options.cache), encoder)
-        outcome = evaluate_encoder(encoder, name, tasks, options, bar, [model])
+    with _told_tag([model], options) as told:
+        with _computing(model, source, dtype, options) as encoder:
+            if options.cache:
+                encoder = CachedEncoder(model, Path(options.cache), encoder)
+            outcome = evaluate_encoder(encoder, name, tasks, options, bar, [model])
+        outcome.about = {"space_id": model.space(role="document"), "dtype": dtype, **told}
+        outcome.routers = routing(model, tasks)
     outcome.cost = replace(
         outcome.cost,
         parameters=model.num_parameters(),
         active_parameters=model.num_parameters(active=True),
         peak_memory_bytes=resident_memory(peak=True) or None,
     )
-    outcome.about = {"space_id": model.space(role="document"), "dtype": dtype}
-    if options.wrong_tags and model.tags is not None:
-        outcome.about["wrong_tags"] = options.wrong_tags
-    outcome.routers = routing(model, tasks)
     return outcome
+
+
+@contextmanager
+def _told_tag(models: Sequence[Embedder | Client], options: EvaluationOptions) -> Iterator[dict[str, Any]]:
+    """While models are evaluated, those that choose experts by tag are told ``options.tag``.
+
+    Yields:
+        what a result says of tags; nothing, where no model knows any.
+    """
+    by_tag = [model for model in models if (model.info.tags if isinstance(model, Client) else model.tags)]
+    told = {key: value for key in ("tag", "wrong_tags") if by_tag and (value := getattr(options, key))}
+    before = [model.tag for model in by_tag]
+    for model in by_tag:
+        model.tag = options.tag or model.tag
+    try:
+        yield told
+    finally:
+        for model, tag in zip(by_tag, before, strict=True):
+            model.tag = tag
 
 
 def _require_plain(options: EvaluationOptions) -> None:
@@ -160,10 +180,10 @@ def _computing(
         raise UserError(
             "a model in memory is evaluated in this process: give its folder, or leave out processes"
         )
-    if model.tags is not None and not model.tags.by_role:
+    if model.tags is not None and (model.tag is not None or not model.tags.by_role):
         raise UserError(
-            "the experts of this model are chosen by the language of a task, which other processes are not "
-            "told: leave out processes"
+            "the experts of this model are chosen by a tag, or the language of a task, which other processes "
+            "are not told: leave out processes"
         )
     settings = {"dtype": dtype, "allow_pickle": options.allow_pickle}
     with Replicas(source, options.processes, settings) as copies:
@@ -194,7 +214,6 @@ def _composed(
         return Embedder.from_pretrained(place, dtype=options.dtype, allow_pickle=options.allow_pickle)
 
     encoder = read_composed(folder, opened)
-    about: dict[str, Any] = {"space_id": encoder.space(role="document"), "dtype": options.dtype}
     models = [one for one in encoder.encoders if isinstance(one, Embedder)]
     tables = [one for one in encoder.encoders if isinstance(one, StaticEmbedder)]
     count = encoder.num_parameters() + sum(model.num_parameters() for model in models)
@@ -204,11 +223,10 @@ def _composed(
             CachedEncoder(one, Path(options.cache)) if isinstance(one, Embedder) else one
             for one in encoder.encoders
         ]
-    outcome = evaluate_encoder(encoder, name, tasks, options, bar, models)
+    with _told_tag(models, options) as told:
+        outcome = evaluate_encoder(encoder, name, tasks, options, bar, models)
+        outcome.about = {"space_id": encoder.space(role="document"), "dtype": options.dtype, **told}
     outcome.cost = replace(outcome.cost, parameters=count)
-    if options.wrong_tags and any(model.tags is not None for model in models):
-        about["wrong_tags"] = options.wrong_tags
-    outcome.about = about
     return outcome
 
 
@@ -221,10 +239,11 @@ def _served(model: Client, name: str, tasks: Sequence[Task], options: Evaluation
             f"{name} serves {model.dtype}: leave out dtype, or start it with --dtype {options.dtype}"
         )
     encoder = CachedEncoder(model, Path(options.cache)) if options.cache else model
-    outcome = evaluate_encoder(encoder, name, tasks, options, bar, [model])
+    with _told_tag([model], options) as told:
+        outcome = evaluate_encoder(encoder, name, tasks, options, bar, [model])
+        outcome.about = {"space_id": model.space(role="document"), "dtype": model.dtype, **told}
     info = model.info
     outcome.cost = replace(outcome.cost, parameters=info.parameters, active_parameters=info.active_parameters)
-    outcome.about = {"space_id": model.space(role="document"), "dtype": model.dtype}
     return outcome
 
 
