@@ -185,7 +185,7 @@ BAD: list[tuple[Rows, str]] = [
     (put(STS, 0, sentence1=7), "line 1: 'sentence1' is of type int, not a string"),
     (put(STS, 1, score=float("nan")), "line 2: the score nan is not a number"),
     (put(STS, 1, score="high"), "line 2: the score 'high' is not a number"),
-    (put(STS, 1, score=10**400), "000 is not a number"),
+    (put(STS, 1, score=10**400), "line 2: the score 1" + "0" * 59 + "… is not a number"),
     (put(STS, 1, score=4.8), "every score is 4.8, and nothing correlates with a constant"),
     (STS[:1], "every score is 4.8"),
     ([*STS, {"sentence1": "a", "sentence2": "b"}], "line 3: no column 'score'"),

@@ -402,7 +402,8 @@ def test_codes_and_an_approximate_engine_exclude_each_other(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("shape", "told"), [((8,), "must be a matrix"), ((1, 7), "7 dimensions and documents 8"), ((1, 8), "NaN")]
+    ("shape", "told"),
+    [((1, 1, 8), "must be a matrix"), ((1, 7), "7 dimensions and documents 8"), ((1, 8), "NaN")],
 )
 def test_vectors_that_are_no_queries_are_one_sentence(
     folder: Path, shape: tuple[int, ...], told: str
