@@ -8,6 +8,7 @@ import re
 import subprocess
 import warnings
 from collections.abc import Collection
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,12 +124,19 @@ def _commit() -> str | None:
         return None
 
 
+@cache
+def has_amx() -> bool:
+    """Whether this CPU multiplies whole tiles of bf16 numbers, several times as fast as rows of them."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def has_bfloat16() -> bool:
     """Whether this CPU has bf16 dot products (AMX or AVX512-BF16); emulated bf16 is slower than fp32."""
     import torch
 
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return has_amx() or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def choose_precision(name: str, device: str) -> torch.dtype:

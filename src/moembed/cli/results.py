@@ -27,6 +27,8 @@ def require_outputs(out: Path | None, page: Path | None) -> None:
 
         if page.suffix != ".html":
             raise UserError(f"--html {page} does not end in .html: the figures go beside the page as .json")
+        if page.parent.exists() and not page.parent.is_dir():
+            raise UserError(f"{page.parent} is a file, so {page.name} cannot lie in it: name a folder")
         if not page.parent.is_dir():
             raise UserError(f"there is no folder {page.parent} to write {page.name} into: make it first")
         require_matplotlib()

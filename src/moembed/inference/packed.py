@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moembed.machine import has_amx
 from moembed.moe.ffn import ACTIVATIONS, Activation
 
-TILE = 512  # most rows computed at a time
+TILE = 2048 if has_amx() else 512  # most rows computed at a time: with AMX calls cost more than missed caches
 _TINY = 1e-12  # a row of zeros has no scale
 _HALF = torch.tensor(128.5)  # casting to integers cuts, adding a half makes it round
 _NO_POST: tuple[str, list[float], str] = ("none", [], "")  # nothing fused behind the product
@@ -236,4 +237,7 @@ def tiles(rows: int) -> Iterator[tuple[slice, int]]:
 
 
 def _padded(rows: int) -> int:
-    return -(-rows // _STEP) * _STEP if rows > _STEP // 2 else rows
+    if rows <= _STEP // 2:
+        return rows
+    step = max(_STEP, 1 << (rows - 1).bit_length() >> 4)  # above 512 rows eight sizes per octave
+    return -(-rows // step) * step

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from moembed.config import Strict
-from moembed.machine import AUTO, requested_backend, supported_backend
+from moembed.machine import AUTO, has_amx, requested_backend, supported_backend
 from moembed.model import sliding
 from moembed.model.norm import NormSpec, make_norm
 from moembed.model.packed_attention import in_float
@@ -121,7 +121,8 @@ class Attention(nn.Module):
         if the spec shows it all. Rows behind the last text are padding."""
         # projections, and what is done to each head alone
         states_THC = self.qkv(hidden_TD).unflatten(-1, (sum(self.heads), self.spec.head_size))
-        wide = states_THC.device.type == "cpu" and (self.training or not _has_bfloat16_tiles())
+        # without AMX the fused CPU kernel is several times slower in bf16 than in fp32, in both directions
+        wide = states_THC.device.type == "cpu" and (self.training or not has_amx())
         if wide and (cos_sin is not None or self.query_norm is not None):
             states_THC = states_THC.float()
         query_THC, key_THC, value_THC = states_THC.split(self.heads, dim=1)
@@ -196,12 +197,6 @@ def _varlen_attn() -> Any:
     except ImportError:  # before PyTorch 2.10
         return None
     return varlen_attn
-
-
-@cache
-def _has_bfloat16_tiles() -> bool:
-    """Without AMX, the fused CPU kernel is several times slower in bf16 than in fp32, in both directions."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def padded(states: States, length_B: Sequence[int], mask: AttentionMask, dropout: float) -> Tensor:

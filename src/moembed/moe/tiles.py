@@ -22,12 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moembed.machine import has_amx
 from moembed.moe.experts import Experts
 from moembed.moe.ffn import ACTIVATIONS, Activation
 from moembed.moe.grouped import precision
 from moembed.moe.router import Routing
 
-SIZES = (512, 256, 128, 64, 32)  # rows of a tile
+# Rows of a tile. With AMX products are so fast that calls cost more than what no longer fits the caches.
+SIZES = (2048, 1024) * has_amx() + (512, 256, 128, 64, 32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from moembed.evaluation.systems import KeepsDocuments
 from moembed.files import locked, write_json
 from moembed.folder.bases import base_name, locate_base
 from moembed.folder.read import read_config, read_folder
-from moembed.machine import best_dtype, machine
+from moembed.machine import best_dtype, has_amx, machine
 from moembed.model.encoder import num_parameters
 from moembed.report.card import write_card
 from moembed.report.training.page import write_report
@@ -62,7 +62,7 @@ def recipe(base: str, out: Path, minutes: float, seed: int, max_length: int) -> 
         upcycle=UpcycleConfig(num_experts=8, every=2),
         minutes=minutes,
         batch_size=128,
-        chunk_tokens=4096,
+        chunk_tokens=16384 if has_amx() else 4096,  # docs/performance.md
         graph_tokens=16384,  # a batch, so that it is embedded once
         query_length=min(32, max_length),
         document_length=min(96, max_length),

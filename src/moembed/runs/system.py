@@ -275,6 +275,9 @@ def evaluate_encoder(
         raise UserError(f"dim {wrong[0]} is not between 1 and the {encoder.dim} coordinates of {name}")
     measured = encoder if isinstance(encoder, MeasuredEncoder) else MeasuredEncoder(encoder)
     outcome = Outcome()
+    for task in tasks:  # one whose tags a model does not know is refused before any is embedded
+        with _in_language_of(task, models, options.wrong_tags):
+            pass
     with bar(name, sum(map(num_texts, tasks))) as advance:
         for task in tasks:
             cut, start = measured.truncated, time.perf_counter()

@@ -175,12 +175,11 @@ class Index:
             UserError: ``k`` is no whole number of at least 1, queries that are no texts, vectors that do not
                 fit, a condition that the columns cannot answer, a model of another space, a damaged part.
         """
-        if _are_vectors(queries):
-            queries = np.atleast_2d(queries)
         if isinstance(queries, TokenVectors) or _are_vectors(queries):
             if hybrid:
                 raise UserError("hybrid search needs the texts of the queries: give texts, or use find")
-            return self._find(Search.of(queries, k, self._condition(where), None, weight), exact)
+            vectors = queries if isinstance(queries, TokenVectors) else np.atleast_2d(queries)
+            return self._find(Search.of(vectors, k, self._condition(where), None, weight), exact)
         texts = [queries] if isinstance(queries, str) else as_texts(queries)
         found, listed = self.embed_queries(texts, model), texts if hybrid else None
         return self._find(Search.of(found, k, self._condition(where), listed, weight), exact)
