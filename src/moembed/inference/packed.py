@@ -17,7 +17,7 @@ from torch import Tensor
 from moembed.machine import has_amx
 from moembed.moe.ffn import ACTIVATIONS, Activation
 
-TILE = 2048 if has_amx() else 512  # most rows computed at a time: with AMX calls cost more than missed caches
+TILE = 1024 if has_amx() else 512  # most rows computed at a time: with AMX calls cost more than missed caches
 _TINY = 1e-12  # a row of zeros has no scale
 _HALF = torch.tensor(128.5)  # casting to integers cuts, adding a half makes it round
 _NO_POST: tuple[str, list[float], str] = ("none", [], "")  # nothing fused behind the product
