@@ -122,6 +122,7 @@ def test_the_examples_of_the_docs_run(world: Path, capsys: pytest.CaptureFixture
         ("--out", "sts-de.csv/result.json", "cannot write"),
         ("--out", "data", "is a folder"),
         ("--html", "nowhere/page.html", "there is no folder"),
+        ("--html", "sts-de.csv/page.html", "sts-de.csv is a file"),
         ("--html", "page.json", "does not end in .html"),
         ("--keep", "sts-de.csv", "cannot write"),
         ("--cache", "sts-de.csv", "cannot write"),

@@ -69,6 +69,19 @@ def test_a_composed_model_takes_what_its_models_have_for_a_language(
     )
 
 
+def test_a_task_without_a_tag_of_the_model_is_refused_before_any_is_embedded(make_model: MakeModel) -> None:
+    tags = tagged_model(make_model(prompts={}).parts(), tags=["de", "en"])
+    embedded: list[str] = []
+    tags.encoder.register_forward_pre_hook(lambda *_: embedded.append("a batch"))
+    other = PairTask("sts-fi", "sts", ["a", "b", "c"], ["d", "e", "f"], np.array([1.0, 2, 3]), ["fi"] * 3, [])
+    options = EvaluationOptions(dtype="float32", wrong_tags=1.0)
+    with pytest.raises(UserError, match="no tag of sts-fi can be replaced"):
+        evaluate_system("some", tags, [TASK, other], options, no_bar)
+    assert embedded == []
+    evaluate_system("some", tags, [TASK], options, no_bar)
+    assert embedded
+
+
 def test_a_tag_that_was_given_decides_and_not_the_language_of_the_task(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
