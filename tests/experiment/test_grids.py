@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from moembed.embedder import Embedder
 from moembed.evaluation.beir import load_task
 from moembed.experiment.settings import read_plan
 
@@ -67,3 +69,18 @@ def test_known_paragraphs_are_asked_something_new(tmp_path: Path) -> None:
     refused = subprocess.run([*script, "11", "3"], capture_output=True, text=True, check=False)
     assert refused.returncode
     assert "10 paragraphs with more than 3 questions, not 11" in refused.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*mean pooling is assumed")
+def test_a_fresh_encoder_is_one_draw_in_the_words_of_its_base(tmp_path: Path) -> None:
+    for name in ("one", "again"):
+        script = [sys.executable, str(FOLDER / "fresh.py"), "minilm", str(tmp_path / name), "32", "2", "48"]
+        subprocess.run(script, check=True)
+    model, again = (Embedder.from_pretrained(tmp_path / name, device="cpu") for name in ("one", "again"))
+    assert len(model.encoder.layers) == 2
+    assert model.encode(["owls hunt voles"]).shape == (1, 32)
+    np.testing.assert_array_equal(model.encode(["owls hunt voles"]), again.encode(["owls hunt voles"]))
+    known = Embedder.from_pretrained("minilm", device="cpu").tokenizer
+    assert list(model.tokenizer.whole_rows(["owls hunt voles"])) == list(
+        known.whole_rows(["owls hunt voles"])
+    )
