@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from moembed.embedder import Embedder
 from moembed.families.flat import FlatMoE
+from moembed.inference import packed as packed_module
 from moembed.inference.engine import can_round, freeze
 from moembed.inference.fingerprint import Fingerprint
 from moembed.inference.layers import Packed, PackedMoE
@@ -350,5 +351,11 @@ def test_tiles_hold_every_row_once(rows: int) -> None:
     assert sum(computed for _, computed in found) <= rows * 2
 
 
-def test_tiles_come_in_few_sizes() -> None:
-    assert len({computed for rows in range(4 * TILE) for _, computed in tiles(rows)}) <= 40
+@pytest.mark.parametrize(("most", "sizes"), [(512, 32), (1024, 40)])  # without AMX, with it
+def test_tiles_come_in_few_sizes(most: int, sizes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_module, "TILE", most)
+    found = [list(tiles(rows)) for rows in range(4 * most)]
+    assert len({computed for some in found for _, computed in some}) == sizes
+    for rows, some in enumerate(found):
+        assert sum(part.stop - part.start for part, _ in some) == rows
+        assert all(part.stop - part.start <= computed <= most for part, computed in some)

@@ -121,7 +121,7 @@ class Attention(nn.Module):
         if the spec shows it all. Rows behind the last text are padding."""
         # projections, and what is done to each head alone
         states_THC = self.qkv(hidden_TD).unflatten(-1, (sum(self.heads), self.spec.head_size))
-        # without AMX the fused CPU kernel is several times slower in bf16 than in fp32, in both directions
+        # the fused CPU kernel is slow in bf16: without AMX in both directions, with it backward
         wide = states_THC.device.type == "cpu" and (self.training or not has_amx())
         if wide and (cos_sin is not None or self.query_norm is not None):
             states_THC = states_THC.float()
