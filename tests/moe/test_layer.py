@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experts import HIDDEN, SAME, WIDTH, assert_one_value, convert, make_moe, results, send_to_one, tokens
+from moembed.moe import tiles
 from moembed.moe.ffn import ACTIVATIONS, FeedForward, FeedForwardSpec
 from moembed.moe.layer import MoE, MoESpec
 from moembed.moe.router import RouterConfig
@@ -43,6 +44,18 @@ def test_a_backend_equals_the_loop_whatever_the_sizes(
     )
     moe = make_moe(seed, router=router, num_experts=experts)
     assert_one_value(moe, tokens(sum(length_B), seed), length_B, backend)
+
+
+@pytest.mark.parametrize("largest", [(), (2048, 1024)])  # without AMX, with it
+def test_tiles_of_every_size_give_what_the_loop_gives(
+    largest: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "SIZES", (*largest, 512, 256, 128, 64, 32))
+    assert [part.stop - part.start for part in tiles.tiles(slice(0, 4064))][: len(largest)] == [*largest]
+    moe = make_moe(router=RouterConfig(top_k=1))
+    send_to_one(moe, 2)
+    # gradients of weights are sums over all tokens, in another order
+    assert_one_value(moe, tokens(4050).abs(), [4050], "grouped", relative=1e-5)
 
 
 @every_backend
