@@ -71,7 +71,7 @@ def results(folder: str = "runs/experiments/owls") -> dict[str, dict[str, Any]]:
 
 
 def test_the_record_says_what_compare_says(run: Run, grid: Path) -> None:
-    code, out, err = start(run, grid, "--json", seeds=2)
+    code, out, err = start(run, grid, "question=Do owls need experts?", "--json", seeds=2)
     assert code == 0, err
     printed = json.loads(out)
     assert [*results()] == ["dense/seed-0", "dense/seed-1", "moe/seed-0", "moe/seed-1"]
@@ -93,6 +93,8 @@ def test_the_record_says_what_compare_says(run: Run, grid: Path) -> None:
     # the record holds them, its plots and its commands
     record = Path("records/owls.md").read_text()
     assert f"{gap.mean:+.3f}".replace("-", "−") in record
+    # the question is printed, and is no part of the commands that make a cell again
+    assert "Do owls need experts?" in record
     assert "moembed experiment " + str(grid) + " --seeds 2 --only moe" in record
     assert "| moe | 2 of 2 |" in record
     for plot in ("differences", "cost"):

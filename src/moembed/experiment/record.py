@@ -14,6 +14,8 @@ from moembed.experiment.table import Result
 from moembed.files import write_json, write_text
 from moembed.report.plots import LOOKS, Point, dots, standalone, tradeoff
 
+_TEXTS = ("question=", "conclusion=")  # overrides that change no cell, and are printed above already
+
 
 def write_record(path: Path, file: Path, overrides: Sequence[str], result: Result) -> list[Path]:
     """Write ``path`` (Markdown), ``.json`` and the plots beside it; returns what was written.
@@ -85,7 +87,7 @@ def _parts(file: Path, overrides: Sequence[str], result: Result, plots: Sequence
     # ---- how to make it again
     yield "## Again"
     yield "Every line trains and evaluates one cell; a cell that is finished is not done again."
-    given = shlex.join([str(file), *overrides])
+    given = shlex.join([str(file), *(told for told in overrides if not told.startswith(_TEXTS))])
     lines = [
         f"moembed experiment {given} --seeds {plan.seeds} --only {shlex.quote(cell)}" for cell in config.cells
     ]
