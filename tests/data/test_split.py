@@ -98,6 +98,16 @@ def test_rows_without_links_are_divided_exactly_and_another_seed_divides_them_ot
     assert (told["seed"], told["train"], told["near"], told["test"]) == (0, 65, None, 25)
 
 
+def test_a_column_of_groups_that_is_not_there_is_told_by_its_option(tmp_path, run):
+    (tmp_path / "pairs.jsonl").write_text('{"query": "a", "document": "b"}\n')
+    out = tmp_path / "out"
+    code, _, err = run("data", "split", tmp_path / "pairs.jsonl", "--out", out, "--group", "author")
+    assert code == 2
+    assert (
+        "no column 'author', only 'query', 'document'; name the columns with --query, --document and" in err
+    )
+
+
 def test_rows_of_a_group_stay_together_and_one_without_a_group_is_told(tmp_path):
     rows = [{"query": f"q{n}", "document": f"d{n}", "author": n % 20} for n in range(200)]
     done, sides = split(tmp_path, [*rows, {"query": "x", "document": "y", "author": None}], group="author")

@@ -98,6 +98,7 @@ def test_a_request_is_one_line_without_its_text(server: TestClient, caplog: pyte
     assert (first["event"], first["route"], first["status"]) == ("request", "/v1/embeddings", 200)
     assert (first["request_id"], first["texts"], first["method"]) == ("abc", 2, "POST")
     assert first["tokens"] > 2
+    assert (first["bytes"], second["bytes"]) == (len('{"input":["secret","words"]}'), None)
     assert (second["route"], second["status"]) == ("/v1/models/{name:path}", 404)
     assert "secret" not in json.dumps(lines)
 

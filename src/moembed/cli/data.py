@@ -100,12 +100,12 @@ def split(
     """
     from dataclasses import asdict
 
-    from moembed.data.pairs import DedupFile
+    from moembed.data.pairs import SplitFile
     from moembed.data.split import split_file
     from moembed.files import require_replaceable
 
     require_replaceable(out, overwrite)
-    source = DedupFile(
+    source = SplitFile(
         path=pairs, query=query, document=document, group=group, split=of_split,
         bad_rows="skip" if skip_bad_rows else "refuse",
     )  # fmt: skip

@@ -159,6 +159,10 @@ class DedupFile(PairsFile):
     columns_hint: ClassVar[str] = "name the columns with --query and --document"
 
 
+class SplitFile(DedupFile):
+    columns_hint: ClassVar[str] = "name the columns with --query, --document and --group"
+
+
 class CorpusFile(PairsFile):
     columns_hint: ClassVar[str] = "name the column with --corpus-column"
 

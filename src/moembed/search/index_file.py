@@ -57,12 +57,13 @@ class IndexSummary:
     multivector: FdeConfig | None = field(default=None, kw_only=True)
 
     def __str__(self) -> str:
+        rows = f"{self.rows} row{'s' * (self.rows != 1)}"
         if not (self.added or self.changed or self.deleted or self.new_rows):
-            return f"{self.path} is up to date: {self.rows} rows, nothing to do" + self._about_others()
+            return f"{self.path} is up to date: {rows}, nothing to do" + self._about_others()
         did = [f"{self.added} added", f"{self.changed} changed", f"{self.unchanged} as they were"]
         did += [f"{self.deleted} deleted"] if self.deleted else []
         return (
-            f"{self.rows} rows in {self.path}: {', '.join(did)} ({self.new_rows} embedded now), "
+            f"{rows} in {self.path}: {', '.join(did)} ({self.new_rows} embedded now), "
             f"{self.truncated} texts longer than the model reads were cut{self._about_others()}"
             f"{self._encoding()}"
         )

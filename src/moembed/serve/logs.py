@@ -104,6 +104,7 @@ class LogRequests:
 
     def _tell(self, scope: Scope, record: RequestRecord, status: int) -> None:
         route, seconds = route_of(scope), record.seconds
+        size = header(scope, b"content-length") or ""
         self.metrics.answered(route, status, seconds, record.texts, record.tokens)
         fields = {
             "request_id": record.id,
@@ -115,7 +116,7 @@ class LogRequests:
             "tokens": record.tokens,
             "truncated_tokens": record.truncated_tokens,
             "client": record.client,
-            "bytes": header(scope, b"content-length"),
+            "bytes": int(size) if size.isdecimal() else None,
         }
         level = (
             logging.DEBUG if route in _ASKED_ALL_DAY else logging.WARNING if status >= 500 else logging.INFO
