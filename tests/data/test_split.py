@@ -103,9 +103,8 @@ def test_a_column_of_groups_that_is_not_there_is_told_by_its_option(tmp_path, ru
     out = tmp_path / "out"
     code, _, err = run("data", "split", tmp_path / "pairs.jsonl", "--out", out, "--group", "author")
     assert code == 2
-    assert (
-        "no column 'author', only 'query', 'document'; name the columns with --query, --document and" in err
-    )
+    assert "no column 'author', only 'query', 'document'; name the columns with --query" in err
+    assert "--group" in err
 
 
 def test_rows_of_a_group_stay_together_and_one_without_a_group_is_told(tmp_path):
