@@ -66,11 +66,17 @@ def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]
                 shown = time.monotonic()
                 ahead = f" of {total}" if total else ""
                 if total and 0 < done <= total:
-                    left = round((shown - began) / done * (total - done))
-                    ahead += f", ETA {left // 60}:{left % 60:02}"
+                    ahead += f", ETA {clock((shown - began) / done * (total - done))}"
                 say(f"{what}: {done}{ahead}")
 
         yield advance
+
+
+def clock(seconds: float) -> str:
+    """``4:05`` of 245 seconds, ``1:04:05`` of an hour more."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def print_json(value: Any) -> None:

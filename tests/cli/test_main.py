@@ -20,7 +20,7 @@ from moembed import console
 from moembed.cli import main
 from moembed.console import print_json, print_table, progress_bar, results_alone, say
 
-MOEMBED = [sys.executable, "-c", "import sys; from moembed.cli import main; sys.exit(main())"]
+MOEMBED = [sys.executable, "-m", "moembed"]
 
 
 @pytest.fixture
@@ -174,3 +174,8 @@ def test_main_gives_standard_output_back(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["inspect", "nothing-here", "--json"]) == 2
     assert sys.stdout is before
     assert capsys.readouterr().out == ""
+
+
+def test_a_time_ahead_never_has_sixty_seconds() -> None:
+    times = {0.4: "0:00", 59.7: "1:00", 245: "4:05", 1739.9: "29:00", 3599.6: "1:00:00", 3845: "1:04:05"}
+    assert {seconds: console.clock(seconds) for seconds in times} == times

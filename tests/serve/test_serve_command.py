@@ -18,7 +18,7 @@ import numpy as np
 from conftest import Run
 from moembed.embedder import Embedder
 
-COMMAND = [sys.executable, "-c", "import sys; from moembed.cli import main; sys.exit(main())", "serve"]
+COMMAND = [sys.executable, "-m", "moembed", "serve"]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from moembed.console import clock
 from moembed.files import write_text, writing
 from moembed.training.settings import Length
 from moembed.training.task import Terms
@@ -88,7 +89,7 @@ class Log:
         left = elapsed * (1 - done) / done if 0 < done < 1 else 0.0
         text = (
             f"step {step}{f'/{self.length.steps}' if self.length.steps else ''}  loss {terms.loss:.3f}  "
-            f"{rate:.0f} pairs/s  ETA {left // 60:.0f}:{left % 60:02.0f}"
+            f"{rate:.0f} pairs/s  ETA {clock(left)}"
         )
         if "effective_negatives" in terms.log:
             text += f"  negatives {terms.log['effective_negatives']:,.0f}"
