@@ -16,6 +16,7 @@ from moembed.files import (
     locked,
     reason,
     replacing,
+    require_replaceable,
     require_writable,
     unfinished,
     write_json,
@@ -145,6 +146,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
         require_writable(tmp_path / "file" / "a.json")
     require_writable(tmp_path / "new" / "a.json")
     assert list((tmp_path / "new").iterdir()) == []
+    # of a folder too, and nothing is left of the look
+    with pytest.raises(UserError, match=r"cannot write .*file/deep/model"):
+        require_replaceable(tmp_path / "file" / "deep" / "model", overwrite=False)
+    require_replaceable(tmp_path / "far" / "away" / "model", overwrite=False)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "new"]
 
 
 def test_a_write_that_numpy_cut_is_a_full_disk() -> None:

@@ -238,9 +238,13 @@ def require_writable(path: Path) -> None:
         if path.exists() and not path.is_file():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
-        probe.touch()
-        probe.unlink()
+        _try_to_write(path.parent)
+
+
+def _try_to_write(folder: Path) -> None:
+    probe = folder / f".{threading.get_native_id()}.tmp"
+    probe.touch()
+    probe.unlink(missing_ok=True)
 
 
 def require_free(path: Path, overwrite: bool) -> None:
@@ -254,10 +258,15 @@ def require_free(path: Path, overwrite: bool) -> None:
 
 
 def require_replaceable(path: Path, overwrite: bool) -> None:
-    """``require_free`` for what ``replacing`` writes: the old folder stays until the new one is whole."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not overwrite:
-        raise UserError(f"{path} already exists: choose another folder, or replace it with --overwrite")
-    if not any((path / name).exists() for name in _OURS):
-        raise UserError(f"{path} is no folder that moembed wrote, so --overwrite leaves it alone")
+    """``require_free`` for what ``replacing`` writes: the old folder stays until the new one is whole.
+
+    Raises:
+        UserError: there is something that may not be replaced, or the place is not writable.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if not overwrite:
+            raise UserError(f"{path} already exists: choose another folder, or replace it with --overwrite")
+        if not any((path / name).exists() for name in _OURS):
+            raise UserError(f"{path} is no folder that moembed wrote, so --overwrite leaves it alone")
+    with writing(path):
+        _try_to_write(next(folder for folder in path.absolute().parents if folder.exists()))
