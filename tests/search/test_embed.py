@@ -167,6 +167,12 @@ def test_a_second_process_is_refused(source, tmp_path):
     assert not (tmp_path / "i").exists()
 
 
+def test_a_name_for_a_file_is_refused_as_a_folder(source, tmp_path):
+    with pytest.raises(UserError, match=r"vectors are a folder, .*: name it .*/v$"):
+        embed_file(HashModel(), source, tmp_path / "v.npy")
+    assert not (tmp_path / "v.npy").exists()
+
+
 @pytest.mark.parametrize("dim", [0, -1, 7])
 def test_a_dim_that_the_model_lacks_is_refused(source, tmp_path, dim):
     with pytest.raises(UserError, match=f"dim {dim} is not possible: vectors of this model have 1 to 6"):

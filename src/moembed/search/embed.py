@@ -15,6 +15,8 @@ from moembed.search.fde import FdeConfig
 from moembed.search.index_writer import IndexWriter
 from moembed.types import UserError
 
+_FILES = {".npy", ".npz", ".parquet", ".jsonl", ".csv"}  # what is no name for a folder
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedConfig:
@@ -76,11 +78,17 @@ def embed_file(
     included.
 
     Raises:
-        UserError: missing or changed source, a started folder of other settings, a row without a string in
-            the column (the empty string is one), no rows at all, a ``dim`` that the model does not have, a
-            full disk (earlier parts stay), another process that writes to ``out``.
+        UserError: missing or changed source, an ``out`` that is named like a file, a started folder of other
+            settings, a row without a string in the column (the empty string is one), no rows at all, a
+            ``dim`` that the model does not have, a full disk (earlier parts stay), another process that
+            writes to ``out``.
     """
     source, out = Path(source), Path(out)
+    if out.suffix in _FILES and not out.is_dir():
+        raise UserError(
+            f"{out} is a name for a file, and vectors are a folder, with part-00000.npy and more: "
+            f"name it {out.with_suffix('')}"
+        )
     dim = require_dim(model, config)
     stamp = _fingerprint(source)
     space_id = model.space(role=config.role, prompt=config.prompt, view=View(dim=dim))
