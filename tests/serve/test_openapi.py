@@ -27,7 +27,7 @@ def test_every_route_is_described(server: TestClient) -> None:
     """Every operation says what it takes and how it fails, with the right error object."""
     schema = server.get("/openapi.json").json()
     posts = {path: item["post"] for path, item in schema["paths"].items() if "post" in item}
-    ours = {"/search", "/space", "/inspect"}
+    ours = {"/search", "/space", "/inspect", "/v1/rerank", "/v2/rerank"}
     assert set(posts) == {"/v1/embeddings", "/embed", "/similarity", "/tokenize", "/rerank"} | ours
     for path, operation in posts.items():
         body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
@@ -64,7 +64,7 @@ def test_the_page_for_people_says_the_same(server: TestClient) -> None:
         for method, operation in item.items():
             assert f"<code>{method.upper()} {path}</code>" in text
             assert operation["summary"] in text
-    for kind in ("EmbeddingsBody", "SearchBody", "RerankBody"):
+    for kind in ("EmbeddingsBody", "SearchBody", "RerankBody", "RankBody"):
         for field in schema["components"]["schemas"][kind]["properties"]:
             assert f"<code>{field}</code>" in text
     assert "<td>a text or a list of texts or a list of whole numbers or" in text

@@ -18,6 +18,7 @@ POSTS: dict[str, dict[str, Any]] = {
     "/similarity": {"inputs": {"source_sentence": "a mole", "sentences": ["an owl"]}},
     "/tokenize": {"inputs": "a mole"},
     "/rerank": {"query": "a mole", "texts": ["an owl", "moles"]},
+    "/v1/rerank": {"query": "a mole", "documents": ["an owl", "moles"]},
     "/inspect": {"text": "a mole"},
     "/space": {},
 }
@@ -33,7 +34,8 @@ def client(open_server: Any, tiny_reranker: Any) -> TestClient:
 
 @pytest.mark.parametrize("path", POSTS)
 def test_a_slash_at_the_end_changes_nothing(client: TestClient, path: str) -> None:
-    plain, slashed = (client.post(asked, json=POSTS[path]) for asked in (path, f"{path}/"))
+    asked = {"json": POSTS[path], "headers": {"x-request-id": "same"}}
+    plain, slashed = (client.post(place, **asked) for place in (path, f"{path}/"))
     assert plain.status_code == slashed.status_code == 200
     assert slashed.json() == plain.json()
 

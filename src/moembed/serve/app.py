@@ -22,7 +22,7 @@ from moembed.serve.logs import LogRequests, error_reply, where
 from moembed.serve.metrics import Metrics
 from moembed.serve.openapi import describe
 from moembed.serve.paths import WithoutLastSlash, answer_head
-from moembed.serve.routes import openai, operations, page, reference, search, space, tei
+from moembed.serve.routes import openai, operations, page, reference, rerank, search, space, tei
 from moembed.serve.searching import ServedIndex
 from moembed.serve.settings import ServeSettings
 from moembed.serve.state import Model, Scorer, State
@@ -30,9 +30,9 @@ from moembed.serve.state import Model, Scorer, State
 log = logging.getLogger("moembed.serve")
 _ABOUT = """Embeddings of one sparse or dense text embedding model.
 
-The routes under /v1 are OpenAI's, the others TEI's (text-embeddings-inference); /search and /inspect are our
-own, and at / there is a page for people. Where the server has keys, send one as
-`Authorization: Bearer KEY`."""
+The routes under /v1 are OpenAI's, /v1/rerank and /v2/rerank Cohere's, the others TEI's
+(text-embeddings-inference); /search and /inspect are our own, and at / there is a page for people. Where the
+server has keys, send one as `Authorization: Bearer KEY`."""
 
 _EXPOSED = (
     "x-request-id", "retry-after", "x-compute-tokens", "x-truncated-texts", "x-truncated-tokens", "x-space",
@@ -68,7 +68,7 @@ def create_app(
     app.state.serving = state
     app.state.settings, app.state.model = settings, model
     app.state.index, app.state.reranker, app.state.metrics = served_index, reranker, state.metrics
-    for routes in (openai, tei, search, space, operations, page, reference):
+    for routes in (openai, tei, rerank, search, space, operations, page, reference):
         app.include_router(routes.router)
         answer_head(app, routes.router)
     app.openapi = describe(app)  # type: ignore[method-assign]

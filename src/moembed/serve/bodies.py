@@ -217,6 +217,23 @@ class RerankBody(Body):
     return_text: bool = False
 
 
+class RankDocument(Body):
+    text: str
+
+
+class RankBody(Body):
+    """Cohere's, and beside it `truncate`."""
+
+    query: str
+    documents: Annotated[list[str | RankDocument], FailFast(), Field(min_length=1)] = Field(
+        description="Texts, or objects with a text."
+    )
+    model: str | None = Field(None, description="The served reranker; default: the one there is.")
+    top_n: int | None = Field(None, ge=1, description="How many to return; default: all.")
+    return_documents: bool | None = Field(None, description="Give the texts back as well.")
+    truncate: bool | None = Field(None, description="Cut pairs that are too long; else they are refused.")
+
+
 class SearchBody(Body):
     """A search of the index that the server was started with."""
 
@@ -240,7 +257,8 @@ class InspectBody(Body):
 
 
 BODIES: tuple[type[Body], ...] = (
-    EmbeddingsBody, EmbedBody, SimilarityBody, TokenizeBody, RerankBody, SearchBody, SpaceBody, InspectBody,
+    EmbeddingsBody, EmbedBody, SimilarityBody, TokenizeBody, RerankBody, RankBody, SearchBody, SpaceBody,
+    InspectBody,
 )  # fmt: skip
 
 _Kind = TypeVar("_Kind", bound=Body)

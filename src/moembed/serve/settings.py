@@ -54,7 +54,9 @@ class ServeSettings(BaseSettings):
     model: str = Field(description="A folder, a run folder, a hub id, or minilm.")
     name: str = Field("", description="What clients call the model; default: the last part of its path.")
     index: Path | None = Field(None, description="An index folder, or a run that holds one, for /search.")
-    reranker: str | None = Field(None, description="A cross-encoder for /rerank and /search with rerank.")
+    reranker: str | None = Field(
+        None, description="A cross-encoder for /rerank, /v1/rerank and /search with rerank."
+    )
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0: every one of the machine."
     )
@@ -135,6 +137,11 @@ class ServeSettings(BaseSettings):
     def served_name(self) -> str:
         """The name that /v1/models lists: ``demo`` for ``runs/demo``."""
         return self.name or self.model.rstrip("/").rpartition("/")[2] or self.model
+
+    @property
+    def reranker_name(self) -> str:
+        """What clients may call the reranker: ``mine`` for ``runs/mine``."""
+        return (self.reranker or "").rstrip("/").rpartition("/")[2] or "reranker"
 
     def keys(self) -> list[str]:
         """Those of ``api_keys`` and those of the file, lines that are empty or begin with ``#`` left out.
