@@ -18,7 +18,7 @@ def entry() -> int:
 
         return main()
     except KeyboardInterrupt:
-        print("stopped: nothing was done", file=sys.stderr)
+        print("stopped: nothing more was written", file=sys.stderr)
         return 130
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -21,7 +21,7 @@ def start(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def test_while_the_command_line_is_imported(tmp_path: Path) -> None:
     (tmp_path / "typer.py").write_text(f"import os, signal\n{INTERRUPT}")
     done = start(f"sys.path.insert(0, {str(tmp_path)!r})")
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped: nothing was done\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped: nothing more was written\n")
 
 
 def test_in_an_import_that_swallows_it(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_in_an_import_that_swallows_it(tmp_path: Path) -> None:
     begin = f"sys.path.insert(0, {str(tmp_path)!r})\nimport moembed.cli\n"
     began = time.monotonic()
     done = start(f"{begin}def main():\n    import needed\n    time.sleep(50)\nmoembed.cli.main = main")
-    assert (done.returncode, done.stderr) == (130, "stopped: nothing was done\n")
+    assert (done.returncode, done.stderr) == (130, "stopped: nothing more was written\n")
     assert time.monotonic() - began < 40  # neither sleep has ended
 
 
