@@ -199,6 +199,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the collector need not look at it again and again, a tenth of the time."""
+    """What is imported by now stays: looking at it again and again took the collector a tenth of the time."""
     gc.collect()
     gc.freeze()
