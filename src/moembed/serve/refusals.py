@@ -36,3 +36,14 @@ def require_few(tokens: int, most: int | None) -> None:
         raise RequestError(
             413, f"the request has {tokens} tokens; send at most {most} in a request", param="input"
         )
+
+
+def require_named(kind: str, asked: str | None, name: str, started_with: str | None) -> None:
+    """Raise RequestError unless nothing is asked for by name, or what is served is."""
+    if asked is not None and asked not in (name, started_with):
+        raise RequestError(
+            404,
+            f"there is no {kind} {asked!r} here; this server has {name!r}",
+            code="model_not_found",
+            param="model",
+        )

@@ -136,12 +136,12 @@ class ServeSettings(BaseSettings):
     @property
     def served_name(self) -> str:
         """The name that /v1/models lists: ``demo`` for ``runs/demo``."""
-        return self.name or self.model.rstrip("/").rpartition("/")[2] or self.model
+        return self.name or _last_part(self.model) or self.model
 
     @property
     def reranker_name(self) -> str:
         """What clients may call the reranker: ``mine`` for ``runs/mine``."""
-        return (self.reranker or "").rstrip("/").rpartition("/")[2] or "reranker"
+        return _last_part(self.reranker or "") or "reranker"
 
     def keys(self) -> list[str]:
         """Those of ``api_keys`` and those of the file, lines that are empty or begin with ``#`` left out.
@@ -226,3 +226,7 @@ def _from_file(file: Path) -> dict[str, Any]:
     if odd := [key for key in values if not isinstance(key, str)]:
         raise UserError(f"{file} has the key {odd[0]!r}: the names of settings are words, such as port")
     return values
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from moembed.serve.bodies import EmbeddingsBody, read_body
 from moembed.serve.embedding import Purpose, embed
-from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
+from moembed.serve.refusals import require_named
 from moembed.serve.replies import embedding_rows, json_reply
 from moembed.serve.state import State, state_of
 
@@ -111,13 +111,7 @@ async def model(request: Request, name: str) -> Response:
 
 def require_model(state: State, name: str | None) -> None:
     """Raise RequestError unless this is what is served, by its name or as the server was started with it."""
-    if name is not None and name not in (state.model.name, state.settings.model):
-        raise RequestError(
-            404,
-            f"there is no model {name!r} here; this server has {state.model.name!r}",
-            code="model_not_found",
-            param="model",
-        )
+    require_named("model", name, state.model.name, state.settings.model)
 
 
 def _card(state: State) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from moembed.serve.bodies import RankBody, read_body
 from moembed.serve.embedding import require_few, require_short
-from moembed.serve.errors import RequestError
 from moembed.serve.openapi import body_of, failures
 from moembed.serve.records import record_of
+from moembed.serve.refusals import require_named
 from moembed.serve.replies import json_reply
 from moembed.serve.reranking import scored
-from moembed.serve.state import State, state_of
+from moembed.serve.state import state_of
 
 router = APIRouter(tags=["Cohere"])
 
@@ -61,7 +61,8 @@ async def rerank(request: Request) -> Response:
     require_few(state, body.documents, "documents")
     texts = [document if isinstance(document, str) else document.text for document in body.documents]
     require_short(state, body.query, texts, "documents")
-    _require_model(state, body.model)
+    if state.reranker is not None:
+        require_named("reranker", body.model, state.settings.reranker_name, state.settings.reranker)
     record.texts = len(texts)
     found = await scored(request, body.query, texts, truncate=body.truncate, activation="sigmoid")
     order = np.argsort(-found.array, kind="stable")[: body.top_n].tolist()
@@ -78,15 +79,3 @@ async def rerank(request: Request) -> Response:
             "truncated_tokens": int(found.cut.sum()),
         }
     )
-
-
-def _require_model(state: State, name: str | None) -> None:
-    """Raise RequestError unless this is the reranker, by its name or as the server was started with it."""
-    known = (None, state.settings.reranker_name, state.settings.reranker)
-    if state.reranker is not None and name not in known:
-        raise RequestError(
-            404,
-            f"there is no reranker {name!r} here; this server has {state.settings.reranker_name!r}",
-            code="model_not_found",
-            param="model",
-        )
